@@ -1,0 +1,90 @@
+"""`Episode`, one few-shot task, and `Batch`, several of them stacked: what loaders hand to models and to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """Which images an episode is made of; a pure function of (index, split, fold, seed, number)."""
+
+    number: int
+    class_id: int
+    query_id: str
+    support_ids: tuple[str, ...]
+
+
+@dataclass
+class Episode:
+    """One task: segment in the query what the support masks mark.
+
+    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks.
+
+    Attributes:
+        support_images: (K, 3, H, W) float32
+        support_masks: (K, H, W) uint8
+        query_image: (3, H, W) float32
+        query_mask: (H, W) uint8
+        spec: where it comes from
+        valid_size: (height, width) of the part of the H x W query that is image; the rest, right and below, is padding
+        query_truth: (H0, W0) uint8, the query's mask at original size; None in training
+    """
+
+    support_images: Tensor
+    support_masks: Tensor
+    query_image: Tensor
+    query_mask: Tensor
+    spec: EpisodeSpec
+    valid_size: tuple[int, int]
+    query_truth: NDArray[np.uint8] | None = None
+
+
+@dataclass
+class Batch:
+    """B episodes of equal shot and size.
+
+    Attributes:
+        support_images: (B, K, 3, H, W) float32
+        support_masks: (B, K, H, W) uint8 in {0, 1, 255}
+        query_image: (B, 3, H, W) float32
+        query_mask: (B, H, W) uint8 in {0, 1, 255}
+        specs, valid_sizes, query_truths: as in `Episode`, one each
+    """
+
+    support_images: Tensor
+    support_masks: Tensor
+    query_image: Tensor
+    query_mask: Tensor
+    specs: list[EpisodeSpec]
+    valid_sizes: list[tuple[int, int]]
+    query_truths: list[NDArray[np.uint8] | None]
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:4]}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)[:4]})
+
+
+def collate(episodes: Sequence[Episode]) -> Batch:
+    """Stack episodes into a `Batch`."""
+    return Batch(
+        support_images=torch.stack([e.support_images for e in episodes]),
+        support_masks=torch.stack([e.support_masks for e in episodes]),
+        query_image=torch.stack([e.query_image for e in episodes]),
+        query_mask=torch.stack([e.query_mask for e in episodes]),
+        specs=[e.spec for e in episodes],
+        valid_sizes=[e.valid_size for e in episodes],
+        query_truths=[e.query_truth for e in episodes],
+    )
