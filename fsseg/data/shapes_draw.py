@@ -1,0 +1,419 @@
+"""How one image of `shapes5i` is drawn: the classes, the background families, and every number that sets its difficulty.
+
+`fsseg.data.shapes` calls `plan` and `draw` and writes the files. Equal inputs give equal pixels on every machine: random
+numbers come from `random.Random` alone, and arrays see only operations that IEEE 754 rounds exactly (no sine, no exponential,
+no matrix product). Coordinates are (x, y) in pixels at pixel centres; images are float64 RGB in [0, 1] until the end.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsseg.data.source import IGNORE_INDEX
+
+Array = NDArray[np.float64]
+
+VERSION = 1
+"""Raise it when the code below draws something else; changed numbers in `Recipe` are noticed by themselves."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes the data set easy or hard. A change leads to another folder, never to a mixture (see `shapes.py`)."""
+
+    side: tuple[int, int] = (97, 129)
+    """Smallest and largest image side, in pixels; both sides are drawn on their own."""
+    object_shares: tuple[float, float, float] = (0.10, 0.50, 0.40)
+    """Shares of images with 1, 2 and 3 objects, each object of another class."""
+    look_alike: float = 0.5
+    """Probability that a further object shares the colour, shape or texture of the first, where the counts allow it."""
+    area: tuple[float, float] = (0.075, 0.135)
+    """Area of an object before overlaps, as a share of the image."""
+    visible: float = 0.72
+    """Smallest share of an object that overlaps and the image's edge leave to be seen."""
+    boundary: float = 0.9
+    """Half the width of the 255 band round each object, in pixels."""
+    aspect: float = 1.15
+    """Largest stretch of an object along one of its axes."""
+    turn: float = 180.0
+    """Objects turn by up to this many degrees either way."""
+    hue_jitter: float = 0.022
+    """Largest change of a class's hue (the circle is 1; neighbouring class colours are about 0.16 apart)."""
+    saturation: tuple[float, float] = (0.68, 0.95)
+    value: tuple[float, float] = (0.74, 0.97)
+    """Saturation and brightness of objects: drawn anew for each."""
+    second_tone: tuple[float, float] = (0.30, 0.45)
+    """Brightness of a texture's second tone relative to its first."""
+    period: tuple[float, float] = (0.40, 0.50)
+    """Period of a texture relative to the object's equivalent radius sqrt(area / pi)."""
+    ambient: float = 0.18
+    """Share of the background's mean colour in an object's colour: the light of a scene falls on its objects as well."""
+    shading: float = 0.18
+    """Brightness falls by up to this share from one side of the image to the other."""
+    noise: float = 0.035
+    """Largest noise of a pixel."""
+
+
+COLOURS = {"red": 0.995, "yellow": 0.145, "green": 0.345, "blue": 0.60, "purple": 0.79}
+"""Hue of each colour name."""
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+SHAPES = ("disc", "triangle", "square", "star", "cross")
+
+
+CLASS_PARTS = (
+    ("red", "dotted", "cross"),
+    ("yellow", "checkered", "disc"),
+    ("green", "plain", "square"),
+    ("blue", "plain", "star"),
+    ("purple", "striped", "triangle"),
+    # fold 1
+    ("red", "checkered", "star"),
+    ("yellow", "dotted", "triangle"),
+    ("green", "striped", "cross"),
+    ("blue", "dotted", "square"),
+    ("purple", "plain", "disc"),
+    # fold 2
+    ("red", "plain", "triangle"),
+    ("yellow", "striped", "star"),
+    ("green", "dotted", "disc"),
+    ("blue", "checkered", "cross"),
+    ("purple", "checkered", "square"),
+    # fold 3
+    ("red", "striped", "square"),
+    ("yellow", "plain", "cross"),
+    ("green", "checkered", "triangle"),
+    ("blue", "striped", "disc"),
+    ("purple", "dotted", "star"),
+)
+"""(colour, texture, shape) of each class; fold f holds classes 5f..5f+4.
+
+A fold has each colour and each shape once, and each texture. Over the 20 classes each colour and each shape comes 4 times
+and each texture 5 times, so that one property alone never tells the class; any two of them do.
+"""
+CLASSES = tuple(" ".join(parts) for parts in CLASS_PARTS)
+"""Class names such as "red striped triangle"; position = class_id."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an image holds.
+
+    Attributes:
+        family: position in `FAMILIES`.
+        class_ids: its objects, back to front.
+    """
+
+    family: int
+    class_ids: tuple[int, ...]
+
+
+def plan(num_images: int, rng: Random, recipe: Recipe) -> list[Plan]:
+    """Deal families and classes to images so that each class stands on each family about equally often."""
+    counts = np.zeros((len(FAMILIES), len(CLASSES)), dtype=np.int64)
+    plans, families, sizes = [], [], []  # type: list[Plan], list[int], list[int]
+    for number in range(num_images):
+        if not families:
+            families = list(range(len(FAMILIES)))
+            rng.shuffle(families)
+        if not sizes:  # a deck of 20, so that the shares hold for few images too
+            ends = [round(20 * sum(recipe.object_shares[: n + 1])) for n in range(3)]
+            sizes = [next(n for n in range(3) if card < ends[n]) + 1 for card in range(20)]
+            rng.shuffle(sizes)
+        family, size = families.pop(), sizes.pop()
+        chosen: list[int] = []
+        while len(chosen) < size:
+            similar = bool(chosen) and rng.random() < recipe.look_alike
+            free = [c for c in range(len(CLASSES)) if c not in chosen]
+            least = min(counts[family, c] for c in free)
+            pool = [c for c in free if counts[family, c] <= least + 1] if similar else free
+            pool = [c for c in pool if _alike(c, chosen[0])] or free if similar else pool
+            # The lesser count on this family first, then the lesser in all; equal ones by chance.
+            chosen.append(min(pool, key=lambda c: (counts[family, c], counts[:, c].sum(), rng.random())))
+            counts[family, chosen[-1]] += 1
+        rng.shuffle(chosen)
+        plans.append(Plan(family, tuple(chosen)))
+    return plans
+
+
+def _alike(a: int, b: int) -> bool:
+    return any(x == y for x, y in zip(CLASS_PARTS[a], CLASS_PARTS[b], strict=True))
+
+
+def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw an image.
+
+    Returns:
+        the image, (H, W, 3) uint8 RGB, and its labels, (H, W) uint8: 0 background, class_id + 1, 255 boundary.
+    """
+    width, height = rng.randint(*recipe.side), rng.randint(*recipe.side)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    image = FAMILIES[FAMILY_NAMES[what.family]](x, y, rng)
+    ambient = image.mean(axis=(0, 1))
+    labels = np.zeros((height, width), dtype=np.uint8)
+    for class_id, polygon, distance in _place(what.class_ids, x, y, rng, recipe):
+        colour = _object_colour(class_id, polygon, x, y, rng, recipe)
+        colour = (1 - recipe.ambient) * colour + recipe.ambient * ambient
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        image = (1 - cover) * image + cover * colour
+        labels[distance <= 0] = class_id + 1
+        labels[np.abs(distance) <= recipe.boundary] = IGNORE_INDEX
+    dx, dy = _direction(rng, 180)
+    along = ((x - width / 2) * dx + (y - height / 2) * dy) / max(width, height)
+    image = image * (1 - recipe.shading * rng.random() * (0.5 + along))[..., None]
+    image = image + recipe.noise * (_random_array(rng, image.shape) - 0.5) * 2
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), labels
+
+
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Polygon:
+    """An outline in place. `axis` is the direction of its own x axis, `radius` that of a disc of its area."""
+
+    corners: tuple[tuple[float, float], ...]
+    centre: tuple[float, float]
+    axis: tuple[float, float]
+    radius: float
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corners of a shape, of any size, round the origin."""
+    if shape == "disc":
+        return [_unit(360 * k / 36) for k in range(36)]
+    if shape == "triangle":
+        return [_unit(120 * k - 90) for k in range(3)]
+    if shape == "square":
+        return [_unit(90 * k + 45) for k in range(4)]
+    if shape == "star":
+        return [(r * a, r * b) for k in range(10) for r in [0.46 if k % 2 else 1.0] for a, b in [_unit(36 * k - 90)]]
+    arm = 0.34
+    quarter = [(1.0, -arm), (1.0, arm), (arm, arm)]
+    corners = []
+    for _ in range(4):
+        corners += quarter
+        quarter = [(-b, a) for a, b in quarter]
+    return corners
+
+
+def _polygon(shape: str, area: float, width: int, height: int, rng: Random, recipe: Recipe) -> _Polygon:
+    """The shape with `area` square pixels, stretched, turned and moved into the image by chance."""
+    stretch = recipe.aspect ** (2 * rng.random() - 1)
+    corners = [(a * stretch, b / stretch) for a, b in _outline(shape)]
+    after = [*corners[1:], corners[0]]
+    unit_area = abs(sum(a * d - b * c for (a, b), (c, d) in zip(corners, after, strict=True))) / 2
+    scale = math.sqrt(area / unit_area)
+    c, s = _direction(rng, recipe.turn)
+    corners = [(scale * (c * a - s * b), scale * (s * a + c * b)) for a, b in corners]
+    # The box may stick out by a tenth of its side; `visible` bounds what that hides.
+    centre = []
+    for k, side in enumerate((width, height)):
+        low, high = min(p[k] for p in corners), max(p[k] for p in corners)
+        margin = 0.1 * (high - low)
+        start, end = -low - margin, side - high + margin
+        centre.append(start + (end - start) * rng.random() if start < end else side / 2)
+    moved = tuple((a + centre[0], b + centre[1]) for a, b in corners)
+    return _Polygon(moved, (centre[0], centre[1]), (c, s), math.sqrt(area / math.pi))
+
+
+def _distance(polygon: _Polygon, x: Array, y: Array) -> Array:
+    """Signed distance of each pixel to the outline, in pixels, negative inside; beyond 3 pixels outside it is just 3."""
+    xs, ys = zip(*polygon.corners, strict=True)
+    left, right = max(0, int(min(xs)) - 3), int(max(xs)) + 4
+    top, bottom = max(0, int(min(ys)) - 3), int(max(ys)) + 4
+    px, py = x[top:bottom, left:right], y[top:bottom, left:right]
+    squared = np.full(px.shape, np.inf)
+    inside = np.zeros(px.shape, dtype=bool)
+    for (ax, ay), (bx, by) in zip(polygon.corners, [*polygon.corners[1:], polygon.corners[0]], strict=True):
+        ex, ey, wx, wy = bx - ax, by - ay, px - ax, py - ay
+        t = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
+        dx, dy = wx - ex * t, wy - ey * t
+        np.minimum(squared, dx * dx + dy * dy, out=squared)
+        if ay != by:  # even-odd rule: edges that a ray to the right crosses
+            inside ^= ((ay > py) != (by > py)) & (wx < ex * wy / ey)
+    result = np.full(x.shape, 3.0)
+    root = np.sqrt(squared)
+    result[top:bottom, left:right] = np.where(inside, -root, np.minimum(root, 3.0))
+    return result
+
+
+def _place(
+    class_ids: Sequence[int], x: Array, y: Array, rng: Random, recipe: Recipe
+) -> list[tuple[int, _Polygon, Array]]:
+    """Find outlines that leave every object visible; try anew, a little smaller each time, until they do."""
+    height, width = x.shape
+    low, high = recipe.area
+    shrink = 1.0
+    while True:
+        placed = []
+        for class_id in class_ids:
+            area = shrink * (low + (high - low) * rng.random()) * width * height
+            polygon = _polygon(CLASS_PARTS[class_id][2], area, width, height, rng, recipe)
+            placed.append((class_id, polygon, _distance(polygon, x, y), area))
+        owner = np.full(x.shape, -1)
+        for number, (_, _, distance, _) in enumerate(placed):
+            owner[distance <= 0] = number
+        if all((owner == number).sum() >= recipe.visible * entry[3] for number, entry in enumerate(placed)):
+            return [entry[:3] for entry in placed]
+        shrink *= 0.995
+
+
+def _object_colour(class_id: int, polygon: _Polygon, x: Array, y: Array, rng: Random, recipe: Recipe) -> Array:
+    """Colour at each pixel as if the object covered the image, (H, W, 3)."""
+    colour_name, texture, _ = CLASS_PARTS[class_id]
+    hue = (COLOURS[colour_name] + recipe.hue_jitter * (2 * rng.random() - 1)) % 1
+    first = _hsv(hue, rng.uniform(*recipe.saturation), rng.uniform(*recipe.value))
+    second = first * rng.uniform(*recipe.second_tone)
+    period = polygon.radius * rng.uniform(*recipe.period)
+    # Textures lie in the object's own axes and turn with it.
+    (c, s), (cx, cy) = polygon.axis, polygon.centre
+    u = ((x - cx) * c + (y - cy) * s) / period + rng.random()
+    v = ((y - cy) * c - (x - cx) * s) / period + rng.random()
+    if texture == "plain":
+        weight = np.zeros_like(x)
+    elif texture == "striped":
+        weight = _soft((_wave(v) - 0.5) * period / 2)
+    elif texture == "dotted":
+        du, dv = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
+        weight = _soft((0.33 - np.sqrt(du * du + dv * dv)) * period)
+    else:
+        weight = _soft((_wave(u / 1.5) - 0.5) * period * 0.75)
+        other = _soft((_wave(v / 1.5) - 0.5) * period * 0.75)
+        weight = weight * (1 - other) + other * (1 - weight)
+    return first + weight[..., None] * (second - first)
+
+
+# --- backgrounds ------------------------------------------------------------------------------------------------------
+
+
+def _gradient(x: Array, y: Array, rng: Random) -> Array:
+    """Two sky colours that run into each other: no edges at all."""
+    a = _hsv(rng.uniform(0.50, 0.60), rng.uniform(0.10, 0.30), rng.uniform(0.82, 0.98))
+    b = _hsv(rng.uniform(0.54, 0.66), rng.uniform(0.30, 0.52), rng.uniform(0.52, 0.78))
+    dx, dy = _direction(rng, 180)
+    along = x * dx + y * dy
+    along = (along - along.min()) / (along.max() - along.min())
+    return a + (along**2 if rng.random() < 0.5 else along)[..., None] * (b - a)
+
+
+def _grating(x: Array, y: Array, rng: Random) -> Array:
+    """Sand and wood: parallel bars of two browns, of one direction and period."""
+    hue = rng.uniform(0.065, 0.115)
+    a = _hsv(hue, rng.uniform(0.22, 0.42), rng.uniform(0.78, 0.92))
+    b = _hsv(hue - rng.uniform(0.0, 0.03), rng.uniform(0.38, 0.58), rng.uniform(0.45, 0.64))
+    dx, dy = _direction(rng, 180)
+    bend = 4 * (_value_noise(x, y, 40, rng) - 0.5)
+    wave = _wave((x * dx + y * dy + bend) / rng.uniform(7, 15))
+    sharp = rng.uniform(1.0, 2.5)
+    return a + np.clip((wave - 0.5) * sharp + 0.5, 0, 1)[..., None] * (b - a)
+
+
+def _clouds(x: Array, y: Array, rng: Random) -> Array:
+    """Foliage: noise of several octaves in dark greens."""
+    hue = rng.uniform(0.24, 0.42)
+    a = _hsv(hue, rng.uniform(0.30, 0.50), rng.uniform(0.12, 0.24))
+    b = _hsv(hue - rng.uniform(0.0, 0.06), rng.uniform(0.22, 0.42), rng.uniform(0.50, 0.68))
+    cell, total = rng.uniform(18, 34), np.zeros_like(x)
+    for octave, weight in enumerate((0.5, 0.28, 0.22)):
+        total = total + weight * _value_noise(x, y, cell / 2.3**octave, rng)
+    return a + np.clip((total - 0.5) * 1.9 + 0.5, 0, 1)[..., None] * (b - a)
+
+
+def _blobs(x: Array, y: Array, rng: Random) -> Array:
+    """Confetti: dots of two sizes of colour, light pinks and lilacs, on a lighter ground."""
+    hue = rng.uniform(0.84, 0.97)
+    image = np.broadcast_to(_hsv(hue, rng.uniform(0.06, 0.16), rng.uniform(0.88, 0.97)), (*x.shape, 3)).copy()
+    tones = [_hsv(hue + rng.uniform(-0.06, 0.06), rng.uniform(0.22, 0.42), rng.uniform(0.62, 0.86)) for _ in range(2)]
+    pitch, height, width = rng.uniform(11, 19), *x.shape
+    for row in range(-1, int(height / pitch) + 2):
+        for column in range(-1, int(width / pitch) + 2):
+            cx = (column + 0.5 * (row % 2) + 0.5 * rng.random()) * pitch
+            cy = (row + 0.5 * rng.random()) * pitch
+            radius = pitch * rng.uniform(0.2, 0.42)
+            tone = tones[rng.randrange(2)]
+            rows = slice(max(0, int(cy - radius) - 1), max(0, int(cy + radius) + 2))
+            columns = slice(max(0, int(cx - radius) - 1), max(0, int(cx + radius) + 2))
+            dx, dy = x[rows, columns] - cx, y[rows, columns] - cy
+            cover = _soft(radius - np.sqrt(dx * dx + dy * dy))[..., None]
+            image[rows, columns] += cover * (tone - image[rows, columns])
+    return image
+
+
+def _bricks(x: Array, y: Array, rng: Random) -> Array:
+    """A wall: bricks of differing greyish browns and reds in rows, with light mortar between them."""
+    hue = rng.uniform(-0.02, 0.05)
+    brick = _hsv(hue, rng.uniform(0.25, 0.45), rng.uniform(0.40, 0.56))
+    mortar = _hsv(hue + 0.08, rng.uniform(0.05, 0.15), rng.uniform(0.70, 0.84))
+    dx, dy = _direction(rng, 12)
+    long, short = rng.uniform(19, 28), rng.uniform(9, 13)
+    v = (y * dx - x * dy) / short + 40 + rng.random()
+    row = np.floor(v)
+    u = (x * dx + y * dy) / long + 40 + rng.random() + 0.5 * (row % 2)
+    column = np.floor(u)
+    tones = 0.72 + 0.56 * _random_array(rng, (97, 89))
+    tone = tones[row.astype(np.int64) % 97, column.astype(np.int64) % 89]
+    gap = np.minimum(np.minimum(u - column, 1 - u + column) * long, np.minimum(v - row, 1 - v + row) * short)
+    return mortar + _soft(gap - 0.9)[..., None] * (brick * tone[..., None] - mortar)
+
+
+FAMILIES: dict[str, Callable[[Array, Array, Random], Array]] = {
+    "gradient": _gradient,
+    "grating": _grating,
+    "clouds": _clouds,
+    "blobs": _blobs,
+    "bricks": _bricks,
+}
+FAMILY_NAMES = tuple(FAMILIES)
+"""Background families; position = number of the family."""
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _unit(degrees: float) -> tuple[float, float]:
+    """Cosine and sine. Rounded, since the last digit may differ between C libraries."""
+    angle = math.radians(degrees)
+    return round(math.cos(angle), 9), round(math.sin(angle), 9)
+
+
+def _direction(rng: Random, within: float) -> tuple[float, float]:
+    return _unit(within * (2 * rng.random() - 1))
+
+
+def _hsv(hue: float, saturation: float, value: float) -> Array:
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+
+
+def _wave(t: Array) -> Array:
+    """Triangle wave of period 1 in [0, 1]."""
+    return np.abs(2 * (t - np.floor(t)) - 1)
+
+
+def _soft(distance: Array) -> Array:
+    """Cover of a pixel whose centre lies `distance` pixels inside an edge."""
+    return np.clip(distance + 0.5, 0, 1)
+
+
+def _random_array(rng: Random, shape: Sequence[int]) -> Array:
+    """Numbers in [0, 1], in steps of 1/255."""
+    count = math.prod(shape)
+    return np.frombuffer(rng.randbytes(count), dtype=np.uint8).reshape(shape) / 255.0
+
+
+def _value_noise(x: Array, y: Array, cell: float, rng: Random) -> Array:
+    """Smooth noise in [0, 1]: random values on a lattice of `cell` pixels, blended between its points."""
+    u, v = x / cell + rng.random(), y / cell + rng.random()
+    i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
+    lattice = _random_array(rng, (int(j.max()) + 2, int(i.max()) + 2))
+    s, t = u - i, v - j
+    s, t = s * s * (3 - 2 * s), t * t * (3 - 2 * t)
+    above = lattice[j, i] + s * (lattice[j, i + 1] - lattice[j, i])
+    below = lattice[j + 1, i] + s * (lattice[j + 1, i + 1] - lattice[j + 1, i])
+    return above + t * (below - above)
