@@ -1,8 +1,8 @@
 """`shapes5i`, the data set that needs no download: generated on first use in VOC2012's layout, then read as PASCAL is.
 
 `ShapesSource` is what `fsseg.data` builds for `dataset=shapes5i`. What the pictures look like is in
-`fsseg.data.shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the root, which appears whole
-by one rename; `generator.json` in it tells the settings and what must be there.
+`fsseg.data.shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the root, which appears
+whole by one rename; `generator.json` in it tells the settings and what must be there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def generate(root: Path | str, num_train: int, num_val: int, seed: int, recipe: 
     """Make the data set in `dataset_folder(...)`, unless it is there already.
 
     Equal arguments give equal pixels on any machine before JPEG (an encoder may round differently) and equal masks.
-    Two processes may start at once: each works in a temporary folder, the first to finish wins, the other uses its result.
+    Two processes may start at once: each works in a temporary folder, the first to finish wins, the other uses that.
 
     Raises:
         OSError: the root cannot be written to.
@@ -142,7 +142,7 @@ def _remove_stale(root: Path) -> None:
 
 
 def _inventory(folder: Path) -> dict[str, list[int]]:
-    """Number of files and bytes of each part. Files that readers add (an index cache) lie elsewhere and do not count."""
+    """Number of files and bytes of each part. What readers add (an index) lies elsewhere and does not count."""
     found = {}
     for part in _FILES:
         with os.scandir(folder / part) as entries:

@@ -1,8 +1,9 @@
-"""How one image of `shapes5i` is drawn: the classes, the background families, and every number that sets its difficulty.
+"""How one image of `shapes5i` is drawn: the classes, the background families, and each number that sets the difficulty.
 
-`fsseg.data.shapes` calls `plan` and `draw` and writes the files. Equal inputs give equal pixels on every machine: random
-numbers come from `random.Random` alone, and arrays see only operations that IEEE 754 rounds exactly (no sine, no exponential,
-no matrix product). Coordinates are (x, y) in pixels at pixel centres; images are float64 RGB in [0, 1] until the end.
+`fsseg.data.shapes` calls `plan` and `draw` and writes the files. Equal inputs give equal pixels on any machine: random
+numbers come from `random.Random` alone, and arrays see only operations that IEEE 754 rounds exactly (no sine, no power,
+no sum of floats whose order is open). Coordinates are (x, y) in pixels at pixel centres; images are float64 RGB in
+[0, 1] until the end.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Recipe:
     boundary: float = 0.9
     """Half the width of the 255 band round each object, in pixels."""
     aspect: float = 1.15
-    """Largest stretch of an object along one of its axes."""
+    """Largest stretch of an object along one of its axes against the other."""
     turn: float = 180.0
     """Objects turn by up to this many degrees either way."""
     hue_jitter: float = 0.022
@@ -54,7 +55,7 @@ class Recipe:
     period: tuple[float, float] = (0.40, 0.50)
     """Period of a texture relative to the object's equivalent radius sqrt(area / pi)."""
     ambient: float = 0.18
-    """Share of the background's mean colour in an object's colour: the light of a scene falls on its objects as well."""
+    """Share of the background's mean colour in an object's colour: the light of a scene falls on its objects too."""
     shading: float = 0.18
     """Brightness falls by up to this share from one side of the image to the other."""
     noise: float = 0.035
@@ -94,8 +95,8 @@ CLASS_PARTS = (
 )
 """(colour, texture, shape) of each class; fold f holds classes 5f..5f+4.
 
-A fold has each colour and each shape once, and each texture. Over the 20 classes each colour and each shape comes 4 times
-and each texture 5 times, so that one property alone never tells the class; any two of them do.
+A fold has each colour and each shape once, and each texture. Over the 20 classes each colour and each shape comes 4
+times and each texture 5 times, so that one property alone never tells the class; any two of them do.
 """
 CLASSES = tuple(" ".join(parts) for parts in CLASS_PARTS)
 """Class names such as "red striped triangle"; position = class_id."""
@@ -117,8 +118,10 @@ class Plan:
 def plan(num_images: int, rng: Random, recipe: Recipe) -> list[Plan]:
     """Deal families and classes to images so that each class stands on each family about equally often."""
     counts = np.zeros((len(FAMILIES), len(CLASSES)), dtype=np.int64)
-    plans, families, sizes = [], [], []  # type: list[Plan], list[int], list[int]
-    for number in range(num_images):
+    plans: list[Plan] = []
+    families: list[int] = []
+    sizes: list[int] = []
+    for _ in range(num_images):
         if not families:
             families = list(range(len(FAMILIES)))
             rng.shuffle(families)
@@ -143,7 +146,7 @@ def plan(num_images: int, rng: Random, recipe: Recipe) -> list[Plan]:
 
 
 def _alike(a: int, b: int) -> bool:
-    return any(x == y for x, y in zip(CLASS_PARTS[a], CLASS_PARTS[b], strict=True))
+    return any(x == y for x, y in zip(CLASS_PARTS[a], CLASS_PARTS[b]))
 
 
 def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -155,15 +158,16 @@ def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], ND
     width, height = rng.randint(*recipe.side), rng.randint(*recipe.side)
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     image = FAMILIES[FAMILY_NAMES[what.family]](x, y, rng)
-    ambient = image.mean(axis=(0, 1))
+    ambient = np.rint(image * 255).astype(np.int64).sum(axis=(0, 1)) / (255 * width * height)
     labels = np.zeros((height, width), dtype=np.uint8)
-    for class_id, polygon, distance in _place(what.class_ids, x, y, rng, recipe):
-        colour = _object_colour(class_id, polygon, x, y, rng, recipe)
+    for item in _place(what.class_ids, x, y, rng, recipe):
+        part = item.window  # views: writing to them writes to the whole
+        colour = _object_colour(item, x[part], y[part], rng, recipe)
         colour = (1 - recipe.ambient) * colour + recipe.ambient * ambient
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        image = (1 - cover) * image + cover * colour
-        labels[distance <= 0] = class_id + 1
-        labels[np.abs(distance) <= recipe.boundary] = IGNORE_INDEX
+        cover = np.clip(0.5 - item.distance, 0, 1)[..., None]
+        image[part] = (1 - cover) * image[part] + cover * colour
+        labels[part][item.distance <= 0] = item.class_id + 1
+        labels[part][np.abs(item.distance) <= recipe.boundary] = IGNORE_INDEX
     dx, dy = _direction(rng, 180)
     along = ((x - width / 2) * dx + (y - height / 2) * dy) / max(width, height)
     image = image * (1 - recipe.shading * rng.random() * (0.5 + along))[..., None]
@@ -175,13 +179,23 @@ def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], ND
 
 
 @dataclass(frozen=True)
-class _Polygon:
-    """An outline in place. `axis` is the direction of its own x axis, `radius` that of a disc of its area."""
+class _Item:
+    """An object in place.
 
-    corners: tuple[tuple[float, float], ...]
+    Attributes:
+        corners: its outline.
+        centre, axis: origin and direction of its own x axis.
+        area: in square pixels, before overlaps.
+        window: rows and columns round it.
+        distance: signed distance of the window's pixels to the outline, in pixels, negative inside.
+    """
+
+    class_id: int
     centre: tuple[float, float]
     axis: tuple[float, float]
-    radius: float
+    area: float
+    window: tuple[slice, slice]
+    distance: Array
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
@@ -203,77 +217,65 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     return corners
 
 
-def _polygon(shape: str, area: float, width: int, height: int, rng: Random, recipe: Recipe) -> _Polygon:
-    """The shape with `area` square pixels, stretched, turned and moved into the image by chance."""
-    stretch = recipe.aspect ** (2 * rng.random() - 1)
-    corners = [(a * stretch, b / stretch) for a, b in _outline(shape)]
+def _item(class_id: int, area: float, x: Array, y: Array, rng: Random, recipe: Recipe) -> _Item:
+    """The class's shape with `area` square pixels, stretched, turned and moved into the image by chance."""
+    stretch = math.sqrt(rng.uniform(1 / recipe.aspect, recipe.aspect))
+    corners = [(a * stretch, b / stretch) for a, b in _outline(CLASS_PARTS[class_id][2])]
     after = [*corners[1:], corners[0]]
-    unit_area = abs(sum(a * d - b * c for (a, b), (c, d) in zip(corners, after, strict=True))) / 2
+    unit_area = abs(sum(a * d - b * c for (a, b), (c, d) in zip(corners, after))) / 2
     scale = math.sqrt(area / unit_area)
     c, s = _direction(rng, recipe.turn)
     corners = [(scale * (c * a - s * b), scale * (s * a + c * b)) for a, b in corners]
     # The box may stick out by a tenth of its side; `visible` bounds what that hides.
     centre = []
-    for k, side in enumerate((width, height)):
+    for k, side in enumerate(reversed(x.shape)):
         low, high = min(p[k] for p in corners), max(p[k] for p in corners)
-        margin = 0.1 * (high - low)
-        start, end = -low - margin, side - high + margin
+        start, end = -low - 0.1 * (high - low), side - high + 0.1 * (high - low)
         centre.append(start + (end - start) * rng.random() if start < end else side / 2)
-    moved = tuple((a + centre[0], b + centre[1]) for a, b in corners)
-    return _Polygon(moved, (centre[0], centre[1]), (c, s), math.sqrt(area / math.pi))
+    corners = [(a + centre[0], b + centre[1]) for a, b in corners]
+    xs, ys = zip(*corners)
+    window = (slice(max(0, int(min(ys)) - 3), int(max(ys)) + 4), slice(max(0, int(min(xs)) - 3), int(max(xs)) + 4))
+    distance = _distance(corners, x[window], y[window])
+    return _Item(class_id, (centre[0], centre[1]), (c, s), area, window, distance)
 
 
-def _distance(polygon: _Polygon, x: Array, y: Array) -> Array:
-    """Signed distance of each pixel to the outline, in pixels, negative inside; beyond 3 pixels outside it is just 3."""
-    xs, ys = zip(*polygon.corners, strict=True)
-    left, right = max(0, int(min(xs)) - 3), int(max(xs)) + 4
-    top, bottom = max(0, int(min(ys)) - 3), int(max(ys)) + 4
-    px, py = x[top:bottom, left:right], y[top:bottom, left:right]
-    squared = np.full(px.shape, np.inf)
-    inside = np.zeros(px.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(polygon.corners, [*polygon.corners[1:], polygon.corners[0]], strict=True):
-        ex, ey, wx, wy = bx - ax, by - ay, px - ax, py - ay
+def _distance(corners: Sequence[tuple[float, float]], x: Array, y: Array) -> Array:
+    """Signed distance of each pixel to an outline, in pixels, negative inside."""
+    squared = np.full(x.shape, np.inf)
+    inside = np.zeros(x.shape, dtype=bool)
+    for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]]):
+        ex, ey, wx, wy = bx - ax, by - ay, x - ax, y - ay
         t = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
         dx, dy = wx - ex * t, wy - ey * t
         np.minimum(squared, dx * dx + dy * dy, out=squared)
-        if ay != by:  # even-odd rule: edges that a ray to the right crosses
-            inside ^= ((ay > py) != (by > py)) & (wx < ex * wy / ey)
-    result = np.full(x.shape, 3.0)
+        if ay != by:  # even-odd rule: the edges that a ray to the right crosses
+            inside ^= ((ay > y) != (by > y)) & (wx < ex * wy / ey)
     root = np.sqrt(squared)
-    result[top:bottom, left:right] = np.where(inside, -root, np.minimum(root, 3.0))
-    return result
+    return np.where(inside, -root, root)
 
 
-def _place(
-    class_ids: Sequence[int], x: Array, y: Array, rng: Random, recipe: Recipe
-) -> list[tuple[int, _Polygon, Array]]:
-    """Find outlines that leave every object visible; try anew, a little smaller each time, until they do."""
-    height, width = x.shape
-    low, high = recipe.area
+def _place(class_ids: Sequence[int], x: Array, y: Array, rng: Random, recipe: Recipe) -> list[_Item]:
+    """Find places that leave every object visible; try anew, a little smaller each time, until they do."""
     shrink = 1.0
     while True:
-        placed = []
-        for class_id in class_ids:
-            area = shrink * (low + (high - low) * rng.random()) * width * height
-            polygon = _polygon(CLASS_PARTS[class_id][2], area, width, height, rng, recipe)
-            placed.append((class_id, polygon, _distance(polygon, x, y), area))
+        items = [_item(c, shrink * rng.uniform(*recipe.area) * x.size, x, y, rng, recipe) for c in class_ids]
         owner = np.full(x.shape, -1)
-        for number, (_, _, distance, _) in enumerate(placed):
-            owner[distance <= 0] = number
-        if all((owner == number).sum() >= recipe.visible * entry[3] for number, entry in enumerate(placed)):
-            return [entry[:3] for entry in placed]
+        for number, item in enumerate(items):
+            owner[item.window][item.distance <= 0] = number
+        if all((owner == number).sum() >= recipe.visible * item.area for number, item in enumerate(items)):
+            return items
         shrink *= 0.995
 
 
-def _object_colour(class_id: int, polygon: _Polygon, x: Array, y: Array, rng: Random, recipe: Recipe) -> Array:
-    """Colour at each pixel as if the object covered the image, (H, W, 3)."""
-    colour_name, texture, _ = CLASS_PARTS[class_id]
-    hue = (COLOURS[colour_name] + recipe.hue_jitter * (2 * rng.random() - 1)) % 1
+def _object_colour(item: _Item, x: Array, y: Array, rng: Random, recipe: Recipe) -> Array:
+    """Colour at each pixel of the window as if the object covered it, (h, w, 3)."""
+    colour_name, texture, _ = CLASS_PARTS[item.class_id]
+    hue = COLOURS[colour_name] + recipe.hue_jitter * (2 * rng.random() - 1)
     first = _hsv(hue, rng.uniform(*recipe.saturation), rng.uniform(*recipe.value))
     second = first * rng.uniform(*recipe.second_tone)
-    period = polygon.radius * rng.uniform(*recipe.period)
+    period = math.sqrt(item.area / math.pi) * rng.uniform(*recipe.period)
     # Textures lie in the object's own axes and turn with it.
-    (c, s), (cx, cy) = polygon.axis, polygon.centre
+    (c, s), (cx, cy) = item.axis, item.centre
     u = ((x - cx) * c + (y - cy) * s) / period + rng.random()
     v = ((y - cy) * c - (x - cx) * s) / period + rng.random()
     if texture == "plain":
@@ -300,7 +302,7 @@ def _gradient(x: Array, y: Array, rng: Random) -> Array:
     dx, dy = _direction(rng, 180)
     along = x * dx + y * dy
     along = (along - along.min()) / (along.max() - along.min())
-    return a + (along**2 if rng.random() < 0.5 else along)[..., None] * (b - a)
+    return a + (along * along if rng.random() < 0.5 else along)[..., None] * (b - a)
 
 
 def _grating(x: Array, y: Array, rng: Random) -> Array:
@@ -321,8 +323,8 @@ def _clouds(x: Array, y: Array, rng: Random) -> Array:
     a = _hsv(hue, rng.uniform(0.30, 0.50), rng.uniform(0.12, 0.24))
     b = _hsv(hue - rng.uniform(0.0, 0.06), rng.uniform(0.22, 0.42), rng.uniform(0.50, 0.68))
     cell, total = rng.uniform(18, 34), np.zeros_like(x)
-    for octave, weight in enumerate((0.5, 0.28, 0.22)):
-        total = total + weight * _value_noise(x, y, cell / 2.3**octave, rng)
+    for finer, weight in ((1.0, 0.5), (2.3, 0.28), (5.3, 0.22)):
+        total = total + weight * _value_noise(x, y, cell / finer, rng)
     return a + np.clip((total - 0.5) * 1.9 + 0.5, 0, 1)[..., None] * (b - a)
 
 
