@@ -1,0 +1,152 @@
+"""From a `ClassIndex` to the lists of one fold: who may be query, who may be support, under a protocol's rules.
+
+`fsseg.data.loader` builds them for training (base classes) and evaluation (novel classes), `fsseg.data.episodes` draws
+from them. The rules are those of `ProtocolConfig`; nothing here opens an image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsseg.config import ProtocolConfig
+from fsseg.data.source import ClassIndex
+from fsseg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoldLists:
+    """The images and classes that episodes of one fold and split are drawn from.
+
+    Attributes:
+        images: query images, in list order; each has at least one class.
+        classes_of: for each of `images`, its classes (sorted class_ids) that an episode may ask for.
+        candidates: for each usable class, all images that may be its query or support, in list order.
+        missing_classes: classes of the pool without enough images for one episode, sorted; they appear nowhere else.
+    """
+
+    images: tuple[str, ...]
+    classes_of: tuple[tuple[int, ...], ...]
+    candidates: dict[int, tuple[str, ...]]
+    missing_classes: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Usable class_ids, sorted."""
+        return tuple(sorted(self.candidates))
+
+    @property
+    def pairs(self) -> tuple[tuple[str, int], ...]:
+        """Every (query image, class), by image in list order, then by class."""
+        return tuple((image, c) for image, classes in zip(self.images, self.classes_of) for c in classes)
+
+
+def images_with(index: ClassIndex, classes: Collection[int]) -> set[int]:
+    """Positions of the images that hold a single pixel or more of any of `classes`."""
+    wanted = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64))
+    return set(index.pair_image[wanted].tolist())
+
+
+def eligible_pairs(
+    index: ClassIndex, classes: Collection[int], min_pixels: int, without: Collection[int] = ()
+) -> list[tuple[int, int]]:
+    """(position of the image, class_id) of the pairs with at least `min_pixels`, sorted; these are the published lists.
+
+    Args:
+        index: of the split.
+        classes: class_ids that count.
+        min_pixels: smallest object at original size; 0 takes every pair that the index holds.
+        without: positions of images that are left out.
+    """
+    keep = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64)) & (index.pair_pixels >= min_pixels)
+    if without:
+        keep &= ~np.isin(index.pair_image, np.asarray(sorted(without), dtype=np.int64))
+    return sorted(zip(index.pair_image[keep].tolist(), index.pair_class[keep].tolist()))
+
+
+def train_lists(
+    index: ClassIndex, novel: Collection[int], protocol: ProtocolConfig, shot: int, class_names: Sequence[str]
+) -> FoldLists:
+    """Lists of the base classes in the training split.
+
+    `protocol.novel_in_training` = drop leaves out every image with a single pixel of a novel class; background and
+    ignore keep it (the loader then labels those pixels 0 or 255). A class with too few images for one episode is left
+    out with a warning.
+
+    Args:
+        index: of the split `train`.
+        novel: class_ids held out in this fold.
+        protocol: the rules.
+        shot: K.
+        class_names: of all classes; position = class_id.
+
+    Raises:
+        UserError: no base class can form an episode.
+    """
+    base = [c for c in range(len(class_names)) if c not in set(novel)]
+    without = images_with(index, novel) if protocol.novel_in_training == "drop" else ()
+    pairs = eligible_pairs(index, base, protocol.min_pixels, without)
+    return _build(index, pairs, base, protocol, shot, class_names, "training", "base")
+
+
+def val_lists(
+    index: ClassIndex, novel: Collection[int], protocol: ProtocolConfig, shot: int, class_names: Sequence[str]
+) -> FoldLists:
+    """Lists of the novel classes in the evaluation split; arguments and errors as in `train_lists`.
+
+    A novel class with too few images is in `missing_classes`: the result is then partial, the class never scores zero.
+    """
+    pairs = eligible_pairs(index, novel, protocol.min_pixels)
+    return _build(index, pairs, sorted(novel), protocol, shot, class_names, "evaluation", "novel")
+
+
+def images_needed(protocol: ProtocolConfig, shot: int) -> int:
+    """Images a class needs for one episode: the query and K others, or one other where supports may repeat."""
+    return 2 if protocol.repeat_support else shot + 1
+
+
+def _build(
+    index: ClassIndex,
+    pairs: Sequence[tuple[int, int]],
+    pool: Sequence[int],
+    protocol: ProtocolConfig,
+    shot: int,
+    class_names: Sequence[str],
+    purpose: str,
+    kind: str,
+) -> FoldLists:
+    members: dict[int, list[str]] = {c: [] for c in pool}
+    for position, c in pairs:
+        members[c].append(index.image_ids[position])
+    needed = images_needed(protocol, shot)
+    missing = tuple(c for c in pool if len(members[c]) < needed)
+    candidates = {c: tuple(images) for c, images in members.items() if len(images) >= needed}
+    if not candidates:
+        raise UserError(
+            f"no {kind} class has the {needed} images that a {shot}-shot {purpose} episode needs "
+            f"(the split lists {len(index.image_ids)} images, {len(pairs)} (image, class) pairs are left by protocol "
+            f"{protocol.name}: min_pixels={protocol.min_pixels}, novel_in_training={protocol.novel_in_training})",
+            "point dataset.root at more images, or lower shot or protocol.min_pixels",
+        )
+    if missing:
+        names = ", ".join(f"{class_names[c]} ({len(members[c])})" for c in missing)
+        log.warning(
+            "%d of %d %s classes have fewer than the %d images a %d-shot episode needs and are left out: %s",
+            len(missing), len(pool), kind, needed, shot, names,
+        )  # fmt: skip
+    by_image: dict[int, list[int]] = {}
+    for position, c in pairs:
+        if c in candidates:
+            by_image.setdefault(position, []).append(c)
+    order = sorted(by_image)
+    return FoldLists(
+        images=tuple(index.image_ids[i] for i in order),
+        classes_of=tuple(tuple(sorted(by_image[i])) for i in order),
+        candidates=candidates,
+        missing_classes=missing,
+    )

@@ -1,0 +1,324 @@
+"""Episodes as tensors: plans (what to load), the data set that builds one episode, and the loaders of batches.
+
+`fsseg.run` makes the plans, `fsseg.engine` walks through the loaders. What comes out depends on the configuration and
+the data alone: not on the number of worker processes, nor on where one starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fsseg.config import Config
+from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
+from fsseg.data.lists import FoldLists, train_lists, val_lists
+from fsseg.data.source import Source, Split
+from fsseg.data.transforms import EvalTransform, Sample, TrainTransform
+from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
+from fsseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What training draws from.
+
+    Attributes:
+        sampler: episode number -> `EpisodeSpec`; len(sampler) is N, the number of training images.
+        batch_size: B; step t holds the episodes t * B .. t * B + B - 1.
+        ignore_classes: classes whose pixels are 255 in training masks (`protocol.novel_in_training=ignore`).
+        index_fingerprint: of the training split's index.
+    """
+
+    sampler: EpisodeSampler
+    batch_size: int
+    ignore_classes: tuple[int, ...]
+    index_fingerprint: str
+
+    @property
+    def lists(self) -> FoldLists:
+        return self.sampler.lists
+
+    @property
+    def num_images(self) -> int:
+        """N: training images, each the query once an epoch."""
+        return len(self.sampler)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """N // B, at least 1. Episodes run on across epochs: no episode is skipped, no batch is smaller."""
+        return max(1, self.num_images // self.batch_size)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What evaluation visits.
+
+    Attributes:
+        episodes: evaluation seed -> its episodes.
+        classes: the fold's novel classes that have an episode; the score is their mean.
+        missing_classes: the novel classes that have none; the result is partial if there are any.
+        fingerprint: of the episodes.
+        index_fingerprint: of the evaluation split's index.
+    """
+
+    episodes: dict[int, list[EpisodeSpec]]
+    classes: tuple[int, ...]
+    missing_classes: tuple[int, ...]
+    fingerprint: str
+    index_fingerprint: str
+
+    @property
+    def partial(self) -> bool:
+        return bool(self.missing_classes)
+
+
+def training_plan(source: Source, cfg: Config) -> TrainingPlan:
+    """Lists and sampler of the base classes.
+
+    Raises:
+        UserError: annotations at fault, or nothing to train on.
+    """
+    index = source.index("train")
+    novel = source.novel_classes(cfg.fold)
+    lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+    shift = _background_shift(cfg)
+    sampler = EpisodeSampler(
+        lists, cfg.shot, cfg.seed, cfg.protocol.repeat_support, _families(source, "train", lists, shift), shift
+    )
+    ignored = tuple(novel) if cfg.protocol.novel_in_training == "ignore" else ()
+    return TrainingPlan(sampler, cfg.train.batch_size, ignored, index.fingerprint)
+
+
+def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
+    """Evaluation episodes of every seed of the protocol, or those of `protocol.episodes_file`.
+
+    Raises:
+        UserError: annotations at fault, an episode file at fault, or no novel class that can form an episode.
+    """
+    index = source.index("val")
+    novel = source.novel_classes(cfg.fold)
+    if cfg.protocol.episodes_file is not None:
+        episodes = read_episodes(
+            Path(cfg.protocol.episodes_file), dataset=source.name, fold=cfg.fold, shot=cfg.shot,
+            class_names=source.classes, novel=novel, index=index,
+        )  # fmt: skip
+    else:
+        lists = val_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+        shift = _background_shift(cfg)
+        families = _families(source, "val", lists, shift)
+        episodes = {
+            seed: evaluation_episodes(lists, cfg.protocol, cfg.shot, seed, families, shift)
+            for seed in cfg.protocol.seeds
+        }
+    present = {spec.class_id for specs in episodes.values() for spec in specs}
+    return EvaluationPlan(
+        episodes=episodes,
+        classes=tuple(c for c in sorted(novel) if c in present),
+        missing_classes=tuple(c for c in sorted(novel) if c not in present),
+        fingerprint=fingerprint(episodes),
+        index_fingerprint=index.fingerprint,
+    )
+
+
+def training_loader(
+    source: Source, cfg: Config, start_step: int, num_steps: int, plan: TrainingPlan | None = None
+) -> EpisodeLoader:
+    """Batches of the steps start_step .. start_step + num_steps - 1, in order; a resumed run goes on exactly there."""
+    plan = plan or training_plan(source, cfg)
+    first, count = start_step * plan.batch_size, num_steps * plan.batch_size
+    dataset = EpisodeDataset(
+        source, "train", _Range(plan.sampler, first, count), train_transform(cfg), cfg.seed, plan.ignore_classes
+    )
+    return make_loader(dataset, plan.batch_size, resolve_workers(cfg.num_workers))
+
+
+def evaluation_loader(source: Source, cfg: Config, specs: Sequence[EpisodeSpec]) -> EpisodeLoader:
+    """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
+    dataset = EpisodeDataset(source, "val", specs, EvalTransform(cfg.dataset.image_size))
+    return make_loader(dataset, cfg.eval.batch_size, resolve_workers(cfg.num_workers))
+
+
+def train_transform(cfg: Config) -> TrainTransform:
+    """The training transform that the data set's configuration describes."""
+    data = cfg.dataset
+    low, high = data.scale_range
+    return TrainTransform(
+        data.image_size, (low, high), data.rotate_degrees, data.blur_probability, data.flip_probability, data.crop_keep
+    )
+
+
+def resolve_workers(num_workers: int) -> int:
+    """`num_workers`, or for -1 one less than the cores this process may use, at most 8."""
+    if num_workers >= 0:
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1)
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Episode number i of a sequence of specs, read and transformed.
+
+    Args:
+        source: of the images and masks.
+        split: which split the specs are of.
+        specs: the episodes; a list, or anything with the same indexing.
+        transform: `TrainTransform` (random, no truth at original size) or `EvalTransform`.
+        seed: of the training augmentation.
+        ignore_classes: classes that are 255 wherever they stand.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        specs: Sequence[EpisodeSpec] | _Range,
+        transform: TrainTransform | EvalTransform,
+        seed: int = 0,
+        ignore_classes: Sequence[int] = (),
+    ) -> None:
+        self.source, self.split, self.specs = source, split, specs
+        self.transform, self.seed, self.ignore_classes = transform, seed, tuple(ignore_classes)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __getitem__(self, i: int) -> Episode:
+        """
+        Raises:
+            UserError: an image or mask at fault, or a support mask without foreground; the file is named.
+        """
+        spec = self.specs[i]
+        supports = [self._load(spec, image_id, f"support {k}")[0] for k, image_id in enumerate(spec.support_ids)]
+        query, truth = self._load(spec, spec.query_id, "query")
+        return Episode(
+            support_images=torch.stack([s.image for s in supports]),
+            support_masks=torch.stack([s.mask for s in supports]),
+            query_image=query.image,
+            query_mask=query.mask,
+            spec=spec,
+            valid_size=query.valid_size,
+            query_truth=truth if isinstance(self.transform, EvalTransform) else None,
+        )
+
+    def _load(self, spec: EpisodeSpec, image_id: str, role: str) -> tuple[Sample, Any]:
+        image = self.source.image(self.split, image_id)
+        mask = self.source.mask(self.split, image_id, spec.class_id, self.ignore_classes)
+        if image.shape[:2] != mask.shape:
+            raise UserError(
+                f"{self.source.name}, {self.split} image {image_id}: image of {image.shape[1]} x {image.shape[0]} "
+                f"pixels, mask of {mask.shape[1]} x {mask.shape[0]}",
+                "replace the file that is not the official one; `fsseg verify` lists all such images",
+            )
+        is_support = role != "query"
+        if is_support and not (mask == 1).any():
+            raise UserError(
+                f"{self.source.name}, {self.split} image {image_id}: support mask of class "
+                f"{self.source.classes[spec.class_id]} has no foreground pixel (episode {spec.number})",
+                "the annotation differs from the index: run `fsseg prepare` again, or replace the file",
+            )
+        if isinstance(self.transform, EvalTransform):
+            return self.transform(image, mask, keep_foreground=is_support), mask
+        random = Random(f"fsseg transform {self.seed} {spec.number} {role}")
+        return self.transform(image, mask, random), None
+
+
+class EpisodeLoader:
+    """Iterates over `Batch`es; a `UserError` met in a worker process is raised here, as itself."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self.loader:
+            if isinstance(item, _Fault):
+                raise UserError(item.what, item.fix)
+            yield item
+
+
+def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int, start: int = 0) -> EpisodeLoader:
+    """Batches of consecutive episodes, beginning with position `start` of the data set.
+
+    Args:
+        dataset: what to load.
+        batch_size: B; the last batch holds what is left.
+        num_workers: processes that load; 0 loads in this one. Changes nothing but the time.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=range(start, len(dataset)),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(
+            0
+        ),  # workers' base seed: unused here, and global streams stay untouched
+    )
+    return EpisodeLoader(loader)
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A `UserError` on its way out of a worker; torch would rebuild an exception from its message alone."""
+
+    what: str
+    fix: str
+
+
+class _Guarded:
+    def __init__(self, dataset: EpisodeDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Episode | _Fault:
+        try:
+            return self.dataset[i]
+        except UserError as error:
+            return _Fault(error.what, error.fix)
+
+
+def _collate(items: Sequence[Episode | _Fault]) -> Batch | _Fault:
+    for item in items:
+        if isinstance(item, _Fault):
+            return item
+    return collate([item for item in items if isinstance(item, Episode)])
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _Range:
+    """Episodes first .. first + count - 1 of a sampler, as a sequence."""
+
+    def __init__(self, sampler: EpisodeSampler, first: int, count: int) -> None:
+        self.sampler, self.first, self.count = sampler, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> EpisodeSpec:
+        return self.sampler[self.first + i]
+
+
+def _background_shift(cfg: Config) -> float | None:
+    return getattr(cfg.dataset, "background_shift", None)
+
+
+def _families(source: Source, split: Split, lists: FoldLists, shift: float | None) -> Mapping[str, int | None] | None:
+    if shift is None:
+        return None
+    return {image: source.background_family(split, image) for image in lists.images}

@@ -1,0 +1,288 @@
+"""From an image and its mask at original size to the network's square input: fit, augment, crop, pad, normalise.
+
+Called by `fsseg.data.loader` for every image of an episode. The geometry (scale, rotation, flip, crop) is decided
+first, on the mask alone; then one resampling produces the pixels of the crop window and no others, from bytes to bytes.
+Blur comes after the crop, floats last.
+
+Fit: the longer side becomes `image_size`, the aspect is kept. The random scale of training is relative to that, so
+that training and evaluation see objects at the same size on average. (The PFENet family scales PASCAL's 500-pixel
+images themselves before it crops 473: 6 % larger; for COCO, 640 pixels and 641, the two agree.) The image lies in the
+upper left corner of the square, in training too, so that `valid_size` always tells image from padding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from fsseg.data.source import IGNORE_INDEX
+
+MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet, of values in [0, 1], RGB (torchvision's pretrained models)."""
+STD = (0.229, 0.224, 0.225)
+"""Standard deviation of ImageNet, likewise."""
+CROP_TRIES = 30
+"""Crops drawn before the best one is taken (PFENet's SemSeg transforms)."""
+BLUR_SIGMA = 1.1
+"""Gaussian blur with a 5-pixel kernel: OpenCV's sigma for that size, 0.3 * ((5 - 1) / 2 - 1) + 0.8."""
+
+_SCALE = torch.tensor([1 / (255 * s) for s in STD]).view(3, 1, 1)
+_SHIFT = torch.tensor([-m / s for m, s in zip(MEAN, STD)]).view(3, 1, 1)
+_PADDING = 254  # stands for "outside the image" while a mask is rotated, when 255 may also be an annotation
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lands: scaled to `scaled`, rotated about its centre, a window cut out, then mirrored.
+
+    Attributes:
+        source: (height, width) of the original.
+        scaled: (height, width) of the whole image after scaling.
+        top, left: corner of the window in the scaled image.
+        window: (height, width) of the window: the part of the network input that is image.
+        angle: degrees, counter-clockwise.
+        flip: mirrored left-right.
+        blur: blurred.
+        kept: share of the foreground that the window holds; 1 if there is none.
+    """
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    top: int
+    left: int
+    window: tuple[int, int]
+    angle: float = 0.0
+    flip: bool = False
+    blur: bool = False
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One transformed image.
+
+    Attributes:
+        image: (3, S, S) float32, normalised, 0 at padding.
+        mask: (S, S) uint8 in {0, 1, 255}, 255 at padding.
+        valid_size: (height, width) of the part that is image, from the upper left corner.
+    """
+
+    image: Tensor
+    mask: Tensor
+    valid_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random transform of training images; the fields are those of `DatasetConfig`."""
+
+    image_size: int
+    scale_range: tuple[float, float] = (0.9, 1.1)
+    rotate_degrees: float = 0.0
+    blur_probability: float = 0.0
+    flip_probability: float = 0.5
+    crop_keep: float = 0.85
+
+    def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], random: Random) -> Sample:
+        """Transform (H, W, 3) uint8 and its (H, W) uint8 mask. Foreground in the mask never vanishes altogether."""
+        return render(image, mask, self.place(mask, random), self.image_size, keep_foreground=True)
+
+    def place(self, mask: NDArray[np.uint8], random: Random) -> Placement:
+        """Draw the geometry. Every switch takes its random number even when off, so that none disturbs the others."""
+        low, high = self.scale_range
+        scale = low + (high - low) * random.random()
+        angle = (2 * random.random() - 1) * self.rotate_degrees
+        blur = random.random() < self.blur_probability
+        flip = random.random() < self.flip_probability
+        height, width = mask.shape
+        scaled = fitted(height, width, self.image_size * scale)
+        window = (min(scaled[0], self.image_size), min(scaled[1], self.image_size))
+        plan = Placement((height, width), scaled, 0, 0, window, angle, flip, blur)
+        return self._crop(plan, mask, random)
+
+    def _crop(self, plan: Placement, mask: NDArray[np.uint8], random: Random) -> Placement:
+        room = (plan.scaled[0] - plan.window[0], plan.scaled[1] - plan.window[1])
+        if room == (0, 0) and not plan.angle:
+            return plan
+        foreground = Foreground(mask, plan)
+        if plan.angle and foreground.total == 0 and (mask == 1).any():  # turned out of the picture
+            return self._crop(replace(plan, angle=0.0), mask, random)
+        best = plan
+        best_kept = -1.0
+        for _ in range(CROP_TRIES):
+            top, left = int(random.random() * (room[0] + 1)), int(random.random() * (room[1] + 1))
+            kept = foreground.kept(top, left)
+            if kept > best_kept:
+                best, best_kept = replace(plan, top=top, left=left, kept=kept), kept
+            if kept >= self.crop_keep:
+                break
+        if best_kept == 0:
+            top, left = foreground.central_window(room)
+            best = replace(plan, top=top, left=left, kept=foreground.kept(top, left))
+        return best
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Transform of evaluation images, supports and queries alike: fit, pad right and below, normalise."""
+
+    image_size: int
+
+    def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], keep_foreground: bool = False) -> Sample:
+        """Transform (H, W, 3) uint8 and its mask; `keep_foreground` saves one pixel of an object that nearest
+        neighbour would lose (supports)."""
+        height, width = mask.shape
+        size = fitted(height, width, self.image_size)
+        return render(image, mask, Placement((height, width), size, 0, 0, size), self.image_size, keep_foreground)
+
+
+def fitted(height: int, width: int, longer: float) -> tuple[int, int]:
+    """(height, width) with the longer side `longer`, in the same aspect, each at least 1."""
+    factor = longer / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+class Foreground:
+    """Counts the foreground in windows of a placed mask without resampling: a pixel counts where its centre lands."""
+
+    def __init__(self, mask: NDArray[np.uint8], plan: Placement) -> None:
+        self.plan = plan
+        self._marked = mask == 1
+        self._points: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        if plan.angle:
+            rows, columns = self._located()
+            inside = (rows >= 0) & (rows < plan.scaled[0]) & (columns >= 0) & (columns < plan.scaled[1])
+            self._points = rows[inside], columns[inside]
+            self.total = int(inside.sum())
+        else:
+            self.total = int(np.count_nonzero(self._marked))
+
+    def kept(self, top: int, left: int) -> float:
+        """Share of the foreground inside the window at (top, left); 1 where there is no foreground."""
+        if self.total == 0:
+            return 1.0
+        bottom, right = top + self.plan.window[0], left + self.plan.window[1]
+        if self._points is not None:
+            rows, columns = self._points
+            return int(((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)).sum()) / self.total
+        (height, width), (high, wide) = self.plan.source, self.plan.scaled
+        # the centre of row y lies at (y + 0.5) * high / height: first row at or below an edge
+        y0, y1 = (math.ceil(edge * height / high - 0.5) for edge in (top, bottom))
+        x0, x1 = (math.ceil(edge * width / wide - 0.5) for edge in (left, right))
+        return int(np.count_nonzero(self._marked[max(y0, 0) : y1, max(x0, 0) : x1])) / self.total
+
+    def central_window(self, room: tuple[int, int]) -> tuple[int, int]:
+        """(top, left) of the window around the middle one of the foreground pixels, as far as the image reaches."""
+        rows, columns = self._points or self._located()
+        middle = len(rows) // 2
+        top = round(float(rows[middle]) - self.plan.window[0] / 2)
+        left = round(float(columns[middle]) - self.plan.window[1] / 2)
+        return min(max(top, 0), room[0]), min(max(left, 0), room[1])
+
+    def _located(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres of the foreground pixels in the scaled and rotated image: rows, columns."""
+        ys, xs = np.nonzero(self._marked)
+        (height, width), (high, wide) = self.plan.source, self.plan.scaled
+        rows, columns = (ys + 0.5) * high / height, (xs + 0.5) * wide / width
+        if not self.plan.angle:
+            return rows, columns
+        sin, cos = math.sin(math.radians(self.plan.angle)), math.cos(math.radians(self.plan.angle))
+        dy, dx = rows - high / 2, columns - wide / 2
+        return high / 2 - sin * dx + cos * dy, wide / 2 + cos * dx + sin * dy
+
+
+def render(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement, image_size: int, keep_foreground: bool
+) -> Sample:
+    """Pixels of a placement: image bilinear (with anti-aliasing where it shrinks), mask by nearest neighbour.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) uint8 in {0, 1, 255}.
+        plan: for an image of this size.
+        image_size: S, side of the square; the window must fit.
+        keep_foreground: if the window holds foreground of the original but nearest neighbour steps over all of it, the
+            place of its middle pixel is marked.
+    """
+    height, width = plan.window
+    pixels, cut = (_turned if plan.angle else _straight)(image, mask, plan)
+    if keep_foreground and not (cut == 1).any():
+        _mark_one(cut, mask, plan)
+    if plan.blur:
+        pixels = pixels.filter(ImageFilter.GaussianBlur(BLUR_SIGMA))
+    if plan.flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cut = cut[:, ::-1]
+    out = torch.zeros(3, image_size, image_size)
+    region = out[:, :height, :width]
+    region.copy_(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
+    region.mul_(_SCALE).add_(_SHIFT)
+    if plan.angle:
+        outside = cut == _PADDING
+        region.masked_fill_(torch.from_numpy(outside), 0.0)
+        cut = np.where(outside, np.uint8(IGNORE_INDEX), cut)
+    out_mask = np.full((image_size, image_size), IGNORE_INDEX, dtype=np.uint8)
+    out_mask[:height, :width] = cut
+    return Sample(out, torch.from_numpy(out_mask), plan.window)
+
+
+def _straight(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement
+) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """Window of the scaled image; only the part of the original below the window is read."""
+    (height, width), (high, wide) = plan.source, plan.scaled
+    bottom, right = plan.top + plan.window[0], plan.left + plan.window[1]
+    box = (plan.left * width / wide, plan.top * height / high, right * width / wide, bottom * height / high)
+    box = (box[0], box[1], min(box[2], width), min(box[3], height))
+    pixels = Image.fromarray(image).resize(
+        (plan.window[1], plan.window[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0
+    )
+    rows = ((np.arange(plan.top, bottom) + 0.5) * height / high).astype(np.int64)
+    columns = ((np.arange(plan.left, right) + 0.5) * width / wide).astype(np.int64)
+    return pixels, mask.take(rows, axis=0).take(columns, axis=1)
+
+
+def _turned(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement
+) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """Window of the scaled and rotated image in one affine resampling; `_PADDING` in the mask outside the image."""
+    (height, width), (high, wide) = plan.source, plan.scaled
+    sin, cos = math.sin(math.radians(plan.angle)), math.cos(math.radians(plan.angle))
+    # window -> scaled image, turned back about its centre -> original
+    across, down = width / wide, height / high
+    dx, dy = plan.left - wide / 2, plan.top - high / 2
+    matrix = (
+        cos * across, -sin * across, (cos * dx - sin * dy + wide / 2) * across,
+        sin * down, cos * down, (sin * dx + cos * dy + high / 2) * down,
+    )  # fmt: skip
+    size = (plan.window[1], plan.window[0])
+    cut = Image.fromarray(mask).transform(
+        size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=_PADDING
+    )
+    picture = Image.fromarray(image)
+    shrink = int(min(across, down))
+    if shrink > 1:  # an affine transform does not average: let whole pixels be averaged first
+        picture = picture.reduce(shrink)
+        fx, fy = picture.width / width, picture.height / height
+        a, b, c, d, e, f = matrix
+        matrix = (a * fx, b * fx, c * fx, d * fy, e * fy, f * fy)
+    pixels = picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return pixels, np.array(cut)
+
+
+def _mark_one(cut: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) -> None:
+    """Mark in `cut` (not yet mirrored) the place of the middle one of the foreground pixels in the window, if any."""
+    foreground = Foreground(mask, plan)
+    rows, columns = foreground._points or foreground._located()
+    ys, xs = np.floor(rows - plan.top).astype(np.int64), np.floor(columns - plan.left).astype(np.int64)
+    inside = np.flatnonzero((ys >= 0) & (ys < plan.window[0]) & (xs >= 0) & (xs < plan.window[1]))
+    if len(inside):
+        middle = inside[len(inside) // 2]
+        cut[ys[middle], xs[middle]] = 1
