@@ -1,0 +1,82 @@
+"""The published figures, carried by the package, and the rule when one of them may stand beside a result of ours.
+
+`tables` is the caller. The figures are those of Zhu, Chen, Yin, See, Liu: Addressing Background Context Bias in
+Few-Shot Segmentation through Iterative Modulation, CVPR 2024, copied as printed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+FOLDS = (0, 1, 2, 3)
+"""The folds of both data sets; a mean is a mean over all of them."""
+
+_NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
+_FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of the paper's Tables 1 and 2 for one number of shots; mIoU in percent.
+
+    Attributes:
+        folds: mIoU of folds 0 to 3.
+        mean: the mean as printed, which need not be the mean of `folds` (see `mean_of_folds`).
+    """
+
+    method: str
+    venue: str
+    folds: tuple[float, float, float, float]
+    mean: float
+
+    @property
+    def mean_of_folds(self) -> float:
+        return sum(self.folds) / len(self.folds)
+
+    @property
+    def mean_is_odd(self) -> bool:
+        """Whether the printed mean is further from the mean of the printed folds than rounding explains."""
+        return abs(self.mean - self.mean_of_folds) > 0.101  # folds are off by up to 0.05, the mean by another 0.05
+
+
+@lru_cache(maxsize=1)
+def paper_results() -> dict[str, Any]:
+    """The whole file of published figures: tables, ablations, costs."""
+    text = (resources.files("fsseg.report") / "facts" / "paper_results.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def published(dataset: str, backbone: str, shot: int, method: str = "ABCB") -> Published | None:
+    """The published row of a method, named as in the paper, or None where the paper has none."""
+    for row in paper_results()["tables"].get(dataset, {}).get(backbone, []):
+        if row["method"] == method and f"{shot}shot" in row:
+            figures = row[f"{shot}shot"]
+            return Published(method, row["venue"], tuple(figures["folds"]), figures["mean"])
+    return None
+
+
+def published_methods(dataset: str, backbone: str) -> list[str]:
+    """Names of all methods the paper lists for a data set and a backbone, in its order."""
+    return [row["method"] for row in paper_results()["tables"].get(dataset, {}).get(backbone, [])]
+
+
+def comparable(
+    dataset: str, method: str, backbone: str, shot: int, variant: str, num_val_images: int | None = None
+) -> Published | None:
+    """The published figures that a row of ours may be compared with; None unless it replicates them.
+
+    Only a method of the paper, with every setting at its default and on the whole evaluation split, replicates.
+
+    Args:
+        num_val_images: images of the evaluation split, where the result tells; fewer than the data set has means that
+            a sample was evaluated.
+    """
+    if method not in _NAMES or variant != "default":
+        return None
+    if num_val_images is not None and num_val_images < _FULL_VAL_IMAGES.get(dataset, 0):
+        return None
+    return published(dataset, backbone, shot, _NAMES[method])

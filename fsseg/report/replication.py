@@ -1,0 +1,92 @@
+"""`replication_results.json`, the file of the older single-script workflow: read by `collect`, written by `tables`.
+
+Its schema: `{"results": {"<dataset>_<backbone>_<k>shot": {"0".."3": {"miou": fraction}, "mean": {"miou": fraction}}}}`.
+It knows neither method (it is ABCB's replication), nor protocol, nor seed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPLICATION_FILE = "replication_results.json"
+_WRITER = "fsseg aggregate"
+_KEY = re.compile(r"(?P<dataset>.+)_(?P<backbone>[^_]+)_(?P<shot>\d+)shot")
+
+
+@dataclass(frozen=True)
+class OldEntry:
+    """One fold of the older file; mIoU in percent."""
+
+    dataset: str
+    backbone: str
+    shot: int
+    fold: int
+    miou: float
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `fsseg aggregate` wrote the file: then its numbers are in the runs already."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.get("written_by") == _WRITER
+
+
+def parse_replication(value: Mapping[str, Any]) -> tuple[list[OldEntry], list[str]]:
+    """All folds of an older file, and what in it makes no sense, in words.
+
+    A value that is no fraction is reported and left out. A stated mean that differs from the mean of its four folds by
+    more than 0.05 points is reported; the folds count.
+    """
+    results = value.get("results")
+    if not isinstance(results, dict):
+        return [], ['has no "results" object: not a replication_results.json']
+    entries: list[OldEntry] = []
+    faults: list[str] = []
+    for key, folds in results.items():
+        match = _KEY.fullmatch(key)
+        if match is None or not isinstance(folds, dict):
+            faults.append(f'results["{key}"] is not <dataset>_<backbone>_<k>shot with an object of folds')
+            continue
+        found: dict[str, float] = {}
+        for fold, figure in folds.items():
+            miou = figure.get("miou") if isinstance(figure, dict) else None
+            if fold != "mean" and not fold.isdecimal():
+                faults.append(f'results["{key}"]["{fold}"] is neither a fold nor the mean')
+            elif isinstance(miou, bool) or not isinstance(miou, (int, float)) or not 0 <= miou <= 1:
+                faults.append(f'results["{key}"]["{fold}"].miou={miou!r} is no fraction between 0 and 1')
+            else:
+                found[fold] = float(miou)
+        stated = found.pop("mean", None)
+        if stated is not None and len(found) == 4 and not math.isclose(stated, sum(found.values()) / 4, abs_tol=5e-4):
+            faults.append(
+                f'results["{key}"] states a mean of {stated:.4f}; its folds give {sum(found.values()) / 4:.4f}'
+            )
+        for fold, miou in sorted(found.items()):
+            shot = int(match["shot"])
+            entries.append(OldEntry(match["dataset"], match["backbone"], shot, int(fold), round(100 * miou, 10)))
+    return entries, faults
+
+
+def replication_json(
+    figures: Mapping[tuple[str, str, int], tuple[Mapping[int, float], float | None]],
+) -> dict[str, Any]:
+    """The older file's content.
+
+    Args:
+        figures: (dataset, backbone, shot) -> ({fold: mIoU in percent}, mean in percent or None if a fold is missing).
+    """
+    results: dict[str, Any] = {}
+    for (dataset, backbone, shot), (folds, mean) in figures.items():
+        block: dict[str, Any] = {str(fold): {"miou": miou / 100} for fold, miou in sorted(folds.items())}
+        if mean is not None:
+            block["mean"] = {"miou": mean / 100}
+        results[f"{dataset}_{backbone}_{shot}shot"] = block
+    return {"results": results, "unit": "fraction", "written_by": _WRITER}
