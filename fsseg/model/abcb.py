@@ -1,0 +1,190 @@
+"""`method=abcb`: the baseline with support modulation (SM) and information cleansing (IC) in T rounds.
+
+Zhu, Chen, Yin, See, Liu, "Addressing Background Context Bias in Few-Shot Segmentation through Iterative Modulation",
+CVPR 2024. Exact shortcuts: whatever depends on f_q alone is projected once for all rounds, SM and IC do not run in
+round T, similarities are taken between the tokens concerned only. `fsseg cost` prints what they save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsseg.model.attention import Attention, attend
+from fsseg.model.backbone import Backbone
+from fsseg.model.base import Prediction
+from fsseg.model.baseline import Baseline
+from fsseg.model.histogram import normalised_cosine_histogram
+from fsseg.model.tokens import Tokens, area_average, flatten, positions
+
+if TYPE_CHECKING:
+    from fsseg.config import AbcbConfig
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers with a ReLU between them."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class PixelEvolution(nn.Module):
+    """E_p: what the query's foreground looks like without context and with it.
+
+    1x1 convolutions of the image at feature size and of f_q, concatenated, two-layer MLP of hidden width 2C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(3, channels)
+        self.features = nn.Linear(channels, channels)
+        self.mlp = mlp(2 * channels, 2 * channels, channels)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        """Tokens at predicted foreground, image (B, Nf, 3) and f_q (B, Nf, C) -> (B, Nf, C)."""
+        return self.mlp(torch.cat((self.image(image), self.features(features)), 2))
+
+
+class StructureEvolution(nn.Module):
+    """E_s: how alike the foreground's tokens are among themselves, without context (image) and with it (f_q).
+
+    Histograms of the two cosine-similarity matrices, normalised, concatenated, two-layer MLP of hidden width C.
+    """
+
+    def __init__(self, channels: int, bins: int, span: str) -> None:
+        super().__init__()
+        self.bins, self.span = bins, span
+        self.mlp = mlp(2 * bins, channels, channels)
+
+    def forward(self, image: Tokens, features: Tokens) -> Tensor:
+        """Tokens at predicted foreground, image (B, Nf, 3) and f_q (B, Nf, C) -> (B, C)."""
+        histograms = [normalised_cosine_histogram(tokens, self.bins, self.span) for tokens in (image, features)]
+        return self.mlp(torch.cat(histograms, 1).to(features.values.dtype))
+
+
+class SupportModulation(nn.Module):
+    """SM: bends the support's foreground towards the query's background.
+
+    E = E_p + E_s; Ctx = attention(Q = background of f_q, K = V = E); S_SM = S_QP + attention(Q = S_QP, K = V = Ctx).
+    """
+
+    def __init__(self, cfg: AbcbConfig) -> None:
+        super().__init__()
+        self.pixel = PixelEvolution(cfg.channels) if cfg.pixel_evolution else None
+        self.structure = (
+            StructureEvolution(cfg.channels, cfg.histogram_bins, cfg.histogram_range)
+            if cfg.structure_evolution
+            else None
+        )
+        self.context = Attention(cfg.channels, cfg.heads)
+        self.modulate = Attention(cfg.channels, cfg.heads)
+
+    def evolution(self, image: Tokens, features: Tokens) -> Tensor:
+        """E at the query's predicted foreground: (B, Nf, C); E_s is the same for all tokens of a sample."""
+        e: Tensor | None = None
+        if self.pixel is not None:
+            e = self.pixel(image.values, features.values)
+        if self.structure is not None:
+            same = self.structure(image, features)[:, None]
+            e = same.expand(-1, features.values.shape[1], -1) if e is None else e + same
+        assert e is not None
+        return e
+
+    def forward(self, s_qp: Tokens, image: Tensor, f_q: Tensor, foreground: Tensor) -> Tensor:
+        """One modulation.
+
+        Args:
+            s_qp: support foreground tokens (B, Ns, C).
+            image: query image at feature size (B, n, 3).
+            f_q: query features (B, n, C).
+            foreground: (B, n) bool, where the query is predicted foreground.
+
+        Returns:
+            S_SM (B, Ns, C). A sample without foreground or without background gets values of no meaning: see
+            `Abcb.rounds`.
+        """
+        where = positions(foreground)
+        image_tokens, feature_tokens = where.gather(image), where.gather(f_q)
+        background = positions(~foreground).gather(f_q)
+        context = self.context(background.values, self.evolution(image_tokens, feature_tokens), feature_tokens.mask)
+        return s_qp.values + self.modulate(s_qp.values, context, background.mask)
+
+
+@dataclass
+class CleansingMemory:
+    """What IC derives from f_q alone, once for all rounds: K and V', (B, n, C) each."""
+
+    key: Tensor
+    value: Tensor
+
+
+class InformationCleansing(nn.Module):
+    """IC: takes out of S_SM what made the prediction less certain.
+
+    N = softmax(Q K^T + V) V', Q from a two-layer MLP on cat(S_QP, S_SM), K and V' from f_q, V = H(P_hat) - H(P);
+    S_IC = S_SM - linear(N).
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.mlp = mlp(2 * channels, channels, channels)
+        self.attention = Attention(channels, heads)
+        self.linear = nn.Linear(channels, channels)
+
+    def prepare(self, f_q: Tensor) -> CleansingMemory:
+        """Project f_q (B, n, C)."""
+        return CleansingMemory(self.attention.key(f_q), self.attention.value(f_q))
+
+    def forward(self, s_qp: Tensor, s_sm: Tensor, memory: CleansingMemory, uncertainty: Tensor) -> Tensor:
+        """S_QP and S_SM (B, Ns, C), `prepare(f_q)`, V (B, n) -> S_IC (B, Ns, C)."""
+        query = self.attention.query(self.mlp(torch.cat((s_qp, s_sm), 2)))
+        noise = attend(query, memory.key, memory.value, self.attention.heads, bias=uncertainty)
+        return s_sm - self.linear(noise)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the two-class distribution at each position: (B, 2, h, w) -> (B, h * w)."""
+    log_p = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
+    return -(log_p.exp() * log_p).sum(1).flatten(1)
+
+
+class Abcb(Baseline):
+    """The whole method. With `modulation=false` it is the baseline, whatever `iterations` says."""
+
+    def __init__(self, backbone: Backbone, cfg: AbcbConfig) -> None:
+        super().__init__(backbone, cfg)
+        self.loss_weight = cfg.loss_weight
+        self.iterations = cfg.iterations if cfg.modulation else 1
+        self.sm = SupportModulation(cfg) if cfg.modulation else None
+        self.ic = InformationCleansing(cfg.channels, cfg.heads) if cfg.cleansing and cfg.modulation else None
+
+    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
+        """T rounds of QP, SM, IC with shared weights.
+
+        The answer is P of round T, whose SM and IC feed nothing and do not run.         A sample without predicted
+        foreground, or without predicted background, keeps its S_QP for that round. Without IC the next round's P is
+        QP(S_SM) itself, so there is no P_hat then.
+        """
+        tokens, prepared = flatten(f_q), self.qp.prepare(f_q)
+        image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
+        memory = self.ic.prepare(tokens) if self.ic is not None and self.iterations > 1 else None
+        result = Prediction([], (query_image.shape[-2], query_image.shape[-1]), query_features=f_q)
+        for t in range(1, self.iterations + 1):
+            mean = s_qp.mean()
+            p = self.qp(mean, prepared)
+            result.rounds.append(p)
+            if t == self.iterations or self.sm is None:
+                result.support_foreground = mean
+                break
+            foreground = (p[:, 1] > p[:, 0]).flatten(1)
+            active = (foreground.any(1) & ~foreground.all(1))[:, None, None]
+            s_sm = s_qp.with_values(torch.where(active, self.sm(s_qp, image, tokens, foreground), s_qp.values))
+            if self.ic is not None and memory is not None:
+                p_hat = self.qp(s_sm.mean(), prepared)
+                result.hats.append(p_hat)
+                s_ic = self.ic(s_qp.values, s_sm.values, memory, entropy(p_hat) - entropy(p))
+                s_sm = s_qp.with_values(torch.where(active, s_ic, s_qp.values))
+            s_qp = s_sm
+        return result

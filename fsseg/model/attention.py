@@ -1,0 +1,65 @@
+"""Multi-head attention over tokens, with query, key and value projections and no output projection.
+
+The paper's parameter count leaves no room for one. Used by the correlation neck, support modulation and information
+cleansing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, valid: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + bias) V for each head of d = C / heads channels; the heads' outputs side by side.
+
+    Args:
+        query: (B, n, C), projected.
+        key: (B, m, C), projected.
+        value: (B, m, C), projected.
+        heads: number of heads.
+        valid: (B, m) bool; False keys take no part. None: all take part.
+        bias: (B, m), added to the scores of each key.
+
+    Returns:
+        (B, n, C); zero for a sample without a valid key.
+    """
+    if key.shape[1] == 0 or query.shape[1] == 0:
+        return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    depth = q.shape[3]
+    scale = depth**-0.5
+    if bias is not None:
+        # A bias per key is one more channel: [q, 1] . [k, b / scale] * scale = q . k * scale + b. As attn_mask, a
+        # bias that needs a gradient would push torch off its fused kernels and build the (B, heads, n, m) matrix. The
+        # fused kernels want one depth for q, k and v, in steps of 8.
+        extra = F.pad(bias[:, None, :, None] / scale, (0, (-depth - 1) % 8)).expand(-1, heads, -1, -1)
+        k = torch.cat((k, extra.to(k.dtype)), 3)
+        q = torch.cat((q, torch.ones_like(q[..., :1]), q.new_zeros(*q.shape[:3], k.shape[3] - depth - 1)), 3)
+        v = F.pad(v, (0, k.shape[3] - depth))
+    if valid is None:
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    else:
+        some = valid.any(1)[:, None, None, None]
+        # A sample without valid keys looks at its (zero) padding, and the result is dropped: softmax of nothing is NaN.
+        out = F.scaled_dot_product_attention(q, k, v, valid[:, None, None, :] | ~some, scale=scale)
+        out = out.masked_fill(~some, 0)
+    return out[..., :depth].transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Attention(Q, K, V) of the paper: three projections (3 C^2 parameters), then `attend`."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+
+    def forward(self, query: Tensor, keys: Tensor, valid: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """(B, n, C) looks at (B, m, C) -> (B, n, C); `valid` and `bias` as in `attend`."""
+        return attend(self.query(query), self.key(keys), self.value(keys), self.heads, valid, bias)

@@ -1,0 +1,114 @@
+"""What every method is to the rest of the code: `FewShotModel`, which turns a `Batch` into a `Prediction` and a loss.
+
+The engine trains and evaluates through this interface only; each method lives in a file of its own
+(`fsseg.model.METHODS`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsseg.data.source import IGNORE_INDEX
+from fsseg.data.types import Batch
+
+if TYPE_CHECKING:
+    from fsseg.config import Config
+
+
+@dataclass
+class Prediction:
+    """What a model says about the queries of a batch; channel 0 is background, channel 1 foreground.
+
+    Attributes:
+        rounds: logits P_1..P_T at feature size, (B, 2, h, w) each; the last is the answer.
+        hats: logits P_hat_1..P_hat_{T-1} after support modulation (ABCB, equation of information cleansing); often
+        empty. size: (H, W) of the images.
+        support_foreground: (B, C) mean support foreground feature that the last round used (Figure 5 of the paper).
+        query_features: (B, C, h, w) features f_q that the last round used (Figure 5 of the paper).
+    """
+
+    rounds: list[Tensor]
+    size: tuple[int, int]
+    hats: list[Tensor] = field(default_factory=list)
+    support_foreground: Tensor | None = None
+    query_features: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The answer at image size, (B, 2, H, W)."""
+        return self.logits_of_round(len(self.rounds))
+
+    def logits_of_round(self, t: int) -> Tensor:
+        """P_t at image size, (B, 2, H, W); t counts from 1, as in the paper."""
+        if not 1 <= t <= len(self.rounds):
+            raise IndexError(f"round {t} of {len(self.rounds)}")
+        return upsample(self.rounds[t - 1], self.size)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W); cell i lies at pixel stride * i, so corners are aligned."""
+    return F.interpolate(
+        logits.float() if logits.dtype != torch.float64 else logits, size, mode="bilinear", align_corners=True
+    )
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross entropy over the pixels that are not 255; 0, with a gradient of 0, if all of them are.
+
+    Args:
+        logits: (B, 2, H, W)
+        target: (B, H, W) long in {0, 1, 255}
+    """
+    total = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (target != IGNORE_INDEX).sum().clamp_min(1)
+
+
+class FewShotModel(nn.Module):
+    """Base of every method.
+
+    Attributes:
+        trainable: False for a training-free method; `loss` is then never called.
+        loss_weight: lambda, the weight of the P_hat losses.
+    """
+
+    trainable: bool = True
+    loss_weight: float = 0.0
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> FewShotModel:
+        """Build the method, its backbone included, as `cfg` says."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Segment the queries of the batch; images (B, 3, H, W) and (B, K, 3, H, W), support masks (B, K, H, W)."""
+        raise NotImplementedError
+
+    def loss(
+        self, prediction: Prediction, query_mask: Tensor, ignore_in_loss: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over t of CE(P_t) + lambda * sum over t of CE(P_hat_t) (ABCB, section "Loss").
+
+        Args:
+            prediction: what `forward` returned.
+            query_mask: (B, H, W) in {0, 1, 255}.
+            ignore_in_loss: leave pixels of 255 out; False trains them as background.
+
+        Returns:
+            The loss, and its terms (detached) under the names `p_1`.. and `p_hat_1`...
+        """
+        target = query_mask.long()
+        if not ignore_in_loss:
+            target = target.masked_fill(target == IGNORE_INDEX, 0)
+        terms: dict[str, Tensor] = {}
+        total = target.new_zeros((), dtype=torch.float32)
+        for name, weight, maps in (("p", 1.0, prediction.rounds), ("p_hat", self.loss_weight, prediction.hats)):
+            for t, logits in enumerate(maps, start=1):
+                term = cross_entropy(upsample(logits, prediction.size), target)
+                terms[f"{name}_{t}"] = term.detach()
+                total = total + weight * term
+        return total, terms

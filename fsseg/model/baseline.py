@@ -1,0 +1,92 @@
+"""`method=baseline`: backbone, correlation neck and query prediction (QP), the paper's baseline; `Abcb` extends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsseg.data.types import Batch
+from fsseg.model.backbone import Backbone, Features, build_backbone
+from fsseg.model.base import FewShotModel, Prediction
+from fsseg.model.neck import CorrelationNeck
+from fsseg.model.tokens import Tokens, downsample_masks, flatten, gather
+
+if TYPE_CHECKING:
+    from fsseg.config import Config, NeckConfig
+
+
+class QueryPrediction(nn.Module):
+    """QP: P = phi_p(cat(mean(S_QP), f_q)), phi_p two 1x1 convolutions, the first with ReLU.
+
+    The mean is one vector for the whole map, so phi_p's first layer is applied to the two halves of its input apart:
+    to f_q once for all rounds (`prepare`), to the mean once a round. The sum is the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2 * channels, channels, 1)
+        self.second = nn.Conv2d(channels, 2, 1)
+
+    def prepare(self, query: Tensor) -> Tensor:
+        """f_q's share of the first layer; (B, C, h, w) -> (B, C, h, w)."""
+        channels = query.shape[1]
+        return F.conv2d(query, self.first.weight[:, channels:], self.first.bias)
+
+    def forward(self, mean: Tensor, prepared: Tensor) -> Tensor:
+        """mean(S_QP) (B, C) and `prepare(f_q)` (B, C, h, w) -> logits P (B, 2, h, w)."""
+        share = F.linear(mean, self.first.weight[:, : mean.shape[1], 0, 0])
+        return self.second(F.relu(prepared + share[:, :, None, None]))
+
+
+class Baseline(FewShotModel):
+    """Backbone, neck, QP."""
+
+    def __init__(self, backbone: Backbone, cfg: NeckConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = CorrelationNeck(backbone.channels, cfg)
+        self.qp = QueryPrediction(cfg.channels)
+        self.vanished_mask = cfg.vanished_mask
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> Baseline:
+        return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch) -> Prediction:
+        support = self.backbone(batch.support_images.flatten(0, 1))
+        query = self.backbone(batch.query_image)
+        return self.decode(support, query, batch)
+
+    def decode(self, support: Features, query: Features, batch: Batch) -> Prediction:
+        """Everything after the backbone, so that features kept from before can be used.
+
+        Args:
+            support: features of the B * K support images, sample by sample.
+            query: features of the B query images.
+            batch: images and masks.
+
+        Raises:
+            UserError: a support mask without foreground.
+        """
+        size = tuple(query["layer2"].shape[2:])
+        names = [spec.support_ids for spec in batch.specs]
+        masks = downsample_masks(batch.support_masks, (size[0], size[1]), self.vanished_mask, names)
+        f_s, f_q = self.neck(support, query, masks)
+        # The tokens of all shots in one row: shot by shot, each in raster order.
+        s_qp = gather(f_s.transpose(1, 2).flatten(2).transpose(1, 2), masks.flatten(1))
+        return self.rounds(s_qp, f_q, batch.query_image)
+
+    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
+        """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W)."""
+        mean = s_qp.mean()
+        logits = self.qp(mean, self.qp.prepare(f_q))
+        return Prediction([logits], _size(query_image), support_foreground=mean, query_features=f_q)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+__all__ = ["Baseline", "QueryPrediction", "flatten"]

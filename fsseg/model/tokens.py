@@ -1,0 +1,137 @@
+"""Masks at feature size, and tokens: the features at a mask's positions, padded to a common count in a batch.
+
+The neck and the steps of ABCB use these; a padded token never takes part in a mean, an attention or a histogram.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsseg.errors import UserError
+
+
+@dataclass
+class Tokens:
+    """Feature vectors at the positions of a mask, in raster order, then padding.
+
+    Attributes:
+        values: (B, N, C), zero at padding; N is the largest count of the batch and may be 0.
+        valid: (B, N) bool, False at padding.
+        full: every token of every sample is valid, so no mask is needed.
+    """
+
+    values: Tensor
+    valid: Tensor
+    full: bool
+
+    def with_values(self, values: Tensor) -> Tokens:
+        """Other features, (B, N, D), at the same positions; padding becomes zero."""
+        return replace(self, values=values if self.full else values.masked_fill(~self.valid[..., None], 0))
+
+    def mean(self) -> Tensor:
+        """(B, C): mean over a sample's own tokens; zero for a sample without any."""
+        return self.values.sum(1) / self.valid.sum(1, keepdim=True).clamp_min(1)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`valid`, or None if it says nothing."""
+        return None if self.full else self.valid
+
+
+@dataclass
+class Positions:
+    """Where the tokens of a mask lie; gathers from any map of the same size.
+
+    Attributes:
+        index: (B, N) long, flat positions in raster order, then arbitrary ones.
+        valid, full: as in `Tokens`.
+    """
+
+    index: Tensor
+    valid: Tensor
+    full: bool
+
+    def gather(self, features: Tensor) -> Tokens:
+        """(B, n, C) -> its tokens."""
+        values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
+        return Tokens(values if self.full else values.masked_fill(~self.valid[..., None], 0), self.valid, self.full)
+
+
+def positions(mask: Tensor) -> Positions:
+    """The True positions of each sample's mask, (B, n) bool."""
+    counts = mask.sum(1)
+    low, high = torch.stack((counts.min(), counts.max())).tolist()  # the one place where the device is waited for
+    order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
+    valid = torch.arange(high, device=mask.device) < counts[:, None]
+    return Positions(order[:, :high], valid, full=low == high)
+
+
+def gather(features: Tensor, mask: Tensor) -> Tokens:
+    """Tokens of (B, n, C) where the mask (B, n) is True."""
+    return positions(mask).gather(features)
+
+
+def flatten(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w, C)."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average (B, C, H, W) over the area of each feature cell -> (B, C, h, w).
+
+    Cell i of a side lies at pixel stride * i (that is how strided convolutions see it), so its area is the stride + 1
+    pixels around that one, cut at the image's edge.
+    """
+    strides = [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
+    kernel = [s + 1 - s % 2 for s in strides]
+    out = F.avg_pool2d(maps, kernel, strides, [k // 2 for k in kernel], count_include_pad=False)
+    assert tuple(out.shape[-2:]) == tuple(size), f"side {tuple(maps.shape[-2:])} does not fit {size} cells"
+    return out
+
+
+def downsample_masks(
+    masks: Tensor, size: tuple[int, int], vanished: str = "best_cell", names: Sequence[Sequence[str]] | None = None
+) -> Tensor:
+    """Support masks at feature size: a cell is foreground if at least half of its area is. 255 is not foreground.
+
+    Args:
+        masks: (B, K, H, W) in {0, 1, 255}.
+        size: (h, w).
+        vanished: what a mask too small for any cell keeps: `best_cell` (the first of its best covered ones) or `error`.
+        names: image names by sample and shot, for error messages.
+
+    Returns:
+        (B, K, h, w) bool, at least one cell True for every shot.
+
+    Raises:
+        UserError: a mask without any foreground pixel, or one that vanishes while `vanished` is `error`; names the
+        image.
+    """
+    foreground = masks == 1
+    coverage = area_average(foreground.to(torch.float32), size)
+    small = coverage >= 0.5
+    lost = ~small.flatten(2).any(2)
+    if lost.any():
+        empty = ~foreground.flatten(2).any(2)
+        refused = empty if vanished == "best_cell" else lost
+        if refused.any():
+            b, k = refused.nonzero()[0].tolist()
+            name = names[b][k] if names is not None else f"{k} of sample {b}"
+            if empty[b, k]:
+                raise UserError(
+                    f"the mask of support image {name} has no foreground pixel at network size",
+                    "the episode sampler must not choose it: raise protocol.min_pixels, or check the image's mask",
+                )
+            raise UserError(
+                f"the object in support image {name} is smaller than one feature cell",
+                "set model.vanished_mask=best_cell, or raise protocol.min_pixels",
+            )
+        flat = coverage.flatten(2)
+        best = F.one_hot(flat.argmax(2), flat.shape[2]).bool().view_as(small)
+        small = small | (best & lost[..., None, None])
+    return small
