@@ -1,12 +1,225 @@
-"""What a cell is on disk: its directory, its fingerprint, and files that are whole or absent."""
+"""A cell on disk: its key and directory, its fingerprint, its status, and files that are whole or absent.
+
+A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.run` works in its directory; `fsseg.sweep`
+and `fsseg.report` only read there. No torch here: asking for the state of a thousand cells must be quick.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fsseg.errors import UserError
+
+if TYPE_CHECKING:
+    from fsseg.config import Config
+
+SCHEMA_VERSION = 1
+
+# Overrides that already have their own place in the directory name.
+_GRID_KEYS = ("name", "dataset", "method", "backbone", "shot", "fold", "seed", "variant",
+              "dataset.name", "backbone.name", "model.name")  # fmt: skip
+_VARIANT_LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit too
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """Who a cell is."""
+
+    name: str
+    dataset: str
+    method: str
+    backbone: str
+    shot: int
+    fold: int
+    seed: int
+    variant: str
+
+    @property
+    def path(self) -> Path:
+        """The run directory, relative to the output folder."""
+        return Path(self.name, self.dataset, self.method, self.backbone, f"{self.shot}shot", self.variant,
+                    f"fold{self.fold}", f"seed{self.seed}")  # fmt: skip
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
+    """The key of a composed configuration and the overrides it was composed from."""
+    return CellKey(
+        name=cfg.name, dataset=cfg.dataset.name, method=cfg.model.name, backbone=cfg.backbone.name,
+        shot=cfg.shot, fold=cfg.fold, seed=cfg.seed, variant=cfg.variant or variant_of(overrides),
+    )  # fmt: skip
+
+
+def variant_of(overrides: Iterable[str]) -> str:
+    """A short, file-system-safe name made of the overrides that are neither grid keys nor unable to change the numbers.
+
+    `train.lr=0.004 model.iterations=5` gives `model.iterations-5+train.lr-0.004` in any order; none gives `default`.
+    Only characters that need no quoting on Hydra's command line are used. Long names end in a digest of the whole.
+    """
+    last: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key.startswith("~"):
+            key, value = key[1:], "removed"
+        if key in _GRID_KEYS or key.startswith("hydra"):
+            continue
+        if is_neutral(key) and key not in _PATHS_BY_CONTENT:
+            continue
+        last[key] = _short(value) if key in _PATHS_BY_CONTENT else value
+    if not last:
+        return "default"
+    full = "+".join(f"{key}-{value}" for key, value in sorted(last.items()))
+    safe = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9._+\-]", "_", full)).strip("_.")
+    if safe != full or len(safe) > _VARIANT_LENGTH:
+        # What was replaced or cut must not make two variants one; plain lists keep their looks.
+        safe = f"{safe[: _VARIANT_LENGTH - 10].rstrip('_.+-')}-{_short(full)}"
+    return safe
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# Paths that stand for what the file holds: their content is in the fingerprint, a digest of their name in the variant.
+_PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
+
+
+def is_neutral(key: str) -> bool:
+    """Whether a configuration key cannot change the numbers of a cell."""
+    from fsseg.config import NEUTRAL_KEYS
+
+    return any(key == k or (k.endswith(".") and (key.startswith(k) or key == k[:-1])) for k in NEUTRAL_KEYS)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def identity(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved configuration can change the numbers: flat, with files replaced by digests of their content."""
+    flat = flatten(resolved)
+    kept = {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
+    for key in _PATHS_BY_CONTENT:
+        if flat.get(key) is not None:
+            kept[f"{key} (content)"] = file_digest(Path(flat[key]))
+    for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: where it lies cannot change anything
+        value = flat.get(key)
+        if isinstance(value, str) and os.sep in value and Path(value).is_file():
+            kept[key] = f"content {file_digest(Path(value))}"
+    return kept
+
+
+def fingerprint(identity_: dict[str, Any]) -> str:
+    """16 hex digits over what can change the numbers."""
+    text = json.dumps(identity_, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's directory and the files in it."""
+
+    key: CellKey
+    directory: Path
+    fingerprint: str
+    identity: dict[str, Any]
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.yaml"
+
+    @property
+    def identity_file(self) -> Path:
+        return self.directory / "identity.json"
+
+    @property
+    def result(self) -> Path:
+        return self.directory / "result.json"
+
+    @property
+    def status(self) -> Path:
+        return self.directory / "status.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoints" / "last.pt"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result, if this very cell (same fingerprint) is done."""
+        result = read_json(self.result)
+        return result if result is not None and result.get("fingerprint") == self.fingerprint else None
+
+    def check_same_settings(self) -> None:
+        """Refuse a directory that holds a run with other settings.
+
+        Raises:
+            UserError: naming the keys that differ, and the ways out.
+        """
+        stored = read_json(self.identity_file)
+        if stored is None:
+            return
+        if stored.get("fingerprint") == self.fingerprint:
+            return
+        theirs = stored.get("identity", {})
+        differing = [
+            f"{key}: {theirs.get(key, '(absent)')} there, {self.identity.get(key, '(absent)')} now"
+            for key in sorted(set(theirs) | set(self.identity))
+            if theirs.get(key) != json.loads(json.dumps(self.identity.get(key), default=str))
+        ]
+        raise UserError(
+            f"{self.directory} holds a run with other settings: " + "; ".join(differing),
+            "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
+        )
+
+
+def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:
+    """The cell of a composed configuration; nothing is written."""
+    key = cell_key(cfg, overrides)
+    kept = identity(resolved)
+    return Cell(key, Path(cfg.output_dir, key.path), fingerprint(kept), kept)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None if the file is absent or does not hold one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -21,7 +234,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private; colleagues read the same folder
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes it private; colleagues read the same folder
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -33,7 +246,52 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_UMASK = _read_umask()  # read once, at import: the call changes it for a moment
+
+
+class Status:
+    """`status.json` of a running cell: written at every change of state, and else at most every `interval` seconds."""
+
+    def __init__(self, path: Path, interval: float = 5.0) -> None:
+        self.path = path
+        self.interval = interval
+        self._written = 0.0
+        self._fields: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "state": "queued",
+            "phase": None,
+            "step": 0,
+            "steps": None,
+            "seconds_per_step": None,
+            "eta_seconds": None,
+            "miou": None,
+            "reason": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "started": time.time(),
+            "heartbeat": None,
+            "peak_memory_bytes": None,
+        }
+
+    def update(self, **fields: Any) -> None:
+        """Set fields; write if the state or phase changed or the last writing is old enough."""
+        if unknown := set(fields) - set(self._fields):
+            raise ValueError(f"unknown status fields {sorted(unknown)}")
+        urgent = any(fields.get(k, self._fields[k]) != self._fields[k] for k in ("state", "phase"))
+        self._fields.update(fields)
+        if urgent or time.monotonic() - self._written >= self.interval:
+            self._fields["heartbeat"] = time.time()
+            write_json(self.path, self._fields)
+            self._written = time.monotonic()
+
+
+def key_dict(key: CellKey) -> dict[str, Any]:
+    """A key as it stands in result.json."""
+    return asdict(key)

@@ -8,7 +8,7 @@ torch: composing and checking a grid of hundreds of cells must be quick.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ class ProtocolConfig:
     min_pixels: int = 2048
     """Smallest object, in pixels at original size, for support and query lists (2*32*32); 0 lists everything."""
     query_order: str = "cycle"
-    """Queries at test: cycle over (image, class) pairs, class_uniform then image, or first_n images of the list."""
+    """Queries at test: cycle or list_cycle over (image, class) pairs, class_uniform, or first_n images of the list."""
     repeat_support: bool = False
     """Whether the K supports of an episode may repeat."""
     num_episodes: int = 1000
@@ -255,6 +255,8 @@ class Config:
     """K, annotated support images per episode."""
     seed: int = 0
     """Seed of everything random in training. Evaluation has its own: protocol.seeds."""
+    variant: str | None = None
+    """Name of this variant in the run directory; null makes one from the overrides that are not grid keys."""
     checkpoint: str | None = None
     """A checkpoint to evaluate (with train.enabled=false) or to start from."""
     redo: bool = False
@@ -298,11 +300,18 @@ def register() -> None:
     store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
     if not OmegaConf.has_resolver("by_dataset"):
         OmegaConf.register_new_resolver("by_dataset", _by_dataset)
+        OmegaConf.register_new_resolver("by_backbone", _by_backbone)
 
 
 def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_dataset:{pascal5i: 1, coco20i: 2}}`: the value for the data set at hand; the key `other` is the rest."""
+    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
     name = _root_.dataset.name
+    return values[name] if name in values else values["other"]
+
+
+def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_backbone:{tiny: 64, other: 528}}`: likewise for the backbone."""
+    name = _root_.backbone.name
     return values[name] if name in values else values["other"]
 
 
@@ -311,7 +320,7 @@ STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
 
 _CHOICES = {
     "protocol.novel_in_training": ("drop", "background", "ignore"),
-    "protocol.query_order": ("cycle", "class_uniform", "first_n"),
+    "protocol.query_order": ("cycle", "list_cycle", "class_uniform", "first_n"),
     "protocol.scoring_size": ("original", "network"),
     "train.amp": ("off", "bf16", "fp16"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -355,6 +364,8 @@ def faults(cfg: Config) -> list[UserError]:
         if (value := get(key)) is not None and not math.isfinite(value):
             add(f"{key}={value} is not a finite number", f"set {key} to a finite number")
 
+    for key in _unknown_keys(cfg):  # Hydra lets `+key=value` past the schema
+        add(f"{key}: there is no such configuration key", "leave it out: what the schema does not know, nothing reads")
     if not 0 <= cfg.fold < cfg.dataset.num_folds:
         add(
             f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {cfg.dataset.num_folds - 1}",
@@ -396,6 +407,14 @@ def faults(cfg: Config) -> list[UserError]:
         if not value or "/" in value or value.startswith("."):
             add(f"{key}={value!r} is no folder name", f"set {key} to a plain name without slashes")
     return found
+
+
+def _unknown_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    known = {f.name for f in fields(kind)} if is_dataclass(kind := OmegaConf.get_type(node)) else set(node)
+    below = [key for name in node for key in _unknown_keys(node._get_node(name), f"{prefix}{name}.")]
+    return [prefix + str(name) for name in node if name not in known] + below
 
 
 def validate(cfg: Config) -> None:

@@ -1,0 +1,47 @@
+"""Which data sets there are: from a configuration to a `Source`. A further one is one file, one YAML and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fsseg.errors import UserError
+
+if TYPE_CHECKING:
+    from fsseg.config import Config
+    from fsseg.data.source import Source
+
+
+def _class(name: str) -> Any:
+    # imported on demand: checking a folder must not cost the imports of all data sets
+    if name == "shapes5i":
+        from fsseg.data.shapes import ShapesSource
+
+        return ShapesSource
+    if name == "pascal5i":
+        from fsseg.data.pascal import PascalSource
+
+        return PascalSource
+    if name == "coco20i":
+        from fsseg.data.coco import CocoSource
+
+        return CocoSource
+    raise UserError(f"dataset.name={name} is unknown", "choose dataset= one of: shapes5i, pascal5i, coco20i")
+
+
+def build_source(cfg: Config) -> Source:
+    """The data set of a configuration.
+
+    Raises:
+        UserError: if its folder or annotations are missing or broken.
+    """
+    source: Source = _class(cfg.dataset.name)(cfg.dataset)
+    return source
+
+
+def folder_faults(cfg: Config) -> list[UserError]:
+    """What is missing on disk, found by looking at folders only."""
+    try:
+        found: list[UserError] = _class(cfg.dataset.name).check_folder(cfg.dataset)
+    except UserError as error:
+        return [error]
+    return found

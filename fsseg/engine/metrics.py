@@ -1,0 +1,85 @@
+"""The score of few-shot segmentation: pooled intersections and unions, mIoU and FB-IoU. Called by the evaluation loop.
+
+Everything is a function of integer pixel counts, so the score is the same on one or several processes, in any order, to
+the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsseg.data.source import IGNORE_INDEX
+
+
+class PooledScore:
+    """Counts of one evaluation run, pooled over all its episodes.
+
+    For each class the intersection and union of foreground are summed over the class's episodes and divided once;
+    background is pooled over all episodes. Pixels whose truth is 255 count nowhere.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.intersection = np.zeros(num_classes, dtype=np.int64)
+        self.union = np.zeros(num_classes, dtype=np.int64)
+        self.episodes = np.zeros(num_classes, dtype=np.int64)
+        self.background_intersection = 0
+        self.background_union = 0
+
+    def add(self, class_id: int, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> float:
+        """Count one episode.
+
+        Args:
+            class_id: the episode's class.
+            prediction: (H, W) bool, predicted foreground.
+            truth: (H, W) uint8 in {0, 1, 255}.
+
+        Returns:
+            IoU of this episode alone, in percent (nan without any foreground); for figures, never for the score.
+        """
+        if prediction.shape != truth.shape:
+            raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in size")
+        counted = truth != IGNORE_INDEX
+        positive = truth == 1
+        predicted = prediction & counted
+        both = int(np.count_nonzero(predicted & positive))
+        either = int(np.count_nonzero(predicted | positive))
+        total = int(np.count_nonzero(counted))
+        self.intersection[class_id] += both
+        self.union[class_id] += either
+        self.episodes[class_id] += 1
+        # background: neither predicted nor true / not both
+        self.background_intersection += total - either
+        self.background_union += total - both
+        return 100.0 * both / either if either else float("nan")
+
+    def merge(self, other: PooledScore) -> None:
+        """Add the counts of another part of the same run."""
+        self.intersection += other.intersection
+        self.union += other.union
+        self.episodes += other.episodes
+        self.background_intersection += other.background_intersection
+        self.background_union += other.background_union
+
+    def iou(self, class_id: int) -> float:
+        """IoU of a class in percent; 0 if it was neither predicted nor there."""
+        return 100.0 * int(self.intersection[class_id]) / max(1, int(self.union[class_id]))
+
+    def miou(self, classes: Iterable[int]) -> float:
+        """Mean IoU over `classes`, in percent.
+
+        Raises:
+            ValueError: if one of them has no episode; it has no IoU then, and 0 would be a lie.
+        """
+        classes = list(classes)
+        if absent := [c for c in classes if not self.episodes[c]]:
+            raise ValueError(f"no episode of class {absent[0]} was counted")
+        return sum(self.iou(c) for c in classes) / len(classes)
+
+    def fb_iou(self) -> float:
+        """Mean of the pooled foreground IoU and the pooled background IoU over all episodes, in percent."""
+        foreground = int(self.intersection.sum()) / max(1, int(self.union.sum()))
+        background = self.background_intersection / max(1, self.background_union)
+        return 100.0 * (foreground + background) / 2

@@ -1,0 +1,99 @@
+"""The score against counts by hand, against scikit-learn, and its invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import jaccard_score
+
+from fsseg.engine.metrics import PooledScore
+
+# Counted by hand. truth:        prediction:      255 counts nowhere.
+#   1 1 0                          1 0 1
+#   0 255 1                        0 1 1
+# foreground: both = 2, either = 4 -> 50 %; background: both = 1, either = 3 -> 1/3.
+TRUTH = np.array([[1, 1, 0], [0, 255, 1]], dtype=np.uint8)
+PREDICTION = np.array([[1, 0, 1], [0, 1, 1]], dtype=bool)
+
+
+def test_a_count_by_hand_with_an_ignored_pixel() -> None:
+    score = PooledScore(3)
+    assert score.add(1, PREDICTION, TRUTH) == 50.0
+    assert (score.intersection[1], score.union[1]) == (2, 4)
+    assert (score.background_intersection, score.background_union) == (1, 3)
+    assert score.miou([1]) == 50.0
+    assert score.fb_iou() == pytest.approx(100 * (1 / 2 + 1 / 3) / 2)
+
+
+def test_episodes_are_pooled_before_the_division() -> None:
+    # a large object found whole (9 of 9) and a small one missed (0 of 1): 9 / 10, where the mean of IoUs says 1 / 2
+    score = PooledScore(1)
+    score.add(0, np.ones((3, 3), bool), np.ones((3, 3), np.uint8))
+    score.add(0, np.zeros((1, 1), bool), np.ones((1, 1), np.uint8))
+    assert score.miou([0]) == pytest.approx(90.0)
+
+
+def test_the_mean_is_over_classes_not_episodes() -> None:
+    # class 0: two episodes, IoU 1; class 1: one episode, IoU 0
+    score = PooledScore(2)
+    for _ in range(2):
+        score.add(0, np.ones((2, 2), bool), np.ones((2, 2), np.uint8))
+    score.add(1, np.zeros((2, 2), bool), np.ones((2, 2), np.uint8))
+    assert score.miou([0, 1]) == pytest.approx(50.0)
+
+
+def test_a_class_without_episode_is_an_error_not_a_zero() -> None:
+    score = PooledScore(2)
+    score.add(0, PREDICTION, TRUTH)
+    with pytest.raises(ValueError, match="class 1"):
+        score.miou([0, 1])
+
+
+def test_sizes_must_agree() -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        PooledScore(1).add(0, np.zeros((2, 2), bool), np.zeros((2, 3), np.uint8))
+
+
+episode = st.tuples(
+    st.integers(0, 2),
+    arrays(bool, (4, 5)),
+    arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 255])),
+)
+
+
+@given(st.lists(episode, min_size=1, max_size=6))
+def test_agrees_with_scikit_learn_on_the_pooled_pixels(episodes: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+    score = PooledScore(3)
+    for class_id, prediction, truth in episodes:
+        score.add(class_id, prediction, truth)
+    present = sorted({c for c, _, _ in episodes})
+    expected = []
+    for c in present:
+        truth = np.concatenate([t[t != 255] for k, _, t in episodes if k == c])
+        prediction = np.concatenate([p[t != 255] for k, p, t in episodes if k == c])
+        expected.append(100 * jaccard_score(truth, prediction, zero_division=0.0) if truth.size else 0.0)
+    assert score.miou(present) == pytest.approx(np.mean(expected))
+    truth = np.concatenate([t[t != 255] for _, _, t in episodes])
+    prediction = np.concatenate([p[t != 255] for _, p, t in episodes])
+    if truth.size:
+        both = [jaccard_score(truth, prediction, pos_label=label, zero_division=0.0) for label in (0, 1)]
+        assert score.fb_iou() == pytest.approx(100 * np.mean(both))
+
+
+@given(st.lists(episode, min_size=2, max_size=6), st.integers(1, 5), st.randoms())
+def test_parts_and_order_do_not_change_a_digit(episodes: list, cut: int, random: object) -> None:
+    whole = PooledScore(3)
+    for e in episodes:
+        whole.add(*e)
+    shuffled = list(episodes)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    first, second = PooledScore(3), PooledScore(3)
+    for i, e in enumerate(shuffled):
+        (first if i < cut else second).add(*e)
+    first.merge(second)
+    classes = sorted({c for c, _, _ in episodes})
+    assert first.miou(classes) == whole.miou(classes)
+    assert first.fb_iou() == whole.fb_iou()
