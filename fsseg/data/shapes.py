@@ -26,7 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fsseg.cell import write_json
+from fsseg.config import DatasetConfig, ShapesConfig
+from fsseg.data.pascal import IMAGES, LISTS, MASKS, VocSource
 from fsseg.data.shapes_draw import CLASSES, FAMILY_NAMES, VERSION, Recipe, draw, plan
+from fsseg.data.source import Split
+from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,69 @@ JPEG_QUALITY = 95
 STALE_SECONDS = 3600
 """A temporary folder that nobody has written to for so long was left by a killed process and is removed."""
 
-_FILES = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+BACKGROUNDS = "backgrounds.txt"
+"""Beside the lists: a line `image_id family` for each image of both splits."""
+
+_PARTS = (IMAGES, MASKS, LISTS)
+
+
+class ShapesSource(VocSource):
+    """`shapes5i` as `conf/dataset/shapes5i.yaml` describes it; generated here if it is not there yet.
+
+    Raises:
+        UserError: `dataset.root` cannot be written to.
+    """
+
+    def __init__(self, cfg: ShapesConfig) -> None:
+        folder = _folder_of(cfg)
+        try:
+            generate(folder.parent, cfg.num_train, cfg.num_val, cfg.generator_seed)
+        except OSError as error:
+            what = f"dataset.root={cfg.root}: shapes5i cannot be generated there: {error}"
+            raise UserError(what, "set dataset.root to a folder you can write to, with 30 MB free") from error
+        super().__init__(
+            name=cfg.name,
+            root=folder,
+            classes=CLASSES,
+            train_list="train",
+            val_list="val",
+            num_folds=cfg.num_folds,
+            cache=cfg.cache,
+        )
+        lines = (folder / LISTS / BACKGROUNDS).read_text().splitlines()
+        self._families = {image_id: FAMILY_NAMES.index(family) for image_id, family in map(str.split, lines)}
+
+    @property
+    def sbd(self) -> Path | None:
+        """None: the masks are complete, whatever else lies beside them."""
+        return None
+
+    def background_family(self, split: Split, image_id: str) -> int | None:
+        """Position of the image's background family in `shapes_draw.FAMILY_NAMES`."""
+        return self._families[image_id]
+
+    @classmethod
+    def check_folder(cls, cfg: DatasetConfig) -> list[UserError]:
+        """Whether the data set is there or can be made there; nothing is generated."""
+        root = Path(cfg.root).expanduser()
+        if is_whole(_folder_of(cfg)):
+            return []
+        place = root.absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            return [UserError(f"dataset.root={cfg.root}: {place} is not a folder", "set dataset.root to a folder")]
+        if not os.access(place, os.W_OK | os.X_OK):
+            what = f"dataset.root={cfg.root}: shapes5i is generated on first use, but {place} cannot be written to"
+            return [UserError(what, "set dataset.root to a folder you can write to")]
+        return []
+
+
+def _folder_of(cfg: DatasetConfig) -> Path:
+    # DatasetConfig by type, since Hydra hands over a DictConfig that duck-types as the schema
+    return dataset_folder(
+        Path(cfg.root).expanduser(), *(getattr(cfg, key) for key in ("num_train", "num_val", "generator_seed"))
+    )
 
 
 def settings(num_train: int, num_val: int, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -90,7 +156,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, num_train: int, num_val: int, seed: int, recipe: Recipe) -> None:
-    images, masks, lists = (folder / part for part in _FILES)
+    images, masks, lists = (folder / part for part in _PARTS)
     for part in (images, masks, lists):
         part.mkdir(parents=True)
     families = []
@@ -103,7 +169,7 @@ def _write(folder: Path, num_train: int, num_val: int, seed: int, recipe: Recipe
             (masks / f"{image_id}.png").write_bytes(_palette_png(labels))
             families.append(f"{image_id} {FAMILY_NAMES[what.family]}\n")
         (lists / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
-    (lists / "backgrounds.txt").write_text("".join(families))
+    (lists / BACKGROUNDS).write_text("".join(families))
     record = settings(num_train, num_val, seed, recipe)
     record |= {"classes": list(CLASSES), "families": list(FAMILY_NAMES), "files": _inventory(folder)}
     write_json(folder / "generator.json", record)
@@ -134,7 +200,7 @@ def _publish(temporary: Path, final: Path) -> None:
 def _remove_stale(root: Path) -> None:
     for left in root.glob(".????????.*.tmp"):
         try:
-            newest = max(path.stat().st_mtime for path in (left, *(left / part for part in _FILES)) if path.exists())
+            newest = max(path.stat().st_mtime for path in (left, *(left / part for part in _PARTS)) if path.exists())
         except (OSError, ValueError):
             continue
         if time.time() - newest > STALE_SECONDS:
@@ -144,7 +210,7 @@ def _remove_stale(root: Path) -> None:
 def _inventory(folder: Path) -> dict[str, list[int]]:
     """Number of files and bytes of each part. What readers add (an index) lies elsewhere and does not count."""
     found = {}
-    for part in _FILES:
+    for part in _PARTS:
         with os.scandir(folder / part) as entries:
             sizes = [e.stat().st_size for e in entries if e.name.endswith((".jpg", ".png", ".txt"))]
         found[part] = [len(sizes), sum(sizes)]

@@ -31,7 +31,7 @@ class Recipe:
 
     side: tuple[int, int] = (97, 129)
     """Smallest and largest image side, in pixels; both sides are drawn on their own."""
-    object_shares: tuple[float, float, float] = (0.10, 0.50, 0.40)
+    object_shares: tuple[float, float, float] = (0.10, 0.40, 0.50)
     """Shares of images with 1, 2 and 3 objects, each object of another class."""
     look_alike: float = 0.5
     """Probability that a further object shares the colour, shape or texture of the first, where the counts allow it."""
