@@ -1,0 +1,264 @@
+"""Which images make up an episode, and the file of an evaluation list."""
+
+from __future__ import annotations
+
+import random as python_random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_source import index_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsseg.config import ProtocolConfig
+from fsseg.data.episodes import (
+    EpisodeSampler,
+    evaluation_episodes,
+    fingerprint,
+    permutation,
+    read_episodes,
+    write_episodes,
+)
+from fsseg.data.lists import FoldLists, train_lists, val_lists
+from fsseg.data.source import ClassIndex
+from fsseg.errors import UserError
+
+NAMES = tuple(f"class{c}" for c in range(8))
+ORDERS = ("cycle", "list_cycle", "class_uniform", "first_n")
+
+
+def make_index(seed: int, num_images: int = 40) -> ClassIndex:
+    """Every class stands in at least seven images."""
+    draw = python_random.Random(seed)
+    images = {f"i{n}": {n % 8: 3000, draw.randrange(8): draw.randrange(1, 6000)} for n in range(num_images)}
+    images.update({f"j{n}": {n % 8: 4000} for n in range(56)})
+    return index_of(images)
+
+
+def make_lists(seed: int, novel: tuple[int, ...] = (0, 1), shot: int = 1) -> FoldLists:
+    return train_lists(make_index(seed), novel, ProtocolConfig(name="p"), shot, NAMES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.integers(0, 5), seed=st.integers(0, 2**40), shot=st.integers(1, 5), repeat=st.booleans())
+def test_every_training_image_is_the_query_once_per_epoch(data: int, seed: int, shot: int, repeat: bool) -> None:
+    lists = make_lists(data)
+    sampler = EpisodeSampler(lists, shot, seed, repeat_support=repeat)
+    for epoch in (0, 1):
+        specs = [sampler[epoch * len(sampler) + i] for i in range(len(sampler))]
+        assert sorted(s.query_id for s in specs) == sorted(lists.images)
+        for s in specs:
+            assert (s.query_id, s.class_id) in lists.pairs
+            assert len(s.support_ids) == shot
+            assert set(s.support_ids) <= set(lists.candidates[s.class_id]) - {s.query_id}
+            assert repeat or len(set(s.support_ids)) == shot
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), numbers=st.lists(st.integers(0, 500), min_size=1, max_size=30))
+def test_an_episode_depends_on_seed_and_number_only(seed: int, numbers: list[int]) -> None:
+    lists = make_lists(0)
+    one = EpisodeSampler(lists, 2, seed)
+    visited = {n: one[n] for n in numbers}  # in any order, back and forth between epochs
+    for n in sorted(visited, reverse=True):
+        assert EpisodeSampler(lists, 2, seed)[n] == visited[n]
+
+
+def test_seeds_and_epochs_differ() -> None:
+    lists = make_lists(0)
+    size = len(lists.images)
+    runs = [[EpisodeSampler(lists, 1, seed)[i] for i in range(size)] for seed in (0, 1)]
+    assert runs[0] != runs[1]
+    sampler = EpisodeSampler(lists, 1, 0)
+    assert [sampler[i].query_id for i in range(size)] != [sampler[size + i].query_id for i in range(size)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 100), shift=st.sampled_from([None, 0.0, 0.4, 1.0]), repeat=st.booleans())
+def test_fewer_shots_are_the_beginning_of_more(seed: int, shift: float | None, repeat: bool) -> None:
+    lists = make_lists(1)
+    families = {image: n % 3 for n, image in enumerate(lists.images)}
+    one, five = (EpisodeSampler(lists, k, seed, repeat, families, shift) for k in (1, 5))
+    for n in range(60):
+        assert (one[n].query_id, one[n].class_id) == (five[n].query_id, five[n].class_id)
+        assert one[n].support_ids == five[n].support_ids[:1]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_and_five_shot_evaluation_share_query_class_and_first_support(order: str) -> None:
+    lists = val_lists(make_index(2), (2, 3), ProtocolConfig(name="p"), 5, NAMES)
+    protocol = ProtocolConfig(name="p", query_order=order, num_episodes=100)
+    one, five = (evaluation_episodes(lists, protocol, k, 7) for k in (1, 5))
+    assert [(s.number, s.query_id, s.class_id, s.support_ids[0]) for s in one] == [
+        (s.number, s.query_id, s.class_id, s.support_ids[0]) for s in five
+    ]
+    assert all(len({s.query_id, *s.support_ids}) == 6 for s in five)
+    assert one == evaluation_episodes(lists, ProtocolConfig(name="p", query_order=order, num_episodes=200), 1, 7)[:100]
+    assert one != evaluation_episodes(lists, protocol, 1, 8)
+
+
+def test_cycling_visits_every_pair_before_any_again() -> None:
+    lists = val_lists(make_index(3), (2, 3), ProtocolConfig(name="p"), 1, NAMES)
+    pairs = len(lists.pairs)
+    for order in ("cycle", "list_cycle"):
+        specs = evaluation_episodes(lists, ProtocolConfig(name="p", query_order=order, num_episodes=3 * pairs), 1, 0)
+        for turn in range(3):
+            visited = [(s.query_id, s.class_id) for s in specs[turn * pairs : (turn + 1) * pairs]]
+            assert sorted(visited) == sorted(lists.pairs)
+            assert (tuple(visited) == lists.pairs) == (order == "list_cycle")
+
+
+def test_first_n_takes_the_first_images_only_and_class_uniform_does_not() -> None:
+    images = {f"p{n}": {0: 9000} for n in range(60)} | {f"q{n}": {1: 9000} for n in range(30)}
+    lists = val_lists(index_of(images), (0, 1), ProtocolConfig(name="p"), 1, NAMES)
+    first, uniform = (
+        evaluation_episodes(lists, ProtocolConfig(name="p", query_order=order, num_episodes=50), 1, 0)
+        for order in ("first_n", "class_uniform")
+    )
+    assert [s.query_id for s in first] == [f"p{n}" for n in range(50)]  # never a query of class 1
+    assert 15 <= Counter(s.class_id for s in uniform)[1] <= 35
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0, 0), (1.0, 400, 400), (0.25, 60, 140)])
+def test_background_shift_is_the_share_of_episodes_across_families(shift: float, low: int, high: int) -> None:
+    images = {f"i{n}": {0: 9000} for n in range(40)}
+    lists = val_lists(index_of(images), (0,), ProtocolConfig(name="p"), 3, NAMES)
+    families = {image: n % 4 for n, image in enumerate(lists.images)}
+    protocol = ProtocolConfig(name="p", num_episodes=400)
+    across = 0
+    for s in evaluation_episodes(lists, protocol, 3, 0, families, shift):
+        differs = {families[s.query_id] != families[i] for i in s.support_ids}
+        assert len(differs) == 1  # all supports of an episode are of one kind
+        across += differs.pop()
+    assert low <= across <= high  # 0.25: 100 expected, standard deviation 9
+
+
+def test_where_no_image_of_the_wanted_family_is_left_any_other_is_taken() -> None:
+    lists = val_lists(index_of({f"i{n}": {0: 9000} for n in range(4)}), (0,), ProtocolConfig(name="p"), 3, NAMES)
+    families = {"i0": 0, "i1": 1, "i2": 1, "i3": 1}
+    for s in evaluation_episodes(lists, ProtocolConfig(name="p", num_episodes=20), 3, 0, families, 0.0):
+        assert {s.query_id, *s.support_ids} == {"i0", "i1", "i2", "i3"}
+
+
+def test_draws_are_uniform() -> None:
+    lists = val_lists(index_of({f"i{n}": {0: 9000} for n in range(5)}), (0,), ProtocolConfig(name="p"), 2, NAMES)
+    specs = evaluation_episodes(lists, ProtocolConfig(name="p", num_episodes=4000), 2, 0)
+    counts = Counter((s.query_id, s.support_ids) for s in specs)
+    assert len(counts) == 60  # 5 queries x 4 x 3 ordered supports
+    chi_square = sum((n - 4000 / 60) ** 2 / (4000 / 60) for n in counts.values())
+    assert chi_square < 99  # 59 degrees of freedom: exceeded with probability 0.001
+
+
+@given(st.integers(0, 200), st.text(max_size=5))
+def test_permutation_holds_every_number_once(count: int, key: str) -> None:
+    assert sorted(permutation(count, key)) == list(range(count))
+
+
+def test_random_streams_are_those_of_sha512_seeding_in_every_python() -> None:
+    # Independent of `random`: version 2 seeding is the int of (bytes + sha512(bytes)), fed to the Mersenne twister,
+    # which numpy implements as well; random() takes 53 bits of two outputs.
+    import hashlib
+
+    import numpy as np
+
+    text = b"fsseg train order 0 0"
+    number = int.from_bytes(text + hashlib.sha512(text).digest(), "big")
+    words = [(number >> (32 * i)) & 0xFFFFFFFF for i in range((number.bit_length() + 31) // 32)]
+    twister = np.random.RandomState(np.array(words, dtype=np.uint32))
+    order = list(range(10))
+    for i in range(9, 0, -1):
+        j = int(twister.random_sample() * (i + 1))
+        order[i], order[j] = order[j], order[i]
+    assert permutation(10, text.decode()) == order
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, ClassIndex, dict[int, list]]:
+    index = make_index(4)
+    lists = val_lists(index, (2, 3), ProtocolConfig(name="p"), 5, NAMES)
+    protocol = ProtocolConfig(name="p", num_episodes=12)
+    episodes = {seed: evaluation_episodes(lists, protocol, 5, seed) for seed in (0, 3)}
+    path = tmp_path / "list.tsv"
+    mark = write_episodes(path, episodes, dataset="fake", fold=1, shot=5, protocol="p", class_names=NAMES)
+    assert mark == fingerprint(episodes)
+    return path, index, episodes
+
+
+def read(path: Path, index: ClassIndex, **changes: object) -> dict[int, list]:
+    arguments: dict = {"dataset": "fake", "fold": 1, "shot": 5, "class_names": NAMES, "novel": (2, 3), "index": index}
+    return read_episodes(path, **(arguments | changes))
+
+
+def test_a_written_list_reads_back_and_serves_fewer_shots(written) -> None:
+    path, index, episodes = written
+    assert read(path, index) == episodes
+    one = read(path, index, shot=1)
+    assert [s.support_ids for s in one[3]] == [s.support_ids[:1] for s in episodes[3]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 2}, "list for fold=1, this run has fold=2"),
+        ({"dataset": "coco20i"}, "list for dataset=fake"),
+        ({"shot": 6}, "needs shot=6"),
+        ({"novel": (3,)}, r"line \d+: class class2 \(2\) is not novel"),
+        ({"class_names": NAMES[::-1]}, r"line \d+: class 2 is not 'class2'"),
+    ],
+)
+def test_a_list_for_something_else_is_refused(written, changes: dict, message: str) -> None:
+    path, index, _ = written
+    with pytest.raises(UserError, match=message) as caught:
+        read(path, index, **changes)
+    assert str(path) in str(caught.value)
+
+
+def edit(path: Path, line: int, column: int, value: str) -> None:
+    lines = path.read_text().split("\n")
+    cells = lines[line - 1].split("\t")
+    cells[column] = value
+    lines[line - 1] = "\t".join(cells)
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (4, "nowhere", "line 12: image nowhere is not in the evaluation split"),
+        (5, "j0", r"line 12: image j0 has no pixel of class\d"),
+        (0, "x", "line 12: not seed"),
+        (9, "", r"line 12: image  is not in"),
+    ],
+)
+def test_a_faulty_line_is_named(written, column: int, value: str, message: str) -> None:
+    path, index, _ = written
+    edit(path, 12, column, value)
+    with pytest.raises(UserError, match=message):
+        read(path, index)
+
+
+def test_a_query_that_is_its_own_support_is_refused(written) -> None:
+    path, index, _ = written
+    edit(path, 12, 6, path.read_text().split("\n")[11].split("\t")[4])
+    with pytest.raises(UserError, match="line 12: the query .* is its own support"):
+        read(path, index)
+
+
+def test_a_list_cut_short_is_refused(written) -> None:
+    path, index, _ = written
+    lines = path.read_text().rstrip("\n").split("\n")
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UserError, match="cut or edited"):
+        read(path, index)
+
+
+def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "y").write_text("2007_000033\n")
+    for name, message in {"x": "cannot be read", "y": "line 1: not a list", "absent": "cannot be read"}.items():
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / name, make_index(0))

@@ -1,0 +1,104 @@
+"""Lists of one fold: which images and classes an episode may use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_source import index_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsseg.config import PascalConfig, ProtocolConfig
+from fsseg.data.lists import eligible_pairs, train_lists, val_lists
+from fsseg.data.pascal import PascalSource
+from fsseg.errors import UserError
+
+NAMES = ("aeroplane", "bicycle", "bird", "boat")
+
+
+def test_objects_below_the_smallest_size_are_not_listed_but_still_drop_the_image() -> None:
+    index = index_of({"a": {2: 2048, 0: 1}, "b": {2: 2048, 3: 2047}, "c": {2: 5000}, "d": {3: 9000}, "e": {3: 2048}})
+    lists = train_lists(index, (0, 1), ProtocolConfig(name="standard"), 1, NAMES)
+    assert lists.candidates == {2: ("b", "c"), 3: ("d", "e")}  # a holds one novel pixel; b's boat is too small
+    assert lists.images == ("b", "c", "d", "e")
+    assert lists.pairs == (("b", 2), ("c", 2), ("d", 3), ("e", 3))
+
+
+@pytest.mark.parametrize("rule", ["background", "ignore"])
+def test_images_with_novel_pixels_stay_unless_dropped(rule: str) -> None:
+    index = index_of({"a": {0: 9000, 2: 9000}, "b": {2: 9000}})
+    lists = train_lists(index, (0, 1), ProtocolConfig(name="p", novel_in_training=rule), 1, NAMES)
+    assert lists.candidates == {2: ("a", "b")}
+
+
+def test_a_novel_class_without_enough_images_is_missing_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    index = index_of({"a": {0: 9000, 1: 9000}, "b": {0: 9000}, "c": {2: 9000}})
+    lists = val_lists(index, (0, 1), ProtocolConfig(name="standard"), 1, NAMES)
+    assert lists.missing_classes == (1,)
+    assert lists.pairs == (("a", 0), ("b", 0))
+    assert "bicycle (1)" in caplog.text
+
+
+def test_five_shots_need_six_images_unless_supports_may_repeat() -> None:
+    index = index_of({f"i{n}": {0: 9000} for n in range(5)})
+    with pytest.raises(UserError, match="no novel class has the 6 images"):
+        val_lists(index, (0,), ProtocolConfig(name="standard"), 5, NAMES)
+    assert val_lists(index, (0,), ProtocolConfig(name="hsnet", repeat_support=True), 5, NAMES).classes == (0,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    images=st.lists(st.dictionaries(st.integers(0, 7), st.integers(1, 5000), max_size=4), max_size=25),
+    fold=st.integers(0, 3),
+    rule=st.sampled_from(["drop", "background", "ignore"]),
+    min_pixels=st.sampled_from([0, 2048]),
+    shot=st.sampled_from([1, 5]),
+    repeat=st.booleans(),
+)
+def test_training_lists_agree_with_the_definition(
+    images: list[dict[int, int]], fold: int, rule: str, min_pixels: int, shot: int, repeat: bool
+) -> None:
+    named = {f"i{n}": pairs for n, pairs in enumerate(images)}
+    novel = {2 * fold, 2 * fold + 1}
+    protocol = ProtocolConfig(name="p", novel_in_training=rule, min_pixels=min_pixels, repeat_support=repeat)
+    expected: dict[int, list[str]] = {}
+    for name, pairs in named.items():
+        if rule == "drop" and novel & set(pairs):
+            continue
+        for c, pixels in pairs.items():
+            if c not in novel and pixels >= min_pixels:
+                expected.setdefault(c, []).append(name)
+    usable = {c: tuple(ids) for c, ids in expected.items() if len(ids) >= (2 if repeat else shot + 1)}
+    if not usable:
+        with pytest.raises(UserError):
+            train_lists(index_of(named), novel, protocol, shot, tuple("abcdefgh"))
+        return
+    lists = train_lists(index_of(named), novel, protocol, shot, tuple("abcdefgh"))
+    assert lists.candidates == usable
+    assert set(lists.pairs) == {(i, c) for c, ids in usable.items() for i in ids}
+    assert set(lists.missing_classes) == set(range(8)) - novel - set(usable)
+
+
+@pytest.mark.shared
+def test_lists_from_the_real_masks_have_the_published_sizes(shared_dir: Path, tmp_path: Path) -> None:
+    facts = json.loads((shared_dir / "facts/folds.json").read_text())["pascal5i"]["list_sizes_from_masks"]["folds"]
+    root = str(shared_dir / "data/voc_part")
+    pools = {"train_aug_10582": "train_aug", "pfenet_list_5953": "pfenet_train"}
+    for pool, name in pools.items():
+        cfg = PascalConfig(name="pascal5i", root=root, image_size=473, cache=str(tmp_path), train_list=name)
+        source = PascalSource(cfg)
+        for fold in range(4):
+            novel, fact = source.novel_classes(fold), facts[str(fold)]
+            for rule in ("drop", "background"):
+                protocol = ProtocolConfig(name="p", novel_in_training=rule)
+                lists = train_lists(source.index("train"), novel, protocol, 1, source.classes)
+                assert len(lists.images) == fact[pool]["images_drop" if rule == "drop" else "images_keep"]
+                if rule == "drop":
+                    per_class = {source.classes[c]: len(ids) for c, ids in lists.candidates.items()}
+                    assert per_class == fact[pool]["per_class_drop"]
+            val = val_lists(source.index("val"), novel, ProtocolConfig(name="p"), 1, source.classes)
+            assert (len(val.pairs), len(val.images)) == (fact["val"]["pairs"], fact["val"]["images"])
+            assert len(eligible_pairs(source.index("val"), novel, 2048)) == fact["val"]["pairs"]
+            assert {source.classes[c]: len(ids) for c, ids in val.candidates.items()} == fact["val"]["per_class"]
