@@ -1,0 +1,112 @@
+"""Decoding of images and label masks, with errors that name the file. Called by the sources and by the mask scan.
+
+EXIF orientation is left alone on purpose: the masks of VOC and COCO are drawn on the unrotated pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fsseg.errors import UserError
+
+_RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
+# What Pillow raises on damaged files, by decoder: OSError (truncation), SyntaxError (PNG chunks), ValueError, EOFError.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return str(error) or type(error).__name__
+
+
+def read_image(path: Path | str) -> NDArray[np.uint8]:
+    """An image as RGB, (H, W, 3) uint8; grey-scale and CMYK files are converted.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing", "complete the image folder, or take the name off the list"
+        ) from None
+    except _DECODE_ERRORS as error:
+        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) of an image, from its header alone.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing", "complete the image folder, or take the name off the list"
+        ) from None
+    except _DECODE_ERRORS as error:
+        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+
+
+def read_labels(path: Path | str) -> NDArray[np.uint8]:
+    """A label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore. `.mat` is SBD's form, all else is PNG.
+
+    Raises:
+        UserError: the file is missing, cannot be decoded, or holds colours instead of class numbers.
+    """
+    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path)
+
+
+def _read_png(path: Path | str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise UserError(
+                    f"mask {path} is of mode {image.mode}: one byte of class number per pixel is expected",
+                    "use the palette PNGs of VOC2012 (class numbers), not masks painted in colours",
+                )
+            return np.array(image)
+    except FileNotFoundError:
+        raise UserError(f"mask {path} is missing", "complete the mask folder, or take the name off the list") from None
+    except _DECODE_ERRORS as error:
+        raise UserError(f"mask {path} cannot be read: {_reason(error)}", _RESTORE) from error
+
+
+def _read_sbd(path: Path | str) -> NDArray[np.uint8]:
+    from scipy.io import loadmat  # slow to import, and most trees have no .mat
+
+    try:
+        labels: Any = loadmat(path, variable_names=["GTcls"], squeeze_me=True, struct_as_record=False)["GTcls"]
+        labels = np.asarray(labels.Segmentation)
+    except FileNotFoundError:
+        raise UserError(f"mask {path} is missing", "complete SBD's cls folder, or take the name off the list") from None
+    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
+        raise UserError(
+            f"mask {path} cannot be read as SBD's GTcls.Segmentation: {_reason(error)}", _RESTORE
+        ) from error
+    if labels.ndim != 2 or labels.dtype.kind not in "iuf" or labels.size == 0:
+        raise UserError(f"mask {path} holds no (height, width) array of class numbers", _RESTORE)
+    if labels.min() < 0 or labels.max() > 255 or (labels.dtype.kind == "f" and (labels % 1).any()):
+        raise UserError(f"mask {path} holds values that are no class numbers", _RESTORE)
+    return np.ascontiguousarray(labels, dtype=np.uint8)
+
+
+def size_error(
+    image_path: Path | str, image: tuple[int, int], mask_path: Path | str, mask: tuple[int, int]
+) -> UserError:
+    """The fault of a mask that is not of its image's size; sizes are (height, width)."""
+    return UserError(
+        f"mask {mask_path} is {mask[1]}x{mask[0]} pixels, but image {image_path} is {image[1]}x{image[0]}",
+        "restore both from the same release: one of them was resized or belongs to another image",
+    )
