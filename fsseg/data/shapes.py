@@ -28,7 +28,8 @@ from PIL import Image
 from fsseg.cell import write_json
 from fsseg.config import DatasetConfig, ShapesConfig
 from fsseg.data.pascal import IMAGES, LISTS, MASKS, VocSource
-from fsseg.data.shapes_draw import CLASSES, FAMILY_NAMES, VERSION, Recipe, draw, plan
+from fsseg.data.shapes_backgrounds import FAMILY_NAMES
+from fsseg.data.shapes_draw import CLASSES, VERSION, Recipe, draw, plan
 from fsseg.data.source import Split
 from fsseg.errors import UserError
 
@@ -76,7 +77,7 @@ class ShapesSource(VocSource):
         return None
 
     def background_family(self, split: Split, image_id: str) -> int | None:
-        """Position of the image's background family in `shapes_draw.FAMILY_NAMES`."""
+        """Position of the image's background family in `shapes_backgrounds.FAMILY_NAMES`."""
         return self._families[image_id]
 
     @classmethod

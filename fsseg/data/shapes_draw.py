@@ -8,18 +8,16 @@ no sum of floats whose order is open). Coordinates are (x, y) in pixels at pixel
 
 from __future__ import annotations
 
-import colorsys
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.data.shapes_backgrounds import FAMILIES, FAMILY_NAMES, Array, direction, hsv, random_array, soft, unit, wave
 from fsseg.data.source import IGNORE_INDEX
-
-Array = NDArray[np.float64]
 
 VERSION = 1
 """Raise it when the code below draws something else; changed numbers in `Recipe` are noticed by themselves."""
@@ -168,10 +166,10 @@ def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], ND
         image[part] = (1 - cover) * image[part] + cover * colour
         labels[part][item.distance <= 0] = item.class_id + 1
         labels[part][np.abs(item.distance) <= recipe.boundary] = IGNORE_INDEX
-    dx, dy = _direction(rng, 180)
+    dx, dy = direction(rng, 180)
     along = ((x - width / 2) * dx + (y - height / 2) * dy) / max(width, height)
     image = image * (1 - recipe.shading * rng.random() * (0.5 + along))[..., None]
-    image = image + recipe.noise * (_random_array(rng, image.shape) - 0.5) * 2
+    image = image + recipe.noise * (random_array(rng, image.shape) - 0.5) * 2
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), labels
 
 
@@ -201,13 +199,13 @@ class _Item:
 def _outline(shape: str) -> list[tuple[float, float]]:
     """Corners of a shape, of any size, round the origin."""
     if shape == "disc":
-        return [_unit(360 * k / 36) for k in range(36)]
+        return [unit(360 * k / 36) for k in range(36)]
     if shape == "triangle":
-        return [_unit(120 * k - 90) for k in range(3)]
+        return [unit(120 * k - 90) for k in range(3)]
     if shape == "square":
-        return [_unit(90 * k + 45) for k in range(4)]
+        return [unit(90 * k + 45) for k in range(4)]
     if shape == "star":
-        return [(r * a, r * b) for k in range(10) for r in [0.46 if k % 2 else 1.0] for a, b in [_unit(36 * k - 90)]]
+        return [(r * a, r * b) for k in range(10) for r in [0.46 if k % 2 else 1.0] for a, b in [unit(36 * k - 90)]]
     arm = 0.34
     quarter = [(1.0, -arm), (1.0, arm), (arm, arm)]
     corners = []
@@ -224,7 +222,7 @@ def _item(class_id: int, area: float, x: Array, y: Array, rng: Random, recipe: R
     after = [*corners[1:], corners[0]]
     unit_area = abs(sum(a * d - b * c for (a, b), (c, d) in zip(corners, after))) / 2
     scale = math.sqrt(area / unit_area)
-    c, s = _direction(rng, recipe.turn)
+    c, s = direction(rng, recipe.turn)
     corners = [(scale * (c * a - s * b), scale * (s * a + c * b)) for a, b in corners]
     # The box may stick out by a tenth of its side; `visible` bounds what that hides.
     centre = []
@@ -271,7 +269,7 @@ def _object_colour(item: _Item, x: Array, y: Array, rng: Random, recipe: Recipe)
     """Colour at each pixel of the window as if the object covered it, (h, w, 3)."""
     colour_name, texture, _ = CLASS_PARTS[item.class_id]
     hue = COLOURS[colour_name] + recipe.hue_jitter * (2 * rng.random() - 1)
-    first = _hsv(hue, rng.uniform(*recipe.saturation), rng.uniform(*recipe.value))
+    first = hsv(hue, rng.uniform(*recipe.saturation), rng.uniform(*recipe.value))
     second = first * rng.uniform(*recipe.second_tone)
     period = math.sqrt(item.area / math.pi) * rng.uniform(*recipe.period)
     # Textures lie in the object's own axes and turn with it.
@@ -281,141 +279,12 @@ def _object_colour(item: _Item, x: Array, y: Array, rng: Random, recipe: Recipe)
     if texture == "plain":
         weight = np.zeros_like(x)
     elif texture == "striped":
-        weight = _soft((_wave(v) - 0.5) * period / 2)
+        weight = soft((wave(v) - 0.5) * period / 2)
     elif texture == "dotted":
         du, dv = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
-        weight = _soft((0.33 - np.sqrt(du * du + dv * dv)) * period)
+        weight = soft((0.33 - np.sqrt(du * du + dv * dv)) * period)
     else:
-        weight = _soft((_wave(u / 1.5) - 0.5) * period * 0.75)
-        other = _soft((_wave(v / 1.5) - 0.5) * period * 0.75)
+        weight = soft((wave(u / 1.5) - 0.5) * period * 0.75)
+        other = soft((wave(v / 1.5) - 0.5) * period * 0.75)
         weight = weight * (1 - other) + other * (1 - weight)
     return first + weight[..., None] * (second - first)
-
-
-# --- backgrounds ------------------------------------------------------------------------------------------------------
-
-
-def _gradient(x: Array, y: Array, rng: Random) -> Array:
-    """Two sky colours that run into each other: no edges at all."""
-    a = _hsv(rng.uniform(0.50, 0.60), rng.uniform(0.10, 0.30), rng.uniform(0.82, 0.98))
-    b = _hsv(rng.uniform(0.54, 0.66), rng.uniform(0.30, 0.52), rng.uniform(0.52, 0.78))
-    dx, dy = _direction(rng, 180)
-    along = x * dx + y * dy
-    along = (along - along.min()) / (along.max() - along.min())
-    return a + (along * along if rng.random() < 0.5 else along)[..., None] * (b - a)
-
-
-def _grating(x: Array, y: Array, rng: Random) -> Array:
-    """Sand and wood: parallel bars of two browns, of one direction and period."""
-    hue = rng.uniform(0.065, 0.115)
-    a = _hsv(hue, rng.uniform(0.22, 0.42), rng.uniform(0.78, 0.92))
-    b = _hsv(hue - rng.uniform(0.0, 0.03), rng.uniform(0.38, 0.58), rng.uniform(0.45, 0.64))
-    dx, dy = _direction(rng, 180)
-    bend = 4 * (_value_noise(x, y, 40, rng) - 0.5)
-    wave = _wave((x * dx + y * dy + bend) / rng.uniform(7, 15))
-    sharp = rng.uniform(1.0, 2.5)
-    return a + np.clip((wave - 0.5) * sharp + 0.5, 0, 1)[..., None] * (b - a)
-
-
-def _clouds(x: Array, y: Array, rng: Random) -> Array:
-    """Foliage: noise of several octaves in dark greens."""
-    hue = rng.uniform(0.24, 0.42)
-    a = _hsv(hue, rng.uniform(0.30, 0.50), rng.uniform(0.12, 0.24))
-    b = _hsv(hue - rng.uniform(0.0, 0.06), rng.uniform(0.22, 0.42), rng.uniform(0.50, 0.68))
-    cell, total = rng.uniform(18, 34), np.zeros_like(x)
-    for finer, weight in ((1.0, 0.5), (2.3, 0.28), (5.3, 0.22)):
-        total = total + weight * _value_noise(x, y, cell / finer, rng)
-    return a + np.clip((total - 0.5) * 1.9 + 0.5, 0, 1)[..., None] * (b - a)
-
-
-def _blobs(x: Array, y: Array, rng: Random) -> Array:
-    """Confetti: dots of two sizes of colour, light pinks and lilacs, on a lighter ground."""
-    hue = rng.uniform(0.84, 0.97)
-    image = np.broadcast_to(_hsv(hue, rng.uniform(0.06, 0.16), rng.uniform(0.88, 0.97)), (*x.shape, 3)).copy()
-    tones = [_hsv(hue + rng.uniform(-0.06, 0.06), rng.uniform(0.22, 0.42), rng.uniform(0.62, 0.86)) for _ in range(2)]
-    pitch, height, width = rng.uniform(11, 19), *x.shape
-    for row in range(-1, int(height / pitch) + 2):
-        for column in range(-1, int(width / pitch) + 2):
-            cx = (column + 0.5 * (row % 2) + 0.5 * rng.random()) * pitch
-            cy = (row + 0.5 * rng.random()) * pitch
-            radius = pitch * rng.uniform(0.2, 0.42)
-            tone = tones[rng.randrange(2)]
-            rows = slice(max(0, int(cy - radius) - 1), max(0, int(cy + radius) + 2))
-            columns = slice(max(0, int(cx - radius) - 1), max(0, int(cx + radius) + 2))
-            dx, dy = x[rows, columns] - cx, y[rows, columns] - cy
-            cover = _soft(radius - np.sqrt(dx * dx + dy * dy))[..., None]
-            image[rows, columns] += cover * (tone - image[rows, columns])
-    return image
-
-
-def _bricks(x: Array, y: Array, rng: Random) -> Array:
-    """A wall: bricks of differing greyish browns and reds in rows, with light mortar between them."""
-    hue = rng.uniform(-0.02, 0.05)
-    brick = _hsv(hue, rng.uniform(0.25, 0.45), rng.uniform(0.40, 0.56))
-    mortar = _hsv(hue + 0.08, rng.uniform(0.05, 0.15), rng.uniform(0.70, 0.84))
-    dx, dy = _direction(rng, 12)
-    long, short = rng.uniform(19, 28), rng.uniform(9, 13)
-    v = (y * dx - x * dy) / short + 40 + rng.random()
-    row = np.floor(v)
-    u = (x * dx + y * dy) / long + 40 + rng.random() + 0.5 * (row % 2)
-    column = np.floor(u)
-    tones = 0.72 + 0.56 * _random_array(rng, (97, 89))
-    tone = tones[row.astype(np.int64) % 97, column.astype(np.int64) % 89]
-    gap = np.minimum(np.minimum(u - column, 1 - u + column) * long, np.minimum(v - row, 1 - v + row) * short)
-    return mortar + _soft(gap - 0.9)[..., None] * (brick * tone[..., None] - mortar)
-
-
-FAMILIES: dict[str, Callable[[Array, Array, Random], Array]] = {
-    "gradient": _gradient,
-    "grating": _grating,
-    "clouds": _clouds,
-    "blobs": _blobs,
-    "bricks": _bricks,
-}
-FAMILY_NAMES = tuple(FAMILIES)
-"""Background families; position = number of the family."""
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def _unit(degrees: float) -> tuple[float, float]:
-    """Cosine and sine. Rounded, since the last digit may differ between C libraries."""
-    angle = math.radians(degrees)
-    return round(math.cos(angle), 9), round(math.sin(angle), 9)
-
-
-def _direction(rng: Random, within: float) -> tuple[float, float]:
-    return _unit(within * (2 * rng.random() - 1))
-
-
-def _hsv(hue: float, saturation: float, value: float) -> Array:
-    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
-
-
-def _wave(t: Array) -> Array:
-    """Triangle wave of period 1 in [0, 1]."""
-    return np.abs(2 * (t - np.floor(t)) - 1)
-
-
-def _soft(distance: Array) -> Array:
-    """Cover of a pixel whose centre lies `distance` pixels inside an edge."""
-    return np.clip(distance + 0.5, 0, 1)
-
-
-def _random_array(rng: Random, shape: Sequence[int]) -> Array:
-    """Numbers in [0, 1], in steps of 1/255."""
-    count = math.prod(shape)
-    return np.frombuffer(rng.randbytes(count), dtype=np.uint8).reshape(shape) / 255.0
-
-
-def _value_noise(x: Array, y: Array, cell: float, rng: Random) -> Array:
-    """Smooth noise in [0, 1]: random values on a lattice of `cell` pixels, blended between its points."""
-    u, v = x / cell + rng.random(), y / cell + rng.random()
-    i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
-    lattice = _random_array(rng, (int(j.max()) + 2, int(i.max()) + 2))
-    s, t = u - i, v - j
-    s, t = s * s * (3 - 2 * s), t * t * (3 - 2 * t)
-    above = lattice[j, i] + s * (lattice[j, i + 1] - lattice[j, i])
-    below = lattice[j + 1, i] + s * (lattice[j + 1, i + 1] - lattice[j + 1, i])
-    return above + t * (below - above)

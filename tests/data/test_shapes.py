@@ -26,7 +26,8 @@ from fsseg.config import ShapesConfig
 from fsseg.data import shapes
 from fsseg.data.pascal import VocSource
 from fsseg.data.shapes import ShapesSource, dataset_folder, generate, is_whole
-from fsseg.data.shapes_draw import CLASS_PARTS, CLASSES, FAMILY_NAMES, Plan, Recipe, draw, plan
+from fsseg.data.shapes_backgrounds import FAMILY_NAMES
+from fsseg.data.shapes_draw import CLASS_PARTS, CLASSES, Plan, Recipe, draw, plan
 from fsseg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
