@@ -127,24 +127,27 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
     columns = len(headings)
     top, side = 0.62 if title else 0.3, 1.25  # inches for headings, and for the labels at the left
     foot = 0.32
-    width, height = side + columns * _PANEL_INCHES, top + foot + len(episodes) * _PANEL_INCHES
-    figure = _figure(width, height)
     gap = 0.04
-    for line, episode in enumerate(episodes):
-        bottom = height - top - (line + 1) * _PANEL_INCHES
-        for column, panel in enumerate(_panels(episode, shots)):
+    painted = [_panels(episode, shots) for episode in episodes]
+    row_inches = [_row_inches(panels) for panels in painted]
+    width, height = side + columns * _PANEL_INCHES, top + foot + sum(row_inches)
+    figure = _figure(width, height)
+    bottom = height - top
+    for episode, panels, inches in zip(episodes, painted, row_inches):
+        bottom -= inches
+        for column, panel in enumerate(panels):
             left = side + column * _PANEL_INCHES
             box = (
                 (left + gap) / width,
                 (bottom + gap) / height,
                 (_PANEL_INCHES - 2 * gap) / width,
-                (_PANEL_INCHES - 2 * gap) / height,
+                (inches - 2 * gap) / height,
             )
             axes = figure.add_axes(box)
             axes.set_axis_off()
             if panel is not None:
                 axes.imshow(panel, interpolation="antialiased")
-        middle = (bottom + _PANEL_INCHES / 2) / height
+        middle = (bottom + inches / 2) / height
         figure.text(
             0.1 / width, middle + 0.1 / height, _wrapped(episode.class_name), fontsize=10, weight="bold", va="bottom"
         )
@@ -245,6 +248,12 @@ def _panels(episode: SheetRow, shots: int) -> list[NDArray[np.uint8] | None]:
     ]
 
 
+def _row_inches(panels: list[NDArray[np.uint8] | None]) -> float:
+    """Height of a row: that of its tallest picture at a panel's width, within limits that keep labels legible."""
+    tallest = max(panel.shape[0] / panel.shape[1] for panel in panels if panel is not None)
+    return _PANEL_INCHES * min(max(tallest, 0.5), 1.0)
+
+
 def _legend(figure: Figure, left: float, middle: float) -> None:
     from matplotlib.patches import Patch
 
@@ -254,8 +263,15 @@ def _legend(figure: Figure, left: float, middle: float) -> None:
         Patch(facecolor=(*PREDICTION_COLOUR, 0.6), edgecolor=PREDICTION_COLOUR, label="prediction"),
         Patch(facecolor="0.8", edgecolor="0.35", hatch="////", label="ignored (255)"),
     ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(left, middle), ncols=4, frameon=False, fontsize=8.5,
-                  borderaxespad=0)  # fmt: skip
+    figure.legend(
+        handles=handles,
+        ncols=4,
+        frameon=False,
+        fontsize=8.5,
+        loc="center left",
+        bbox_to_anchor=(left, middle),
+        borderaxespad=0,
+    )
 
 
 def _wrapped(name: str) -> str:

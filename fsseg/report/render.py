@@ -1,4 +1,4 @@
-"""The tables of `tables.build` as terminal text, Markdown, CSV, JSON and LaTeX.
+"""The tables of `build` as terminal text, Markdown, CSV, JSON and LaTeX.
 
 `tables.aggregate` is the caller. Numbers are rounded here and nowhere else: one decimal for people, all for machines.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from fsseg.report.build import MEAN, Entry, Report, Row, Table
 from fsseg.report.paper import FOLDS
-from fsseg.report.tables import MEAN, Entry, Report, Row, Table
 
 MISSING = "—"
 _COLUMNS = (*FOLDS, MEAN)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from fsseg.report.build import MEAN, Row, Table, build
+from fsseg.report.collect import collect
+
+
+def one_table(path) -> Table:
+    (table,) = build(collect([path])).tables
+    return table
+
+
+def one_row(path) -> Row:
+    (row,) = one_table(path).rows
+    return row
+
+
+def test_the_mean_over_four_folds_stands_beside_the_papers(tmp_path, make_cell):
+    for fold, miou in enumerate((70.0, 75.0, 68.0, 65.0)):
+        make_cell(fold, miou)
+    row = one_row(tmp_path)
+    mean = row.entries[1, MEAN]
+    assert mean.miou == pytest.approx(69.5)  # (70 + 75 + 68 + 65) / 4
+    assert mean.paper == 70.6
+    assert mean.difference == pytest.approx(-1.1)
+    assert row.entries[1, 2].difference == pytest.approx(68.0 - 69.5)
+
+
+def test_no_mean_without_all_folds_but_a_note(tmp_path, make_cell):
+    make_cell(0, 70.0)
+    make_cell(2, 71.0)
+    table = one_table(tmp_path)
+    assert (1, MEAN) not in table.rows[0].entries
+    assert any("2 of 4 folds done" in note and "folds 0, 2 alone: 70.5" in note for note in table.notes)
+    assert table.missing == [
+        ("pascal5i abcb resnet50 1-shot fold 1 seed 0", "not started"),
+        ("pascal5i abcb resnet50 1-shot fold 3 seed 0", "not started"),
+    ]
+
+
+def test_training_seeds_give_mean_and_sample_deviation(tmp_path, make_cell):
+    for fold in range(4):
+        for seed, offset in enumerate((0.0, 2.0, 4.0)):
+            make_cell(fold, 60.0 + 10 * fold / 4 + offset, seed=seed, episodes=f"e{fold}")
+    row = one_row(tmp_path)
+    assert row.entries[1, 0].miou == pytest.approx(62.0)
+    assert row.entries[1, 0].std == pytest.approx(2.0)  # sqrt((4 + 0 + 4) / 2)
+    assert row.entries[1, 0].eval_std == 0.5
+    assert row.entries[1, 0].seeds == (0, 1, 2)
+    # Fold values 62, 64.5, 67, 69.5; means of the seeds 63.75, 65.75, 67.75.
+    assert row.entries[1, MEAN].miou == pytest.approx(65.75)
+    assert row.entries[1, MEAN].std == pytest.approx(2.0)
+
+
+def test_one_seed_has_no_deviation(tmp_path, make_cell):
+    make_cell(0, 70.0)
+    assert one_row(tmp_path).entries[1, 0].std is None
+
+
+def test_folds_with_different_numbers_of_seeds_are_told(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0)
+    make_cell(0, 64.0, seed=1)
+    table = one_table(tmp_path)
+    mean = table.rows[0].entries[1, MEAN]
+    assert mean.miou == pytest.approx(60.5)  # (62 + 60 + 60 + 60) / 4
+    assert mean.std is None
+    assert any("fold 0: 2, fold 1: 1" in note for note in table.notes)
+    assert [label for label, _ in table.missing] == [
+        f"pascal5i abcb resnet50 1-shot fold {fold} seed 1" for fold in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_episodes": 10}, {"seeds": [0]}, {"novel_in_training": "ignore"}, {"name": "bam"}, {"a_later_field": 1}],
+)
+def test_cells_of_different_protocols_are_never_averaged(tmp_path, make_cell, change):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, protocol=change)
+    report = build(collect([tmp_path]))
+    assert len(report.tables) == 2
+    assert all((1, MEAN) not in row.entries for table in report.tables for row in table.rows)
+    titles = [table.title for table in report.tables]
+    assert titles[0] != titles[1]
+
+
+def test_cells_scored_on_other_images_are_never_averaged(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, data={"fingerprint_val": "other"})
+    tables = build(collect([tmp_path])).tables
+    assert len(tables) == 2
+    assert tables[0].title != tables[1].title
+
+
+def test_cells_trained_on_other_images_are_rows_of_their_own(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, data={"fingerprint_train": "other"})
+    table = one_table(tmp_path)
+    assert len({row.label for row in table.rows}) == 2
+    assert all((1, MEAN) not in row.entries for row in table.rows)
+
+
+def test_variants_methods_and_names_are_rows_of_their_own(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 61.0, variant="train.lr=0.004")
+    make_cell(0, 62.0, method="baseline")
+    make_cell(0, 63.0, name="y")
+    labels = [row.label for row in one_table(tmp_path).rows]
+    assert labels == [
+        "abcb resnet50 (x)",
+        "abcb resnet50 (y)",
+        "abcb resnet50 [train.lr=0.004] (x)",
+        "baseline resnet50 (x)",
+    ]
+
+
+def test_only_abcb_at_its_defaults_has_a_figure_of_the_paper(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 61.0, variant="train.lr=0.004")
+    make_cell(0, 62.0, method="baseline")
+    make_cell(0, 63.0, backbone="tiny")
+    papers = {row.label: row.entries[1, 0].paper for row in one_table(tmp_path).rows}
+    assert papers == {
+        "abcb resnet50": 72.9,
+        "abcb resnet50 [train.lr=0.004]": None,
+        "baseline resnet50": None,
+        "abcb tiny": None,
+    }
+
+
+def test_a_partial_result_taints_its_mean_and_stands_beside_no_published_figure(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0, missing_classes=["sheep"] if fold == 3 else [])
+    table = one_table(tmp_path)
+    row = table.rows[0]
+    for column in (3, MEAN):
+        assert row.entries[1, column].partial
+        assert row.entries[1, column].paper is None
+        assert row.paper(1, column) is None
+    assert row.entries[1, 0].paper == 72.9
+    assert any("fold 3: partial, without sheep" in note for note in table.notes)
+
+
+def test_a_sample_of_the_data_set_stands_beside_no_published_figure(tmp_path, make_cell):
+    make_cell(0, 60.0, data={"num_val_images": 445})
+    row = one_row(tmp_path)
+    assert row.entries[1, 0].paper is None
+    assert row.published == {}
+
+
+def test_a_cell_with_two_different_results_is_left_out_and_told(tmp_path, make_cell):
+    make_cell(0, 60.0, root=tmp_path / "a")
+    make_cell(0, 61.0, root=tmp_path / "b")
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert any("has two results" in note for note in table.notes)
+
+
+def test_a_copied_result_counts_once(tmp_path, make_cell):
+    for root in ("a", "b"):
+        make_cell(0, 60.0, root=tmp_path / root)
+    make_cell(0, 66.0, seed=1, root=tmp_path / "a")
+    assert one_row(tmp_path).entries[1, 0].miou == pytest.approx(63.0)
+
+
+def test_seeds_evaluated_on_different_episodes_are_not_averaged(tmp_path, make_cell):
+    make_cell(0, 60.0, episodes="one")
+    make_cell(0, 61.0, episodes="other", seed=1)
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert any("different episodes" in note for note in table.notes)
+
+
+def test_a_failed_cell_is_listed_in_the_row_it_belongs_to(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    folder = make_cell(3, None)
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "disk full"}))
+    table = one_table(tmp_path)
+    assert len(table.rows) == 1
+    assert table.missing == [("pascal5i abcb resnet50 1-shot fold 3 seed 0", f"failed, disk full ({folder})")]
+
+
+def test_a_sweep_without_any_result_still_has_its_table(tmp_path, make_cell):
+    (make_cell(0, None) / "status.json").write_text('{"state": "queued"}')
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert [reason.split(" (")[0] for _, reason in table.missing] == ["queued"] + ["not started"] * 3
+
+
+def test_a_fold_beyond_the_table_is_told(tmp_path, make_cell):
+    make_cell(4, 60.0)
+    make_cell(0, 60.0)
+    (problem,) = build(collect([tmp_path])).problems
+    assert "fold 4" in problem.what
+
+
+def test_the_mean_does_not_depend_on_the_order_of_reading(tmp_path, make_cell):
+    values = (0.1, 70.3, 33.3, 99.9)
+    for fold in (3, 1, 0, 2):
+        make_cell(fold, values[fold])
+    assert one_row(tmp_path).entries[1, MEAN].miou == math.fsum(values) / 4
