@@ -244,7 +244,7 @@ def test_a_faulty_line_is_named(written, column: int, value: str, message: str) 
 def test_a_query_that_is_its_own_support_is_refused(written) -> None:
     path, index, _ = written
     edit(path, 12, 6, path.read_text().split("\n")[11].split("\t")[4])
-    with pytest.raises(UserError, match="line 12: the query .* is its own support"):
+    with pytest.raises(UserError, match=r"line 12: the query .* is its own support"):
         read(path, index)
 
 
