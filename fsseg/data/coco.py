@@ -36,45 +36,19 @@ class CocoSource:
     `images/{train,val}{year}/`. An image id is the file name without its ending.
 
     Args:
-        name: of the data set, "coco20i".
-        root: the folder above.
-        year: 2014 or 2017.
-        num_folds: equal parts the 80 classes are cut into.
-        contiguous_folds: fold f holds a block of consecutive classes instead of f, f + num_folds, ...
-        cache: folder for the store; None keeps it beside the data (see `store.cache_folders`).
+        cfg: as `conf/dataset/coco20i.yaml` describes it; used are name, root, year, num_folds, contiguous_folds, cache.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        root: str | Path,
-        year: int = 2014,
-        num_folds: int = 4,
-        contiguous_folds: bool = False,
-        cache: str | Path | None = None,
-    ) -> None:
-        self.name = name
-        self.root = Path(root).expanduser()
-        self.year = year
-        self.num_folds = num_folds
-        self.contiguous_folds = contiguous_folds
-        self.cache = cache
+    def __init__(self, cfg: CocoConfig) -> None:
+        self.name = cfg.name
+        self.root = Path(cfg.root).expanduser()
+        self.year = cfg.year
+        self.num_folds = cfg.num_folds
+        self.contiguous_folds = cfg.contiguous_folds
+        self.cache = cfg.cache
         self.classes = COCO_CLASSES
         self._stores: dict[Split, CocoStore] = {}
         self._indexes: dict[Split, ClassIndex] = {}
-
-    @classmethod
-    def from_config(cls, cfg: CocoConfig) -> CocoSource:
-        """The source that `conf/dataset/coco20i.yaml` describes."""
-        return cls(
-            name=cfg.name,
-            root=cfg.root,
-            year=cfg.year,
-            num_folds=cfg.num_folds,
-            contiguous_folds=cfg.contiguous_folds,
-            cache=cfg.cache,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stores": {}, "_indexes": {}}  # a loader process maps the store itself

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fsseg.data.folds import (
+    COCO_CATEGORY_IDS,
+    COCO_CLASSES,
+    VOC_CLASSES,
+    base_classes,
+    fold_classes,
+    novel_classes,
+)
+from fsseg.errors import UserError
+
+
+def test_pascal_fold_holds_five_consecutive_classes() -> None:
+    assert novel_classes("pascal5i", 2) == (10, 11, 12, 13, 14)
+    assert [VOC_CLASSES[c] for c in novel_classes("pascal5i", 2)] == [
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+    ]
+
+
+def test_coco_fold_takes_every_fourth_class_unless_told_otherwise() -> None:
+    assert novel_classes("coco20i", 1)[:4] == (1, 5, 9, 13)
+    assert novel_classes("coco20i", 1, contiguous=True) == tuple(range(20, 40))
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("dataset", ["pascal5i", "coco20i", "shapes5i"])
+def test_folds_share_no_class_and_leave_none_out(dataset: str, contiguous: bool) -> None:
+    folds = [novel_classes(dataset, fold, contiguous) for fold in range(4)]
+    everything = sorted(c for fold in folds for c in fold)
+    assert everything == list(range(80 if dataset == "coco20i" else 20))
+    for fold in range(4):
+        assert sorted((*folds[fold], *base_classes(dataset, fold, contiguous))) == everything
+
+
+def test_coco_ids_skip_the_ten_numbers_coco_never_gave() -> None:
+    # Stop sign is category 13 after the gap at 12, and toothbrush, the last class, is category 90.
+    assert len(COCO_CATEGORY_IDS) == len(COCO_CLASSES) == 80
+    assert COCO_CATEGORY_IDS[COCO_CLASSES.index("stop sign")] == 13
+    assert COCO_CATEGORY_IDS[COCO_CLASSES.index("toothbrush")] == 90
+
+
+def test_odd_folds_are_refused() -> None:
+    with pytest.raises(UserError, match="fold=4"):
+        novel_classes("pascal5i", 4)
+    with pytest.raises(UserError, match="num_folds=3"):
+        fold_classes(20, 3, 0)
+    with pytest.raises(UserError, match="imagenet"):
+        novel_classes("imagenet", 0)
+
+
+@pytest.mark.shared
+def test_names_and_folds_equal_the_published_ones(shared_dir) -> None:
+    facts = json.loads((shared_dir / "facts" / "folds.json").read_text())
+    assert list(VOC_CLASSES) == facts["pascal5i"]["classes"]
+    assert list(COCO_CLASSES) == facts["coco20i"]["classes"]
+    assert list(COCO_CATEGORY_IDS) == facts["coco20i"]["category_ids"]
+    for fold in range(4):
+        assert list(novel_classes("pascal5i", fold)) == facts["pascal5i"]["folds"][str(fold)]
+        assert list(novel_classes("coco20i", fold)) == facts["coco20i"]["folds"][str(fold)]
+        assert (
+            list(novel_classes("coco20i", fold, contiguous=True))
+            == facts["coco20i"]["folds_contiguous_variant"][str(fold)]
+        )
