@@ -149,17 +149,31 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
                 axes.imshow(panel, interpolation="antialiased")
         middle = (bottom + inches / 2) / height
         figure.text(
-            0.1 / width, middle + 0.1 / height, _wrapped(episode.class_name), fontsize=10, weight="bold", va="bottom"
+            0.1 / width,
+            middle + 0.1 / height,
+            _wrapped(episode.class_name),
+            fontsize=10,
+            weight="bold",
+            va="bottom",
+            parse_math=False,
         )
         lines = ([f"IoU {episode.iou:.1f}"] if episode.iou is not None else []) + (
             [episode.note] if episode.note else []
         )
-        figure.text(0.1 / width, middle + 0.04 / height, "\n".join(lines), fontsize=9, va="top", linespacing=1.5)
+        figure.text(
+            0.1 / width,
+            middle + 0.04 / height,
+            "\n".join(lines),
+            fontsize=9,
+            va="top",
+            parse_math=False,
+            linespacing=1.5,
+        )
     for column, heading in enumerate(headings):
         centre = (side + (column + 0.5) * _PANEL_INCHES) / width
-        figure.text(centre, 1 - (top - 0.06) / height, heading, fontsize=10, ha="center", va="bottom")
+        figure.text(centre, 1 - (top - 0.06) / height, heading, fontsize=10, ha="center", va="bottom", parse_math=False)
     if title:
-        figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, weight="bold", va="top")
+        figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, weight="bold", va="top", parse_math=False)
     _legend(figure, side / width, foot / 2 / height)
     _save(figure, Path(path))
 

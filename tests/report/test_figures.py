@@ -96,7 +96,7 @@ def test_the_sheet_shows_the_prediction_in_its_own_colour_and_only_in_its_column
 def test_images_of_all_proportions_fit_into_one_sheet(tmp_path):
     sizes = [(97, 97), (400, 100), (100, 400)]
     episode_sheet(
-        tmp_path / "a.png", [row(size=s, class_name="a very long class name, with $ and _ in it") for s in sizes]
+        tmp_path / "a.png", [row(size=s, class_name="a very long class name, with $x_{$ and _ in it") for s in sizes]
     )
     assert (tmp_path / "a.png").stat().st_size > 0
 
