@@ -11,7 +11,7 @@ from fsseg.data.types import Batch
 from fsseg.model.backbone import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.neck import CorrelationNeck
-from fsseg.model.tokens import Tokens, downsample_masks, flatten, gather
+from fsseg.model.tokens import Tokens, downsample_masks, gather
 
 if TYPE_CHECKING:
     from fsseg.config import Config, NeckConfig
@@ -82,11 +82,5 @@ class Baseline(FewShotModel):
         """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W)."""
         mean = s_qp.mean()
         logits = self.qp(mean, self.qp.prepare(f_q))
-        return Prediction([logits], _size(query_image), support_foreground=mean, query_features=f_q)
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
-
-
-__all__ = ["Baseline", "QueryPrediction", "flatten"]
+        size = (query_image.shape[-2], query_image.shape[-1])
+        return Prediction([logits], size, support_foreground=mean, query_features=f_q)

@@ -5,6 +5,7 @@ Structure-wise evolution E_s (`fsseg.model.abcb`) uses it on the query's predict
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch.autograd.function import once_differentiable
 from fsseg.model.tokens import Tokens
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
-_CHUNK = 2**22  # pairs in memory at once
+# Pairs in memory at once: what a CPU's cache holds, and enough to keep a GPU busy.
+_CHUNK = {"cpu": 2**16}
+_CHUNK_ELSEWHERE = 2**24
 
 
 def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tensor:
@@ -26,17 +29,17 @@ def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tenso
     the range counts at its end. A zero vector's cosine with anything is 0.
 
     Args:
-        tokens: B samples of any number of tokens.
+        tokens: B samples of any number of tokens, (B, N, C).
         bins: L, at least 2.
         span: a key of `RANGES`.
 
     Returns:
-        (B, L); row b sums to the square of sample b's token count.
+        (B, L), float32 or wider; row b sums to the square of sample b's token count.
     """
     low, high = RANGES[span]
     with torch.autocast(tokens.values.device.type, enabled=False):
         values = tokens.values if tokens.values.dtype == torch.float64 else tokens.values.float()
-        return _Histogram.apply(F.normalize(values, dim=2), tokens.valid, bins, low, high)
+        return _Histogram.apply(F.normalize(values, dim=2), tokens.counts, bins, low, high)
 
 
 def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tensor:
@@ -46,49 +49,64 @@ def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one
 
 
 class _Histogram(torch.autograd.Function):
-    """Forward and backward each pass over the pairs once, some rows at a time."""
+    """One pass over the pairs i <= j in each direction, some rows at a time; no sample sees another's padding.
+
+    A value at place p on the scale of the bins, 0 <= p <= L - 1, weighs 1 - |p - l| in bin l where that is positive.
+    Summed over all pairs this is S[l - 1] - S[l] with S[l] = sum of clamp(p - l, 0, 1), so that clamping and summing
+    L - 1 times gives the histogram. Adding each weight to its bin (scatter) gives the same, but on a GPU in random
+    order, with all threads after the same few numbers.
+    """
 
     @staticmethod
-    def forward(ctx: Any, unit: Tensor, valid: Tensor, bins: int, low: float, high: float) -> Tensor:
-        batch, count, _ = unit.shape
-        result = unit.new_zeros(batch, bins)
-        for rows in _rows(batch, count):
-            place, _ = _place(unit[:, rows] @ unit.transpose(1, 2), bins, low, high)
-            left = place.floor().clamp_(max=bins - 2)
-            weight = (valid[:, rows, None] & valid[:, None, :]).to(unit.dtype)
-            upper = (place - left) * weight
-            index = left.long().flatten(1)
-            result.scatter_add_(1, index, (weight - upper).flatten(1))
-            result.scatter_add_(1, index + 1, upper.flatten(1))
-        ctx.save_for_backward(unit, valid)
-        ctx.bins, ctx.low, ctx.high = bins, low, high
-        return result
+    def forward(ctx: Any, unit: Tensor, counts: list[int], bins: int, low: float, high: float) -> Tensor:
+        rows = []
+        for sample, count in zip(unit, counts):
+            passed = unit.new_zeros(bins + 1, dtype=torch.float64)  # S[-1], ..., S[L - 1]
+            passed[0] = count * count
+            for start, stop in _blocks(count, unit.device.type):
+                place = _place(sample[start:stop] @ sample[start:count].T, bins, low, high)
+                size = stop - start
+                passed[1:bins] += _passed(place[:, :size], bins) + 2 * _passed(place[:, size:], bins)
+            rows.append(passed[:-1] - passed[1:])
+        ctx.save_for_backward(unit)
+        ctx.counts, ctx.bins, ctx.low, ctx.high = counts, bins, low, high
+        return torch.stack(rows).to(unit.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        unit, valid = ctx.saved_tensors
-        batch, count, _ = unit.shape
-        # Between two centres the count moves from one bin to the next at a constant rate.
-        slope = (gradient[:, 1:] - gradient[:, :-1]) * ((ctx.bins - 1) / (ctx.high - ctx.low))
+        (unit,) = ctx.saved_tensors
         result = torch.zeros_like(unit)
-        for rows in _rows(batch, count):
-            place, inside = _place(unit[:, rows] @ unit.transpose(1, 2), ctx.bins, ctx.low, ctx.high)
-            index = place.floor().clamp_(max=ctx.bins - 2).long()
-            pairs = slope.gather(1, index.flatten(1)).view_as(place)
-            pairs = pairs * (inside & valid[:, rows, None] & valid[:, None, :])
-            result[:, rows] = 2 * (
-                pairs @ unit
-            )  # a pair's cosine depends on both its tokens, and (i, j) mirrors (j, i)
+        # From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
+        scale = (ctx.bins - 1) / (ctx.high - ctx.low)
+        slopes = F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
+        for sample, into, slope, count in zip(unit, result, slopes, ctx.counts):
+            for start, stop in _blocks(count, unit.device.type):
+                place = ((sample[start:stop] @ sample[start:count].T) - ctx.low) * scale
+                pairs = slope[place.clamp_(-0.5, ctx.bins - 0.5).floor_().add_(1).long()]
+                # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
+                into[start:stop] += 2 * (pairs @ sample[start:count])
+                into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
         return result, None, None, None, None
 
 
-def _rows(batch: int, count: int) -> list[slice]:
-    step = max(1, _CHUNK // max(1, batch * count))
-    return [slice(start, start + step) for start in range(0, count, step)]
+def _blocks(count: int, device: str) -> Iterator[tuple[int, int]]:
+    """Blocks of rows (start, stop) such that a block against all columns from its start on fits the chunk."""
+    start = 0
+    while start < count:
+        stop = min(count, start + max(1, _CHUNK.get(device, _CHUNK_ELSEWHERE) // (count - start)))
+        yield start, stop
+        start = stop
 
 
-def _place(cosine: Tensor, bins: int, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Position of each value on the scale of the bins, in [0, bins - 1], and whether it lies within the range."""
-    inside = (cosine > low) & (cosine < high)
-    return (cosine.clamp(low, high) - low) * ((bins - 1) / (high - low)), inside
+def _place(cosine: Tensor, bins: int, low: float, high: float) -> Tensor:
+    """Position of each value on the scale of the bins, [0, bins - 1]."""
+    return cosine.sub_(low).mul_((bins - 1) / (high - low)).clamp_(0, bins - 1)
+
+
+def _passed(place: Tensor, bins: int) -> Tensor:
+    """S[0], ..., S[bins - 2] of the values, (bins - 1,) float64."""
+    place = place.contiguous()
+    buffer = torch.empty_like(place)
+    sums = [torch.clamp(place, n, n + 1, out=buffer).sum() for n in range(bins - 1)]
+    return torch.stack(sums).double() - place.numel() * torch.arange(bins - 1, device=place.device)

@@ -22,12 +22,17 @@ class Tokens:
     Attributes:
         values: (B, N, C), zero at padding; N is the largest count of the batch and may be 0.
         valid: (B, N) bool, False at padding.
-        full: every token of every sample is valid, so no mask is needed.
+        counts: B, how many tokens of each sample are valid.
     """
 
     values: Tensor
     valid: Tensor
-    full: bool
+    counts: list[int]
+
+    @property
+    def full(self) -> bool:
+        """Every token of every sample is valid, so no mask is needed."""
+        return min(self.counts) == self.values.shape[1]
 
     def with_values(self, values: Tensor) -> Tokens:
         """Other features, (B, N, D), at the same positions; padding becomes zero."""
@@ -49,26 +54,28 @@ class Positions:
 
     Attributes:
         index: (B, N) long, flat positions in raster order, then arbitrary ones.
-        valid, full: as in `Tokens`.
+        valid, counts: as in `Tokens`.
     """
 
     index: Tensor
     valid: Tensor
-    full: bool
+    counts: list[int]
 
     def gather(self, features: Tensor) -> Tokens:
         """(B, n, C) -> its tokens."""
         values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
-        return Tokens(values if self.full else values.masked_fill(~self.valid[..., None], 0), self.valid, self.full)
+        tokens = Tokens(values, self.valid, self.counts)
+        return tokens if tokens.full else tokens.with_values(values)
 
 
 def positions(mask: Tensor) -> Positions:
     """The True positions of each sample's mask, (B, n) bool."""
     counts = mask.sum(1)
-    low, high = torch.stack((counts.min(), counts.max())).tolist()  # the one place where the device is waited for
+    numbers: list[int] = counts.tolist()  # the one place where the device is waited for
+    longest = max(numbers)
     order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-    valid = torch.arange(high, device=mask.device) < counts[:, None]
-    return Positions(order[:, :high], valid, full=low == high)
+    valid = torch.arange(longest, device=mask.device) < counts[:, None]
+    return Positions(order[:, :longest], valid, numbers)
 
 
 def gather(features: Tensor, mask: Tensor) -> Tokens:

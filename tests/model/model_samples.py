@@ -1,0 +1,70 @@
+"""Batches and configurations that the model tests share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from fsseg.config import AbcbConfig, BackboneConfig, BaselineConfig, PrototypeConfig
+from fsseg.data.types import Batch, EpisodeSpec
+
+
+def spec(number: int, shots: int) -> EpisodeSpec:
+    return EpisodeSpec(number, 0, f"query_{number}", tuple(f"support_{number}_{k}" for k in range(shots)))
+
+
+def batch(masks: Tensor, side: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+    """Random images with the given support masks (B, K, side, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    count, shots = masks.shape[:2]
+    return Batch(
+        support_images=torch.randn(count, shots, 3, side, side, generator=generator, dtype=dtype),
+        support_masks=masks.to(torch.uint8),
+        query_image=torch.randn(count, 3, side, side, generator=generator, dtype=dtype),
+        query_mask=torch.randint(0, 2, (count, side, side), generator=generator, dtype=torch.uint8),
+        specs=[spec(number, shots) for number in range(count)],
+        valid_sizes=[(side, side)] * count,
+        query_truths=[None] * count,
+    )
+
+
+def square_masks(sides: list[list[int]], side: int) -> Tensor:
+    """One mask per (sample, shot): a square of the given side, somewhere."""
+    masks = torch.zeros(len(sides), len(sides[0]), side, side, dtype=torch.uint8)
+    for b, row in enumerate(sides):
+        for k, size in enumerate(row):
+            start = (3 * b + 5 * k) % (side - size + 1)
+            masks[b, k, start : start + size, start : start + size] = 1
+    return masks
+
+
+def only(whole: Batch, b: int) -> Batch:
+    """Sample b of a batch as a batch of its own."""
+    part = slice(b, b + 1)
+    return replace(
+        whole,
+        **{name: getattr(whole, name)[part] for name in ("support_images", "support_masks", "query_image", "query_mask")},
+        specs=whole.specs[part],
+        valid_sizes=whole.valid_sizes[part],
+        query_truths=whole.query_truths[part],
+    )
+
+
+def abcb(**changes) -> AbcbConfig:
+    return AbcbConfig(**{"name": "abcb", "channels": 16, "heads": 2, **changes})
+
+
+def baseline(**changes) -> BaselineConfig:
+    return BaselineConfig(**{"name": "baseline", "channels": 16, "heads": 2, **changes})
+
+
+def prototype(**changes) -> PrototypeConfig:
+    return PrototypeConfig(**{"name": "prototype", **changes})
+
+
+def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:
+    """What `build_model` reads of a whole configuration."""
+    return SimpleNamespace(model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False))
