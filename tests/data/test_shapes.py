@@ -112,6 +112,7 @@ def test_every_class_has_enough_images_on_every_background(num_images: int, leas
     # a 5-shot episode needs six images of a class on one family
     assert len(on_family) == 20 * len(FAMILY_NAMES)
     assert min(on_family.values()) >= 6
+    assert max(on_family.values()) - min(on_family.values()) <= 3
     assert len(Counter(p.family for p in plans)) == 5
 
 
@@ -122,13 +123,12 @@ def test_images_hold_one_to_three_different_classes_most_of_them_several() -> No
     assert all(len(set(p.class_ids)) == len(p.class_ids) for p in plans)
 
 
-def test_distractors_that_share_a_property_are_common() -> None:
-    plans = [p for p in plan(400, Random(3), Recipe()) if len(p.class_ids) > 1]
-    alike = [
-        any(x == y for a, b in combinations(p.class_ids, 2) for x, y in zip(CLASS_PARTS[a], CLASS_PARTS[b]))
-        for p in plans
-    ]
-    assert np.mean(alike) > 0.6
+@pytest.mark.parametrize(("look_alike", "low", "high"), [(0.0, 0.42, 0.63), (0.5, 0.66, 0.86), (1.0, 0.9, 1.0)])
+def test_distractors_share_a_property_as_often_as_asked(look_alike: float, low: float, high: float) -> None:
+    """By chance 10 of the other 19 classes share one: 3 the colour, 3 the shape, 4 the texture; 0.53, then 0.76, 1."""
+    plans = plan(600, Random(3), Recipe(object_shares=(0, 1, 0), look_alike=look_alike))
+    alike = [any(x == y for x, y in zip(*(CLASS_PARTS[c] for c in p.class_ids))) for p in plans]
+    assert low <= np.mean(alike) <= high
 
 
 # --- how an image looks -----------------------------------------------------------------------------------------------
@@ -247,6 +247,19 @@ def test_recorded_families_are_those_in_the_pictures(folder: Path) -> None:
     assert (guess == names[TRAIN:]).mean() >= 0.9
 
 
+def test_each_family_has_the_colours_of_its_name(folder: Path) -> None:
+    """Mean background colour: sky is blue, foliage green, confetti pink, sand and bricks brown, bricks the darker."""
+    lines = (folder / "ImageSets" / "Segmentation" / "backgrounds.txt").read_text().splitlines()
+    means: dict[str, list[NDArray[np.float64]]] = {family: [] for family in FAMILY_NAMES}
+    for image_id, family in map(str.split, lines):
+        pixels = np.array(Image.open(folder / "JPEGImages" / f"{image_id}.jpg"), dtype=float)
+        means[family].append(pixels[labels_of(folder, image_id) == 0].mean(axis=0))
+    mean = {family: np.mean(colours, axis=0) for family, colours in means.items()}
+    order = {family: "".join("rgb"[k] for k in np.argsort(-colour)) for family, colour in mean.items()}
+    assert order == {"gradient": "bgr", "grating": "rgb", "clouds": "grb", "blobs": "rbg", "bricks": "rgb"}
+    assert mean["bricks"].mean() < mean["grating"].mean() - 20
+
+
 def test_generator_json_tells_the_settings(folder: Path) -> None:
     record = json.loads((folder / "generator.json").read_text())
     assert (record["num_train"], record["num_val"], record["seed"]) == (TRAIN, VAL, SEED)
@@ -302,6 +315,21 @@ def test_processes_that_start_at_once_share_one_result(tmp_path: Path) -> None:
     children = [run_python(code, tmp_path, "one", "two"), run_python(code, tmp_path, "two", "one")]
     assert [child.wait(timeout=60) for child in children] == [0, 0]
     assert {p.name for p in tmp_path.iterdir()} == {"one", "two", dataset_folder(tmp_path, *TINY).name}
+
+
+def test_the_first_to_finish_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, write, winner = dataset_folder(tmp_path, *TINY), shapes._write, []
+
+    def overtaken(*args: object) -> None:
+        write(*args)  # type: ignore[arg-type]
+        monkeypatch.setattr(shapes, "_write", write)
+        generate(tmp_path, *TINY)
+        winner.append(final.stat().st_ino)
+
+    monkeypatch.setattr(shapes, "_write", overtaken)
+    generate(tmp_path, *TINY)
+    assert [final.stat().st_ino] == winner
+    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
