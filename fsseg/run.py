@@ -152,6 +152,7 @@ def _train_and_evaluate(cell: Cell, cfg: Config, status: Status, attempt: Callab
         "dataset": {
             "name": cfg.dataset.name,
             "novel_classes": [source.classes[c] for c in source.novel_classes(cfg.fold)],
+            "num_val_images": len(source.index("val").image_ids),
             "fingerprint_train": record.dataset_fingerprint if record else None,
             "fingerprint_val": evaluation.dataset_fingerprint if evaluation else None,
             "episodes_fingerprint": evaluation.episodes_fingerprint if evaluation else None,

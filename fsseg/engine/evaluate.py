@@ -91,7 +91,7 @@ def evaluate(
              ", ".join(source.classes[c] for c in classes))  # fmt: skip
     if plan.missing_classes:
         names = ", ".join(source.classes[c] for c in plan.missing_classes)
-        log.warning("no episode can be formed of %s: the result is partial, not comparable with published ones", names)
+        log.warning("no episode of %s (too few images, or too few episodes): the result is partial, not comparable with published ones", names)
 
     wanted = _figure_numbers(runs[0][1], cfg.logger.figures)
     pictures: list[Picture] = []
@@ -152,8 +152,7 @@ def evaluate(
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
-        metrics=metrics,
-missing_classes=[source.classes[c] for c in plan.missing_classes],
+        metrics=metrics, episodes_fingerprint=plan.fingerprint, missing_classes=[source.classes[c] for c in plan.missing_classes],
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
 

@@ -174,7 +174,7 @@ def _summary(jobs: Sequence[Job]) -> str:
             metrics = result.get("metrics") or {}
             note = f"mIoU {metrics['miou']:.2f}" if metrics else "trained"
         elif job.state == "faulty":
-            note = f"cannot start: {job.faults[0].what.splitlines()[0]}"
+            note = "cannot start, see above"
         else:
             note = f"{job.note}  (log: {job.cell.directory / 'train.log'})" if job.cell else job.note
         lines.append(f"{job.label:<64} {job.state:<8} {note}")
