@@ -42,6 +42,9 @@ class DatasetConfig:
     """Probability of a Gaussian blur (5 pixels) of a training image; 0 switches it off."""
     flip_probability: float = 0.5
     """Probability that a training image is mirrored left-right."""
+    hue_shift: float = 0.0
+    """All images of a training episode turn their hue by one random angle within plus or minus this share of the circle
+    (0.5: any angle). It makes new classes out of few, for small data sets; 0 switches it off."""
     crop_keep: float = 0.85
     """A training crop is drawn again until it keeps this share of the foreground (at most 30 times)."""
 
@@ -335,7 +338,8 @@ _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", 
 _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
                  "backbone.trainable_layers", "num_threads")  # fmt: skip
-_PROBABILITIES = ("dataset.background_shift", "dataset.flip_probability", "dataset.blur_probability", "dataset.crop_keep")
+_PROBABILITIES = ("dataset.background_shift", "dataset.flip_probability", "dataset.blur_probability", "dataset.crop_keep",
+                  "dataset.hue_shift")
 
 
 def faults(cfg: Config) -> list[UserError]:

@@ -20,7 +20,7 @@ from fsseg.config import Config
 from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
 from fsseg.data.lists import FoldLists, train_lists, val_lists
 from fsseg.data.source import Source, Split
-from fsseg.data.transforms import EvalTransform, Sample, TrainTransform
+from fsseg.data.transforms import EvalTransform, Sample, TrainTransform, turn_hue
 from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
 from fsseg.errors import UserError
 
@@ -134,7 +134,8 @@ def training_loader(
     plan = plan or training_plan(source, cfg)
     first, count = start_step * plan.batch_size, num_steps * plan.batch_size
     dataset = EpisodeDataset(
-        source, "train", _Range(plan.sampler, first, count), train_transform(cfg), cfg.seed, plan.ignore_classes
+        source, "train", _Range(plan.sampler, first, count), train_transform(cfg), cfg.seed, plan.ignore_classes,
+        cfg.dataset.hue_shift,
     )
     return make_loader(dataset, plan.batch_size, resolve_workers(cfg.num_workers))
 
@@ -172,6 +173,7 @@ class EpisodeDataset(Dataset[Episode]):
         transform: `TrainTransform` (random, no truth at original size) or `EvalTransform`.
         seed: of the training augmentation.
         ignore_classes: classes that are 255 wherever they stand.
+        hue_shift: `dataset.hue_shift`; training only.
     """
 
     def __init__(
@@ -182,9 +184,11 @@ class EpisodeDataset(Dataset[Episode]):
         transform: TrainTransform | EvalTransform,
         seed: int = 0,
         ignore_classes: Sequence[int] = (),
+        hue_shift: float = 0.0,
     ) -> None:
         self.source, self.split, self.specs = source, split, specs
         self.transform, self.seed, self.ignore_classes = transform, seed, tuple(ignore_classes)
+        self.hue_shift = hue_shift
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -209,6 +213,9 @@ class EpisodeDataset(Dataset[Episode]):
 
     def _load(self, spec: EpisodeSpec, image_id: str, role: str) -> tuple[Sample, Any]:
         image = self.source.image(self.split, image_id)
+        if self.hue_shift and isinstance(self.transform, TrainTransform):
+            turn = Random(f"fsseg hue {self.seed} {spec.number}").random()  # one for all images of the episode
+            image = turn_hue(image, self.hue_shift * (2 * turn - 1))
         mask = self.source.mask(self.split, image_id, spec.class_id, self.ignore_classes)
         if image.shape[:2] != mask.shape:
             raise UserError(

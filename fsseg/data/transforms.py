@@ -93,17 +93,23 @@ class TrainTransform:
         return render(image, mask, self.place(mask, random), self.image_size, keep_foreground=True)
 
     def place(self, mask: NDArray[np.uint8], random: Random) -> Placement:
-        """Draw the geometry. Every switch takes its random number even when off, so that none disturbs the others."""
+        """Draw the geometry: scale, angle, blur and flip, then the crop."""
+        return self._crop(self.draw(mask.shape, random), mask, random)
+
+    def draw(self, size: tuple[int, ...], random: Random) -> Placement:
+        """All but the crop, for an image of `size` (height, width).
+
+        Every switch takes its random number even when off, so that none disturbs the others.
+        """
         low, high = self.scale_range
         scale = low + (high - low) * random.random()
         angle = (2 * random.random() - 1) * self.rotate_degrees
         blur = random.random() < self.blur_probability
         flip = random.random() < self.flip_probability
-        height, width = mask.shape
+        height, width = size
         scaled = fitted(height, width, self.image_size * scale)
         window = (min(scaled[0], self.image_size), min(scaled[1], self.image_size))
-        plan = Placement((height, width), scaled, 0, 0, window, angle, flip, blur)
-        return self._crop(plan, mask, random)
+        return Placement((height, width), scaled, 0, 0, window, angle, flip, blur)
 
     def _crop(self, plan: Placement, mask: NDArray[np.uint8], random: Random) -> Placement:
         room = (plan.scaled[0] - plan.window[0], plan.scaled[1] - plan.window[1])
@@ -326,3 +332,10 @@ def _mark_one(cut: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) 
     if len(inside):
         middle = inside[len(inside) // 2]
         cut[ys[middle], xs[middle]] = 1
+
+
+def turn_hue(image: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """Turn the hue of every pixel of an RGB image (H, W, 3) by `share` of the colour circle; greys stay grey."""
+    hsv = np.asarray(Image.fromarray(image).convert("HSV")).copy()
+    hsv[..., 0] += np.uint8(round(share * 256) % 256)  # uint8 arithmetic wraps round the circle
+    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
