@@ -151,6 +151,19 @@ class CocoSource:
                     mask[rle.decode({"size": list(size), "counts": counts}) > 0] = IGNORE_INDEX
         return mask
 
+    def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
+        """(height, width) that the annotations give for every image of a split, by image id."""
+        store = self._store(split)
+        return {image_id: store.size(position) for position, image_id in enumerate(store.image_ids)}
+
+    def mask_path(self, split: Split, image_id: str) -> Path:
+        """The file that an image's masks come from."""
+        return self.annotation_path(split)
+
+    def list_origin(self, split: Split) -> str:
+        """One line for the record: which list the split's images come from."""
+        return self.annotation_path(split).name
+
     def background_family(self, split: Split, image_id: str) -> int | None:
         """None: photographs have no such notion."""
         return None

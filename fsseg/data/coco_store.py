@@ -1,7 +1,7 @@
 """The compact store of COCO masks: `instances_*.json` read once, one run-length code per (image, class) kept.
 
 The JSON of train2014 has 450 MB and several times that as Python objects; a loader process maps this store instead
-(tens of MB, shared by all processes of a host). Only `coco` calls this module.
+(about 100 MB on disk, in memory once for all processes of a host). Only `coco` calls this module.
 """
 
 from __future__ import annotations

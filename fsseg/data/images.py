@@ -59,6 +59,28 @@ def image_size(path: Path | str) -> tuple[int, int]:
         raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
 
 
+def check_image(path: Path | str) -> tuple[int, int]:
+    """(height, width) of an image that has been decoded to its end, at the least cost that finds it truncated.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            image.draft(
+                "RGB", (max(image.width // 8, 1), max(image.height // 8, 1))
+            )  # JPEG: all bits are read, few pixels computed
+            image.load()
+            return size
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing", "complete the image folder, or take the name off the list"
+        ) from None
+    except _DECODE_ERRORS as error:
+        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+
+
 def read_labels(path: Path | str) -> NDArray[np.uint8]:
     """A label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore. `.mat` is SBD's form, all else is PNG.
 

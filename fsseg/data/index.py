@@ -2,41 +2,29 @@
 
 A scan is kept per mask folder and file by file (size and time), so that another list costs nothing and a changed
 mask costs one file. `pascal.VocSource` is the caller; COCO, annotated in one JSON file, has its own store in `coco`.
-
-Run as `python -m fsseg.data.index` this module is a scan worker: paths on stdin, one JSON line per file on stdout.
-Plain child processes, unlike multiprocessing's, neither import the user's main module again nor fork threads.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fsseg.data.faults import Fault
-from fsseg.data.images import read_labels
 from fsseg.data.source import IGNORE_INDEX, ClassIndex
 from fsseg.data.store import Arrays, load, pack_names, save, unpack_names
+from fsseg.data.workers import look_at
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
 RULE_VERSION = 1
 """Raised whenever what a scan records changes: older scans are then made again."""
-
-_FILES_PER_WORKER = 400  # fewer are scanned faster than a worker starts
-_PROGRESS_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -92,11 +80,14 @@ def scan_masks(
     faults = []
     if todo:
         start = time.monotonic()
-        for image_id, result in _count(todo, files):
-            if isinstance(result, MaskCount):
-                known[image_id] = result
+        ids = {str(files[image_id].path): image_id for image_id in todo}
+        for path, result in look_at("mask", list(ids), f"masks of {label}"):
+            if isinstance(result, str):
+                faults.append(Fault("unreadable masks", path, result, "restore these files"))
             else:
-                faults.append(Fault("unreadable masks", str(files[image_id].path), result, "restore these files"))
+                height, width, pixels = result
+                known[ids[path]] = MaskCount(height, width, dict(pixels))
+        faults.sort(key=lambda fault: fault.path)
         log.info("scanned %d masks of %s in %.1f s", len(todo), label, time.monotonic() - start)
         # Another process may have scanned other masks of this folder meanwhile: keep its work.
         merged = {**_unpack(load(folders, name, key), files), **known}
@@ -133,86 +124,6 @@ def build_index(
     return index, unknown
 
 
-def count_mask(path: Path | str) -> MaskCount:
-    """Count one mask.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    labels = read_labels(path)
-    # Counting runs is several times as fast as counting pixels: masks are flat, and a counter that is raised again and
-    # again by neighbouring pixels stalls the processor.
-    flat = labels.ravel()
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    histogram = np.bincount(flat[starts], weights=np.diff(starts, append=flat.size), minlength=256)
-    return MaskCount(*labels.shape, pixels={int(v): int(histogram[v]) for v in np.flatnonzero(histogram)})
-
-
-def _count(image_ids: list[str], files: Mapping[str, MaskFile]) -> Iterator[tuple[str, MaskCount | str]]:
-    """Each id with its count, or with the reason why there is none, in any order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, 8, len(image_ids) // _FILES_PER_WORKER)
-    left = dict.fromkeys(image_ids)
-    if workers > 1:
-        done: list[tuple[str, MaskCount | str]] = []
-        with ThreadPoolExecutor(workers) as pool:
-            shares = [image_ids[start::workers] for start in range(workers)]
-            running = [pool.submit(_drive_worker, share, files, done) for share in shares]
-            while not all(job.done() for job in running):
-                _wait_and_report(running, len(done), len(image_ids))
-            for job in running:
-                job.result()
-        for image_id, result in done:
-            del left[image_id]
-            yield image_id, result
-    # Few files, or what a dead worker left behind.
-    for image_id in left:
-        yield image_id, _try_count(files[image_id].path)
-
-
-def _wait_and_report(running: list[Future[None]], done: int, total: int) -> None:
-    if wait(running, timeout=_PROGRESS_SECONDS).not_done:
-        log.info("scanning masks: %d of %d", done, total)
-
-
-def _try_count(path: Path) -> MaskCount | str:
-    try:
-        return count_mask(path)
-    except UserError as error:
-        return error.what
-
-
-def _drive_worker(share: list[str], files: Mapping[str, MaskFile], done: list[tuple[str, MaskCount | str]]) -> None:
-    """Have one child process count a share; results are appended to `done` as they come."""
-    package = str(Path(__file__).resolve().parents[2])
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([package, *filter(None, sys.path)]), OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "fsseg.data.index"]
-    pipe = subprocess.PIPE
-    with tempfile.TemporaryFile("w+") as errors:
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment, text=True) as child:
-            assert child.stdin
-            assert child.stdout
-            try:
-                child.stdin.write(json.dumps([str(files[image_id].path) for image_id in share]))
-                child.stdin.close()
-                for image_id, line in zip(share, child.stdout):
-                    done.append((image_id, _from_line(line)))
-            except (BrokenPipeError, ValueError):
-                child.kill()  # it died or babbles; what it left is counted by the caller
-        if child.returncode:
-            errors.seek(0)
-            text = errors.read().strip()[-500:]
-            log.warning("a mask scan worker ended with status %d: %s", child.returncode, text)
-
-
-def _from_line(line: str) -> MaskCount | str:
-    result = json.loads(line)
-    if isinstance(result, str):
-        return result
-    height, width, pixels = result
-    return MaskCount(height, width, dict(pixels))
-
-
 def _pack(counts: Mapping[str, MaskCount], files: Mapping[str, MaskFile]) -> Arrays:
     names = sorted(counts)
     values = [list(counts[name].pixels) for name in names]
@@ -239,17 +150,3 @@ def _unpack(arrays: Arrays | None, files: Mapping[str, MaskFile]) -> dict[str, M
             span = slice(begin[position], begin[position + 1])
             counts[name] = MaskCount(shape[0], shape[1], dict(zip(value[span], pixels[span])))
     return counts
-
-
-def _serve() -> None:
-    for path in json.loads(sys.stdin.read()):
-        result = _try_count(Path(path))
-        row: Any = result
-        if isinstance(result, MaskCount):
-            row = [result.height, result.width, list(result.pixels.items())]
-        sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    _serve()

@@ -68,10 +68,11 @@ class VocSource:
         self.sbd_root = Path(sbd_root).expanduser() if sbd_root is not None else None
         self.cache = cache
         self._indexes: dict[Split, ClassIndex] = {}
+        self._counts: dict[Split, dict[str, MaskCount]] = {}
         self._sbd: Path | bool | None = False  # False: not looked for yet
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": {}, "_sbd": False}
+        return {**self.__dict__, "_indexes": {}, "_counts": {}, "_sbd": False}
 
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         """class_ids held out in `fold`.
@@ -89,13 +90,13 @@ class VocSource:
         """
         if split not in self._indexes:
             index, faults = self.scan(split)
-            if index is None:
+            if faults:
                 raise faults_error(faults)
             self._indexes[split] = index
         return self._indexes[split]
 
-    def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
-        """The index of a split and everything wrong with its list and masks; no index if anything is.
+    def scan(self, split: Split) -> tuple[ClassIndex, list[Fault]]:
+        """The index of those images of a split whose masks are sound, and everything wrong with its list and masks.
 
         Raises:
             UserError: the list itself cannot be had.
@@ -108,9 +109,25 @@ class VocSource:
         for image_id, values in unknown.items():
             detail = f"holds {', '.join(map(str, values))}; classes are 1 to {last}, 0 is background, 255 ignore"
             faults.append(
-                Fault("unknown class numbers in masks", str(self._mask_path(image_id)), detail, "restore these masks")
+                Fault(
+                    "unknown class numbers in masks",
+                    str(self.mask_path(split, image_id)),
+                    detail,
+                    "restore these masks",
+                )
             )
-        return (None if faults else index), faults
+        self._counts[split] = counts
+        return index, faults
+
+    def mask_counts(self, split: Split) -> dict[str, MaskCount]:
+        """Size and values of every readable mask of a split, by image id.
+
+        Raises:
+            UserError: the list itself cannot be had.
+        """
+        if split not in self._counts:
+            self.scan(split)
+        return self._counts[split]
 
     def list_ids(self, split: Split) -> tuple[list[str], list[Fault]]:
         """Image ids of a split in list order, each once, and a fault for every id the list names again.
@@ -169,7 +186,12 @@ class VocSource:
             found.append(("cls", list_files(self.sbd / "cls", ".mat")))
         return [(label, files) for label, files in found if files]
 
-    def _mask_path(self, image_id: str) -> Path:
+    def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
+        """(height, width) of every readable mask of a split, by image id."""
+        return {image_id: (count.height, count.width) for image_id, count in self.mask_counts(split).items()}
+
+    def mask_path(self, split: Split, image_id: str) -> Path:
+        """Where the mask of an image lies, or should."""
         places = [self.root / folder / f"{image_id}.png" for folder in (MASKS, MASKS_AUG)]
         if self.sbd is not None:
             places.append(self.sbd / "cls" / f"{image_id}.mat")
@@ -193,7 +215,7 @@ class VocSource:
         Raises:
             UserError: naming the file, if it is missing or cannot be decoded.
         """
-        return read_labels(self._mask_path(image_id))
+        return read_labels(self.mask_path("train", image_id))
 
     def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
         """The class as a binary mask at original size, (H, W) uint8 in {0, 1, 255}; see `source.Source.mask`.
@@ -201,7 +223,7 @@ class VocSource:
         Raises:
             UserError: naming the file, if it is missing, cannot be decoded, or its size differs from the image's.
         """
-        path = self._mask_path(image_id)
+        path = self.mask_path(split, image_id)
         labels = read_labels(path)
         picture = self.image_path(split, image_id)
         if picture.is_file() and (size := image_size(picture)) != labels.shape:
@@ -230,7 +252,7 @@ class VocSource:
         faults: list[Fault] = []
         for split in splits:
             index, found = self.scan(split)
-            if index is not None:
+            if not found:
                 self._indexes[split] = index
             fix = f"complete {self.root / IMAGES}, or name a list of the images you have: dataset.{split}_list=..."
             missing = (str(self.image_path(split, i)) for i in self.missing_images(split))

@@ -8,7 +8,8 @@ import pytest
 from trees import labels_of, write_png
 
 from fsseg.data import index as index_module
-from fsseg.data.index import MaskCount, build_index, count_mask, list_files, scan_masks
+from fsseg.data import workers
+from fsseg.data.index import MaskCount, build_index, list_files, scan_masks
 
 
 @pytest.fixture
@@ -26,13 +27,12 @@ def scan(folder: Path, wanted: list[str] | None = None):
 def opened(monkeypatch) -> list[str]:
     """Names of the masks that are really read from now on."""
     names: list[str] = []
-    real = index_module.count_mask
 
-    def spy(path: Path) -> MaskCount:
+    def spy(path: str) -> list:
         names.append(Path(path).stem)
-        return real(path)
+        return workers.count_values(path)
 
-    monkeypatch.setattr(index_module, "count_mask", spy)
+    monkeypatch.setitem(workers.TASKS, "mask", spy)
     return names
 
 
@@ -41,12 +41,12 @@ def test_counts_are_the_pixels_of_each_value(tmp_path: Path) -> None:
     labels = rng.choice(np.array([0, 3, 20, 255], np.uint8), (31, 17))
     write_png(tmp_path / "a.png", labels)
     expected = {value: int((labels == value).sum()) for value in (0, 3, 20, 255)}
-    assert count_mask(tmp_path / "a.png") == MaskCount(31, 17, expected)
+    assert workers.count_values(str(tmp_path / "a.png")) == [31, 17, [list(item) for item in expected.items()]]
 
 
 def test_a_mask_of_one_value_counts(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.full((4, 6), 7, np.uint8))
-    assert count_mask(tmp_path / "a.png") == MaskCount(4, 6, {7: 24})
+    assert workers.count_values(str(tmp_path / "a.png")) == [4, 6, [[7, 24]]]
 
 
 def test_second_scan_opens_nothing(masks: Path, monkeypatch) -> None:
@@ -103,7 +103,7 @@ def test_workers_count_what_one_process_counts(masks: Path, monkeypatch) -> None
     alone, alone_faults = scan(masks)
     for store in (masks.parent / "cache").glob("*"):
         store.unlink()
-    monkeypatch.setattr(index_module, "_FILES_PER_WORKER", 2)
+    monkeypatch.setattr(workers, "_FILES_PER_WORKER", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     names = opened(monkeypatch)
     together, faults = scan(masks)
@@ -117,9 +117,9 @@ def test_a_worker_that_dies_loses_nothing(masks: Path, monkeypatch) -> None:
     expected, _ = scan(masks)
     for store in (masks.parent / "cache").glob("*"):
         store.unlink()
-    monkeypatch.setattr(index_module, "_FILES_PER_WORKER", 2)
+    monkeypatch.setattr(workers, "_FILES_PER_WORKER", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(index_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
     assert scan(masks) == (expected, [])
 
 

@@ -1,0 +1,118 @@
+"""Looking at thousands of files in parallel: the tasks, and the child processes that do them.
+
+`index` counts masks with it, `verify` decodes images. Run as `python -m fsseg.data.workers TASK` this module is a
+worker: paths on stdin, one JSON line per file on stdout. Plain child processes, unlike multiprocessing's, neither
+import the user's main module again nor fork a process with threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fsseg.data.images import check_image, read_labels
+from fsseg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_FILES_PER_WORKER = 400  # fewer are done faster than a worker starts
+_PROGRESS_SECONDS = 3.0
+
+
+def count_values(path: str) -> list[Any]:
+    """[height, width, [[value, pixels], ...]] of a label mask, values rising.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    labels = read_labels(path)
+    # Counting runs is several times as fast as counting pixels: masks are flat, and a counter that is raised again and
+    # again by neighbouring pixels stalls the processor.
+    flat = labels.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    histogram = np.bincount(flat[starts], weights=np.diff(starts, append=flat.size), minlength=256)
+    return [*labels.shape, [[int(v), int(histogram[v])] for v in np.flatnonzero(histogram)]]
+
+
+TASKS: dict[str, Callable[[str], Any]] = {"mask": count_values, "image": lambda path: list(check_image(path))}
+"""What can be done to a file; results are what JSON can carry, and no plain text."""
+
+
+def look_at(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, Any]]:
+    """Each path with the task's result, or with the reason (text) why there is none; in any order.
+
+    Args:
+        task: a key of `TASKS`.
+        what: of what kind the files are, for progress lines: "masks".
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, 8, len(paths) // _FILES_PER_WORKER)
+    left = dict.fromkeys(paths)
+    if workers > 1:
+        done: list[tuple[str, Any]] = []
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(_drive, task, paths[start::workers], done) for start in range(workers)]
+            while not _finished(running):
+                log.info("%s: %d of %d looked at", what, len(done), len(paths))
+            for job in running:
+                job.result()
+        for path, result in done:
+            del left[path]
+            yield path, result
+    # Few files, or what a dead worker left behind.
+    for path in left:
+        yield path, _attempt(task, path)
+
+
+def _finished(running: list[Future[None]]) -> bool:
+    return not wait(running, timeout=_PROGRESS_SECONDS).not_done
+
+
+def _attempt(task: str, path: str) -> Any:
+    try:
+        return TASKS[task](path)
+    except UserError as error:
+        return error.what
+
+
+def _drive(task: str, share: Sequence[str], done: list[tuple[str, Any]]) -> None:
+    """Have one child process do a share; results are appended to `done` as they come."""
+    package = str(Path(__file__).resolve().parents[2])
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([package, *filter(None, sys.path)]), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", __name__, task]
+    pipe = subprocess.PIPE
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment, text=True) as child:
+            assert child.stdin
+            assert child.stdout
+            try:
+                child.stdin.write(json.dumps(list(share)))
+                child.stdin.close()
+                for path, line in zip(share, child.stdout):
+                    done.append((path, json.loads(line)))
+            except (BrokenPipeError, ValueError):
+                child.kill()  # it died or babbles; what it left is done by the caller
+        if child.returncode:
+            errors.seek(0)
+            text = errors.read().strip()[-500:]
+            log.warning("a worker that looks at files ended with status %d: %s", child.returncode, text)
+
+
+def _serve(task: str) -> None:
+    for path in json.loads(sys.stdin.read()):
+        sys.stdout.write(json.dumps(_attempt(task, path)) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
