@@ -92,7 +92,8 @@ def paint(
     large = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     foreground, ignored = large == 1, large == 255
     tint = np.asarray(colour, dtype=np.float32)
-    canvas = np.where(foreground[..., None], 0.55 * canvas + 0.45 * tint, canvas)
+    # A light tint, and everything else dimmed: what the object looks like, its colour too, must stay visible.
+    canvas = np.where(foreground[..., None], 0.85 * canvas + 0.15 * tint, 0.5 * canvas)
     thickness = max(2, max(size) // 140)
     rows, columns = np.indices(large.shape)
     period = 3 * thickness
