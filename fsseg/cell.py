@@ -6,14 +6,17 @@ and `fsseg.report` only read there. No torch here: asking for the state of a tho
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,8 +178,21 @@ class Cell:
         return self.directory / "status.json"
 
     @property
+    def claim(self) -> Path:
+        return self.directory / "claim.json"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "train.log"
+
+    @property
     def checkpoint(self) -> Path:
         return self.directory / "checkpoints" / "last.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last, for the case that the last one is damaged."""
+        return self.directory / "checkpoints" / "previous.pt"
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if this very cell (same fingerprint) is done."""
@@ -243,7 +259,54 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON, keys in the order given."""
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON, keys in the order given."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def create_exclusive(path: Path, data: str) -> bool:
+    """Create a file with its content in one step; False if the name is taken. Of many callers exactly one gets True.
+
+    A finished file is linked to the name, since O_EXCL alone would show readers an empty file and old NFS cannot do it.
+    The count of links tells whether it worked: over NFS the answer to `link` may get lost although it was done.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                return _create_without_links(path, data)
+            if os.stat(temporary).st_nlink != 2:
+                raise
+        return os.stat(temporary).st_nlink == 2
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# What file systems without hard links (exFAT, some FUSE) answer.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+
+
+def _create_without_links(path: Path, data: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
 
 
 def _read_umask() -> int:
@@ -256,11 +319,21 @@ _UMASK = _read_umask()  # read once, at import: the call changes it for a moment
 
 
 class Status:
-    """`status.json` of a running cell: written at every change of state, and else at most every `interval` seconds."""
+    """`status.json` of a running cell: written at every change of state, and else at most every `interval` seconds.
 
-    def __init__(self, path: Path, interval: float = 5.0) -> None:
+    Several threads may call it: the loops report steps, the claim's heartbeat calls `beat`.
+
+    Args:
+        path: the file; None writes nothing (processes of a run other than the first).
+        interval: seconds.
+        guard: called before every writing; raises if the cell is no longer ours.
+    """
+
+    def __init__(self, path: Path | None, interval: float = 5.0, guard: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self.interval = interval
+        self._guard = guard
+        self._lock = threading.RLock()
         self._written = 0.0
         self._fields: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -284,12 +357,25 @@ class Status:
         """Set fields; write if the state or phase changed or the last writing is old enough."""
         if unknown := set(fields) - set(self._fields):
             raise ValueError(f"unknown status fields {sorted(unknown)}")
-        urgent = any(fields.get(k, self._fields[k]) != self._fields[k] for k in ("state", "phase"))
-        self._fields.update(fields)
-        if urgent or time.monotonic() - self._written >= self.interval:
-            self._fields["heartbeat"] = time.time()
-            write_json(self.path, self._fields)
-            self._written = time.monotonic()
+        with self._lock:
+            urgent = any(fields.get(k, self._fields[k]) != self._fields[k] for k in ("state", "phase"))
+            self._fields.update(fields)
+            if urgent or time.monotonic() - self._written >= self.interval:
+                self._write()
+
+    def beat(self) -> None:
+        """Say that the process lives, however long a step takes; writes only while the state is `running`."""
+        with self._lock:
+            if self._fields["state"] == "running" and time.monotonic() - self._written >= self.interval:
+                self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self._guard()
+        self._fields["heartbeat"] = time.time()
+        write_json(self.path, self._fields)
+        self._written = time.monotonic()
 
 
 def key_dict(key: CellKey) -> dict[str, Any]:

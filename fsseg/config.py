@@ -219,7 +219,9 @@ class TrainConfig:
     amp: str = "off"
     """Mixed precision on a GPU: off, bf16 or fp16."""
     checkpoint_minutes: float = 10.0
-    """A checkpoint is written this often, and at every epoch's end at most this often."""
+    """A checkpoint is written when the last one is this old; 0 writes one after every step."""
+    checkpoint_epochs: int = 1
+    """A checkpoint is also written at the end of every n-th epoch; 0 leaves it to checkpoint_minutes alone."""
 
 
 @dataclass
@@ -242,6 +244,20 @@ class LoggerConfig:
     """Steps between two rows of metrics.csv."""
     figures: int = 8
     """Episodes drawn as support | query | truth | prediction sheets; 0 draws none."""
+
+
+@dataclass
+class SyncConfig:
+    """Copies of run directories on a remote store; a store that fails never fails a run."""
+
+    url: str | None = None
+    """Where copies go: s3://bucket/folder, gs://..., sftp://host/folder, file:///folder; null keeps none."""
+    checkpoints: bool = False
+    """Copy checkpoints of finished cells too (up to 500 MB each); on preemption the newest one is copied anyway."""
+    attempts: int = 4
+    """How often a file is tried, with growing pauses, before it is left to `fsseg sync`."""
+    timeout_seconds: float = 100.0
+    """Time that the end of a run spends on copying at most; what is left over is for `fsseg sync`."""
 
 
 @dataclass
@@ -270,6 +286,8 @@ class Config:
     """Processes that load data; -1 chooses from the machine's cores, 0 loads in the main process."""
     num_threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
+    lease_seconds: float = 300.0
+    """A run that has given no sign of life for so long has lost its cell: another process may take it over."""
     log_level: str = "info"
     """Level of train.log and of the terminal: debug, info, warning or error."""
     dataset: DatasetConfig = MISSING
@@ -279,6 +297,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
 
 
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
@@ -286,6 +305,8 @@ class Config:
 NEUTRAL_KEYS = (
     "output_dir", "redo", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
     "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
+    "train.checkpoint_epochs", "lease_seconds",
+    "sync.",
     "protocol.episodes_file", "checkpoint",
 )  # fmt: skip
 # The last two are paths as well; what they hold enters the fingerprint by content (see fsseg.cell).
@@ -334,10 +355,10 @@ _CHOICES = {
 }
 _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot", "train.clip_grad_norm",
              "protocol.num_episodes", "dataset.image_size", "model.iterations", "model.channels", "model.heads", "model.neck_pool",
-             "dataset.num_train", "dataset.num_val", "logger.every_steps")  # fmt: skip
+             "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
-                 "backbone.trainable_layers", "num_threads")  # fmt: skip
+                 "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
 _PROBABILITIES = ("dataset.background_shift", "dataset.flip_probability", "dataset.blur_probability", "dataset.crop_keep",
                   "dataset.hue_shift")
 
@@ -370,6 +391,10 @@ def faults(cfg: Config) -> list[UserError]:
 
     for key in _unknown_keys(cfg):  # Hydra lets `+key=value` past the schema
         add(f"{key}: there is no such configuration key", "leave it out: what the schema does not know, nothing reads")
+    if cfg.sync.url is not None:
+        from fsseg.sweep.sync import url_faults
+
+        found += url_faults(cfg.sync.url)
     if not 0 <= cfg.fold < cfg.dataset.num_folds:
         add(
             f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {cfg.dataset.num_folds - 1}",

@@ -23,6 +23,7 @@ from fsseg.data.source import Source, Split
 from fsseg.data.transforms import EvalTransform, Sample, TrainTransform, turn_hue
 from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
 from fsseg.errors import UserError
+from fsseg.signals import shield_worker
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,7 @@ def _collate(items: Sequence[Episode | _Fault]) -> Batch | _Fault:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    shield_worker()
 
 
 class _Range:

@@ -1,0 +1,121 @@
+"""USR2, TERM and INT: a run stops at its next step, saves, and hands over to whoever listened before. Used by `fsseg.run`.
+
+A handler only makes a note; the loops look at it at every step. submitit has the job requeued in its own handler of USR2,
+so that one is called in the end, after everything is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+log = logging.getLogger("fsseg")
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR2", "SIGTERM", "SIGINT") if hasattr(signal, name))
+
+
+class Preempted(Exception):
+    """The run was asked to stop; what training had reached is saved, and the next start goes on from there."""
+
+
+class Signals:
+    """Within `with Signals() as signals:` the three signals are noted; leaving brings the former handlers back.
+
+    Outside the main thread, where Python allows no handlers, nothing is noted. A signal that the process was started
+    to ignore stays ignored (a shell starts background jobs without INT).
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._at_once = False
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                previous = signal.getsignal(number)
+                if previous is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
+                    self._previous[number] = previous
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+    def reason(self) -> str | None:
+        """Why the run should stop, or None."""
+        return None if self.received is None else f"signal {signal.Signals(self.received).name}"
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While preparing there is nothing to save and no step to wait for: here a signal raises `Preempted` itself."""
+        if (reason := self.reason()) is not None:
+            raise Preempted(reason)
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def hand_over(self) -> None:
+        """To be called when all is saved and given up: the former handler decides; without one the process ends.
+
+        Raises:
+            SystemExit: 128 + signal, where nobody else listens, or the listener (submitit on TERM) does not mind; that
+                is no `Exception`, so neither Hydra nor submitit takes it for a result. A basic-launcher sweep ends too.
+        """
+        assert self.received is not None
+        previous = self._previous.get(self.received)
+        if is_foreign(previous):
+            previous(self.received, None)
+            if _rank() > 0:
+                sys.exit(0)  # submitit leaves the requeueing to rank 0, which an exit status would cut short
+        sys.exit(128 + self.received)
+
+    def leave_if_asked(self) -> None:
+        """For a run that came to its end all the same: end the process if a person or the system wants that."""
+        if self.received is not None and not is_foreign(self._previous.get(self.received)):
+            sys.exit(128 + self.received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked process that loads data: the run ends it
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        first = self.received is None
+        self.received = number if first or number == signal.SIGUSR2 else self.received
+        if self._at_once:
+            self._at_once = False
+            raise Preempted(str(self.reason()))
+        if first:
+            more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            # not through logging, whose locks the interrupted code may hold
+            os.write(2, f"\n{self.reason()}: stopping after this step{more}\n".encode())
+
+
+def is_foreign(handler: Any) -> bool:
+    """Whether a handler is somebody's function: not the system's default, and not Python's KeyboardInterrupt."""
+    return callable(handler) and handler is not signal.default_int_handler and not isinstance(handler, signal.Handlers)
+
+
+def shield_worker() -> None:
+    """In a process that loads data: outlive a signal sent to the whole job, so that the run can still save.
+
+    SLURM signals every process of a step. TERM, by which the run itself may end a worker too, works half a minute late.
+    """
+    late: Callable[[int, FrameType | None], Any] = lambda number, frame: signal.alarm(30)  # noqa: E731
+    for number in SIGNALS:
+        signal.signal(number, late if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
