@@ -134,7 +134,8 @@ def _build(
             "point dataset.root at more images, or lower shot or protocol.min_pixels",
         )
     if missing:
-        names = ", ".join(f"{class_names[c]} ({len(members[c])})" for c in missing)
+        names = ", ".join(f"{class_names[c]} ({len(members[c])})" for c in missing[:8])
+        names += ", ..." if len(missing) > 8 else ""
         log.warning(
             "%d of %d %s classes have fewer than the %d images a %d-shot episode needs and are left out: %s",
             len(missing), len(pool), kind, needed, shot, names,

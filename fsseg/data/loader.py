@@ -135,7 +135,12 @@ def training_loader(
     plan = plan or training_plan(source, cfg)
     first, count = start_step * plan.batch_size, num_steps * plan.batch_size
     dataset = EpisodeDataset(
-        source, "train", _Range(plan.sampler, first, count), train_transform(cfg), cfg.seed, plan.ignore_classes,
+        source,
+        "train",
+        _Range(plan.sampler, first, count),
+        train_transform(cfg),
+        cfg.seed,
+        plan.ignore_classes,
         cfg.dataset.hue_shift,
     )
     return make_loader(dataset, plan.batch_size, resolve_workers(cfg.num_workers))

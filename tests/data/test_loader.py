@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_source import FakeSource
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from fsseg.config import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig
 from fsseg.data.episodes import write_episodes
@@ -19,13 +20,17 @@ from fsseg.data.loader import evaluation_loader, evaluation_plan, resolve_worker
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
 
-PROTOCOLS = {
-    "standard": {},
-    "hsnet": {"novel_in_training": "background", "min_pixels": 0, "repeat_support": True, "query_order": "list_cycle"},
-    "pfenet": {"novel_in_training": "background", "query_order": "first_n"},
-    "bam": {"query_order": "first_n"},
-    "repri": {"novel_in_training": "ignore", "query_order": "class_uniform"},
-}
+REPO = Path(__file__).resolve().parents[2]
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    file.stem: {
+        key: value
+        for key, value in OmegaConf.load(file).protocol.items()
+        if key in ("novel_in_training", "min_pixels", "repeat_support")
+    }
+    for file in sorted((REPO / "conf/protocol").glob("*.yaml"))
+} | {"with_ignore": {"novel_in_training": "ignore"}}
+"""The rules of every protocol that is delivered, and of the third choice for novel pixels."""
 
 
 def make_source(seed: int = 0) -> FakeSource:
@@ -65,7 +70,9 @@ def assert_equal(one: Batch, other: Batch) -> None:
 @pytest.mark.parametrize("fold", range(4))
 def test_base_and_novel_classes_never_meet(name: str, fold: int) -> None:
     source = make_source(fold)
-    cfg = make_cfg(fold, size=129, **({"name": name} | PROTOCOLS[name]))
+    cfg = make_cfg(
+        fold, size=129, query_order=("cycle", "list_cycle", "class_uniform", "first_n")[fold], **PROTOCOLS[name]
+    )
     novel = set(source.novel_classes(fold))
     plan = training_plan(source, cfg)
     seen = {plan.sampler[e].class_id for e in range(3 * plan.num_images)}
