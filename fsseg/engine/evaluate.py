@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from fsseg.data.episodes import fingerprint
 from fsseg.data.loader import evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
+from fsseg.engine import distributed
+from fsseg.engine.distributed import Ranks
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.model.base import FewShotModel, Prediction
@@ -71,17 +74,27 @@ def predicted_foreground(
 
 
 def evaluate(
-    model: FewShotModel, source: Source, cfg: Config, status: Status, device: torch.device, should_stop: Callable[[], str | None] = lambda: None
+    model: FewShotModel,
+    source: Source,
+    cfg: Config,
+    status: Status,
+    device: torch.device,
+    should_stop: Callable[[], str | None] = lambda: None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
 ) -> EvaluationRecord:
     """Score `model` on the fold's novel classes under `cfg.protocol`.
 
     A novel class too small to form an episode is left out and named; the result is then partial.
 
+    Args:
+        should_stop: asked before every batch; a reason to stop, or None.
+        ranks: the processes that evaluate together; each takes whole batches in turn, so that the score is the same to
+            the last digit on any number of them.
+
     Raises:
         UserError: if no episode can be formed, or the data is at fault.
+        Preempted: when `should_stop` names a reason.
     """
-    from fsseg.engine.train import Preempted
-
     started = time.monotonic()
     plan = evaluation_plan(source, cfg)
     classes = list(plan.classes)
@@ -91,7 +104,10 @@ def evaluate(
              ", ".join(source.classes[c] for c in classes))  # fmt: skip
     if plan.missing_classes:
         names = ", ".join(source.classes[c] for c in plan.missing_classes)
-        log.warning("no episode of %s (too few images, or too few episodes): the result is partial, not comparable with published ones", names)
+        log.warning(
+            "no episode of %s (too few images, or too few episodes): the result is partial, not comparable with published ones",
+            names,
+        )
 
     wanted = _figure_numbers(runs[0][1], cfg.logger.figures)
     pictures: list[Picture] = []
@@ -102,7 +118,12 @@ def evaluate(
     with torch.inference_mode(), Progress("evaluate", total) as progress:
         for position, (seed, specs) in enumerate(runs):
             scores: list[PooledScore] = []
-            for batch in evaluation_loader(source, cfg, specs):
+            own = distributed.batches_of_rank(specs, cfg.eval.batch_size, ranks)
+            batches = iter(evaluation_loader(source, cfg, own))
+            for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
+                batch = distributed.next_batch(batches, should_stop, ranks, device)
+                if batch is None:
+                    continue  # the last turn has a batch for some of the processes only
                 batch = batch.to(device)
                 prediction: Prediction = model(batch)
                 size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
@@ -120,18 +141,17 @@ def evaluate(
                         pictures.append(Picture(spec, mask, iou))
                 so_far = scores[-1]
                 seen = [c for c in classes if so_far.episodes[c]]
-                progress.step(f"mIoU {so_far.miou(seen):.1f}", len(batch))
+                progress.step(f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, total - progress.done))
                 status.update(phase="evaluate", step=progress.done, steps=total, miou=round(so_far.miou(seen), 3),
                               seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
-                if (reason := should_stop()) is not None:
-                    raise Preempted(reason)
+            scores = _pool(scores, len(source.classes), ranks, device)
             counted = [c for c in classes if scores[-1].episodes[c]]
             if len(counted) < len(classes):
                 absent = ", ".join(source.classes[c] for c in classes if c not in counted)
                 log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
             per_seed.append({
                 "seed": seed, "miou": scores[-1].miou(counted), "fb_iou": scores[-1].fb_iou(),
-                "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
+                "miou_all_foreground": scores[-1].miou_all_foreground(counted), "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
                 "classes_without_episode": [source.classes[c] for c in classes if c not in counted],
             })  # fmt: skip
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
@@ -140,6 +160,7 @@ def evaluate(
     metrics = {
         "miou": statistics.fmean(s["miou"] for s in per_seed),
         "miou_std": _deviation([s["miou"] for s in per_seed]),
+        "miou_all_foreground": statistics.fmean(s["miou_all_foreground"] for s in per_seed),
         "fb_iou": statistics.fmean(s["fb_iou"] for s in per_seed),
         "fb_iou_std": _deviation([s["fb_iou"] for s in per_seed]),
         "per_seed": per_seed,
@@ -147,14 +168,24 @@ def evaluate(
         "miou_per_round": [statistics.fmean(column) for column in zip(*rounds)],
     }
     seconds = time.monotonic() - started
-    log.info("mIoU %.2f (std %.2f over %d seeds), FB-IoU %.2f, in %s",
-             metrics["miou"], metrics["miou_std"], len(runs), metrics["fb_iou"], duration(seconds))  # fmt: skip
+    log.info("mIoU %.2f (std %.2f over %d seeds; answering \"all foreground\" scores %.2f), FB-IoU %.2f, in %s",
+             metrics["miou"], metrics["miou_std"], len(runs), metrics["miou_all_foreground"], metrics["fb_iou"],
+             duration(seconds))  # fmt: skip
+    pictures = [picture for part in distributed.gather(pictures, ranks) for picture in part]
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint, missing_classes=[source.classes[c] for c in plan.missing_classes],
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
+
+
+def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks, device: torch.device) -> list[PooledScore]:
+    """The scores of every round over all processes; one that had no batch at all does not know the number of rounds."""
+    rounds = max(distributed.gather(len(scores), ranks))
+    scores = scores + [PooledScore(num_classes) for _ in range(rounds - len(scores))]
+    distributed.add_scores(scores, ranks, device)
+    return scores
 
 
 def _deviation(values: list[float]) -> float:

@@ -6,7 +6,7 @@ the last digit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class PooledScore:
         self.intersection = np.zeros(num_classes, dtype=np.int64)
         self.union = np.zeros(num_classes, dtype=np.int64)
         self.episodes = np.zeros(num_classes, dtype=np.int64)
+        self.foreground = np.zeros(num_classes, dtype=np.int64)
+        self.counted = np.zeros(num_classes, dtype=np.int64)
         self.background_intersection = 0
         self.background_union = 0
 
@@ -50,6 +52,8 @@ class PooledScore:
         self.intersection[class_id] += both
         self.union[class_id] += either
         self.episodes[class_id] += 1
+        self.foreground[class_id] += int(np.count_nonzero(positive))
+        self.counted[class_id] += total
         # background: neither predicted nor true / not both
         self.background_intersection += total - either
         self.background_union += total - both
@@ -60,6 +64,8 @@ class PooledScore:
         self.intersection += other.intersection
         self.union += other.union
         self.episodes += other.episodes
+        self.foreground += other.foreground
+        self.counted += other.counted
         self.background_intersection += other.background_intersection
         self.background_union += other.background_union
 
@@ -73,10 +79,17 @@ class PooledScore:
         Raises:
             ValueError: if one of them has no episode; it has no IoU then, and 0 would be a lie.
         """
+        return self._mean(classes, self.iou)
+
+    def miou_all_foreground(self, classes: Iterable[int]) -> float:
+        """mIoU, in percent, of answering "all foreground" in the same episodes: what a model has to beat."""
+        return self._mean(classes, lambda c: 100.0 * int(self.foreground[c]) / max(1, int(self.counted[c])))
+
+    def _mean(self, classes: Iterable[int], iou: Callable[[int], float]) -> float:
         classes = list(classes)
         if absent := [c for c in classes if not self.episodes[c]]:
             raise ValueError(f"no episode of class {absent[0]} was counted")
-        return sum(self.iou(c) for c in classes) / len(classes)
+        return sum(iou(c) for c in classes) / len(classes)
 
     def fb_iou(self) -> float:
         """Mean of the pooled foreground IoU and the pooled background IoU over all episodes, in percent."""

@@ -45,6 +45,20 @@ def test_the_mean_is_over_classes_not_episodes() -> None:
     assert score.miou([0, 1]) == pytest.approx(50.0)
 
 
+def test_the_answer_all_foreground_is_scored_in_the_same_episodes() -> None:
+    # TRUTH: 3 of 5 counted pixels are foreground; a second episode adds 1 of 4: 4 / 9. Class 1: 1 of 4.
+    score = PooledScore(2)
+    quarter = np.array([[1, 0], [0, 0]], np.uint8)
+    score.add(0, PREDICTION, TRUTH)
+    score.add(0, np.zeros((2, 2), bool), quarter)
+    score.add(1, np.zeros((2, 2), bool), quarter)
+    assert score.miou_all_foreground([0, 1]) == pytest.approx(100 * (4 / 9 + 1 / 4) / 2)
+    all_foreground = PooledScore(2)
+    all_foreground.add(0, np.ones((2, 3), bool), TRUTH)
+    all_foreground.add(0, np.ones((2, 2), bool), quarter)
+    assert all_foreground.iou(0) == pytest.approx(score.miou_all_foreground([0]))
+
+
 def test_a_class_without_episode_is_an_error_not_a_zero() -> None:
     score = PooledScore(2)
     score.add(0, PREDICTION, TRUTH)
