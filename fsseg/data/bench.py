@@ -95,7 +95,7 @@ def bench_loading(
             continue
         sampler = EpisodeSampler(lists, shot, cfg.seed, cfg.protocol.repeat_support)
         for count in workers:
-            row = _measure(source, sampler, train_transform(cfg), cfg.seed, count, episodes, batch_size)
+            row = _measure(source, sampler, cfg, count, episodes, batch_size)
             rows.append(row)
             if progress:
                 progress(row)
@@ -105,19 +105,16 @@ def bench_loading(
 
 
 def _measure(
-    source: Source,
-    sampler: EpisodeSampler,
-    transform: TrainTransform,
-    seed: int,
-    workers: int,
-    episodes: int,
-    batch: int,
+    source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int, batch: int
 ) -> LoadingRow:
     # every worker has two batches under way before its first is handed out: those are not timed
     warm = max(1, 2 * workers)
     timed = math.ceil(episodes / batch)
     specs = [sampler[e] for e in range((warm + timed) * batch)]
-    dataset = _Timed(EpisodeDataset(_TimedSource(source), "train", specs, _TimedTransform(**_fields(transform)), seed))
+    transform = _TimedTransform(**asdict(train_transform(cfg)))
+    dataset = _Timed(
+        EpisodeDataset(_TimedSource(source), "train", specs, transform, cfg.seed, hue_shift=cfg.dataset.hue_shift)
+    )
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch,
@@ -218,10 +215,6 @@ class _Timed:
 
 def _collate_timed(items: Sequence[tuple[Episode, _Split]]) -> tuple[Any, list[_Split]]:
     return collate([episode for episode, _ in items]), [split for _, split in items]
-
-
-def _fields(transform: TrainTransform) -> dict[str, Any]:
-    return asdict(transform)
 
 
 def own_megabytes() -> float:
