@@ -162,7 +162,8 @@ def _pascal_causes(source: VocSource, result: Comparison, indexes: dict[Split, C
         if plain:
             add(
                 f"{len(plain)} of {len(val.image_ids)} evaluation masks have no boundary of 255, as VOC's "
-                f"own all have, e.g. {plain[0]}: masks of another version (SBD's have none); scores on them are not comparable"
+                f"own all have, e.g. {plain[0]}: masks of another version (SBD's have none), "
+                "and scores on them are not comparable"
             )
         found = [_sizes(val, range(20))[0][c] for c in range(20)]
         right = [known["folds"][str(c // 5)]["val"]["per_class"][VOC_CLASSES[c]] for c in range(20)]

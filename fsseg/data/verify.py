@@ -122,7 +122,8 @@ def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -
         return lines
     if comparison.standard:
         verdict = "standard benchmark" if not faulty else "the lists are the standard ones, but see the faults below"
-        lines.append(f"{verdict}: all {comparison.checked} numbers agree with the published ones ({comparison.published})")
+        agree = f"all {comparison.checked} numbers agree with the published ones ({comparison.published})"
+        lines.append(f"{verdict}: {agree}")
         return lines
     lines.append(
         f"not the standard benchmark: {len(comparison.differences)} of {comparison.checked} numbers differ "
@@ -207,25 +208,20 @@ def draw_sheet(source: Source, indexes: dict[Split, ClassIndex], path: Path, num
     rng = np.random.default_rng(0)
     for split, index in indexes.items():
         wanted = num_samples // len(indexes)
-        order = rng.permutation(len(index.pair_image))
-        # One pair of each class before the second of any: rank a pair by how often its class came before.
-        seen: dict[int, int] = {}
-        ranks = [(seen.setdefault(int(index.pair_class[p]), -1), p) for p in order]
-        for position, (_, pair) in enumerate(ranks):
-            class_id = int(index.pair_class[pair])
-            seen[class_id] += 1
-            ranks[position] = (seen[class_id], pair)
-        for _, pair in sorted(ranks, key=lambda item: item[0]):
-            if wanted == 0:
-                break
-            image_id, class_id = index.image_ids[index.pair_image[pair]], int(index.pair_class[pair])
-            try:
-                image = source.image(split, image_id)
-                mask = source.mask(split, image_id, class_id)
-            except UserError:
-                continue
-            tiles.append(_tile(image, mask, f"{split} {image_id} {source.classes[class_id]}"))
-            wanted -= 1
+        by_class: dict[int, list[int]] = {}
+        for pair in rng.permutation(len(index.pair_image)).tolist():
+            by_class.setdefault(int(index.pair_class[pair]), []).append(pair)
+        while wanted and by_class:  # one tile of each class, then a second of each, ...
+            for class_id in list(by_class):
+                tile = None
+                while tile is None and by_class[class_id]:
+                    image_id = index.image_ids[index.pair_image[by_class[class_id].pop()]]
+                    tile = _sample(source, split, image_id, class_id)
+                if tile is None:
+                    del by_class[class_id]
+                elif wanted:
+                    tiles.append(tile)
+                    wanted -= 1
     if not tiles:
         return None
     rows = math.ceil(len(tiles) / _COLUMNS)
@@ -238,9 +234,17 @@ def draw_sheet(source: Source, indexes: dict[Split, ClassIndex], path: Path, num
     return path
 
 
-def _tile(image: NDArray[np.uint8], mask: NDArray[np.uint8], caption: str) -> Image.Image:
+def _sample(source: Source, split: Split, image_id: str, class_id: int) -> Image.Image | None:
+    try:
+        image, mask = source.image(split, image_id), source.mask(split, image_id, class_id)
+    except UserError:
+        return None
     if image.shape[:2] != mask.shape:
-        raise UserError("image and mask differ in size")
+        return None
+    return _tile(image, mask, f"{split} {image_id} {source.classes[class_id]}")
+
+
+def _tile(image: NDArray[np.uint8], mask: NDArray[np.uint8], caption: str) -> Image.Image:
     painted = image.astype(np.float32)
     inside = mask == 1
     painted[inside] = 0.5 * painted[inside] + 0.5 * _TINT

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +134,42 @@ def test_index_lists_pairs_by_image_and_class_and_tells_unknown_values() -> None
     assert index.pair_class.tolist() == [0, 1]
     assert index.pair_pixels.tolist() == [1, 5]
     assert unknown == {"a": [9]}
+
+
+_SCAN = """
+import os, signal, sys
+from pathlib import Path
+import fsseg.cell
+from fsseg.data.index import list_files, scan_masks
+if sys.argv[2] == "die":
+    fsseg.cell.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)  # the temporary file is written by then
+folder = Path(sys.argv[1])
+files = list_files(folder, ".png")
+counts, _ = scan_masks("m", files, sorted(files), [folder.parent / "cache"])
+print(sorted((name, count.pixels) for name, count in counts.items()))
+"""
+
+
+def child(masks: Path, mode: str) -> subprocess.Popen:
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", _SCAN, str(masks), mode]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_killed_while_it_writes_leaves_a_usable_state(masks: Path, monkeypatch) -> None:
+    process = child(masks, "die")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list((masks.parent / "cache").glob("*.store")) == []
+    names = opened(monkeypatch)
+    assert len(scan(masks)[0]) == 6
+    assert len(names) == 6
+    names.clear()
+    scan(masks)
+    assert names == []
+
+
+def test_two_processes_that_scan_at_once_agree(masks: Path) -> None:
+    running = [child(masks, "live") for _ in range(2)]
+    first, second = (process.communicate()[0] for process in running)
+    assert first == second == f"{sorted((name, count.pixels) for name, count in scan(masks)[0].items())}\n"
