@@ -1,12 +1,11 @@
 """Compositions without `hydra.main`: one cell, or every cell of a `-m` line, as `train.py` would compose them.
 
-The side command calls this: `fsseg plan` for grids, `fsseg retry` to find the line of a finished run directory, the data
-commands for one configuration. The files under `conf/` stand beside the package in a checkout, and inside it in a wheel.
+The side command calls this: `fsseg plan` for grids, `fsseg retry` to find the line of a run directory, the data
+commands for one configuration. The files under `conf/` stand beside the package in a checkout, inside it in a wheel.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -79,9 +77,11 @@ class Composer:
             UserError: a fault of the line, in the words of `train.py`.
         """
         with _explained():
-            return self._composed(
-                overrides, self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
-            )
+            config = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
+        task = tuple(config.hydra.overrides.task)
+        with open_dict(config):
+            del config["hydra"]
+        return Composed(tuple(overrides), task, config)
 
     def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
         """The jobs of `train.py -m <overrides>`, each as its own overrides, in Hydra's order.
@@ -97,43 +97,18 @@ class Composer:
         Raises:
             UserError: a fault of the line as a whole.
         """
+        from fsseg.sweep.quick_compose import QuickComposer
+
         master, jobs = self._expand(overrides)
-        return self.jobs(master, jobs)
-
-    def jobs(self, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Composed | UserError]:
-        """The configurations that Hydra's `load_sweep_config(master, job)` makes, without doing each from scratch.
-
-        Hydra settles the groups (`dataset=coco20i`) first and then sets plain values (`fold=2`) on the outcome. So jobs
-        that choose the same groups share the first part: 8 compositions instead of 32 for the paper's grid.
-        """
-        parser = OverridesParser.create(config_loader=self._loader)
-        settled: dict[tuple[str, ...], DictConfig | UserError] = {}
+        fast = QuickComposer(self._loader, master)
         found: list[Composed | UserError] = []
         for job in jobs:
-            parsed = parser.parse_overrides(list(job))
-            values = [o for o in parsed if isinstance(o.value(), dict) or not self._is_group(o.key_or_group)]
-            plain = {id(o) for o in values}
-            groups = tuple(str(o.input_line) for o in parsed if id(o) not in plain)
             try:
-                if groups not in settled:
-                    try:
-                        settled[groups] = self._loader.load_sweep_config(master, list(groups))
-                    except (HydraException, OmegaConfBaseException) as error:
-                        settled[groups] = explain(error)
-                if isinstance(base := settled[groups], UserError):
-                    found.append(base)
-                    continue
-                config = copy.deepcopy(base)
-                ConfigLoaderImpl._apply_overrides_to_config(values, config)
+                task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
+                found.append(Composed(job, task, fast.compose(job)))
             except (HydraException, OmegaConfBaseException) as error:
                 found.append(explain(error))
-                continue
-            task = [str(o.input_line) for o in parsed if not o.is_hydra_override()]
-            found.append(self._composed(job, config, task))
         return found
-
-    def _is_group(self, key: str) -> bool:
-        return bool(self._loader.repository.group_exists(key))
 
     def _expand(self, overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[str, ...]]]:
         with _explained():
@@ -143,13 +118,6 @@ class Composer:
             arguments = [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
             parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
             return master, [tuple(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
-
-    @staticmethod
-    def _composed(overrides: Sequence[str], config: DictConfig, task: Sequence[str] | None = None) -> Composed:
-        task = tuple(config.hydra.overrides.task if task is None else task)
-        with open_dict(config):
-            del config["hydra"]
-        return Composed(tuple(overrides), task, config)
 
 
 @contextmanager

@@ -355,7 +355,8 @@ _CHOICES = {
 }
 _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot", "train.clip_grad_norm",
              "protocol.num_episodes", "dataset.image_size", "model.iterations", "model.channels", "model.heads", "model.neck_pool",
-             "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds")  # fmt: skip
+             "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds",
+             "sync.attempts", "sync.timeout_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
                  "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip

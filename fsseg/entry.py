@@ -89,6 +89,7 @@ def config_keys() -> Iterator[str]:
     for prefix, cls in {
         "dataset.": config.DatasetConfig, "backbone.": config.BackboneConfig, "model.": config.MethodConfig,
         "protocol.": config.ProtocolConfig, "train.": config.TrainConfig, "eval.": config.EvalConfig, "logger.": config.LoggerConfig,
+        "sync.": config.SyncConfig,
     }.items():  # fmt: skip
         stack = [cls]
         while stack:

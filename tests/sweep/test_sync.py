@@ -1,0 +1,260 @@
+"""Copies on a remote store: a real S3-speaking server on loopback, a local folder, stores that fail."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from omegaconf import OmegaConf
+
+from fsseg.cell import Cell, CellKey, read_json, write_json
+from fsseg.config import Config
+from fsseg.errors import UserError
+from fsseg.sweep import sync
+
+KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")
+REMOTE = "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0"
+
+
+def make_run(root: Path, key: CellKey = KEY, done: bool = True) -> Cell:
+    cell = Cell(key, root / key.path, "f" * 16, {})
+    write_json(cell.status, {"state": "done" if done else "preempted", "step": 5, "steps": 10})
+    (cell.directory / "config.yaml").write_text("name: runs\n")
+    (cell.directory / "train.log").write_text("log\n")
+    (cell.directory / "figures").mkdir()
+    (cell.directory / "figures" / "episodes.png").write_bytes(b"png")
+    (cell.directory / "checkpoints").mkdir()
+    (cell.directory / "checkpoints" / "last.pt").write_bytes(b"weights")
+    (cell.directory / "claim.json").write_text("{}")
+    (cell.directory / ".status.json.abc.tmp").write_text("half")
+    if done:
+        write_json(cell.result, {"schema_version": 1, "fingerprint": "f" * 16, "metrics": {"miou": 50.0}})
+    return cell
+
+
+def configured(url: str | None, **fields: Any) -> Config:
+    return OmegaConf.create(
+        {"sync": {"url": url, "checkpoints": False, "attempts": 1, "timeout_seconds": 20.0, **fields}}
+    )  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    import boto3
+
+    for name, value in {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
+                        "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "127.0.0.1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    name = f"b{time.monotonic_ns()}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+def objects(bucket: str) -> dict[str, bytes]:
+    """Everything in the bucket, asked for with another client than the one under test."""
+    import boto3
+
+    client = boto3.client("s3")
+    listed = client.list_objects_v2(Bucket=bucket).get("Contents", [])
+    return {o["Key"]: client.get_object(Bucket=bucket, Key=o["Key"])["Body"].read() for o in listed}
+
+
+def test_a_finished_cell_arrives_on_s3_without_checkpoints_claims_and_temporary_files(
+    tmp_path: Path, bucket: str
+) -> None:
+    cell = make_run(tmp_path)
+    sync.sync_cell(configured(f"s3://{bucket}/exp"), cell)
+    found = objects(bucket)
+    assert set(found) == {
+        f"exp/{REMOTE}/{name}"
+        for name in ("config.yaml", "train.log", "figures/episodes.png", "status.json", "result.json")
+    }
+    assert found[f"exp/{REMOTE}/result.json"] == cell.result.read_bytes()
+    marker = read_json(cell.directory / "sync.json")
+    assert marker is not None
+    assert marker["pending"] == []
+    assert marker["error"] == ""
+
+
+def test_checkpoints_go_along_when_asked_for_and_on_preemption(tmp_path: Path, bucket: str) -> None:
+    sync.sync_cell(configured(f"s3://{bucket}/asked", checkpoints=True), make_run(tmp_path / "a"))
+    sync.sync_cell(configured(f"s3://{bucket}/preempted"), make_run(tmp_path / "b", done=False), final=False)
+    found = objects(bucket)
+    assert found[f"asked/{REMOTE}/checkpoints/last.pt"] == b"weights"
+    assert found[f"preempted/{REMOTE}/checkpoints/last.pt"] == b"weights"
+    assert f"preempted/{REMOTE}/result.json" not in found
+
+
+def test_only_what_changed_is_sent_again(tmp_path: Path, bucket: str) -> None:
+    cell = make_run(tmp_path)
+    assert len(sync.push(cell.directory, f"s3://{bucket}/x").sent) == 5
+    assert sync.push(cell.directory, f"s3://{bucket}/x").sent == []
+    (cell.directory / "train.log").write_text("more\n")
+    assert sync.push(cell.directory, f"s3://{bucket}/x").sent == ["train.log"]
+    assert objects(bucket)[f"x/{REMOTE}/train.log"] == b"more\n"
+
+
+def test_aggregate_mirror_of_s3_equals_the_local_files(tmp_path: Path, bucket: str) -> None:
+    done, unfinished = KEY, CellKey("runs", "shapes5i", "abcb", "tiny", 1, 3, 0, "default")
+    for key, is_done in ((done, True), (unfinished, False)):
+        sync.push(make_run(tmp_path / "local", key, is_done).directory, f"s3://{bucket}/deep/exp")
+    root = sync.mirror(f"s3://{bucket}/deep/exp", tmp_path / "mirror")
+    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    expected = {
+        f"{done.path}/result.json", f"{done.path}/status.json",
+        f"{unfinished.path}/status.json", f"{unfinished.path}/config.yaml",
+    }  # fmt: skip
+    assert files == {name: (tmp_path / "local" / name).read_bytes() for name in expected}
+    deeper = sync.mirror(f"s3://{bucket}/deep/exp/runs/shapes5i", tmp_path / "second")
+    assert deeper.joinpath(*done.path.parts[2:], "result.json").is_file()
+
+
+def test_a_missing_bucket_is_the_users_fault_for_a_reader(tmp_path: Path, bucket: str) -> None:
+    with pytest.raises(UserError, match=f"s3://{bucket}x/exp"):
+        sync.mirror(f"s3://{bucket}x/exp", tmp_path)
+
+
+def refusing_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_store_that_refuses_connections_leaves_the_run_alone_and_is_caught_up(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = make_run(tmp_path)
+    logging.getLogger("fsseg").propagate = True
+    with monkeypatch.context() as broken, caplog.at_level("WARNING", logger="fsseg.sync"):
+        broken.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing_port()}")
+        sync.sync_cell(configured(f"s3://{bucket}/exp"), cell)
+    assert "fsseg sync" in caplog.text
+    marker = read_json(cell.directory / "sync.json")
+    assert marker is not None
+    assert marker["pending"][-1] == "result.json"
+    assert marker["error"]
+    assert objects(bucket) == {}
+    [(directory, outcome)] = sync.catch_up([tmp_path])
+    assert (directory, outcome.pending, outcome.error) == (cell.directory, [], "")
+    assert f"exp/{REMOTE}/result.json" in objects(bucket)
+
+
+def test_a_store_that_accepts_and_never_answers_costs_no_more_than_the_time_limit(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = make_run(tmp_path)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        sync.sync_cell(configured(f"s3://{bucket}/exp", timeout_seconds=0.5), cell)  # the test's own limit is the check
+    marker = read_json(cell.directory / "sync.json")
+    assert marker is not None
+    assert "no answer" in marker["error"]
+
+
+class Flaky:
+    """Lets a `_Remote` fail the first `failures` sends, and notes the order of what arrives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int = 0, fail_on: str = "") -> None:
+        self.failures, self.fail_on, self.tries = failures, fail_on, 0
+        self.arrived: list[str] = []
+        original: Callable[..., None] = sync._Remote.send
+
+        def send(remote: Any, source: Path, name: str) -> None:
+            self.tries += 1
+            if self.tries <= self.failures or (self.fail_on and name.endswith(self.fail_on)):
+                raise ConnectionResetError("reset")
+            original(remote, source, name)
+            self.arrived.append(name.removeprefix(f"{REMOTE}/"))
+
+        monkeypatch.setattr(sync._Remote, "send", send)
+
+
+def test_the_result_goes_last_and_not_at_all_when_something_before_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = make_run(tmp_path / "local")
+    url = f"file://{tmp_path}/store"
+    flaky = Flaky(monkeypatch, fail_on="checkpoints/last.pt")
+    outcome = sync.push(cell.directory, url, checkpoints=True, attempts=2, pause=0)
+    assert outcome.pending == ["checkpoints/last.pt", "result.json"]
+    assert "ConnectionResetError" in outcome.error
+    assert not (tmp_path / "store" / REMOTE / "result.json").exists()
+    flaky.fail_on = ""
+    assert sync.push(cell.directory, url, checkpoints=True, pause=0).sent == ["checkpoints/last.pt", "result.json"]
+    assert flaky.arrived[-1] == "result.json"
+
+
+def test_a_passing_failure_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Flaky(monkeypatch, failures=3)
+    outcome = sync.push(make_run(tmp_path / "local").directory, f"file://{tmp_path}/store", attempts=4, pause=0)
+    assert (len(outcome.sent), outcome.pending, outcome.error) == (5, [], "")
+
+
+def test_a_plain_folder_never_shows_half_a_file_and_keeps_no_temporary_ones(tmp_path: Path) -> None:
+    cell = make_run(tmp_path / "local")
+    sync.push(cell.directory, f"file://{tmp_path}/store")
+    files = {
+        p.relative_to(tmp_path / "store" / REMOTE).as_posix() for p in (tmp_path / "store").rglob("*") if p.is_file()
+    }
+    assert files == {"config.yaml", "train.log", "figures/episodes.png", "status.json", "result.json"}
+
+
+def test_a_cell_that_is_redone_takes_its_old_result_off_the_store_first(tmp_path: Path) -> None:
+    cell = make_run(tmp_path / "local")
+    sync.push(cell.directory, f"file://{tmp_path}/store")
+    for name in ("result.json", "sync.json"):
+        (cell.directory / name).unlink()
+    sync.push(cell.directory, f"file://{tmp_path}/store")
+    assert not (tmp_path / "store" / REMOTE / "result.json").exists()
+
+
+def test_another_address_gets_everything(tmp_path: Path) -> None:
+    cell = make_run(tmp_path / "local")
+    assert len(sync.push(cell.directory, f"file://{tmp_path}/one").sent) == 5
+    assert len(sync.push(cell.directory, f"file://{tmp_path}/two").sent) == 5
+
+
+def test_catching_up_takes_the_address_from_the_configuration_of_the_run(tmp_path: Path) -> None:
+    cell = make_run(tmp_path / "local")
+    cell.config.write_text(f"sync:\n  url: file://{tmp_path}/store\n  checkpoints: true\n")
+    [(_, outcome)] = sync.catch_up([tmp_path / "local"])
+    assert "checkpoints/last.pt" in outcome.sent
+    assert (tmp_path / "store" / REMOTE / "result.json").is_file()
+
+
+def test_catching_up_without_any_address_says_so(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with pytest.raises(UserError, match="--url"):
+        sync.catch_up([tmp_path])
+
+
+@pytest.mark.parametrize("url", ["bucket/folder", "s3://", "nosuchthing://a/b"])
+def test_an_address_that_cannot_work_is_a_fault_of_the_configuration(url: str) -> None:
+    [fault] = sync.url_faults(url)
+    assert url in fault.what
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(protocol: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    [fault] = sync.url_faults("s3://bucket/x")
+    assert fault.fix == "pip install 'fsseg[s3]'"
