@@ -1,58 +1,59 @@
 """The sweep behind `python train.py -m ...`: looks before it launches, and says in the end how every cell fared.
 
 Hydra's own sweeper launches every job, shows the first exception and forgets the rest. This one composes the whole grid
-first: two cells that would share a directory are refused, finished cells are dropped, cells with faults are reported
-together; the others go to whatever launcher is configured. Hydra finds it through `hydra_plugins.fsseg_sweeper`.
+first: two cells that would share a directory are refused, finished cells and those that other processes have are dropped,
+cells with faults are reported together; the others go to whatever launcher is configured. Hydra finds it through
+`hydra_plugins.fsseg_sweeper`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsseg.cell import Cell, open_cell, read_json
-from fsseg.errors import UserError, merge_errors
+from fsseg.cell import open_cell, write_atomic
+from fsseg.errors import UserError
+from fsseg.sweep.jobs import (
+    FINE,
+    Elsewhere,
+    Job,
+    grouped,
+    mark_queued,
+    record_text,
+    refuse_shared_directories,
+    result_time,
+    settle,
+    table,
+    wait_for_signs_of_life,
+    write_state,
+)
+from fsseg.sweep.launchers import Busy, Submitted, SweepInterrupted
+from fsseg.sweep.quick_compose import QuickComposer
 
 log = logging.getLogger("fsseg.sweep")
 
 
-@dataclass
-class Job:
-    """One point of the grid.
+class FssegSweeper(Sweeper):
+    """Cartesian product of the overrides, one job a cell, in the order given.
 
-    Attributes:
-        overrides: as Hydra's launcher takes them.
-        cell: its directory and fingerprint; None if it could not be composed.
-        faults: why it cannot start; empty if it can.
-        state: done, todo, faulty before the launch; done, failed, running after it.
+    Args:
+        params: overrides of a sweep that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins.
     """
 
-    overrides: list[str]
-    cell: Cell | None
-    faults: list[UserError]
-    state: str
-    note: str = ""
-
-    @property
-    def label(self) -> str:
-        return str(self.cell.key) if self.cell else " ".join(self.overrides)
-
-
-class FssegSweeper(Sweeper):
-    """Cartesian product of the overrides, one job a cell, in the order given."""
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -62,120 +63,174 @@ class FssegSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Launch what is not done yet.
+        """Launch what is neither done nor in other hands.
 
         Raises:
-            UserError: two cells with one directory (nothing is started then), or cells that failed.
+            UserError: two cells with one directory (nothing is started then), or cells that could not be brought to an end.
+            SystemExit: INT or TERM ended the sweep; 128 + signal.
         """
         assert self.hydra_context is not None
         assert self.config is not None
         from fsseg.run import configure_logging
 
         configure_logging(self.config.log_level)
+        self.folder = Path(str(self.config.hydra.sweep.dir))
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), max_batch_size=None)
-        jobs = [self._examine(overrides) for overrides in batches[0]]
-        _refuse_shared_directories(jobs)
+        lines = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), max_batch_size=None)
+        composer = QuickComposer(self.hydra_context.config_loader, self.config)
+        jobs = [examine(composer, overrides) for overrides in batches[0]]
+        refuse_shared_directories(jobs)
+        todo = self._announce(jobs)
 
-        faulty = [job for job in jobs if job.state == "faulty"]
-        for text, labels in _grouped(faulty).items():
-            log.error("%s\n  (%s)", text, f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}")
-        todo = [job for job in jobs if job.state == "todo"]
-        done = sum(job.state == "done" for job in jobs)
-        extra = f", {len(faulty)} cannot start" if faulty else ""
-        log.info("%d of %d cells done, %d to run%s", done, len(jobs), len(todo), extra)
-
-        returns: Sequence[JobReturn] = []
-        if todo:
-            Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-            # A plain launcher returns one JobReturn a job, failures included; the directory has the last word on each.
-            returns = self.launcher.launch([job.overrides for job in todo], initial_job_idx=0)
-            configure_logging(self.config.log_level)
-            for job, returned in zip(todo, returns):
-                _settle(job, returned)
-        print(_summary(jobs))
-        if failed := [job for job in jobs if job.state != "done"]:
+        self.returns: list[JobReturn] = []
+        interrupted = None
+        tried: set[int] = set()
+        try:
+            while todo:
+                tried |= {id(job) for job in todo}
+                busy = self._launch(todo)
+                configure_logging(self.config.log_level)
+                # A holder may have died meanwhile, or stopped on a signal: its cells are ours to go on with.
+                todo = wait_for_signs_of_life(busy, self.elsewhere)
+        except SweepInterrupted as signal_:
+            interrupted = signal_
+        for job in jobs:
+            if job.state == "todo":
+                settle(job, None, self.elsewhere)
+        print(table(jobs), flush=True)
+        if interrupted is not None:
+            log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
+            raise SystemExit(128 + interrupted.signum)
+        if left := [job for job in jobs if job.state not in FINE]:
             raise UserError(
-                f"{len(failed)} of {len(jobs)} cells are not done (listed above)",
+                f"{len(left)} of {len(jobs)} cells are not done (listed above)",
                 "mend the cause and run the same line again: it runs just what is missing",
             )
-        return returns
+        return self.returns
 
-    def _examine(self, overrides: Sequence[str]) -> Job:
-        from fsseg.data.registry import folder_faults
-        from fsseg.entry import explain, typed
-        from fsseg.config import faults
+    def _announce(self, jobs: Sequence[Job]) -> list[Job]:
+        """Say what will be done; the cells to launch."""
+        faulty = [job for job in jobs if job.state == "faulty"]
+        for text, labels in grouped(faulty).items():
+            log.error("%s\n  (%s)", text, f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}")
+        todo = [job for job in jobs if job.state == "todo"]
+        self.elsewhere = Elsewhere(self.folder.glob(".submitit/*/jobs.json") if todo else ())
+        for job in todo:
+            assert job.cell is not None
+            if (owner := self.elsewhere.owner(job.cell)) is not None:
+                job.state, job.note = owner
+                log.info("left to %s: %s", job.note, job.label)
+        left = [job for job in todo if job.state != "todo"]
+        todo = [job for job in todo if job.state == "todo"]
+        done = sum(job.state == "done" for job in jobs)
+        extra = f", {len(left)} in other hands" if left else ""
+        extra += f", {len(faulty)} cannot start" if faulty else ""
+        log.info("%d of %d cells done, %d to run%s", done, len(jobs), len(todo), extra)
+        return todo
 
-        assert self.hydra_context is not None
+    def _launch(self, todo: list[Job]) -> list[Job]:
+        """Launch cells and settle their states; those that turned out to be held by others."""
+        assert self.launcher is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        observer = _Observer(todo, self.elsewhere)
+        if hasattr(self.launcher, "observer"):
+            self.launcher.observer = observer
         try:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            task_overrides = list(composed.hydra.overrides.task)
-            with open_dict(composed):
-                del composed["hydra"]
-            cfg = typed(composed)
-            found = faults(cfg)
-            if not found:
-                cell = open_cell(cfg, _plain(composed), task_overrides)
-                if not cfg.redo and cell.finished() is not None:
-                    return Job(list(overrides), cell, [], "done")
-                found = folder_faults(cfg)
-                if not cfg.redo and not found:
-                    cell.check_same_settings()
-                return Job(list(overrides), cell, found, "faulty" if found else "todo")
-            return Job(list(overrides), None, found, "faulty")
+            returns = self.launcher.launch([job.overrides for job in todo], initial_job_idx=len(self.returns))
         except UserError as error:
-            return Job(list(overrides), None, [error], "faulty")
-        except (HydraException, OmegaConfBaseException) as error:
-            return Job(list(overrides), None, [explain(error)], "faulty")
+            observer.refused(error)
+            raise
+        except Exception as error:  # a launcher of somebody else's that gives up at the first lost job
+            if hasattr(self.launcher, "observer"):
+                raise
+            log.error("the launcher gave up: %s", error)
+            returns = []
+        for index, returned in enumerate(returns):
+            if index not in observer.over:
+                observer.ended(index, returned)
+        self.returns += returns
+        return [job for index, job in enumerate(todo) if index in observer.busy]
+
+
+class _Observer:
+    """Keeps the directories and the terminal informed while a launcher works on `jobs`."""
+
+    def __init__(self, jobs: Sequence[Job], elsewhere: Elsewhere) -> None:
+        self.jobs = jobs
+        self.elsewhere = elsewhere
+        self.over: set[int] = set()
+        self.busy: set[int] = set()
+        self._logs: dict[int, Path] = {}
+        self._marked = False
+
+    def before_submission(self) -> None:
+        for job in self.jobs:
+            assert job.cell is not None
+            mark_queued(job.cell)
+        self._marked = True
+
+    def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None:
+        record = {}
+        for index, job in jobs.items():
+            cell = self.jobs[index].cell
+            assert cell is not None
+            record[str(cell.directory.absolute())] = {"job_id": job.job_id, "log": str(job.log)}
+            self._logs[index] = job.log
+        write_atomic(folder / "jobs.json", record_text(record))
+
+    def ended(self, index: int, returned: JobReturn) -> None:
+        job = self.jobs[index]
+        settle(job, returned, self.elsewhere, self._logs.get(index))
+        self.over.add(index)
+        if isinstance(returned._return_value, Busy) and job.state != "done":
+            self.busy.add(index)
+            job.state, job.note = "running", returned._return_value.holder
+        log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
+
+    def refused(self, error: UserError) -> None:
+        """Nothing was submitted after all."""
+        for job in self.jobs if self._marked else ():
+            assert job.cell is not None
+            write_state(job.cell, "failed", f"not submitted: {error.what}")
+
+
+def examine(composer: QuickComposer, overrides: Sequence[str]) -> Job:
+    """One cell before the launch: done, todo or faulty."""
+    from fsseg.config import faults
+    from fsseg.data.registry import folder_faults
+    from fsseg.entry import explain, typed
+
+    job = Job(list(overrides), None, [], "faulty")
+    try:
+        composed = composer.compose(overrides)
+        cfg = typed(composed)
+        try:
+            job.cell = open_cell(cfg, _plain(composed), overrides)
+        except UserError:
+            job.faults = faults(cfg)
+            if not job.faults:
+                raise
+            return job
+        if not cfg.redo and (result := job.cell.finished()) is not None:
+            metrics = result.get("metrics") or {}
+            job.state, job.note = "done", f"mIoU {metrics['miou']:.2f}" if metrics else "trained"
+            return job
+        job.faults = faults(cfg) or folder_faults(cfg)
+        if not job.faults:
+            if cfg.redo:
+                job.old_result = result_time(job.cell)
+            else:
+                job.cell.check_same_settings()
+            job.state = "todo"
+    except UserError as error:
+        job.faults = [error]
+    except (HydraException, OmegaConfBaseException) as error:
+        job.faults = [explain(error)]
+    return job
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     value = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}
-
-
-def _refuse_shared_directories(jobs: Sequence[Job]) -> None:
-    seen: dict[Path, Job] = {}
-    for job in jobs:
-        if job.cell is None:
-            continue
-        other = seen.setdefault(job.cell.directory, job)
-        if other is not job:
-            raise UserError(
-                f"two cells of this sweep share the directory {job.cell.directory}: "
-                f"[{' '.join(other.overrides)}] and [{' '.join(job.overrides)}]",
-                "take the duplicate out of the sweep, or set variant= to tell them apart",
-            )
-
-
-def _grouped(jobs: Sequence[Job]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for job in jobs:
-        groups.setdefault(str(merge_errors(job.faults)), []).append(job.label)
-    return groups
-
-
-def _settle(job: Job, returned: JobReturn) -> None:
-    assert job.cell is not None
-    status = read_json(job.cell.status) or {}
-    if job.cell.finished() is not None:
-        job.state = "done"
-    elif returned.status == JobStatus.FAILED:
-        job.state, job.note = "failed", str(returned._return_value).splitlines()[0]
-    else:
-        job.state, job.note = str(status.get("state", "unknown")), str(status.get("reason") or "")
-
-
-def _summary(jobs: Sequence[Job]) -> str:
-    lines = [f"\n{'cell':<64} {'state':<8} result"]
-    for job in jobs:
-        if job.state == "done" and job.cell and (result := job.cell.finished()):
-            metrics = result.get("metrics") or {}
-            note = f"mIoU {metrics['miou']:.2f}" if metrics else "trained"
-        elif job.state == "faulty":
-            note = "cannot start, see above"
-        else:
-            note = f"{job.note}  (log: {job.cell.directory / 'train.log'})" if job.cell else job.note
-        lines.append(f"{job.label:<64} {job.state:<8} {note}")
-    return "\n".join(lines)

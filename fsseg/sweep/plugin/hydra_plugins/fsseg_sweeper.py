@@ -1,5 +1,8 @@
 """Where Hydra looks for plugins (a namespace package: no __init__.py here). The sweeper itself is `fsseg.sweep.sweeper`."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from hydra.core.config_store import ConfigStore
 
 from fsseg.sweep.sweeper import FssegSweeper as _Base
@@ -9,9 +12,11 @@ class FssegSweeper(_Base):
     """Hydra only instantiates sweepers whose class lives below `hydra_plugins`."""
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="fsseg",
-    node={"_target_": "hydra_plugins.fsseg_sweeper.FssegSweeper"},
-    provider="fsseg",
-)
+@dataclass
+class SweeperConf:
+    _target_: str = "hydra_plugins.fsseg_sweeper.FssegSweeper"
+    params: dict[str, Any] | None = field(default_factory=dict)
+    """Overrides of the grid, as on the command line: `fold: 0,1,2,3`."""
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="fsseg", node=SweeperConf, provider="fsseg")

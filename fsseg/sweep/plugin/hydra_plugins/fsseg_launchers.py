@@ -1,0 +1,57 @@
+"""Where Hydra finds our launchers, with the schemas of their settings. The work is in `fsseg.sweep.launchers*`."""
+
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+from fsseg.sweep.launchers import SequentialLauncher as _Sequential
+from fsseg.sweep.launchers_local import LocalLauncher as _Local
+from fsseg.sweep.launchers_slurm import SlurmLauncher as _Slurm
+
+
+class BasicLauncher(_Sequential):
+    """Hydra only instantiates launchers whose class lives below `hydra_plugins`."""
+
+
+class LocalLauncher(_Local):
+    """Likewise."""
+
+
+class SlurmLauncher(_Slurm):
+    """Likewise."""
+
+
+@dataclass
+class BasicConf:
+    _target_: str = "hydra_plugins.fsseg_launchers.BasicLauncher"
+
+
+@dataclass
+class LocalConf:
+    _target_: str = "hydra_plugins.fsseg_launchers.LocalLauncher"
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit/${now:%Y%m%dT%H%M%S}"
+    """Pickles and logs of the workers."""
+    workers: int | None = None
+    """Cells at a time; null: one for each GPU, without a GPU one for every 4 cores."""
+    gpus_per_node: int | None = None
+    """GPUs of a cell, by CUDA_VISIBLE_DEVICES; null: one a task where there are any; 0 hides them."""
+    tasks_per_node: int = 1
+    """Processes of a cell; more than 1 train it with DDP."""
+    signal_delay_s: int = 120
+    """Seconds a cell has for its checkpoint after INT or TERM, before it is killed."""
+    max_restarts: int = 10
+    """How often a cell that saved itself on USR2 is started again."""
+
+
+@dataclass
+class SlurmConf(SlurmQueueConf):
+    """Everything of hydra-submitit-launcher's `submitit_slurm`."""
+
+    _target_: str = "hydra_plugins.fsseg_launchers.SlurmLauncher"
+    poll_seconds: float = 10.0
+    """Seconds between two calls of squeue while the sweep waits."""
+
+
+for _name, _node in (("basic", BasicConf), ("local", LocalConf), ("slurm", SlurmConf)):
+    ConfigStore.instance().store(group="hydra/launcher", name=f"fsseg_{_name}", node=_node, provider="fsseg")
