@@ -1,7 +1,8 @@
 """The cells of one sweep: what state each is in, before the launch and after it, and the table that says so.
 
-`fsseg.sweep.sweeper` drives it. A cell's directory has the last word on its state; what the launcher saw only explains why
-a cell has no result, and what nobody could write down (a killed process cannot) is written into its `status.json` and log.
+`fsseg.sweep.sweeper` drives it. A cell's directory has the last word on its state; what the launcher saw only explains
+why a cell has no result, and what nobody could write down (a killed process cannot) is written into its `status.json`
+and log.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Elsewhere:
             take_away(cell.claim, holder)
         for job_id in self._jobs.get(str(cell.directory.absolute()), ()):
             if (entry := (self._ask_queue() or {}).get(job_id)) is not None:
-                return ("running" if entry.state in ("RUNNING", "COMPLETING") else "queued"), f"SLURM job {job_id}, {entry}"
+                return (
+                    "running" if entry.state in ("RUNNING", "COMPLETING") else "queued"
+                ), f"SLURM job {job_id}, {entry}"
         return None
 
     def _ask_queue(self) -> dict[str, Queued] | None:
@@ -127,7 +130,7 @@ class Elsewhere:
 
 
 def _renewed_lately(path: Path, holder: Holder) -> bool:
-    """By this machine's clock, which may be off; a claim wrongly taken for stale here is looked at closely by the run."""
+    """By this machine's clock, which may be off; the run looks closely at what is old here."""
     try:
         return time.time() - path.stat().st_mtime <= holder.lease
     except OSError:

@@ -1,8 +1,8 @@
 """What our launchers share: the job's side of a launch, and the launcher that runs cells one after the other.
 
-Hydra's launchers hide how a job ended: an exception becomes a successful SLURM job, a killed job an exception that ends the
-sweep. Ours wait for every job and report each one; `fsseg.sweep.sweeper` then asks the cell's directory, which has the last
-word. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No torch here.
+Hydra's launchers hide how a job ended: an exception becomes a successful SLURM job, a killed job an exception that ends
+the sweep. Ours wait for every job and report each one; `fsseg.sweep.sweeper` then asks the cell's directory, which has
+the last word. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No torch here.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _note_busy(returned: JobReturn) -> None:
 
 
 def restarted() -> bool:
-    """Whether this process is a job's second or later start (SLURM requeued it, or the local launcher started it again)."""
+    """Whether this process is a job's second or later start (requeued by SLURM, or by the local launcher)."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", RESTART_COUNT))
 
 

@@ -1,13 +1,14 @@
 """`hydra/launcher=local`: N cells at a time on this machine, each in its own process and with its own GPU.
 
-submitit's local executor starts every job at once and hides the GPUs; joblib's workers die together. Here a worker is a plain
-process that runs submitit's job entry, so that signals, ranks (`tasks_per_node`) and pickles are those of a SLURM job; one
-that is killed costs its cell only. The processes are in sessions of their own: Ctrl-C reaches the launcher alone, which
+submitit's local executor starts every job at once and hides the GPUs; joblib's workers die together. Here a worker is a
+plain process that runs submitit's job entry, so that signals, ranks (`tasks_per_node`) and pickles are those of a SLURM
+job; one that is killed costs its cell only. The processes are in sessions of their own: Ctrl-C reaches the launcher alone, which
 passes TERM on and waits for the checkpoints. Killed itself, it leaves them running, as a SLURM job would.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -23,7 +24,16 @@ from typing import Any
 from hydra.core.utils import JobReturn, setup_globals
 
 from fsseg.errors import UserError
-from fsseg.sweep.launchers import RESTART_COUNT, CellLauncher, CellLost, Signals, Submitted, SweepInterrupted, failed, outcome
+from fsseg.sweep.launchers import (
+    RESTART_COUNT,
+    CellLauncher,
+    CellLost,
+    Signals,
+    Submitted,
+    SweepInterrupted,
+    failed,
+    outcome,
+)
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -43,7 +53,9 @@ class _Running:
 @dataclass
 class _Plan:
     workers: int
-    gpus: list[list[str]] = field(default_factory=list)  # one group of GPUs a slot, reused in turn; empty: leave them alone
+    gpus: list[list[str]] = field(
+        default_factory=list
+    )  # one group of GPUs a slot, reused in turn; empty: leave them alone
     threads: int = 1
 
 
@@ -118,8 +130,12 @@ class LocalLauncher(CellLauncher):
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "submitit.core._submit", str(self._folder)],
-                        env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                    )  # fmt: skip
+                        env=env,
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
                 )
         return processes
 
@@ -168,10 +184,8 @@ def _terminate(one: _Running) -> None:
 def _kill(one: _Running) -> None:
     for process in one.processes:
         if process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its data workers too
-            except ProcessLookupError:
-                pass
 
 
 def _how(codes: Sequence[int]) -> str:

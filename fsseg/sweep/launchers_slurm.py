@@ -1,8 +1,8 @@
 """`hydra/launcher=slurm`: the cells as a SLURM array through submitit, every one of them waited for.
 
-submitit's own waiting needs `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has, says
-which jobs are still there; one that is gone without a result is a failed cell whose reason comes from `sacct` or `scontrol`,
-whichever answers. `fsseg.sweep.sweeper` also asks `squeue` before a launch, to leave waiting jobs alone.
+submitit's own waiting needs `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has,
+says which jobs are still there; one that is gone without a result is a failed cell whose reason comes from `sacct` or
+`scontrol`, whichever answers. `fsseg.sweep.sweeper` also asks `squeue` before a launch, to leave waiting jobs alone.
 """
 
 from __future__ import annotations
@@ -124,8 +124,19 @@ class SlurmLauncher(CellLauncher):
     def _submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         import submitit
 
-        params = {k: v for k, v in self.params.items() if k not in ("submitit_folder", "max_num_timeout", "poll_seconds")}
-        common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout"}
+        params = {
+            k: v for k, v in self.params.items() if k not in ("submitit_folder", "max_num_timeout", "poll_seconds")
+        }
+        common = {
+            "timeout_min",
+            "cpus_per_task",
+            "gpus_per_node",
+            "tasks_per_node",
+            "mem_gb",
+            "nodes",
+            "name",
+            "stderr_to_stdout",
+        }
         folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
         self.observer.before_submission()
         arguments = self.job_arguments(job_overrides, initial_job_idx)
@@ -141,7 +152,7 @@ class SlurmLauncher(CellLauncher):
                 lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
                 raise UserError(
                     f"sbatch refused the sweep: {lines[-1].removeprefix('subprocess.CalledProcessError: ').strip()}",
-                    "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...), or ask the cluster",
+                    "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)",
                 ) from None
         self.observer.submitted({i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(jobs)}, folder)
         log.info("submitted to SLURM as %s, logs in %s",
@@ -181,9 +192,9 @@ class SlurmLauncher(CellLauncher):
                     if returned is None:
                         if time.monotonic() - since < max(every, 5.0):
                             continue
-                        returned = failed(CellLost(f"SLURM job {job.job_id}: {last_state(job.job_id)}"), job_overrides[i])
+                        returned = failed(
+                            CellLost(f"SLURM job {job.job_id}: {last_state(job.job_id)}"), job_overrides[i]
+                        )
                 returns[i] = returned
                 self.observer.ended(i, returned)
         return [returns[i] for i in range(len(jobs))]
-
-

@@ -1,8 +1,8 @@
 """Composes the cells of a grid quickly: Hydra once for each choice of groups, then only the plain overrides anew.
 
 Composing is what a sweep over finished cells spends its time on: Hydra reads every YAML file again for every cell.
-What the files give depends on the group choices (`dataset=`, `backbone=`, ...) alone; the other overrides are applied on
-top of that, by the same function that Hydra itself uses. `fsseg.sweep.sweeper` is the caller. No torch here.
+What the files give depends on the group choices (`dataset=`, `backbone=`, ...) alone; the other overrides are applied
+on top of that, by the same function that Hydra itself uses. `fsseg.sweep.sweeper` is the caller. No torch here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class QuickComposer:
         if isinstance(loader, ConfigLoaderImpl):
             hydra_overrides = list(OmegaConf.to_container(master.hydra.overrides.hydra))  # type: ignore[arg-type]
             # Brings in `hydra.searchpath`, which may hold more groups.
-            _, self._repository = loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, hydra_overrides)
+            _, self._repository = loader._parse_overrides_and_create_caching_repo(
+                master.hydra.job.config_name, hydra_overrides
+            )
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one cell, without its `hydra` node.

@@ -1,9 +1,9 @@
 """The sweep behind `python train.py -m ...`: looks before it launches, and says in the end how every cell fared.
 
 Hydra's own sweeper launches every job, shows the first exception and forgets the rest. This one composes the whole grid
-first: two cells that would share a directory are refused, finished cells and those that other processes have are dropped,
-cells with faults are reported together; the others go to whatever launcher is configured. Hydra finds it through
-`hydra_plugins.fsseg_sweeper`.
+first: two cells that would share a directory are refused, finished cells and those that other processes have are
+dropped, cells with faults are reported together; the others go to whatever launcher is configured. Hydra finds it
+through `hydra_plugins.fsseg_sweeper`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -39,7 +40,7 @@ from fsseg.sweep.jobs import (
     wait_for_signs_of_life,
     write_state,
 )
-from fsseg.sweep.launchers import Busy, Submitted, SweepInterrupted
+from fsseg.sweep.launchers import Busy, SequentialLauncher, Submitted, SweepInterrupted
 from fsseg.sweep.quick_compose import QuickComposer
 
 log = logging.getLogger("fsseg.sweep")
@@ -49,7 +50,7 @@ class FssegSweeper(Sweeper):
     """Cartesian product of the overrides, one job a cell, in the order given.
 
     Args:
-        params: overrides of a sweep that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins.
+        params: overrides that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins.
     """
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
@@ -61,12 +62,15 @@ class FssegSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if type(self.launcher) is BasicLauncher:  # the default: Hydra's, but for its ways to end
+            self.launcher = SequentialLauncher()
+            self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Launch what is neither done nor in other hands.
 
         Raises:
-            UserError: two cells with one directory (nothing is started then), or cells that could not be brought to an end.
+            UserError: two cells have one directory (nothing is started then), or cells are not done in the end.
             SystemExit: INT or TERM ended the sweep; 128 + signal.
         """
         assert self.hydra_context is not None
@@ -113,7 +117,9 @@ class FssegSweeper(Sweeper):
         """Say what will be done; the cells to launch."""
         faulty = [job for job in jobs if job.state == "faulty"]
         for text, labels in grouped(faulty).items():
-            log.error("%s\n  (%s)", text, f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}")
+            log.error(
+                "%s\n  (%s)", text, f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
+            )
         todo = [job for job in jobs if job.state == "todo"]
         self.elsewhere = Elsewhere(self.folder.glob(".submitit/*/jobs.json") if todo else ())
         for job in todo:

@@ -5,26 +5,16 @@ from dataclasses import dataclass
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
-from fsseg.sweep.launchers import SequentialLauncher as _Sequential
 from fsseg.sweep.launchers_local import LocalLauncher as _Local
 from fsseg.sweep.launchers_slurm import SlurmLauncher as _Slurm
 
 
-class BasicLauncher(_Sequential):
-    """Hydra only instantiates launchers whose class lives below `hydra_plugins`."""
-
-
 class LocalLauncher(_Local):
-    """Likewise."""
+    """Hydra only instantiates launchers whose class lives below `hydra_plugins`."""
 
 
 class SlurmLauncher(_Slurm):
     """Likewise."""
-
-
-@dataclass
-class BasicConf:
-    _target_: str = "hydra_plugins.fsseg_launchers.BasicLauncher"
 
 
 @dataclass
@@ -53,5 +43,5 @@ class SlurmConf(SlurmQueueConf):
     """Seconds between two calls of squeue while the sweep waits."""
 
 
-for _name, _node in (("basic", BasicConf), ("local", LocalConf), ("slurm", SlurmConf)):
+for _name, _node in (("local", LocalConf), ("slurm", SlurmConf)):
     ConfigStore.instance().store(group="hydra/launcher", name=f"fsseg_{_name}", node=_node, provider="fsseg")

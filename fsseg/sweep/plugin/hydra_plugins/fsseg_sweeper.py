@@ -1,4 +1,4 @@
-"""Where Hydra looks for plugins (a namespace package: no __init__.py here). The sweeper itself is `fsseg.sweep.sweeper`."""
+"""Where Hydra looks for plugins (a namespace package: no __init__.py). The sweeper itself: `fsseg.sweep.sweeper`."""
 
 from dataclasses import dataclass, field
 from typing import Any
