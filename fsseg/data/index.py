@@ -31,7 +31,7 @@ RULE_VERSION = 1
 class MaskFile:
     """A mask on disk with what tells whether it changed: size in bytes and time in nanoseconds."""
 
-    path: Path
+    path: str
     size: int
     mtime_ns: int
 
@@ -53,7 +53,7 @@ def list_files(folder: Path, suffix: str) -> dict[str, MaskFile]:
             for entry in entries:
                 if entry.name.endswith(suffix) and not entry.name.startswith(".") and entry.is_file():
                     stat = entry.stat()
-                    found[entry.name[: -len(suffix)]] = MaskFile(folder / entry.name, stat.st_size, stat.st_mtime_ns)
+                    found[entry.name[: -len(suffix)]] = MaskFile(entry.path, stat.st_size, stat.st_mtime_ns)
             return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -80,7 +80,7 @@ def scan_masks(
     faults = []
     if todo:
         start = time.monotonic()
-        ids = {str(files[image_id].path): image_id for image_id in todo}
+        ids = {files[image_id].path: image_id for image_id in todo}
         for path, result in look_at("mask", list(ids), f"masks of {label}"):
             if isinstance(result, str):
                 faults.append(Fault("unreadable masks", path, result, "restore these files"))
