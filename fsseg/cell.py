@@ -1,7 +1,7 @@
 """A cell on disk: its key and directory, its fingerprint, its status, and files that are whole or absent.
 
-A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.run` works in its directory; `fsseg.sweep`
-and `fsseg.report` only read there. No torch here: asking for the state of a thousand cells must be quick.
+A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.run` works in its directory;
+`fsseg.sweep` and `fsseg.report` only read there. No torch here: asking for the state of a thousand cells must be quick.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -117,7 +118,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What of a resolved configuration can change the numbers: flat, with files replaced by digests of their content."""
+    """What of a resolved configuration can change the numbers: flat, files replaced by digests of their content."""
     flat = flatten(resolved)
     kept = {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
     for key in _PATHS_BY_CONTENT:
@@ -193,6 +194,28 @@ class Cell:
     def previous_checkpoint(self) -> Path:
         """The checkpoint before the last, for the case that the last one is damaged."""
         return self.directory / "checkpoints" / "previous.pt"
+
+    def clear(self) -> None:
+        """Empty the directory, but for the claim, which the caller holds.
+
+        The result goes first and the identity last: whenever this is cut short, what is left is neither taken for a
+        result nor for a run with other settings than its own.
+        """
+        old = self.directory / f".old-{uuid.uuid4().hex}"
+        old.mkdir()
+        entries = [p for p in self.directory.iterdir() if not p.name.startswith((".old-", f".{self.claim.name}"))]
+        turn = {self.result: 0, self.identity_file: 2}
+        for path in sorted((p for p in entries if p != self.claim), key=lambda p: turn.get(p, 1)):
+            os.rename(path, old / path.name)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written. The caller holds the claim, so nobody is writing."""
+        for path in [*self.directory.glob(".*"), *self.directory.glob("*/.*.tmp"), *self.directory.glob("*/*.new")]:
+            if path.name.startswith(".old-"):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix in (".tmp", ".new") and not path.name.startswith((f".{self.claim.name}", ".clock")):
+                path.unlink(missing_ok=True)
 
     def finished(self) -> dict[str, Any] | None:
         """The result, if this very cell (same fingerprint) is done."""

@@ -1,7 +1,7 @@
 """Claims: a cell belongs to the one process that holds its `claim.json`. `fsseg.run` takes and keeps it.
 
-The file is created exclusively and renewed by a thread, which sets its modification time: the shared folder's own clock.
-Nobody's wall clock is trusted. Whoever finds a claim that has not been renewed for the lease watches it for some
+The file is created exclusively and renewed by a thread, which sets its modification time by the shared folder's own
+clock. Nobody's wall clock is trusted. Whoever finds a claim that has not been renewed for the lease watches it for some
 renewals more with a clock that cannot jump, then takes it away by a rename, which succeeds for one process only. The
 holder looks at the file before everything it writes, so a holder that slept through its lease notices and stops.
 """
@@ -81,11 +81,13 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def is_gone(holder: Holder) -> bool:
-    """Whether the holder is known to have ended: its process on this machine, or an earlier start of this very SLURM job."""
+    """Whether the holder is known to have ended: a process of this machine, or an earlier start of our SLURM job."""
     theirs, mine = holder.fields, _this_process()
     if all(theirs.get(k) is not None and theirs.get(k) == mine[k] for k in ("host", "boot", "pid_namespace")):
         return _process_start(theirs.get("pid")) != theirs.get("pid_start")
-    same_job = theirs.get("slurm_job") is not None and all(theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster"))
+    same_job = theirs.get("slurm_job") is not None and all(
+        theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster")
+    )
     return same_job and int(theirs.get("slurm_restart") or 0) < int(mine["slurm_restart"] or 0)
 
 

@@ -1,32 +1,52 @@
-"""One cell from configuration to result.json: check, resume, train, evaluate, draw, record. `train.py` calls `run`."""
+"""One cell from configuration to result.json: claim, resume, train, evaluate, draw, record. `train.py` calls `run`.
+
+Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do and takes the claim,
+`_attempt` keeps the records of one start, `_work` trains and evaluates, `_result` says what came out.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import resource
-import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell import SCHEMA_VERSION, Cell, Status, key_dict, open_cell, write_atomic, write_json
+from fsseg.cell import (
+    SCHEMA_VERSION,
+    Cell,
+    Status,
+    create_exclusive,
+    json_text,
+    key_dict,
+    open_cell,
+    read_json,
+    write_atomic,
+    write_json,
+)
+from fsseg.claim import CellBusy, Claim, ClaimLost, acquire
 from fsseg.config import Config, faults
 from fsseg.data.registry import build_source, folder_faults
+from fsseg.engine.devices import choose_device, describe_device, peak_memory
 from fsseg.entry import typed
 from fsseg.errors import UserError, merge_errors
+from fsseg.logs import RunLog, configure_logging
 from fsseg.provenance import provenance
+from fsseg.ranks import ALONE, Ranks, several_expected
+from fsseg.signals import Preempted, Signals
 
 if TYPE_CHECKING:
     import torch
 
     from fsseg.data.source import Source
     from fsseg.engine.evaluate import EvaluationRecord
+    from fsseg.engine.train import TrainingRecord
 
 log = logging.getLogger("fsseg")
 
@@ -34,14 +54,19 @@ log = logging.getLogger("fsseg")
 def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """Bring one cell to its end and return its result.
 
-    A cell that is done already returns at once; one that was interrupted goes on from its checkpoint.
+    A cell that is done already returns at once; one that was interrupted goes on from its checkpoint; one that another
+    process holds is left to it.
 
     Args:
         config: composed from `conf/`.
         overrides: what it was composed with; None asks Hydra.
 
+    Returns:
+        What result.json holds; or {"state": "busy", "holder": ...} if another process holds the cell or has taken it.
+
     Raises:
         UserError: for every fault that the user can mend.
+        SystemExit: 128 + signal, after a signal by which the run was stopped and saved.
     """
     cfg = typed(config)
     configure_logging(cfg.log_level)
@@ -52,100 +77,257 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str,
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     cell = open_cell(cfg, {str(k): v for k, v in resolved.items()}, overrides)
-    if not cfg.redo and (result := cell.finished()) is not None:
-        log.info("already done: %s%s", cell.directory, _score_line(result))
-        return result
-    if found := folder_faults(cfg):
-        raise merge_errors(found)
-    if cfg.redo:
-        shutil.rmtree(cell.directory, ignore_errors=True)
-    cell.check_same_settings()
-    return _run_cell(cell, config, cfg)
+    if not several_expected():
+        return _lead(cell, config, cfg, ALONE)
+
+    from fsseg.engine import distributed
+
+    ranks = distributed.set_up(cfg.device)
+    if ranks.first:
+        return _lead(cell, config, cfg, ranks)
+    configure_logging("warning" if cfg.log_level == "info" else cfg.log_level)
+    return _follow(cell, cfg, ranks)
 
 
-def _run_cell(cell: Cell, config: DictConfig, cfg: Config) -> dict[str, Any]:
+def _lead(cell: Cell, config: DictConfig, cfg: Config, ranks: Ranks) -> dict[str, Any]:
+    """The first process, or the only one: it alone looks at the directory and writes there."""
+    announce = _Announcement(ranks)
     try:
+        redo = cfg.redo and not _redone_by_this_job(cell)
+        if not redo and (result := cell.finished()) is not None:
+            return _already_done(cell, result)
+        if found := folder_faults(cfg):
+            raise merge_errors(found)
+        if not redo:
+            cell.check_same_settings()
+        with Signals() as signals:
+            result = _claimed(cell, config, cfg, ranks, signals, redo, announce)
+        # Here the claim is given up and the former handlers are back.
+        if result is None:
+            signals.hand_over()
+            raise AssertionError("hand_over never returns")
+        signals.leave_if_asked()
+        return result
+    finally:
+        announce(False)
+
+
+def _claimed(
+    cell: Cell,
+    config: DictConfig,
+    cfg: Config,
+    ranks: Ranks,
+    signals: Signals,
+    redo: bool,
+    announce: Callable[[bool], None],
+) -> dict[str, Any] | None:
+    """Take the claim, work, give it up. None if a signal stopped the work."""
+    try:
+        claim = acquire(cell.claim, cfg.lease_seconds)
+    except CellBusy as busy:
+        if redo:
+            raise UserError(f"redo=true: {cell.directory} is {busy}", "stop that run, or wait for its end") from None
+        log.info("left alone: %s is %s", cell.directory, busy)
+        return {"state": "busy", "holder": str(busy.holder)}
+    except OSError as error:
+        raise _disk_fault(error, cell.directory) from None
+    try:
+        if redo:
+            cell.clear()
+        elif (result := cell.finished()) is not None:  # another process had it until a moment ago
+            return _already_done(cell, result)
+        cell.check_same_settings()
+        return _attempt(cell, config, cfg, ranks, claim, signals, announce)
+    except ClaimLost as lost:
+        log.warning("stopped, nothing more is written: %s (%s)", lost, cell.directory)
+        return {"state": "busy", "holder": str(lost)}
+    finally:
+        claim.release()
+
+
+def _attempt(
+    cell: Cell,
+    config: DictConfig,
+    cfg: Config,
+    ranks: Ranks,
+    claim: Claim,
+    signals: Signals,
+    announce: Callable[[bool], None],
+) -> dict[str, Any] | None:
+    """One start of the cell, with its records: status, train.log, attempts/<n>.json. None if a signal stopped it."""
+    try:
+        cell.tidy()
         write_json(cell.identity_file, {"fingerprint": cell.fingerprint, "identity": cell.identity})
         write_atomic(cell.config, OmegaConf.to_yaml(config, resolve=True))
+        end = _next_attempt(cell)
+        handler = RunLog(cell.log)
     except OSError as error:
-        raise UserError(f"{cell.directory}: cannot be written ({error.strerror})", "free space or mend permissions, or set output_dir=") from None
-    handler = logging.FileHandler(cell.directory / "train.log", encoding="utf-8")
-    handler.setFormatter(_FORMAT)
+        raise _disk_fault(error, cell.directory) from None
+    status = Status(cell.status, guard=claim.check)
+
+    def close(state: str, reason: str) -> None:
+        try:
+            status.update(state=state, phase=None, reason=reason)
+            end(reason if state == "preempted" else f"{state}: {reason}")
+        except (OSError, ClaimLost) as error:
+            log.debug("the end could not be recorded: %s", error)
+
+    def should_stop() -> str | None:
+        claim.check()
+        return signals.reason()
+
     logging.getLogger("fsseg").addHandler(handler)
-    status = Status(cell.status)
-    attempt = _next_attempt(cell)
+    claim.start(status.beat)
     try:
         status.update(state="running", phase="prepare")
         log.info("cell %s", cell.key)
-        result = _train_and_evaluate(cell, cfg, status, attempt)
+        announce(True)
+        done = _work(cell, cfg, ranks, status, signals, should_stop, claim.check)
+        status.update(phase="record")
+        result = _result(cell, cfg, done)
+        claim.check()
+        write_json(cell.result, result)
         status.update(state="done", phase=None, eta_seconds=0, peak_memory_bytes=result["peak_memory_bytes"])
-        attempt("done")
+        cell.previous_checkpoint.unlink(missing_ok=True)
+        end("done")
+        log.info("done: %s%s", cell.directory, _score_line(result))
+        if ranks.world > 1:
+            from fsseg.engine import distributed
+
+            distributed.broadcast(result, ranks)  # they leave when it is written
         return result
-    except UserError as error:
-        log.debug("%s", traceback.format_exc())
-        _file_only(handler, f"error: {error}")
-        status.update(state="failed", phase=None, reason=error.what)
-        attempt(f"failed: {error.what}")
+    except ClaimLost:
         raise
+    except Preempted as reason:
+        log.info("stopped by %s; the next start goes on from here", reason)
+        close("preempted", str(reason))
+        return None
     except KeyboardInterrupt:
-        status.update(state="failed", phase=None, reason="interrupted at the keyboard")
-        attempt("interrupted at the keyboard")
+        log.info("stopped at once; the next start goes on from the last checkpoint")
+        close("preempted", "interrupted twice at the keyboard")
+        if signals.received is None:  # not in the main thread
+            raise
+        return None
+    except UserError as error:
+        handler.note(f"error: {error}\n{traceback.format_exc()}")
+        close("failed", error.what)
         raise
     except Exception as error:
-        _file_only(handler, traceback.format_exc())
-        status.update(state="failed", phase=None, reason=f"{type(error).__name__}: {error}"[:500])
-        attempt(f"failed: {type(error).__name__}: {error}"[:500])
+        if signals.received is not None and "DataLoader worker" in str(error):  # the signal hit it as well
+            close("preempted", str(signals.reason()))
+            return None
+        handler.note(traceback.format_exc())
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+            fault = _disk_fault(error, cell.directory)
+            close("failed", fault.what)
+            raise fault from error
+        close("failed", f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
         logging.getLogger("fsseg").removeHandler(handler)
-        handler.close()
+        try:
+            handler.close()
+        except OSError as error:
+            log.debug("train.log: %s", error)
 
 
-def _train_and_evaluate(cell: Cell, cfg: Config, status: Status, attempt: Callable[[str], None]) -> dict[str, Any]:
-    import torch
+def _follow(cell: Cell, cfg: Config, ranks: Ranks) -> dict[str, Any]:
+    """A process other than the first: works along, writes nothing, and learns the result from the first."""
+    from fsseg.engine import distributed
 
-    from fsseg.engine import checkpoint
-    from fsseg.engine.evaluate import evaluate
-    from fsseg.engine.train import train
-    from fsseg.model import build_model
+    if not distributed.broadcast(False, ranks):
+        return {"state": "left to the first process"}
+    with Signals() as signals:
+        try:
+            done = _work(cell, cfg, ranks, Status(None), signals, signals.reason, lambda: None)
+        except Preempted:
+            done = None
+    if done is None:
+        if signals.received is not None:
+            signals.hand_over()
+        raise SystemExit(0)  # another process was asked to stop
+    return distributed.broadcast({}, ranks)
 
-    device = choose_device(cfg.device)
-    if cfg.num_threads:
-        torch.set_num_threads(cfg.num_threads)
+
+class _Work:
+    """What `_work` did, for the result."""
+
+    def __init__(self, source: Source, device: torch.device, started: float) -> None:
+        self.source, self.device = source, device
+        self.training: TrainingRecord | None = None
+        self.evaluation: EvaluationRecord | None = None
+        self.timing: dict[str, float | None] = {"prepare_seconds": round(time.monotonic() - started, 2)}
+
+
+def _work(
+    cell: Cell,
+    cfg: Config,
+    ranks: Ranks,
+    status: Status,
+    signals: Signals,
+    should_stop: Callable[[], str | None],
+    still_ours: Callable[[], None],
+) -> _Work:
+    """Prepare, train, evaluate, draw; every process of the cell does this."""
     started = time.monotonic()
-    source = build_source(cfg)
-    checkpoint.seed_everything(cfg.seed)
-    model = build_model(cfg).to(device)
-    if cfg.checkpoint is not None:
-        _load_weights(model, cfg.checkpoint)
-    log.info("%s on %s, %s: %.2f M parameters, %.2f M of them train", cfg.model.name, cfg.backbone.name, describe_device(device),
-             sum(p.numel() for p in model.parameters()) / 1e6,
-             sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)  # fmt: skip
-    prepared = time.monotonic()
+    with signals.at_once():
+        import torch
 
-    record = None
+        from fsseg.engine import checkpoint
+        from fsseg.engine.evaluate import evaluate
+        from fsseg.engine.train import train
+        from fsseg.model import build_model
+
+        device = choose_device(cfg.device, ranks)
+        if cfg.num_threads:
+            torch.set_num_threads(cfg.num_threads)
+        source = build_source(cfg)
+        checkpoint.seed_everything(cfg.seed)
+        model = build_model(cfg).to(device)
+        if cfg.checkpoint is not None:
+            _load_weights(model, cfg.checkpoint)
+    sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
+    log.info(
+        "%s on %s, %s: %.2f M parameters, %.2f M of them train",
+        cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
+    )  # fmt: skip
+    done = _Work(source, device, started)
+
     if cfg.train.enabled and model.trainable:
         status.update(phase="train")
-        record = train(model, source, cfg, cell, status, device, should_stop=lambda: None)
-    evaluation = None
+        done.training = train(model, source, cfg, cell, status, device, should_stop, ranks, still_ours)
+        done.timing["train_seconds"] = done.training.seconds
     if cfg.eval.enabled:
         status.update(phase="evaluate")
-        evaluation = evaluate(model, source, cfg, status, device)
-    status.update(phase="record")
-    figures_started = time.monotonic()
-    if evaluation is not None and cfg.logger.figures:
-        draw(cell, cfg, source, evaluation)
-    if record is not None:
+        done.evaluation = evaluate(model, source, cfg, status, device, should_stop, ranks)
+        done.timing["evaluate_seconds"] = done.evaluation.seconds
+    if ranks.first:
+        still_ours()
+        started = time.monotonic()
+        _draw(cell, cfg, done)
+        done.timing["figures_seconds"] = round(time.monotonic() - started, 2)
+    return done
+
+
+def _draw(cell: Cell, cfg: Config, done: _Work) -> None:
+    if done.evaluation is not None and cfg.logger.figures:
+        from fsseg.engine.pictures import draw
+
+        draw(cell, cfg, done.source, done.evaluation)
+    if done.training is not None:
         from fsseg.report.figures import training_curves
 
         training_curves(cell.directory / "figures" / "curves.png", cell.directory / "metrics.csv")
-    finished = time.monotonic()
 
-    result = {
+
+def _result(cell: Cell, cfg: Config, done: _Work) -> dict[str, Any]:
+    """The content of result.json."""
+    source, record, evaluation = done.source, done.training, done.evaluation
+    return {
         "schema_version": SCHEMA_VERSION,
         "cell": key_dict(cell.key),
         "fingerprint": cell.fingerprint,
-        "protocol": _plain(cfg.protocol),
+        "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),  # type: ignore[arg-type]
         "metrics": evaluation.metrics if evaluation else None,
         "partial": bool(evaluation and evaluation.missing_classes),
         "missing_classes": evaluation.missing_classes if evaluation else [],
@@ -165,106 +347,82 @@ def _train_and_evaluate(cell: Cell, cfg: Config, status: Status, attempt: Callab
         },
         "checkpoint": cfg.checkpoint,
         "timing": {
-            "prepare_seconds": round(prepared - started, 2),
-            "train_seconds": record.seconds if record else None,
-            "evaluate_seconds": evaluation.seconds if evaluation else None,
-            "figures_seconds": round(finished - figures_started, 2),
+            key: done.timing.get(key)
+            for key in ("prepare_seconds", "train_seconds", "evaluate_seconds", "figures_seconds")
         },
-        "peak_memory_bytes": peak_memory(device),
-        "provenance": provenance(describe_device(device)),
-        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "peak_memory_bytes": peak_memory(done.device),
+        "provenance": provenance(describe_device(done.device)),
+        "finished_at": _now(),
     }  # fmt: skip
-    write_json(cell.result, result)
-    log.info("done: %s%s", cell.directory, _score_line(result))
+
+
+class _Announcement:
+    """Tells the other processes, once, whether there is work for them; they wait for it in `_follow`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.made = ranks, ranks.world == 1
+
+    def __call__(self, work: bool) -> None:
+        if not self.made:
+            from fsseg.engine import distributed
+
+            self.made = True
+            distributed.broadcast(work, self.ranks)
+
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+
+
+def _disk_fault(error: OSError, directory: Path) -> UserError:
+    name = str(error.filename or directory)
+    where = directory if name.startswith(str(directory)) or name.startswith(".") else name
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC:
+        # The full disk may be another one (of temporary files), and its name is not always told.
+        return UserError(
+            f"{where}: cannot be written ({reason})",
+            "free space and start again: the run goes on from its last checkpoint; or set output_dir= to another disk",
+        )
+    return UserError(f"{where}: cannot be used ({reason})", "mend the permissions, or set output_dir= elsewhere")
+
+
+def _already_done(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
+    log.info("already done: %s%s", cell.directory, _score_line(result))
     return result
 
 
-def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
-    """Sheets of support | query | truth | prediction, at original size."""
-    import numpy as np
-
-    from fsseg.report.figures import SheetRow, episode_sheet
-
-    rows = []
-    for picture in evaluation.pictures:
-        spec = picture.spec
-        query = source.image("val", spec.query_id)
-        prediction = picture.prediction.astype(np.uint8)
-        if prediction.shape != query.shape[:2]:  # scored at network size: back to the image for the eye
-            from PIL import Image
-
-            prediction = np.asarray(Image.fromarray(prediction).resize(query.shape[1::-1], Image.Resampling.NEAREST))
-        rows.append(
-            SheetRow(
-                support_images=[source.image("val", i) for i in spec.support_ids],
-                support_masks=[source.mask("val", i, spec.class_id) for i in spec.support_ids],
-                query_image=query,
-                query_mask=source.mask("val", spec.query_id, spec.class_id),
-                prediction=prediction,
-                class_name=source.classes[spec.class_id],
-                iou=picture.iou,
-                note=spec.query_id,
-            )
-        )
-    if rows:
-        title = f"{cell.key.method}, {cell.key.dataset} fold {cell.key.fold}, {cell.key.backbone}, {cell.key.shot}-shot"
-        episode_sheet(cell.directory / "figures" / "episodes.png", rows, title)
+def _redone_by_this_job(cell: Cell) -> bool:
+    """Whether redo=true has been obeyed: SLURM starts a requeued job with the same overrides."""
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
+        return False
+    numbers = _attempts(cell)
+    last = read_json(cell.directory / "attempts" / f"{max(numbers)}.json") if numbers else None
+    return last is not None and last.get("slurm_job") == os.environ.get("SLURM_JOB_ID")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of `device=`.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name} is no device", "set device to auto, cpu, cuda or cuda:<number>") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs", "set device=auto or device=cpu")
-    return device
+def _attempts(cell: Cell) -> list[int]:
+    return [int(p.stem) for p in (cell.directory / "attempts").glob("*.json") if p.stem.isdigit()]
 
 
-def describe_device(device: torch.device) -> str:
-    import torch
+def _next_attempt(cell: Cell) -> Callable[[str], None]:
+    """Open attempts/<n>.json for this start; the returned function notes why it ended."""
+    folder = cell.directory / "attempts"
+    number = max(_attempts(cell), default=0)
+    if number and (last := read_json(folder / f"{number}.json")) and last.get("ended") is None:
+        write_json(folder / f"{number}.json", {**last, "ended": "without a word: killed, or the machine went down"})
+    record = {"started_at": _now(), "ended": None, **provenance(), "pid": os.getpid()}
+    number += 1
+    while not create_exclusive(folder / f"{number}.json", json_text(record)):
+        number += 1
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    def end(reason: str) -> None:
+        write_json(folder / f"{number}.json", {**record, "ended": reason, "ended_at": _now()})
 
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU where there is one, else the resident size of this process at its largest."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    return end
 
 
-def configure_logging(level: str) -> None:
-    """Our loggers to stderr at `level`; the root logger and Hydra's stay as they are."""
-    logger = logging.getLogger("fsseg")
-    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        level = "info"  # `faults` names it
-    logger.setLevel(level.upper())
-    logger.propagate = False
-    if not any(getattr(h, "fsseg_console", False) for h in logger.handlers):
-        console = logging.StreamHandler()
-        console.setFormatter(_FORMAT)
-        console.fsseg_console = True  # type: ignore[attr-defined]
-        logger.addHandler(console)
-
-
-def _file_only(handler: logging.FileHandler, text: str) -> None:
-    handler.emit(logging.LogRecord("fsseg", logging.ERROR, "", 0, text, (), None))
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _hydra_overrides() -> list[str]:
@@ -273,18 +431,12 @@ def _hydra_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True)
-
-
 def _score_line(result: dict[str, Any]) -> str:
     metrics = result.get("metrics")
     return f"  mIoU {metrics['miou']:.2f}  FB-IoU {metrics['fb_iou']:.2f}" if metrics else ""
 
 
 def _load_weights(model: torch.nn.Module, path: str) -> None:
-    from pathlib import Path
-
     from fsseg.engine import checkpoint
 
     state = checkpoint.load(Path(path))
@@ -297,21 +449,3 @@ def _load_weights(model: torch.nn.Module, path: str) -> None:
             "give the method, backbone and model.* settings it was trained with",
         ) from None
     log.info("weights from %s (step %s)", path, state.get("step"))
-
-
-def _next_attempt(cell: Cell) -> Callable[[str], None]:
-    """Open attempts/<n>.json for this start; the returned function notes why it ended."""
-    folder = cell.directory / "attempts"
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit()]
-    path = folder / f"{max(taken, default=0) + 1}.json"
-    record = {"started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"), "ended": None, **provenance()}
-    record["pid"] = os.getpid()
-    write_json(path, record)
-
-    def end(reason: str) -> None:
-        record["ended"] = reason
-        record["ended_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_json(path, record)
-
-    return end

@@ -1,7 +1,7 @@
-"""USR2, TERM and INT: a run stops at its next step, saves, and hands over to whoever listened before. Used by `fsseg.run`.
+"""USR2, TERM and INT: a run stops at its next step, saves, and hands over to whoever listened before.
 
-A handler only makes a note; the loops look at it at every step. submitit has the job requeued in its own handler of USR2,
-so that one is called in the end, after everything is saved.
+Used by `fsseg.run`. A handler only makes a note; the loops look at it at every step. submitit has the job requeued in
+its own handler of USR2, so that one is called in the end, after everything is saved.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Signals:
                     self._previous[number] = previous
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
@@ -73,12 +75,13 @@ class Signals:
             SystemExit: 128 + signal, where nobody else listens, or the listener (submitit on TERM) does not mind; that
                 is no `Exception`, so neither Hydra nor submitit takes it for a result. A basic-launcher sweep ends too.
         """
-        assert self.received is not None
+        if self.received is None:  # another process of the run had the signal
+            sys.exit(128 + signal.SIGTERM)
         previous = self._previous.get(self.received)
-        if is_foreign(previous):
+        if previous is not None and is_foreign(previous):
             previous(self.received, None)
-            if _rank() > 0:
-                sys.exit(0)  # submitit leaves the requeueing to rank 0, which an exit status would cut short
+            if int(os.environ.get("RANK", "0")) > 0:
+                sys.exit(0)  # submitit leaves the requeueing to rank 0, which an exit status here would cut short
         sys.exit(128 + self.received)
 
     def leave_if_asked(self) -> None:
@@ -115,7 +118,3 @@ def shield_worker() -> None:
     late: Callable[[int, FrameType | None], Any] = lambda number, frame: signal.alarm(30)  # noqa: E731
     for number in SIGNALS:
         signal.signal(number, late if number == signal.SIGTERM else signal.SIG_IGN)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

@@ -129,21 +129,23 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
 
 
 def training_loader(
-    source: Source, cfg: Config, start_step: int, num_steps: int, plan: TrainingPlan | None = None
+    source: Source,
+    cfg: Config,
+    start_step: int,
+    num_steps: int,
+    plan: TrainingPlan | None = None,
+    positions: range | None = None,
 ) -> EpisodeLoader:
-    """Batches of the steps start_step .. start_step + num_steps - 1, in order; a resumed run goes on exactly there."""
+    """Batches of the steps start_step .. start_step + num_steps - 1, in order; a resumed run goes on exactly there.
+
+    `positions` is the part of each batch to load where several processes share it; None is all of it.
+    """
     plan = plan or training_plan(source, cfg)
-    first, count = start_step * plan.batch_size, num_steps * plan.batch_size
+    specs = _Steps(plan, range(plan.batch_size) if positions is None else positions, start_step, num_steps)
     dataset = EpisodeDataset(
-        source,
-        "train",
-        _Range(plan.sampler, first, count),
-        train_transform(cfg),
-        cfg.seed,
-        plan.ignore_classes,
-        cfg.dataset.hue_shift,
+        source, "train", specs, train_transform(cfg), cfg.seed, plan.ignore_classes, cfg.dataset.hue_shift
     )
-    return make_loader(dataset, plan.batch_size, resolve_workers(cfg.num_workers))
+    return make_loader(dataset, len(specs.positions), resolve_workers(cfg.num_workers))
 
 
 def evaluation_loader(source: Source, cfg: Config, specs: Sequence[EpisodeSpec]) -> EpisodeLoader:
@@ -186,7 +188,7 @@ class EpisodeDataset(Dataset[Episode]):
         self,
         source: Source,
         split: Split,
-        specs: Sequence[EpisodeSpec] | _Range,
+        specs: Sequence[EpisodeSpec] | _Steps,
         transform: TrainTransform | EvalTransform,
         seed: int = 0,
         ignore_classes: Sequence[int] = (),
@@ -315,17 +317,18 @@ def _start_worker(worker: int) -> None:
     shield_worker()
 
 
-class _Range:
-    """Episodes first .. first + count - 1 of a sampler, as a sequence."""
+class _Steps:
+    """The episodes at `positions` of the batches from `start_step` on, as a sequence."""
 
-    def __init__(self, sampler: EpisodeSampler, first: int, count: int) -> None:
-        self.sampler, self.first, self.count = sampler, first, count
+    def __init__(self, plan: TrainingPlan, positions: range, start_step: int, num_steps: int) -> None:
+        self.plan, self.positions, self.start_step, self.num_steps = plan, positions, start_step, num_steps
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.positions) * self.num_steps
 
     def __getitem__(self, i: int) -> EpisodeSpec:
-        return self.sampler[self.first + i]
+        step, position = divmod(i, len(self.positions))
+        return self.plan.sampler[(self.start_step + step) * self.plan.batch_size + self.positions[position]]
 
 
 def _background_shift(cfg: Config) -> float | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import os
 import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +18,110 @@ import torch
 from fsseg.cell import write_atomic
 from fsseg.errors import UserError
 
+log = logging.getLogger("fsseg")
+
 FORMAT = 1
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; `state` holds tensors and plain values only."""
+class Damaged(UserError):
+    """A checkpoint that was cut short, altered, or is none of ours."""
+
+
+def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint; `path` holds a whole one at every moment, the old one until the new one is verified.
+
+    Args:
+        path: of the checkpoint.
+        state: tensors and plain values only.
+        previous: where the old one is kept, in the same folder.
+
+    Raises:
+        OSError: it cannot be written; the old one is untouched.
+    """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    write_atomic(path, buffer.getvalue())
+    new = path.with_name(f"{path.name}.new")
+    try:
+        write_atomic(new, buffer.getvalue())
+        if new.stat().st_size != buffer.tell() or _faulty_part(new) is not None:
+            raise OSError(5, "the checkpoint just written reads back differently", str(new))
+        if previous is not None and path.exists():
+            _keep(path, previous)
+        os.replace(new, path)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Let `previous` be what `path` is, without taking `path` away for a moment."""
+    link = previous.with_name(f".{previous.name}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except OSError:  # no hard links here: for a moment there is just `previous`, which `recover` finds
+        os.replace(path, previous)
+    else:
+        os.replace(link, previous)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        UserError: if the file is missing, damaged, or no checkpoint of ours.
+        Damaged: it is not whole, or no checkpoint of ours.
+        UserError: it is missing or may not be read.
     """
     try:
+        if (part := _faulty_part(path)) is not None:  # torch itself does not compare the checksums
+            raise Damaged(f"{path}: the checkpoint is damaged ({part})", "delete it, or give another one")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint", "give the path of a checkpoints/last.pt") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: the checkpoint cannot be read ({reason[:160]})", "delete it, or give another one") from None
+        raise Damaged(
+            f"{path}: the checkpoint cannot be read ({reason[:160]})", "delete it, or give another one"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
-        raise UserError(f"{path}: not a checkpoint of fsseg (format {FORMAT})", "give the path of a checkpoints/last.pt")
+        raise Damaged(f"{path}: not a checkpoint of fsseg (format {FORMAT})", "give the path of a checkpoints/last.pt")
     return state
+
+
+def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest checkpoint that is whole; None if there is none.
+
+    A damaged one is said so, and replaced by the previous one, lest the next saving keep the damaged one as previous.
+
+    Raises:
+        UserError: one of them may not be read.
+    """
+    found = [p for p in (path, previous) if p.exists()]
+    for candidate in found:
+        try:
+            state = load(candidate, device)
+        except Damaged as error:
+            log.warning("%s", error.what)
+            continue
+        if candidate is not path:
+            log.warning("going on from the checkpoint before it, %s", candidate)
+            os.replace(candidate, path)
+        return state
+    if found:
+        log.warning("no checkpoint here is usable: training starts anew")
+    return None
+
+
+def _faulty_part(path: Path) -> str | None:
+    """What is wrong with the archive that a checkpoint is (sizes and checksums of its parts), or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except zipfile.BadZipFile as error:
+        return str(error) or "no archive"
+    return None if part is None else f"checksum of {part}"
 
 
 def rng_state() -> dict[str, Any]:
@@ -48,7 +130,13 @@ def rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +23,10 @@ from fsseg.data.loader import evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine import distributed
-from fsseg.engine.distributed import Ranks
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.model.base import FewShotModel, Prediction
+from fsseg.ranks import ALONE, Ranks
 
 log = logging.getLogger("fsseg")
 
@@ -80,7 +80,7 @@ def evaluate(
     status: Status,
     device: torch.device,
     should_stop: Callable[[], str | None] = lambda: None,
-    ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+    ranks: Ranks = ALONE,
 ) -> EvaluationRecord:
     """Score `model` on the fold's novel classes under `cfg.protocol`.
 
@@ -105,7 +105,8 @@ def evaluate(
     if plan.missing_classes:
         names = ", ".join(source.classes[c] for c in plan.missing_classes)
         log.warning(
-            "no episode of %s (too few images, or too few episodes): the result is partial, not comparable with published ones",
+            "no episode of %s (too few images, or too few episodes): "
+            "the result is partial, not comparable with published ones",
             names,
         )
 
@@ -142,16 +143,19 @@ def evaluate(
                 so_far = scores[-1]
                 seen = [c for c in classes if so_far.episodes[c]]
                 progress.step(f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, total - progress.done))
-                status.update(phase="evaluate", step=progress.done, steps=total, miou=round(so_far.miou(seen), 3),
-                              seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
-            scores = _pool(scores, len(source.classes), ranks, device)
+                status.update(
+                    phase="evaluate", step=progress.done, steps=total, miou=round(so_far.miou(seen), 3),
+                    seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
+                )  # fmt: skip
+            scores = _pool(scores, len(source.classes), ranks)
             counted = [c for c in classes if scores[-1].episodes[c]]
             if len(counted) < len(classes):
                 absent = ", ".join(source.classes[c] for c in classes if c not in counted)
                 log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
             per_seed.append({
                 "seed": seed, "miou": scores[-1].miou(counted), "fb_iou": scores[-1].fb_iou(),
-                "miou_all_foreground": scores[-1].miou_all_foreground(counted), "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
+                "miou_all_foreground": scores[-1].miou_all_foreground(counted),
+                "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
                 "classes_without_episode": [source.classes[c] for c in classes if c not in counted],
             })  # fmt: skip
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
@@ -175,17 +179,20 @@ def evaluate(
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
-        metrics=metrics, episodes_fingerprint=plan.fingerprint, missing_classes=[source.classes[c] for c in plan.missing_classes],
+        metrics=metrics, episodes_fingerprint=plan.fingerprint,
+        missing_classes=[source.classes[c] for c in plan.missing_classes],
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
 
 
-def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks, device: torch.device) -> list[PooledScore]:
-    """The scores of every round over all processes; one that had no batch at all does not know the number of rounds."""
-    rounds = max(distributed.gather(len(scores), ranks))
-    scores = scores + [PooledScore(num_classes) for _ in range(rounds - len(scores))]
-    distributed.add_scores(scores, ranks, device)
-    return scores
+def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:
+    """The scores of every round over all processes: sums of whole numbers. One without a batch has none to add."""
+    parts = distributed.gather(scores, ranks)
+    pooled = [PooledScore(num_classes) for _ in range(max(len(part) for part in parts))]
+    for part in parts:
+        for score, counts in zip(pooled, part):
+            score.merge(counts)
+    return pooled
 
 
 def _deviation(values: list[float]) -> float:

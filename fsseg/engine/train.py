@@ -1,4 +1,8 @@
-"""The training loop: SGD with a poly schedule over episodes, resumable at every step. Called by `fsseg.run`."""
+"""The training loop: SGD with a poly schedule over episodes, resumable at every step. Called by `fsseg.run`.
+
+On several processes (`fsseg.engine.distributed`) each loads its part of every batch; the loss stays the mean over all
+valid pixels of the whole batch, and only the first process writes.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,27 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fsseg.cell import Cell, Status
+from fsseg.claim import ClaimLost
 from fsseg.config import Config
 from fsseg.data.loader import training_loader, training_plan
-from fsseg.data.source import Source
-from fsseg.engine import checkpoint
+from fsseg.data.source import IGNORE_INDEX, Source
+from fsseg.data.types import Batch
+from fsseg.engine import checkpoint, distributed
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel
+from fsseg.ranks import ALONE, Ranks
+from fsseg.signals import Preempted
 
 log = logging.getLogger("fsseg")
-
-
-class Preempted(Exception):
-    """Training was asked to stop and has saved its state; the cell can be resumed."""
 
 
 @dataclass
@@ -50,12 +54,25 @@ def learning_rate(cfg: Config, step: int, total: int) -> float:
 
 
 def train(
-    model: FewShotModel, source: Source, cfg: Config, cell: Cell, status: Status, device: torch.device, should_stop: Callable[[], str | None]
+    model: FewShotModel,
+    source: Source,
+    cfg: Config,
+    cell: Cell,
+    status: Status,
+    device: torch.device,
+    should_stop: Callable[[], str | None] = lambda: None,
+    ranks: Ranks = ALONE,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> TrainingRecord:
     """Train `model` in place, from the cell's checkpoint if there is one.
 
-    The batch of step s is a pure function of (data, configuration, s), the learning rate one of s; so weights, momentum,
-    generators and s are all a checkpoint needs for the resumed run to equal one that was never stopped.
+    The batch of step s is a pure function of (data, configuration, s), the learning rate one of s; so weights,
+    momentum, generators and s are all a checkpoint needs for the resumed run to equal one that was never stopped.
+
+    Args:
+        should_stop: asked before every step; a reason to stop, or None.
+        ranks: the processes that train together; every one of them calls this.
+        still_ours: called before a checkpoint is written; raises `ClaimLost` if the cell is another process's by now.
 
     Raises:
         Preempted: after saving, when `should_stop` names a reason.
@@ -71,20 +88,22 @@ def train(
     )
     amp = cfg.train.amp if device.type == "cuda" else "off"
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
+    positions = distributed.share(plan.batch_size, ranks)
 
     step, seconds, rows, last_loss = 0, 0.0, [], math.nan
-    if (state := _resumable(cell, plan.index_fingerprint, device)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        checkpoint.set_rng_state(state["rng"])
+    if (state := _resumable(cell, plan.index_fingerprint, device, ranks)) is not None:
+        _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state["metrics"], state["loss"]
         log.info("resuming at step %d of %d", step, total)
+    distributed.broadcast_weights(model, ranks)
 
     started = time.monotonic() - seconds
-    metrics = MetricsLog(cell.directory, cfg.logger.tensorboard, rows)
+    metrics = MetricsLog(cell.directory, cfg.logger.tensorboard, rows) if ranks.first else None
 
     def save() -> None:
+        if metrics is None:
+            return
+        still_ours()
         checkpoint.save(
             cell.checkpoint,
             {
@@ -99,23 +118,34 @@ def train(
                 "fingerprint": cell.fingerprint,
                 "dataset_fingerprint": plan.index_fingerprint,
             },
+            cell.previous_checkpoint,
         )
 
-    log.info("training on %d images, %d steps (%.1f epochs), batch %d",
-             plan.num_images, total, total / plan.steps_per_epoch, cfg.train.batch_size)  # fmt: skip
+    log.info("training on %d images, %d steps (%.1f epochs), batch %d%s",
+             plan.num_images, total, total / plan.steps_per_epoch, cfg.train.batch_size,
+             f" on {ranks.world} processes" if ranks.world > 1 else "")  # fmt: skip
     model.train()
-    saved_at = time.monotonic()
+    saved_at, saved_step = time.monotonic(), step
+    batches = iter(training_loader(source, cfg, step, total - step, plan, positions))
     try:
         with Progress("train", total, done=step) as progress:
-            for batch in training_loader(source, cfg, start_step=step, num_steps=total - step, plan=plan):
+            while step < total:
+                try:
+                    batch = distributed.next_batch(batches, should_stop, ranks, device)
+                except Preempted:
+                    save()
+                    raise
+                assert batch is not None
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(cfg, step, total)
+                weight = _weight(batch, cfg.protocol.ignore_in_loss, ranks, device)
                 batch = batch.to(device)
                 kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
                 with torch.autocast(device.type, dtype=kind) if kind else nullcontext():
                     loss, parts = model.loss(model(batch), batch.query_mask, cfg.protocol.ignore_in_loss)
                 optimiser.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
+                scaler.scale(loss if ranks.world == 1 else loss * weight).backward()
+                distributed.add_gradients(parameters, ranks)
                 if cfg.train.clip_grad_norm is not None:
                     scaler.unscale_(optimiser)
                     torch.nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad_norm)
@@ -123,6 +153,8 @@ def train(
                 scaler.update()
                 step += 1
                 last_loss = float(loss.detach())
+                if ranks.world > 1:
+                    (last_loss,) = distributed.add_up([last_loss * weight], ranks, device)
                 if not math.isfinite(last_loss):
                     raise UserError(
                         f"the loss is {last_loss} at step {step} (train.lr={cfg.train.lr})",
@@ -130,21 +162,29 @@ def train(
                     )
                 progress.step(f"loss {last_loss:.3f}")
                 if step % cfg.logger.every_steps == 0 or step == total:
-                    metrics.add({
-                        "step": step, "epoch": round(step / plan.steps_per_epoch, 4), "train/loss": last_loss,
-                        **{f"train/{k}": float(v.detach()) for k, v in parts.items()},
-                        "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
-                    })  # fmt: skip
+                    terms = _sum_terms({k: float(v.detach()) for k, v in parts.items()}, weight, ranks)
+                    if metrics is not None:
+                        metrics.add({
+                            "step": step, "epoch": round(step / plan.steps_per_epoch, 4), "train/loss": last_loss,
+                            **{f"train/{k}": v for k, v in terms.items()},
+                            "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
+                        })  # fmt: skip
                 status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
                               eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
-                if (reason := should_stop()) is not None:
+                every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
+                if time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes or (every and step % every == 0):
                     save()
-                    raise Preempted(reason)
-                if time.monotonic() - saved_at > 60 * cfg.train.checkpoint_minutes:
-                    save()
-                    saved_at = time.monotonic()
-        save()
-    finally:
+                    saved_at, saved_step = time.monotonic(), step
+        if saved_step < step or total == 0:
+            save()
+    except ClaimLost:
+        raise  # the files belong to another process: not a line more
+    except BaseException:
+        with suppress(OSError):
+            if metrics is not None:
+                metrics.close()
+        raise
+    if metrics is not None:
         metrics.close()
     seconds = time.monotonic() - started
     log.info("trained %d steps in %s, last loss %.4f", total, duration(seconds), last_loss)
@@ -154,12 +194,52 @@ def train(
     )  # fmt: skip
 
 
-def _resumable(cell: Cell, dataset_fingerprint: str, device: torch.device) -> dict[str, Any] | None:
-    if not cell.checkpoint.is_file():
+def _weight(batch: Batch, ignore_in_loss: bool, ranks: Ranks, device: torch.device) -> float:
+    """This rank's share of the valid pixels of the whole batch: what its mean loss counts in the mean over all."""
+    if ranks.world == 1:
+        return 1.0
+    valid = int((batch.query_mask != IGNORE_INDEX).sum()) if ignore_in_loss else batch.query_mask.numel()
+    (everywhere,) = distributed.add_up([valid], ranks, device)
+    return valid / max(1.0, everywhere)
+
+
+def _sum_terms(terms: dict[str, float], weight: float, ranks: Ranks) -> dict[str, float]:
+    if ranks.world == 1:
+        return terms
+    weighted = distributed.gather({k: v * weight for k, v in terms.items()}, ranks)
+    return {k: sum(other.get(k, 0.0) for other in weighted) for k in terms}
+
+
+def _restore(
+    state: dict[str, Any],
+    cell: Cell,
+    model: FewShotModel,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    try:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError) as error:
+        line = (str(error).splitlines() or [""])[-1].strip()
+        raise UserError(
+            f"{cell.checkpoint} does not fit the model as it is now, although the settings are equal: {line[:200]}",
+            "bring the code back that wrote it, or set redo=true to train anew",
+        ) from None
+    checkpoint.set_rng_state(state["rng"])
+
+
+def _resumable(cell: Cell, dataset_fingerprint: str, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
+    state = checkpoint.recover(cell.checkpoint, cell.previous_checkpoint, device) if ranks.first else None
+    if not distributed.broadcast(state is not None, ranks):
         return None
-    state = checkpoint.load(cell.checkpoint, device)
+    if state is None:  # the first process has put the one to use into its place
+        state = checkpoint.load(cell.checkpoint, device)
     if state["fingerprint"] != cell.fingerprint:
-        raise UserError(f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name=")
+        raise UserError(
+            f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name="
+        )
     if state["dataset_fingerprint"] != dataset_fingerprint:
         raise UserError(
             f"the training data changed since {cell.checkpoint} was written "

@@ -1,0 +1,50 @@
+"""Which device a run computes on, what it is called, how much memory was taken. Called by `fsseg.run`."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+from fsseg.errors import UserError
+from fsseg.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of `device=`; of several processes on a machine each takes a GPU of its own.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name} is no device", "set device to auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs", "set device=auto or device=cpu")
+    if device.type == "cuda" and ranks.world > 1:
+        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where there is one, else the resident size of this process at its largest."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

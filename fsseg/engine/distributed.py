@@ -1,0 +1,171 @@
+"""One cell on several processes (ranks): who they are, how gradients and counts are added up. Used by `fsseg.engine`.
+
+Started by submitit (`tasks_per_node` > 1) or torchrun. Every rank loads its share of each global batch, so that a batch
+is the same whatever the number of ranks. Gradients are summed by one all-reduce rather than by torch's
+DistributedDataParallel: which parts of a method run depends on the data, and DDP's hooks would wait for ever for a rank
+that left one out. Without several processes every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fsseg.data.types import Batch
+from fsseg.errors import UserError
+from fsseg.ranks import ALONE, Ranks, submitit_tasks
+from fsseg.signals import Preempted
+
+log = logging.getLogger("fsseg")
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: longer than reading a large data set for the first time may take."""
+
+
+def set_up(device_name: str) -> Ranks:
+    """Join the other processes, if the environment tells of any; once in a process.
+
+    Args:
+        device_name: `device=` of the configuration: decides between nccl and gloo.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        if "WORLD_SIZE" not in os.environ:
+            _export_submitit()
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return ALONE
+        gpu = device_name != "cpu" and torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _export_submitit() -> None:
+    if submitit_tasks() < 2:
+        return
+    from submitit.helpers import TorchDistributedEnvironment
+
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+def share(batch_size: int, ranks: Ranks) -> range:
+    """Positions within the global batch that this rank loads; the shares differ by one at most.
+
+    Raises:
+        UserError: there are more processes than episodes in a batch.
+    """
+    if batch_size < ranks.world:
+        raise UserError(
+            f"train.batch_size={batch_size} cannot be shared by {ranks.world} processes",
+            "start fewer processes, or raise train.batch_size (it is that of all processes together)",
+        )
+    return range(batch_size * ranks.rank // ranks.world, batch_size * (ranks.rank + 1) // ranks.world)
+
+
+def batches_of_rank(items: Sequence[T], batch_size: int, ranks: Ranks) -> list[T]:
+    """The items of every world-th batch of `batch_size`: whole batches, so that each is the same as on one process."""
+    starts = range(ranks.rank * batch_size, len(items), ranks.world * batch_size)
+    return [item for start in starts for item in items[start : start + batch_size]]
+
+
+def next_batch(
+    batches: Iterator[Batch], should_stop: Callable[[], str | None], ranks: Ranks, device: torch.device
+) -> Batch | None:
+    """The next batch of this rank; None where it has no more. All ranks call it equally often.
+
+    Raises:
+        Preempted: on every rank, if one of them was asked to stop.
+        Exception: a fault met while loading; on the other ranks a `UserError` that tells of it.
+    """
+    reason, batch, fault = None, None, None
+    try:
+        reason = should_stop()
+        batch = next(batches, None) if reason is None else None
+    except Exception as error:
+        if ranks.world == 1:
+            raise
+        fault = error
+    if ranks.world > 1:
+        stops, faults = add_up([reason is not None, fault is not None], ranks, device)
+        if faults:
+            told = [text for text in gather(None if fault is None else str(fault), ranks) if text is not None]
+            raise fault if fault is not None else UserError(f"another process of this run failed: {told[0]}")
+        if stops:
+            reason = next(text for text in gather(reason, ranks) if text is not None)
+    if reason is not None:
+        raise Preempted(reason)
+    return batch
+
+
+def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the parameters and buffers of the first."""
+    if ranks.world > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def broadcast(value: T, ranks: Ranks) -> T:
+    """The first rank's value (anything that pickles)."""
+    if ranks.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def gather(value: T, ranks: Ranks) -> list[T]:
+    """Every rank's value, in the order of the ranks."""
+    if ranks.world == 1:
+        return [value]
+    values: list[Any] = [None] * ranks.world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def add_up(numbers: Sequence[float], ranks: Ranks, device: torch.device) -> list[float]:
+    """Sums over the ranks (float64)."""
+    if ranks.world == 1:
+        return list(numbers)
+    # float64 is exact for the pixel counts; nccl reduces on the GPU alone
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+    """Replace every gradient by the sum over the ranks.
+
+    A parameter without gradient on every rank stays without, as it would on one process: SGD then leaves it alone.
+    """
+    if ranks.world == 1:
+        return
+    parameters = list(parameters)
+    if not parameters:
+        return
+    device = parameters[0].device
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
+    flat = torch.cat([used, *parts])
+    dist.all_reduce(flat)
+    counts, rest = flat[: len(parameters)].tolist(), flat[len(parameters) :]
+    for parameter, count in zip(parameters, counts):
+        values, rest = rest[: parameter.numel()], rest[parameter.numel() :]
+        if count:
+            parameter.grad = values.view_as(parameter).to(parameter.dtype)
+
+
+def tear_down() -> None:
+    """Leave the other processes; to be called at the end of the program."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,46 @@
+"""Where the lines of a run go: the terminal, and train.log of its cell. Called by `fsseg.run` and the sweeper."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+
+def configure_logging(level: str) -> None:
+    """Our loggers to stderr at `level`; the root logger and Hydra's stay as they are."""
+    logger = logging.getLogger("fsseg")
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        level = "info"  # `faults` names it
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    if not any(getattr(h, "fsseg_console", False) for h in logger.handlers):
+        console = logging.StreamHandler()
+        console.setFormatter(_FORMAT)
+        console.fsseg_console = True  # type: ignore[attr-defined]
+        logger.addHandler(console)
+
+
+class RunLog(logging.FileHandler):
+    """train.log of a cell, appended to by every start.
+
+    Raises:
+        OSError: from the logging call itself, if a line cannot be written; a run on a full disk must not go on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(_FORMAT)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+    def note(self, text: str) -> None:
+        """A line for the file alone; dropped if it cannot be written."""
+        with contextlib.suppress(OSError):
+            self.emit(logging.LogRecord("fsseg", logging.ERROR, "", 0, text, (), None))

@@ -1,0 +1,37 @@
+"""Which of several processes this one is; known without torch. `fsseg.engine.distributed` lets them talk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that work on one cell; by default there is one."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+
+ALONE = Ranks()
+
+
+def several_expected() -> bool:
+    """Whether the environment tells of several processes: started by torchrun, or by submitit with several tasks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or submitit_tasks() > 1
+
+
+def submitit_tasks() -> int:
+    """Tasks of the submitit job that this process belongs to; 1 outside of one.
+
+    SLURM's own variables alone do not count: within `salloc -n 4` they are there without four processes being started.
+    """
+    names = {"slurm": "SLURM_NTASKS", "local": "SUBMITIT_LOCAL_NTASKS"}
+    return int(os.environ.get(names.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ""), "1"))
