@@ -319,7 +319,7 @@ def _build_ours(jpeg: bytes, png: bytes, transform: TrainTransform, random: Rand
 
 def _decode(jpeg: bytes, png: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     with Image.open(io.BytesIO(jpeg)) as picture, Image.open(io.BytesIO(png)) as labels:
-        return np.array(picture.convert("RGB")), np.array(labels)
+        return np.array(picture), np.array(labels)
 
 
 def _build_straightforward(jpeg: bytes, png: bytes, transform: TrainTransform, random: Random) -> float:
@@ -353,7 +353,6 @@ def straightforward(
         pixels = functional.gaussian_blur(pixels, [5, 5])
     if plan.flip:
         pixels, labels = functional.horizontal_flip(pixels), functional.horizontal_flip(labels)
-    pixels = functional.normalize(pixels, list(MEAN), list(STD))
     height, width = plan.scaled
     total = int((labels == 1).sum())
     best, best_kept = (0, 0), -1.0
@@ -369,7 +368,7 @@ def straightforward(
         if kept >= transform.crop_keep:
             break
     top, left = best
-    pixels = pixels[:, top : top + size, left : left + size]
+    pixels = functional.normalize(pixels[:, top : top + size, left : left + size], list(MEAN), list(STD))
     labels = labels[0, top : top + size, left : left + size]
     space = [0, size - pixels.shape[2], 0, size - pixels.shape[1]]
     pixels = torch.nn.functional.pad(pixels, space, value=0.0)
