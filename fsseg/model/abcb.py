@@ -1,8 +1,8 @@
 """`method=abcb`: the baseline with support modulation (SM) and information cleansing (IC) in T rounds.
 
 Zhu, Chen, Yin, See, Liu, "Addressing Background Context Bias in Few-Shot Segmentation through Iterative Modulation",
-CVPR 2024. Exact shortcuts: whatever depends on f_q alone is projected once for all rounds, SM and IC do not run in
-round T, similarities are taken between the tokens concerned only. `fsseg cost` prints what they save.
+CVPR 2024. Exact shortcuts: QP's share of f_q and IC's keys and values are computed once for all rounds, SM and IC do
+not run in round T, similarities are taken between the tokens concerned only. `fsseg cost` prints what they save.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fsseg.model.backbone import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.histogram import normalised_cosine_histogram
-from fsseg.model.tokens import Tokens, area_average, flatten, positions
+from fsseg.model.tokens import Tokens, area_average, flatten, split
 
 if TYPE_CHECKING:
     from fsseg.config import AbcbConfig
@@ -92,23 +92,20 @@ class SupportModulation(nn.Module):
         assert e is not None
         return e
 
-    def forward(self, s_qp: Tokens, image: Tensor, f_q: Tensor, foreground: Tensor) -> Tensor:
+    def forward(self, s_qp: Tokens, image: Tokens, features: Tokens, background: Tokens) -> Tensor:
         """One modulation.
 
         Args:
             s_qp: support foreground tokens (B, Ns, C).
-            image: query image at feature size (B, n, 3).
-            f_q: query features (B, n, C).
-            foreground: (B, n) bool, where the query is predicted foreground.
+            image: query image at feature size, where it is predicted foreground, (B, Nf, 3).
+            features: f_q there, (B, Nf, C).
+            background: f_q where it is predicted background, (B, Nb, C).
 
         Returns:
             S_SM (B, Ns, C). A sample without foreground or without background gets values of no meaning: see
             `Abcb.rounds`.
         """
-        where = positions(foreground)
-        image_tokens, feature_tokens = where.gather(image), where.gather(f_q)
-        background = positions(~foreground).gather(f_q)
-        context = self.context(background.values, self.evolution(image_tokens, feature_tokens), feature_tokens.mask)
+        context = self.context(background.values, self.evolution(image, features), features.mask)
         return s_qp.values + self.modulate(s_qp.values, context, background.mask)
 
 
@@ -180,7 +177,9 @@ class Abcb(Baseline):
                 break
             foreground = (p[:, 1] > p[:, 0]).flatten(1)
             active = (foreground.any(1) & ~foreground.all(1))[:, None, None]
-            s_sm = s_qp.with_values(torch.where(active, self.sm(s_qp, image, tokens, foreground), s_qp.values))
+            inside, outside = split(foreground)
+            modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
+            s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))
             if self.ic is not None and memory is not None:
                 p_hat = self.qp(s_sm.mean(), prepared)
                 result.hats.append(p_hat)

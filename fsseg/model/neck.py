@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fsseg.model.attention import Attention
 from fsseg.model.backbone import Features
-from fsseg.model.tokens import flatten, gather
+from fsseg.model.tokens import Tokens, flatten, gather
 
 if TYPE_CHECKING:
     from fsseg.config import NeckConfig
@@ -63,39 +63,50 @@ class CorrelationNeck(nn.Module):
         """
         batch, shots = masks.shape[:2]
         flat_masks = masks.flatten(0, 1)
-        s, q = self._embed(support), self._embed(query)
+        s, q = self.embed(support), self.embed(query)
         q_each = q.repeat_interleave(shots, 0) if shots > 1 else q
         parts = [q_each]
         if self.cross_attention is not None:
-            parts.append(self._cross(q, s, flat_masks, shots))
+            parts.append(self.cross(q_each, pooled_foreground(s, flat_masks, self.pool)))
         if self.use_prior:
-            layer4 = query["layer4"]
-            parts.append(
-                prior_map(layer4.repeat_interleave(shots, 0) if shots > 1 else layer4, support["layer4"], flat_masks)
-            )
-        f_q = F.relu(q_each + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
-        f_q = f_q.unflatten(0, (batch, shots)).mean(1)
+            layer4 = query["layer4"].repeat_interleave(shots, 0) if shots > 1 else query["layer4"]
+            parts.append(prior_map(layer4, gather(flatten(support["layer4"]), flat_masks.flatten(1))))
+        f_q = self.fuse(parts).unflatten(0, (batch, shots)).mean(1)
+        return self.refine(s).unflatten(0, (batch, shots)), f_q
+
+    def embed(self, features: Features) -> Tensor:
+        """Backbone features -> (N, C, h, w)."""
+        x = self.reduce(torch.cat((features["layer2"], features["layer3"]), 1))
+        return F.relu(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    def cross(self, q: Tensor, keys: Tokens) -> Tensor:
+        """Cross-attention of the query (B, C, h, w), pooled, with the support's foreground -> (B, C, h, w)."""
+        assert self.cross_attention is not None
+        small = pool(q, self.pool)
+        return unpool(_unflatten(self.cross_attention(flatten(small), keys.values, keys.mask), small), self.pool, q)
+
+    def fuse(self, parts: list[Tensor]) -> Tensor:
+        """Query features, and what the correlations say about them -> f_q of one shot, (B, C, h, w)."""
+        return F.relu(parts[0] + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
+
+    def refine(self, s: Tensor) -> Tensor:
+        """Self-attention on the support, pooled -> f_s, (B, C, h, w)."""
         if self.self_attention is not None:
             small = pool(s, self.pool)
             tokens = flatten(small)
             s = s + unpool(_unflatten(self.self_attention(tokens, tokens), small), self.pool, s)
-        return F.relu(s).unflatten(0, (batch, shots)), f_q
+        return F.relu(s)
 
-    def _embed(self, features: Features) -> Tensor:
-        x = self.reduce(torch.cat((features["layer2"], features["layer3"]), 1))
-        return F.relu(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
-    def _cross(self, q: Tensor, s: Tensor, masks: Tensor, shots: int) -> Tensor:
-        """Cross-attention of the pooled query with the support's foreground -> (B * K, C, h, w)."""
-        assert self.cross_attention is not None
-        # A pooled cell holds the mean of its foreground features alone, and counts if it has any: nothing of the
-        # background leaks in, and no shot is left without a key.
-        share = pool(masks[:, None].to(s.dtype), self.pool)
-        means = pool(s * masks[:, None], self.pool) / share.clamp_min(1e-6)
-        keys = gather(flatten(means), share.flatten(1) > 0)
-        small = pool(q, self.pool)
-        tokens = flatten(small).repeat_interleave(shots, 0)
-        return unpool(_unflatten(self.cross_attention(tokens, keys.values, keys.mask), small), self.pool, s)
+def pooled_foreground(s: Tensor, masks: Tensor, factor: int) -> Tokens:
+    """Keys of the cross-attention: foreground features of (B, C, h, w) under (B, h, w) bool, pooled.
+
+    A pooled cell holds the mean of its foreground features alone, and counts if it has any: nothing of the background
+    leaks in, and no shot is left without a key.
+    """
+    share = pool(masks[:, None].to(s.dtype), factor)
+    means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
+    return gather(flatten(means), share.flatten(1) > 0)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:
@@ -116,29 +127,26 @@ def _unflatten(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
 
-def prior_map(query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
-    """Largest cosine similarity of each query position with the support's foreground (PFENet, CANet).
+def prior_map(query: Tensor, foreground: Tokens) -> Tensor:
+    """Largest cosine similarity of each query position with the support's foreground (CANet, PFENet).
 
-    Only the foreground columns of the similarity matrix are computed, and only some samples at a time.
+    Only the foreground's columns of the similarity matrix are computed, and only some samples at a time.
 
     Args:
         query: (B, C, h, w).
-        support: (B, C, h, w).
-        masks: (B, h, w) bool, at least one True for every sample.
+        foreground: support features (B, N, C), at least one for every sample.
 
     Returns:
         (B, 1, h, w), each sample's map scaled linearly to [0, 1].
     """
-    left = F.normalize(flatten(query), dim=2)
-    right = gather(F.normalize(flatten(support), dim=2), masks.flatten(1))
-    size, count = left.shape[1], right.values.shape[1]
-    step = max(1, _SIMILARITIES // (size * count))
+    left, right = F.normalize(flatten(query), dim=2), F.normalize(foreground.values, dim=2)
+    step = max(1, _SIMILARITIES // (left.shape[1] * right.shape[1]))
     rows = []
     for start in range(0, left.shape[0], step):
         part = slice(start, start + step)
-        similarity = left[part] @ right.values[part].transpose(1, 2)
-        if not right.full:
-            similarity = similarity.masked_fill(~right.valid[part, None, :], -2)  # below every cosine
+        similarity = left[part] @ right[part].transpose(1, 2)
+        if not foreground.full:
+            similarity = similarity.masked_fill(~foreground.valid[part, None, :], -2)  # below every cosine
         rows.append(similarity.amax(2))
     best = torch.cat(rows)
     low = best.amin(1, keepdim=True)

@@ -70,12 +70,19 @@ class Positions:
 
 def positions(mask: Tensor) -> Positions:
     """The True positions of each sample's mask, (B, n) bool."""
-    counts = mask.sum(1)
-    numbers: list[int] = counts.tolist()  # the one place where the device is waited for
-    longest = max(numbers)
+    return _positions(mask, mask.sum(1).tolist())  # the one place where the device is waited for
+
+
+def split(mask: Tensor) -> tuple[Positions, Positions]:
+    """The True and the False positions of each sample's mask, (B, n) bool."""
+    inside = positions(mask)
+    return inside, _positions(~mask, [mask.shape[1] - count for count in inside.counts])
+
+
+def _positions(mask: Tensor, counts: list[int]) -> Positions:
     order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-    valid = torch.arange(longest, device=mask.device) < counts[:, None]
-    return Positions(order[:, :longest], valid, numbers)
+    valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
+    return Positions(order[:, : max(counts)], valid, counts)
 
 
 def gather(features: Tensor, mask: Tensor) -> Tokens:

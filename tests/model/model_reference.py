@@ -94,7 +94,9 @@ def structure_evolution(module, image: list[Vector], features: list[Vector]) -> 
     return two_layers(module.mlp[0], module.mlp[2], np.concatenate(parts))
 
 
-def support_modulation(sm, s_qp: list[Vector], image: list[Vector], f_q: list[Vector], foreground: list[bool]) -> list[Vector]:
+def support_modulation(
+    sm, s_qp: list[Vector], image: list[Vector], f_q: list[Vector], foreground: list[bool]
+) -> list[Vector]:
     if not any(foreground) or all(foreground):
         return s_qp
     image_tokens = [x for x, inside in zip(image, foreground) if inside]
@@ -121,7 +123,9 @@ class _Query:
         self.query, self.key, self.value, self.heads = module.query, module.key, module.value, module.heads
 
 
-def information_cleansing(ic, s_qp: list[Vector], s_sm: list[Vector], f_q: list[Vector], rise: list[float]) -> list[Vector]:
+def information_cleansing(
+    ic, s_qp: list[Vector], s_sm: list[Vector], f_q: list[Vector], rise: list[float]
+) -> list[Vector]:
     queries = [two_layers(ic.mlp[0], ic.mlp[2], np.concatenate(pair)) for pair in zip(s_qp, s_sm)]
     noise = attention(_Query(ic.attention), queries, f_q, rise)
     return [s - linear(ic.linear, x) for s, x in zip(s_sm, noise)]

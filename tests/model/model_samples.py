@@ -46,7 +46,10 @@ def only(whole: Batch, b: int) -> Batch:
     part = slice(b, b + 1)
     return replace(
         whole,
-        **{name: getattr(whole, name)[part] for name in ("support_images", "support_masks", "query_image", "query_mask")},
+        **{
+            name: getattr(whole, name)[part]
+            for name in ("support_images", "support_masks", "query_image", "query_mask")
+        },
         specs=whole.specs[part],
         valid_sizes=whole.valid_sizes[part],
         query_truths=whole.query_truths[part],

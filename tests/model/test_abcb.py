@@ -1,4 +1,4 @@
-"""Each step of ABCB, and the T rounds, against the float64 loops of `model_reference`; batches, orders, edges, gradients."""
+"""Each step of ABCB, and the T rounds, against the float64 loops of `model_reference`; batches, orders, edges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, SupportModulation, entropy
 from fsseg.model.base import Prediction
-from fsseg.model.tokens import Tokens, gather, positions
+from fsseg.model.tokens import Tokens, gather, positions, split
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS
@@ -24,7 +24,10 @@ def model_of(seed: int = 0, **changes) -> Abcb:
     model = build_model(samples.cell(samples.abcb(channels=C, heads=2, histogram_bins=5, **changes))).double()
     assert isinstance(model, Abcb)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # far from the small numbers of the start, where errors would hide
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # far from the small numbers of the start, where errors would hide
             if not name.startswith("backbone"):
                 parameter.mul_(2)
     return model
@@ -74,7 +77,8 @@ def test_support_modulation_equals_the_loops(mask: str, changes: dict) -> None:
     assert sm is not None
     support, image, f_q = support_of([6, 3]), draw(2, N, 3), draw(2, N, C)
     foreground = torch.stack((MASKS[mask], MASKS["half"]))
-    result = sm(support, image, f_q, foreground)
+    inside, outside = split(foreground)
+    result = sm(support, inside.gather(image), inside.gather(f_q), outside.gather(f_q))
     for b, count in enumerate(support.counts):
         expected = reference.support_modulation(
             sm, vectors(support.values[b, :count]), vectors(image[b]), vectors(f_q[b]), foreground[b].tolist()
@@ -207,7 +211,8 @@ def gradcheck_modulation(sm: SupportModulation, foreground: torch.Tensor) -> boo
     inputs = [draw(2, 3, 4), draw(2, 6, 3), draw(2, 6, 4)]
 
     def run(values: torch.Tensor, image: torch.Tensor, f_q: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return sm(gather(values, where), image, f_q, foreground)
+        inside, outside = split(foreground)
+        return sm(gather(values, where), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
 
     leaves = [x.requires_grad_() for x in inputs] + list(sm.parameters())
     return torch.autograd.gradcheck(run, leaves, atol=1e-5)
@@ -324,7 +329,10 @@ def test_learns_to_copy_the_marked_colour() -> None:
     model = build_model(samples.cell(samples.abcb()))
     batch = samples.batch(samples.square_masks([[15], [20], [12], [24]], 33), 33)
     batch.query_mask = batch.support_masks[:, 0].flip(1)
-    for images, masks in ((batch.support_images[:, 0], batch.support_masks[:, 0]), (batch.query_image, batch.query_mask)):
+    for images, masks in (
+        (batch.support_images[:, 0], batch.support_masks[:, 0]),
+        (batch.query_image, batch.query_mask),
+    ):
         images[:, 0] += 4 * masks
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []

@@ -42,7 +42,9 @@ def test_equals_the_dense_form(span: str, bins: int) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_weights_sum_to_the_number_of_pairs(count: int, dimension: int, bins: int, span: str, kind: str, seed: int) -> None:
+def test_weights_sum_to_the_number_of_pairs(
+    count: int, dimension: int, bins: int, span: str, kind: str, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(1, 9, dimension, generator=generator)
     if kind == "equal":  # every cosine is 1, at the end of the scale
@@ -129,7 +131,9 @@ def test_no_tensor_grows_with_pairs_times_bins() -> None:
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            sizes.extend(x.numel() for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor))
+            sizes.extend(
+                x.numel() for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor)
+            )
             return out
 
     with Watch():

@@ -1,0 +1,89 @@
+"""Prototype matching on features chosen by hand."""
+
+from __future__ import annotations
+
+import model_samples as samples
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsseg.config import BackboneConfig
+from fsseg.errors import UserError
+from fsseg.model import build_model
+from fsseg.model.prototype import Prototype, otsu
+
+
+class Pixels(nn.Module):
+    """Stands in for a backbone: the image's own channels at every 8th pixel."""
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(("layer2", "layer3", "layer4"), images[..., ::8, ::8])
+
+
+def example() -> tuple:
+    """Support: red square on green. Query: red left third, green elsewhere."""
+    masks = torch.zeros(1, 1, 17, 17, dtype=torch.uint8)
+    masks[..., :5, :5] = 1
+    batch = samples.batch(masks, 17)
+    red, green = torch.tensor([1.0, 0.1, 0.0]), torch.tensor([0.1, 1.0, 0.0])
+    batch.support_images[:] = torch.where(masks[:, :, None] == 1, red.view(3, 1, 1), green.view(3, 1, 1))
+    columns = (torch.arange(17) < 5).expand(17, 17)
+    batch.query_image[:] = torch.where(columns, red.view(3, 1, 1), green.view(3, 1, 1))
+    return batch, columns[::8, ::8]
+
+
+@pytest.mark.parametrize("threshold", ["otsu", "background"])
+def test_finds_what_looks_like_the_support(threshold: str) -> None:
+    batch, expected = example()
+    model = Prototype(Pixels(), samples.prototype(threshold=threshold))
+    prediction = model(batch)
+    assert torch.equal(prediction.rounds[0][0].argmax(0).bool(), expected)
+    assert prediction.logits.shape == (1, 2, 17, 17)
+
+
+def test_prototype_is_the_mean_over_all_shots_foreground() -> None:
+    batch, _ = example()
+    two = samples.batch(batch.support_masks.repeat(1, 2, 1, 1), 17)
+    two.support_images = torch.cat((batch.support_images, 3 * batch.support_images), 1)
+    two.support_masks[0, 1, :5, 5:14] = 1  # the second shot's mask covers two cells: red, and green
+    prediction = Prototype(Pixels(), samples.prototype())(two)
+    expected = (np.array([1, 0.1, 0]) + 3 * np.array([1, 0.1, 0]) + 3 * np.array([0.1, 1, 0])) / 3
+    assert prediction.support_foreground is not None
+    np.testing.assert_allclose(prediction.support_foreground[0], expected, rtol=1e-6)
+
+
+def test_trains_nothing_and_says_so() -> None:
+    model = build_model(samples.cell(samples.prototype(), BackboneConfig("tiny")))
+    assert not model.trainable
+    assert not any(p.requires_grad for p in model.parameters())
+    batch, _ = example()
+    prediction = model(batch)
+    assert not prediction.logits.requires_grad
+    with pytest.raises(UserError, match="prototype"):
+        model.loss(prediction, batch.query_mask)
+
+
+@pytest.mark.parametrize("key", ["layer", "threshold"])
+def test_an_unknown_choice_is_refused_by_key(key: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.{key}=nonsense"):
+        build_model(samples.cell(samples.prototype(**{key: "nonsense"})))
+
+
+def test_otsu_finds_the_cut_with_the_largest_variance_between_the_sides() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 10, 40):
+        values = rng.normal(size=count).astype(np.float32)
+        ordered = np.sort(values.astype(float))
+        spread = []
+        for k in range(1, count):
+            left, right = ordered[:k], ordered[k:]
+            spread.append(k * (count - k) * (right.mean() - left.mean()) ** 2)
+        best = int(np.argmax(spread))
+        cut = otsu(torch.from_numpy(values)[None]).item()
+        assert cut == pytest.approx((ordered[best] + ordered[best + 1]) / 2, abs=1e-6)
+
+
+def test_otsu_calls_nothing_foreground_where_all_values_are_equal() -> None:
+    for values in (torch.full((1, 6), 0.3), torch.full((1, 1), 0.3)):
+        assert not (values > otsu(values)[:, None]).any()
