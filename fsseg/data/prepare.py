@@ -263,13 +263,13 @@ def fetch_part(part: Part, root: Path, keep_archive: bool = False, pause: float 
 
 
 def _indexable(cfg: DatasetConfig) -> bool:
-    from fsseg.data.registry import _class
+    from fsseg.data.registry import source_class
 
-    return not _class(cfg.name).check_folder(cfg)
+    return not source_class(cfg.name).check_folder(cfg)
 
 
 def _verify(cfg: DatasetConfig, sheet: Path | None) -> VerifyReport:
-    from fsseg.data.registry import _class
+    from fsseg.data.registry import source_class
     from fsseg.data.verify import verify
 
-    return verify(_class(cfg.name)(cfg), sheet)
+    return verify(source_class(cfg.name)(cfg), sheet)

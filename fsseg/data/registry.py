@@ -1,4 +1,4 @@
-"""Which data sets there are: from a configuration to a `Source`. A further one is one file, one YAML and one line here."""
+"""Which data sets there are: from a configuration to a `Source`. A further one is a file, a YAML and a line here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from fsseg.data.source import Source
 
 
-def _class(name: str) -> Any:
+def source_class(name: str) -> Any:
+    """The class behind `dataset.name`; it is built from the data set's configuration.
+
+    Raises:
+        UserError: an unknown name.
+    """
     # imported on demand: checking a folder must not cost the imports of all data sets
     if name == "shapes5i":
         from fsseg.data.shapes import ShapesSource
@@ -34,14 +39,14 @@ def build_source(cfg: Config) -> Source:
     Raises:
         UserError: if its folder or annotations are missing or broken.
     """
-    source: Source = _class(cfg.dataset.name)(cfg.dataset)
+    source: Source = source_class(cfg.dataset.name)(cfg.dataset)
     return source
 
 
 def folder_faults(cfg: Config) -> list[UserError]:
     """What is missing on disk, found by looking at folders only."""
     try:
-        found: list[UserError] = _class(cfg.dataset.name).check_folder(cfg.dataset)
+        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset)
     except UserError as error:
         return [error]
     return found
