@@ -1,4 +1,4 @@
-"""A cell on disk: its key and directory, its fingerprint, its status, and files that are whole or absent.
+"""A cell on disk: its key, its directory and what is in it, its fingerprint.
 
 A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.run` works in its directory;
 `fsseg.sweep` and `fsseg.report` only read there. No torch here: asking for the state of a thousand cells must be quick.
@@ -6,26 +6,29 @@ A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fss
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
-import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.errors import UserError
+from fsseg.files import create_exclusive, json_text, read_json, write_atomic, write_json
+from fsseg.status import Status
 
 if TYPE_CHECKING:
     from fsseg.config import Config
+
+__all__ = [
+    "SCHEMA_VERSION", "Cell", "CellKey", "Status", "cell_key", "create_exclusive", "file_digest", "fingerprint",
+    "flatten", "identity", "is_neutral", "json_text", "key_dict", "open_cell", "read_json", "variant_of",
+    "write_atomic", "write_json",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 
@@ -250,155 +253,6 @@ def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = 
     key = cell_key(cfg, overrides)
     kept = identity(resolved)
     return Cell(key, Path(cfg.output_dir, key.path), fingerprint(kept), kept)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None if the file is absent or does not hold one."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
-
-    The data goes to a temporary name in the same folder, is flushed to the disk, then renamed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes it private; colleagues read the same folder
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of indented JSON, keys in the order given."""
-    write_atomic(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """Indented JSON, keys in the order given."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def create_exclusive(path: Path, data: str) -> bool:
-    """Create a file with its content in one step; False if the name is taken. Of many callers exactly one gets True.
-
-    A finished file is linked to the name, since O_EXCL alone would show readers an empty file and old NFS cannot do it.
-    The count of links tells whether it worked: over NFS the answer to `link` may get lost although it was done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno in _NO_LINKS:
-                return _create_without_links(path, data)
-            if os.stat(temporary).st_nlink != 2:
-                raise
-        return os.stat(temporary).st_nlink == 2
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# What file systems without hard links (exFAT, some FUSE) answer.
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
-
-
-def _create_without_links(path: Path, data: str) -> bool:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    return True
-
-
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _read_umask()  # read once, at import: the call changes it for a moment
-
-
-class Status:
-    """`status.json` of a running cell: written at every change of state, and else at most every `interval` seconds.
-
-    Several threads may call it: the loops report steps, the claim's heartbeat calls `beat`.
-
-    Args:
-        path: the file; None writes nothing (processes of a run other than the first).
-        interval: seconds.
-        guard: called before every writing; raises if the cell is no longer ours.
-    """
-
-    def __init__(self, path: Path | None, interval: float = 5.0, guard: Callable[[], None] = lambda: None) -> None:
-        self.path = path
-        self.interval = interval
-        self._guard = guard
-        self._lock = threading.RLock()
-        self._written = 0.0
-        self._fields: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "state": "queued",
-            "phase": None,
-            "step": 0,
-            "steps": None,
-            "seconds_per_step": None,
-            "eta_seconds": None,
-            "miou": None,
-            "reason": None,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "started": time.time(),
-            "heartbeat": None,
-            "peak_memory_bytes": None,
-        }
-
-    def update(self, **fields: Any) -> None:
-        """Set fields; write if the state or phase changed or the last writing is old enough."""
-        if unknown := set(fields) - set(self._fields):
-            raise ValueError(f"unknown status fields {sorted(unknown)}")
-        with self._lock:
-            urgent = any(fields.get(k, self._fields[k]) != self._fields[k] for k in ("state", "phase"))
-            self._fields.update(fields)
-            if urgent or time.monotonic() - self._written >= self.interval:
-                self._write()
-
-    def beat(self) -> None:
-        """Say that the process lives, however long a step takes; writes only while the state is `running`."""
-        with self._lock:
-            if self._fields["state"] == "running" and time.monotonic() - self._written >= self.interval:
-                self._write()
-
-    def _write(self) -> None:
-        if self.path is None:
-            return
-        self._guard()
-        self._fields["heartbeat"] = time.time()
-        write_json(self.path, self._fields)
-        self._written = time.monotonic()
 
 
 def key_dict(key: CellKey) -> dict[str, Any]:

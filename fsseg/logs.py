@@ -27,17 +27,23 @@ def configure_logging(level: str) -> None:
 class RunLog(logging.FileHandler):
     """train.log of a cell, appended to by every start.
 
+    Attributes:
+        strict: raise what goes wrong; set to False while a run records its end.
+
     Raises:
         OSError: from the logging call itself, if a line cannot be written; a run on a full disk must not go on.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
+        self.strict = True
         self.setFormatter(_FORMAT)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):
-            raise
+            if self.strict:
+                raise
+            return
         super().handleError(record)
 
     def note(self, text: str) -> None:

@@ -1,52 +1,37 @@
 """One cell from configuration to result.json: claim, resume, train, evaluate, draw, record. `train.py` calls `run`.
 
 Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do and takes the claim,
-`_attempt` keeps the records of one start, `_work` trains and evaluates, `_result` says what came out.
+`_attempt` keeps the records of one start, `_work` trains and evaluates, `fsseg.result` says what came out.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell import (
-    SCHEMA_VERSION,
-    Cell,
-    Status,
-    create_exclusive,
-    json_text,
-    key_dict,
-    open_cell,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from fsseg.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
+from fsseg.cell import Cell, Status, open_cell, write_atomic, write_json
 from fsseg.claim import CellBusy, Claim, ClaimLost, acquire
 from fsseg.config import Config, faults
 from fsseg.data.registry import build_source, folder_faults
-from fsseg.engine.devices import choose_device, describe_device, peak_memory
+from fsseg.engine.devices import choose_device, describe_device
 from fsseg.entry import typed
 from fsseg.errors import UserError, merge_errors
 from fsseg.logs import RunLog, configure_logging
-from fsseg.provenance import provenance
 from fsseg.ranks import ALONE, Ranks, several_expected
+from fsseg.result import Work, build_result
 from fsseg.signals import Preempted, Signals
 
 if TYPE_CHECKING:
     import torch
 
-    from fsseg.data.source import Source
-    from fsseg.engine.evaluate import EvaluationRecord
-    from fsseg.engine.train import TrainingRecord
 
 log = logging.getLogger("fsseg")
 
@@ -93,7 +78,7 @@ def _lead(cell: Cell, config: DictConfig, cfg: Config, ranks: Ranks) -> dict[str
     """The first process, or the only one: it alone looks at the directory and writes there."""
     announce = _Announcement(ranks)
     try:
-        redo = cfg.redo and not _redone_by_this_job(cell)
+        redo = cfg.redo and not redone_by_this_job(cell)
         if not redo and (result := cell.finished()) is not None:
             return _already_done(cell, result)
         if found := folder_faults(cfg):
@@ -130,7 +115,7 @@ def _claimed(
         log.info("left alone: %s is %s", cell.directory, busy)
         return {"state": "busy", "holder": str(busy.holder)}
     except OSError as error:
-        raise _disk_fault(error, cell.directory) from None
+        raise disk_fault(error, cell.directory) from None
     try:
         if redo:
             cell.clear()
@@ -141,6 +126,10 @@ def _claimed(
     except ClaimLost as lost:
         log.warning("stopped, nothing more is written: %s (%s)", lost, cell.directory)
         return {"state": "busy", "holder": str(lost)}
+    except OSError as error:
+        if is_disk_fault(error):
+            raise disk_fault(error, cell.directory) from error
+        raise
     finally:
         claim.release()
 
@@ -159,16 +148,17 @@ def _attempt(
         cell.tidy()
         write_json(cell.identity_file, {"fingerprint": cell.fingerprint, "identity": cell.identity})
         write_atomic(cell.config, OmegaConf.to_yaml(config, resolve=True))
-        end = _next_attempt(cell)
+        attempt = Attempt(cell)
         handler = RunLog(cell.log)
     except OSError as error:
-        raise _disk_fault(error, cell.directory) from None
+        raise disk_fault(error, cell.directory) from None
     status = Status(cell.status, guard=claim.check)
 
-    def close(state: str, reason: str) -> None:
+    def close(state: str, reason: str | None, **fields: Any) -> None:
+        handler.strict = False
         try:
-            status.update(state=state, phase=None, reason=reason)
-            end(reason if state == "preempted" else f"{state}: {reason}")
+            status.update(state=state, phase=None, reason=reason, **fields)
+            attempt.end(state if reason is None else f"{state}: {reason}")
         except (OSError, ClaimLost) as error:
             log.debug("the end could not be recorded: %s", error)
 
@@ -184,12 +174,13 @@ def _attempt(
         announce(True)
         done = _work(cell, cfg, ranks, status, signals, should_stop, claim.check)
         status.update(phase="record")
-        result = _result(cell, cfg, done)
+        result = build_result(cell, cfg, done)
         claim.check()
         write_json(cell.result, result)
-        status.update(state="done", phase=None, eta_seconds=0, peak_memory_bytes=result["peak_memory_bytes"])
-        cell.previous_checkpoint.unlink(missing_ok=True)
-        end("done")
+        # The cell is done, whatever happens to the records from here on.
+        close("done", None, eta_seconds=0, peak_memory_bytes=result["peak_memory_bytes"])
+        with suppress(OSError):
+            cell.previous_checkpoint.unlink(missing_ok=True)
         log.info("done: %s%s", cell.directory, _score_line(result))
         if ranks.world > 1:
             from fsseg.engine import distributed
@@ -199,12 +190,12 @@ def _attempt(
     except ClaimLost:
         raise
     except Preempted as reason:
-        log.info("stopped by %s; the next start goes on from here", reason)
         close("preempted", str(reason))
+        log.info("stopped by %s; the next start goes on from here", reason)
         return None
     except KeyboardInterrupt:
-        log.info("stopped at once; the next start goes on from the last checkpoint")
         close("preempted", "interrupted twice at the keyboard")
+        log.info("stopped at once; the next start goes on from the last checkpoint")
         if signals.received is None:  # not in the main thread
             raise
         return None
@@ -217,8 +208,8 @@ def _attempt(
             close("preempted", str(signals.reason()))
             return None
         handler.note(traceback.format_exc())
-        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
-            fault = _disk_fault(error, cell.directory)
+        if isinstance(error, OSError) and is_disk_fault(error):
+            fault = disk_fault(error, cell.directory)
             close("failed", fault.what)
             raise fault from error
         close("failed", f"{type(error).__name__}: {error}"[:500])
@@ -249,16 +240,6 @@ def _follow(cell: Cell, cfg: Config, ranks: Ranks) -> dict[str, Any]:
     return distributed.broadcast({}, ranks)
 
 
-class _Work:
-    """What `_work` did, for the result."""
-
-    def __init__(self, source: Source, device: torch.device, started: float) -> None:
-        self.source, self.device = source, device
-        self.training: TrainingRecord | None = None
-        self.evaluation: EvaluationRecord | None = None
-        self.timing: dict[str, float | None] = {"prepare_seconds": round(time.monotonic() - started, 2)}
-
-
 def _work(
     cell: Cell,
     cfg: Config,
@@ -267,7 +248,7 @@ def _work(
     signals: Signals,
     should_stop: Callable[[], str | None],
     still_ours: Callable[[], None],
-) -> _Work:
+) -> Work:
     """Prepare, train, evaluate, draw; every process of the cell does this."""
     started = time.monotonic()
     with signals.at_once():
@@ -291,7 +272,7 @@ def _work(
         "%s on %s, %s: %.2f M parameters, %.2f M of them train",
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
-    done = _Work(source, device, started)
+    done = Work(source, device, started)
 
     if cfg.train.enabled and model.trainable:
         status.update(phase="train")
@@ -309,7 +290,7 @@ def _work(
     return done
 
 
-def _draw(cell: Cell, cfg: Config, done: _Work) -> None:
+def _draw(cell: Cell, cfg: Config, done: Work) -> None:
     if done.evaluation is not None and cfg.logger.figures:
         from fsseg.engine.pictures import draw
 
@@ -318,42 +299,6 @@ def _draw(cell: Cell, cfg: Config, done: _Work) -> None:
         from fsseg.report.figures import training_curves
 
         training_curves(cell.directory / "figures" / "curves.png", cell.directory / "metrics.csv")
-
-
-def _result(cell: Cell, cfg: Config, done: _Work) -> dict[str, Any]:
-    """The content of result.json."""
-    source, record, evaluation = done.source, done.training, done.evaluation
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "cell": key_dict(cell.key),
-        "fingerprint": cell.fingerprint,
-        "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),  # type: ignore[arg-type]
-        "metrics": evaluation.metrics if evaluation else None,
-        "partial": bool(evaluation and evaluation.missing_classes),
-        "missing_classes": evaluation.missing_classes if evaluation else [],
-        "dataset": {
-            "name": cfg.dataset.name,
-            "novel_classes": [source.classes[c] for c in source.novel_classes(cfg.fold)],
-            "num_val_images": len(source.index("val").image_ids),
-            "fingerprint_train": record.dataset_fingerprint if record else None,
-            "fingerprint_val": evaluation.dataset_fingerprint if evaluation else None,
-            "episodes_fingerprint": evaluation.episodes_fingerprint if evaluation else None,
-        },
-        "training": None
-        if record is None
-        else {
-            "steps": record.steps, "epochs": record.epochs, "images": record.images,
-            "batch_size": cfg.train.batch_size, "final_loss": record.final_loss,
-        },
-        "checkpoint": cfg.checkpoint,
-        "timing": {
-            key: done.timing.get(key)
-            for key in ("prepare_seconds", "train_seconds", "evaluate_seconds", "figures_seconds")
-        },
-        "peak_memory_bytes": peak_memory(done.device),
-        "provenance": provenance(describe_device(done.device)),
-        "finished_at": _now(),
-    }  # fmt: skip
 
 
 class _Announcement:
@@ -370,59 +315,9 @@ class _Announcement:
             distributed.broadcast(work, self.ranks)
 
 
-_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-
-
-def _disk_fault(error: OSError, directory: Path) -> UserError:
-    name = str(error.filename or directory)
-    where = directory if name.startswith(str(directory)) or name.startswith(".") else name
-    reason = error.strerror or str(error)
-    if error.errno == errno.ENOSPC:
-        # The full disk may be another one (of temporary files), and its name is not always told.
-        return UserError(
-            f"{where}: cannot be written ({reason})",
-            "free space and start again: the run goes on from its last checkpoint; or set output_dir= to another disk",
-        )
-    return UserError(f"{where}: cannot be used ({reason})", "mend the permissions, or set output_dir= elsewhere")
-
-
 def _already_done(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
     log.info("already done: %s%s", cell.directory, _score_line(result))
     return result
-
-
-def _redone_by_this_job(cell: Cell) -> bool:
-    """Whether redo=true has been obeyed: SLURM starts a requeued job with the same overrides."""
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
-        return False
-    numbers = _attempts(cell)
-    last = read_json(cell.directory / "attempts" / f"{max(numbers)}.json") if numbers else None
-    return last is not None and last.get("slurm_job") == os.environ.get("SLURM_JOB_ID")
-
-
-def _attempts(cell: Cell) -> list[int]:
-    return [int(p.stem) for p in (cell.directory / "attempts").glob("*.json") if p.stem.isdigit()]
-
-
-def _next_attempt(cell: Cell) -> Callable[[str], None]:
-    """Open attempts/<n>.json for this start; the returned function notes why it ended."""
-    folder = cell.directory / "attempts"
-    number = max(_attempts(cell), default=0)
-    if number and (last := read_json(folder / f"{number}.json")) and last.get("ended") is None:
-        write_json(folder / f"{number}.json", {**last, "ended": "without a word: killed, or the machine went down"})
-    record = {"started_at": _now(), "ended": None, **provenance(), "pid": os.getpid()}
-    number += 1
-    while not create_exclusive(folder / f"{number}.json", json_text(record)):
-        number += 1
-
-    def end(reason: str) -> None:
-        write_json(folder / f"{number}.json", {**record, "ended": reason, "ended_at": _now()})
-
-    return end
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _hydra_overrides() -> list[str]:

@@ -1,0 +1,100 @@
+"""Files that are whole or absent, whoever reads or writes them at the same time. Everything that writes calls this."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None if the file is absent or does not hold one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    The data goes to a temporary name in the same folder, is flushed to the disk, then renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes it private; colleagues read the same folder
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of indented JSON, keys in the order given."""
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON, keys in the order given."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def create_exclusive(path: Path, data: str) -> bool:
+    """Create a file with its content in one step; False if the name is taken. Of many callers exactly one gets True.
+
+    A finished file is linked to the name, since O_EXCL alone would show readers an empty file and old NFS cannot do it.
+    The count of links tells whether it worked: over NFS the answer to `link` may get lost although it was done.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                return _create_without_links(path, data)
+            if os.stat(temporary).st_nlink != 2:
+                raise
+        return os.stat(temporary).st_nlink == 2
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# What file systems without hard links (exFAT, some FUSE) answer.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
+
+
+def _create_without_links(path: Path, data: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()  # read once, at import: the call changes it for a moment
