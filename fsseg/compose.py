@@ -91,23 +91,33 @@ class Composer:
         """
         return self._expand(overrides)[1]
 
-    def grid(self, overrides: Sequence[str]) -> list[Composed | UserError]:
-        """Every job of `train.py -m <overrides>` composed; a job that cannot be is its error instead.
+    def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
+        """Every job of `train.py -m <overrides>` and what it composes to; a job that cannot be has its error instead.
 
         Raises:
             UserError: a fault of the line as a whole.
         """
+        master, jobs = self._expand(overrides)
+        return self._each(master, jobs)
+
+    def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
+        """Any number of single configurations, each with its own overrides; quicker than calls of `one`."""
+        master = self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+        return self._each(master, [tuple(job) for job in jobs])
+
+    def _each(
+        self, master: DictConfig, jobs: Sequence[tuple[str, ...]]
+    ) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         from fsseg.sweep.quick_compose import QuickComposer
 
-        master, jobs = self._expand(overrides)
         fast = QuickComposer(self._loader, master)
-        found: list[Composed | UserError] = []
+        found: list[tuple[tuple[str, ...], Composed | UserError]] = []
         for job in jobs:
             try:
                 task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
-                found.append(Composed(job, task, fast.compose(job)))
+                found.append((job, Composed(job, task, fast.compose(job))))
             except (HydraException, OmegaConfBaseException) as error:
-                found.append(explain(error))
+                found.append((job, explain(error)))
         return found
 
     def _expand(self, overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[str, ...]]]:

@@ -1,0 +1,310 @@
+"""What a cell will cost: from cells of the same kind that were measured, else from published figures. For `fsseg plan`.
+
+A kind is (dataset, method, backbone, shot, image size, batch); the device is that of the measured cells. Where cells
+with the very same model settings were measured, only those count. Nothing is guessed: what nothing tells stays unknown.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fsseg.cell import read_json
+from fsseg.config import Config
+from fsseg.errors import UserError
+from fsseg.sweep.status import CellState, find_runs
+
+Kind = tuple[str, str, str, int, int, int]
+
+# Hours a fold on one GPU, GB of GPU memory, MB a checkpoint: reported for this family of methods.
+PUBLISHED_HOURS = {"pascal5i": (0.5, 1.0), "coco20i": (0.0, 80.0)}
+PUBLISHED_GB = (10.0, 12.0)
+PUBLISHED_CHECKPOINT_MB = 500.0
+_PUBLISHED_EPOCHS = {"pascal5i": 250, "coco20i": 70}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run directory tells about its kind.
+
+    Attributes:
+        settings: digest of what else decides about speed (model settings, trainable layers, mixed precision).
+        device: name of the GPU, or `CPU (<n> threads)`; None where a running cell does not say.
+        train: seconds per training step; None if it did not train.
+        evaluate: seconds per evaluation episode.
+        extra: seconds of everything else.
+        images: training images, under `pool`: what decides about their number.
+        memory, disk: bytes.
+        origin: "finished cells", "running cells" or "calibration".
+    """
+
+    kind: Kind
+    settings: str
+    device: str | None
+    train: float | None
+    evaluate: float | None
+    extra: float
+    images: int | None
+    pool: str
+    memory: int | None
+    disk: int | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one cell still costs; None where nothing tells.
+
+    Attributes:
+        steps: training steps in all.
+        hours: (low, high) still to go.
+        gigabytes: (low, high) of GPU memory, or of main memory where that was measured on a CPU.
+        disk: bytes of its directory when done.
+        basis: where hours come from, for people.
+    """
+
+    steps: int | None
+    hours: tuple[float, float] | None
+    gigabytes: tuple[float, float] | None
+    disk: float | None
+    basis: str
+
+
+def kind_of(cfg: Config) -> Kind:
+    return (cfg.dataset.name, cfg.model.name, cfg.backbone.name, cfg.shot, cfg.dataset.image_size, cfg.train.batch_size)
+
+
+def settings_of(identity: dict[str, Any]) -> str:
+    """Digest of the settings beside the kind that change the speed."""
+    kept = {
+        k: v for k, v in identity.items() if k.startswith("model.") or k in ("backbone.trainable_layers", "train.amp")
+    }
+    return _digest(kept)
+
+
+def pool_of(identity: dict[str, Any]) -> str:
+    """Digest of what decides which images are trained on."""
+    kept = {k: v for k, v in identity.items() if k.startswith("dataset.") and not k.startswith("dataset.image_size")}
+    keys = ("fold", "shot", "protocol.novel_in_training", "protocol.min_pixels", "protocol.repeat_support")
+    return _digest(kept | {k: identity.get(k) for k in keys})
+
+
+def measurements(output_dir: Path) -> list[Measured]:
+    """Everything that run directories below the output folder tell; nothing if there is no such folder."""
+    if not output_dir.is_dir():
+        return []
+    return [m for folder in find_runs([output_dir]) if (m := measure(folder)) is not None]
+
+
+def measure(folder: Path, calibration: bool = False) -> Measured | None:
+    """What one run directory tells; None if that is nothing."""
+    identity = (read_json(folder / "identity.json") or {}).get("identity")
+    if not isinstance(identity, dict):
+        return None
+    try:
+        kind: Kind = (
+            identity["dataset.name"], identity["model.name"], identity["backbone.name"], identity["shot"],
+            identity["dataset.image_size"], identity["train.batch_size"],
+        )  # fmt: skip
+    except KeyError:
+        return None
+    status = read_json(folder / "status.json") or {}
+    result = read_json(folder / "result.json")
+    if result is None:
+        if status.get("phase") != "train" or not status.get("seconds_per_step") or (status.get("step") or 0) < 3:
+            return None
+        return Measured(
+            kind, settings_of(identity), None, float(status["seconds_per_step"]), None, 0.0, None, pool_of(identity),
+            status.get("peak_memory_bytes"), None, "running cells",
+        )  # fmt: skip
+    timing, training = _mapping(result.get("timing")), _mapping(result.get("training"))
+    episodes = sum(int(s.get("num_episodes") or 0) for s in _mapping(result.get("metrics")).get("per_seed") or [])
+    train = (
+        timing["train_seconds"] / training["steps"] if training.get("steps") and timing.get("train_seconds") else None
+    )
+    evaluate = timing["evaluate_seconds"] / episodes if episodes and timing.get("evaluate_seconds") else None
+    if calibration:  # few steps: leave the start-up of workers and kernels out
+        train = _steady_seconds(folder / "metrics.csv") or train
+        evaluate = _number(status.get("seconds_per_step")) or evaluate
+    return Measured(
+        kind, settings_of(identity), _mapping(result.get("provenance")).get("device"), train, evaluate,
+        (timing.get("prepare_seconds") or 0.0) + (timing.get("figures_seconds") or 0.0), training.get("images"),
+        pool_of(identity), result.get("peak_memory_bytes"),
+        sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        "calibration" if calibration else "finished cells",
+    )  # fmt: skip
+
+
+def _steady_seconds(path: Path) -> float | None:
+    """Seconds per step of the later half of a short run, from its running means."""
+    try:
+        rows = [(int(r["step"]), float(r["seconds_per_step"])) for r in csv.DictReader(path.open(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if len(rows) < 2:
+        return None
+    (first, first_mean), (last, last_mean) = rows[len(rows) // 2 - 1], rows[-1]
+    seconds = (last * last_mean - first * first_mean) / (last - first)
+    return seconds if seconds > 0 else None
+
+
+def estimate(cfg: Config, identity: dict[str, Any], status: CellState | None, known: Sequence[Measured]) -> Estimate:
+    """What a cell costs from here on.
+
+    Args:
+        cfg: of the cell.
+        identity: of the cell (`Cell.identity`).
+        status: of its directory; None if there is none.
+        known: measured cells of any kind.
+    """
+    trains = cfg.train.enabled and cfg.model.name != "prototype"
+    images = training_images(cfg, identity, known) if trains else None
+    steps = _steps(cfg, images, status) if trains else 0
+    alike = [m for m in known if m.kind == kind_of(cfg)]
+    if exact := [m for m in alike if m.settings == settings_of(identity)]:
+        alike = exact
+    alike = _one_device(alike, cfg.device)
+    if status is not None and status.state == "done":
+        folder = status.directory
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        return Estimate(steps, (0.0, 0.0), None, float(size), "done")
+
+    memory: tuple[float, float] | None = None
+    if sizes := [m.memory / 1e9 for m in alike if m.memory]:
+        memory = (max(sizes), max(sizes))
+    disk = statistics.median([m.disk for m in alike if m.disk]) if any(m.disk for m in alike) else None
+    hours, basis = _measured_hours(cfg, steps, status, alike)
+    published = _is_published(cfg)
+    if hours is None and published:
+        low, high = PUBLISHED_HOURS[cfg.dataset.name]
+        share = _share_left(steps, status) * _share_of_recipe(cfg, steps, images)
+        hours, basis = (low * share, high * share), "published figures"
+    if published:
+        memory = memory or PUBLISHED_GB
+        disk = disk or PUBLISHED_CHECKPOINT_MB * 1e6
+    return Estimate(steps, hours, memory, disk, basis or "unknown")
+
+
+def _measured_hours(
+    cfg: Config, steps: int | None, status: CellState | None, alike: Sequence[Measured]
+) -> tuple[tuple[float, float] | None, str]:
+    train = [m.train for m in alike if m.train]
+    evaluate = [m.evaluate for m in alike if m.evaluate]
+    seconds = statistics.median([m.extra for m in alike]) if alike else 0.0
+    if steps:
+        if not train:
+            return None, ""
+        seconds += _share_left(steps, status) * steps * statistics.median(train)
+    elif steps is None:
+        return None, ""
+    if cfg.eval.enabled and evaluate:
+        seconds += cfg.protocol.num_episodes * len(cfg.protocol.seeds) * statistics.median(evaluate)
+    elif cfg.eval.enabled and not steps:
+        return None, ""
+    origins = [o for o in ("finished cells", "calibration", "running cells") if any(m.origin == o for m in alike)]
+    device = next((m.device for m in alike if m.device), None)
+    count = "" if origins == ["calibration"] else f"{len(alike)} "
+    without = "" if evaluate or not cfg.eval.enabled else ", without evaluation"
+    basis = f"{count}{' and '.join(origins)} on {device or 'a device they do not name'}{without}"
+    return (seconds / 3600, seconds / 3600), basis
+
+
+def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
+    """Cells measured on one device: the one asked for, else the one most cells ran on."""
+    if wanted == "cpu":
+        return [m for m in alike if m.device is None or m.device.startswith("CPU")]
+    if wanted.startswith("cuda"):
+        alike = [m for m in alike if m.device is None or not m.device.startswith("CPU")]
+    names = [m.device for m in alike if m.device is not None]
+    if not names:
+        return list(alike)
+    most = max(dict.fromkeys(names), key=names.count)
+    return [m for m in alike if m.device == most]
+
+
+def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measured]) -> int | None:
+    """Training images of the fold: published, or of a finished cell on the same pool, or of shapes5i if it is there."""
+    pool = pool_of(identity)
+    for m in known:
+        if m.images is not None and m.pool == pool:
+            return m.images
+    if cfg.dataset.name == "pascal5i":
+        from fsseg.data.compare import facts
+
+        name = getattr(cfg.dataset, "train_list", None)
+        standard = name is None or str(name) == "train_aug"
+        if standard and cfg.protocol.min_pixels == 2048:
+            column = "images_drop" if cfg.protocol.novel_in_training == "drop" else "images_keep"
+            return int(facts()["pascal5i"]["folds"][str(cfg.fold)]["train_aug_10582"][column])
+    if cfg.dataset.name == "shapes5i":
+        return _shapes_images(cfg)
+    return None
+
+
+def _shapes_images(cfg: Config) -> int | None:
+    from fsseg.data.lists import train_lists
+    from fsseg.data.shapes import ShapesSource, _folder_of, is_whole
+
+    if not is_whole(_folder_of(cfg.dataset)):
+        return None  # a plan generates nothing
+    try:
+        source = ShapesSource(cfg.dataset)  # type: ignore[arg-type]
+        novel = source.novel_classes(cfg.fold)
+        return len(train_lists(source.index("train"), novel, cfg.protocol, cfg.shot, source.classes).images)
+    except UserError:
+        return None
+
+
+def _steps(cfg: Config, images: int | None, status: CellState | None) -> int | None:
+    if images is not None:
+        total = max(1, images // cfg.train.batch_size) * cfg.train.epochs
+        return total if cfg.train.max_steps is None else min(total, cfg.train.max_steps)
+    if status is not None and status.phase == "train" and status.steps:
+        return status.steps
+    return cfg.train.max_steps  # an upper bound; None if there is none
+
+
+def _share_left(steps: int | None, status: CellState | None) -> float:
+    if status is None or status.state == "done":
+        return 1.0
+    if status.phase in ("evaluate", "record"):
+        return 0.0
+    if status.phase == "train" and status.step and (steps or status.steps):
+        return max(0.0, 1 - status.step / (steps or status.steps or 1))
+    return 1.0
+
+
+def _share_of_recipe(cfg: Config, steps: int | None, images: int | None) -> float:
+    """Published hours belong to the published number of epochs."""
+    epochs = _PUBLISHED_EPOCHS[cfg.dataset.name]
+    if steps and images:
+        return steps * cfg.train.batch_size / (images * epochs)
+    return cfg.train.epochs / epochs if cfg.train.max_steps is None else 1.0
+
+
+def _is_published(cfg: Config) -> bool:
+    return (
+        cfg.dataset.name in PUBLISHED_HOURS
+        and cfg.backbone.name in ("resnet50", "resnet101")
+        and cfg.model.name in ("abcb", "baseline")
+        and cfg.train.enabled
+        and cfg.device != "cpu"
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
