@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from fsseg.cell import Cell, Status, read_json
 from fsseg.claim import Holder, is_gone, read_holder, take_away
 from fsseg.errors import UserError, merge_errors
-from fsseg.sweep.launchers import Busy, CellLost
+from fsseg.sweep.launchers import CellLost
 from fsseg.sweep.launchers_slurm import Queued, cluster_name, queue
 
 log = logging.getLogger("fsseg.sweep")
@@ -44,6 +44,7 @@ class Job:
         note: the reason, or who has it.
         log: the file to look into.
         old_result: time stamp of a result that `redo=true` does not accept.
+        launches: how often this sweep has launched it.
     """
 
     overrides: list[str]
@@ -53,6 +54,7 @@ class Job:
     note: str = ""
     log: Path | None = None
     old_result: int | None = None
+    launches: int = 0
 
     @property
     def label(self) -> str:
@@ -149,7 +151,8 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere, sleep: Any
         for job in list(open_):
             assert job.cell is not None
             owner = None if job.result() is not None else elsewhere.owner(job.cell)
-            if owner is None or _claim_time(job) != seen[id(job)]:
+            now = _claim_time(job)
+            if owner is None or now is None or now != seen[id(job)]:  # without a claim, SLURM's queue is the owner
                 open_.remove(job)
                 settle(job, None, elsewhere)
                 if job.state == "stopped" or job.state == "preempted":
@@ -221,7 +224,8 @@ def settle(job: Job, returned: JobReturn | None, elsewhere: Elsewhere, job_log: 
     status = read_json(job.cell.status) or {}
     state, reason = status.get("state"), str(status.get("reason") or "")
     job.log = job.cell.log if job.cell.log.exists() else job_log
-    if returned is None or isinstance(returned._return_value, Busy):
+    if returned is None or returned.status == JobStatus.COMPLETED:
+        # Not started, or held by a process that has let go of it since.
         if state in ("failed", "preempted"):
             job.state, job.note = str(state), reason
         else:
@@ -237,7 +241,7 @@ def settle(job: Job, returned: JobReturn | None, elsewhere: Elsewhere, job_log: 
     else:
         # Its process could write nothing any more: killed, or dead before it came to the cell.
         job.state = "failed"
-        job.note = str(returned._return_value) if lost else "the job returned, but there is no result"
+        job.note = str(returned._return_value)
         job.log = job_log if job_log is not None and job_log.exists() else job.log
         _write_down(job.cell, job.note)
 

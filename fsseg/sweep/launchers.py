@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,21 +21,12 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
-from fsseg.claim import CellBusy
-
 RESTART_COUNT = "FSSEG_RESTART_COUNT"
 """Environment variable of a local worker: how often its cell was started again after a signal."""
 
 
 class CellLost(RuntimeError):
     """A job ended without a result: killed, cancelled, out of memory, or its node failed. The text says which."""
-
-
-@dataclass(frozen=True)
-class Busy:
-    """What a job returns that found its cell held by another process."""
-
-    holder: str
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -138,7 +129,6 @@ class SequentialLauncher(BasicLauncher):
                 returned = failed(CellLost(f"the cell called sys.exit({error.code!r})"), overrides)
             except KeyboardInterrupt:
                 raise SweepInterrupted(signal.SIGINT) from None
-            _note_busy(returned)
             self.observer.ended(index, returned)
             returns.append(returned)
         return returns
@@ -174,10 +164,9 @@ class CellLauncher(BaseSubmititLauncher):
         """
         import fsseg.entry  # noqa: F401  registers schemas and resolvers, before anything is composed
 
-        if restarted():  # a second start of `redo=true` goes on with what the first one began
+        if os.environ.get(RESTART_COUNT, "0") != "0":  # the first start has obeyed it; of SLURM's starts `run` knows
             sweep_overrides = [o for o in sweep_overrides if o.lstrip("+").partition("=")[0] != "redo"] + ["redo=false"]
         returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
-        _note_busy(returned)
         if returned.status == JobStatus.FAILED and isinstance(returned._return_value, BaseException):
             raise returned._return_value
         return returned
@@ -195,18 +184,6 @@ class CellLauncher(BaseSubmititLauncher):
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
-
-
-def _note_busy(returned: JobReturn) -> None:
-    """A cell that is left to another process is no failure of the job."""
-    if returned.status == JobStatus.FAILED and isinstance(returned._return_value, CellBusy):
-        returned.return_value = Busy(str(returned._return_value.holder))
-        returned.status = JobStatus.COMPLETED
-
-
-def restarted() -> bool:
-    """Whether this process is a job's second or later start (requeued by SLURM, or by the local launcher)."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", RESTART_COUNT))
 
 
 def outcome(pickles: Sequence[Path], overrides: Sequence[str]) -> JobReturn | None:
@@ -236,11 +213,3 @@ def last_line(trace: str) -> str:
     lines = [line for line in trace.splitlines() if line and not line.startswith(" ")]
     line = lines[-1] if lines else trace.strip()
     return line.removeprefix("fsseg.errors.UserError: ")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Poll until `condition()` holds or the time is up; whether it holds."""
-    until = time.monotonic() + seconds
-    while not (held := condition()) and time.monotonic() < until:
-        time.sleep(0.1)
-    return held

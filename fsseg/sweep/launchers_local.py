@@ -2,8 +2,8 @@
 
 submitit's local executor starts every job at once and hides the GPUs; joblib's workers die together. Here a worker is a
 plain process that runs submitit's job entry, so that signals, ranks (`tasks_per_node`) and pickles are those of a SLURM
-job; one that is killed costs its cell only. The processes are in sessions of their own: Ctrl-C reaches the launcher alone, which
-passes TERM on and waits for the checkpoints. Killed itself, it leaves them running, as a SLURM job would.
+job; one that is killed costs its cell only. The processes are in sessions of their own: Ctrl-C reaches the launcher
+alone, which passes TERM on and waits for the checkpoints. Killed itself, it leaves them running, as a SLURM job would.
 """
 
 from __future__ import annotations

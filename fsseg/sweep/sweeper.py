@@ -9,6 +9,7 @@ through `hydra_plugins.fsseg_sweeper`.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -40,10 +41,12 @@ from fsseg.sweep.jobs import (
     wait_for_signs_of_life,
     write_state,
 )
-from fsseg.sweep.launchers import Busy, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.launchers import SequentialLauncher, Submitted, SweepInterrupted
 from fsseg.sweep.quick_compose import QuickComposer
 
 log = logging.getLogger("fsseg.sweep")
+
+_MOST_LAUNCHES = 4  # of a cell in one sweep: others may take it, and die, more than once
 
 
 class FssegSweeper(Sweeper):
@@ -75,7 +78,7 @@ class FssegSweeper(Sweeper):
         """
         assert self.hydra_context is not None
         assert self.config is not None
-        from fsseg.run import configure_logging
+        from fsseg.logs import configure_logging
 
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
@@ -89,16 +92,16 @@ class FssegSweeper(Sweeper):
 
         self.returns: list[JobReturn] = []
         interrupted = None
-        tried: set[int] = set()
+        held = [job for job in jobs if job.state in ("running", "queued")]
         try:
-            while todo:
-                tried |= {id(job) for job in todo}
-                busy = self._launch(todo)
+            while todo or held:
+                busy = self._launch(todo) if todo else []
                 configure_logging(self.config.log_level)
                 # A holder may have died meanwhile, or stopped on a signal: its cells are ours to go on with.
-                todo = wait_for_signs_of_life(busy, self.elsewhere)
-        except SweepInterrupted as signal_:
-            interrupted = signal_
+                free = wait_for_signs_of_life([*held, *busy], self.elsewhere)
+                todo, held = [job for job in free if job.launches < _MOST_LAUNCHES], []
+        except KeyboardInterrupt as error:
+            interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
         for job in jobs:
             if job.state == "todo":
                 settle(job, None, self.elsewhere)
@@ -139,6 +142,8 @@ class FssegSweeper(Sweeper):
         """Launch cells and settle their states; those that turned out to be held by others."""
         assert self.launcher is not None
         self.folder.mkdir(parents=True, exist_ok=True)
+        for job in todo:
+            job.launches += 1
         observer = _Observer(todo, self.elsewhere)
         if hasattr(self.launcher, "observer"):
             self.launcher.observer = observer
@@ -189,9 +194,8 @@ class _Observer:
         job = self.jobs[index]
         settle(job, returned, self.elsewhere, self._logs.get(index))
         self.over.add(index)
-        if isinstance(returned._return_value, Busy) and job.state != "done":
+        if returned.status == JobStatus.COMPLETED and job.state != "done":  # a run leaves a cell to its holder
             self.busy.add(index)
-            job.state, job.note = "running", returned._return_value.holder
         log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
 
     def refused(self, error: UserError) -> None:

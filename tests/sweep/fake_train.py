@@ -1,0 +1,95 @@
+"""`train.py` whose cells do not train: the real configuration, sweeper, launchers, claims and signals, without torch.
+
+What a cell does is asked of FAKE_<fold>: nothing special, raise, raise_early, usererror, nothing, exit, kill,
+hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fsseg.cell import Cell, Status, open_cell, write_json
+from fsseg.claim import CellBusy, acquire
+from fsseg.entry import launch, typed
+from fsseg.errors import UserError
+from fsseg.signals import Signals
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[2] / "conf"), config_name="train")
+def main(config: DictConfig) -> None:
+    cfg = typed(config)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    cell = open_cell(cfg, resolved, list(HydraConfig.get().overrides.task))
+    what = os.environ.get(f"FAKE_{cfg.fold}", "")
+    if what == "raise_early":
+        raise RuntimeError("no disk")
+    if what == "nothing" or (not cfg.redo and cell.finished() is not None):
+        return
+    with Signals() as signals:
+        try:
+            claim = acquire(cell.claim, cfg.lease_seconds)
+        except CellBusy:
+            return
+        claim.start()
+        status = Status(cell.status)
+        status.update(state="running")
+        started = time.time()
+        try:
+            stopped = act(what, cell, signals)
+            if stopped:
+                status.update(state="preempted", reason=signals.reason())
+            else:
+                starts = [*_starts(cell), [started, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]]
+                (cell.directory / "starts.json").write_text(json.dumps(starts))
+                write_json(cell.result, {"fingerprint": cell.fingerprint, "metrics": {"miou": 50.0 + cfg.fold}})
+                status.update(state="done")
+        except Exception as error:
+            status.update(state="failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            claim.release()
+    if stopped:
+        signals.hand_over()
+
+
+def act(what: str, cell: Cell, signals: Signals) -> bool:
+    """Misbehave; whether a signal stopped the cell."""
+    if what == "raise":
+        raise RuntimeError("a bad image")
+    if what == "usererror":
+        raise UserError("the image is bad", "mend it")
+    if what == "exit":
+        sys.exit(3)
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what.startswith("sleep:"):
+        time.sleep(float(what[6:]))
+    if what.startswith("part:"):
+        while not Path(os.environ["FAKE_GO"], what[5:]).exists():
+            time.sleep(0.05)
+    if what == "hang" and not (cell.directory / "hung").exists():
+        (cell.directory / "hung").write_text(str(os.getpid()))
+        while signals.reason() is None:
+            time.sleep(0.05)
+        return True
+    return False
+
+
+def _starts(cell: Cell) -> list[Any]:
+    path = cell.directory / "starts.json"
+    value: list[Any] = json.loads(path.read_text()) if path.exists() else []
+    return value
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,189 @@
+"""Cells in processes of their own: throttle, GPUs, kills, signals; and what SLURM's commands tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from fsseg.cell import read_json
+from fsseg.errors import UserError
+from fsseg.sweep.launchers import last_line
+from fsseg.sweep.launchers_local import plan, visible_gpus
+from fsseg.sweep.launchers_slurm import last_state, queue
+from tests.sweep.sweeps import Sweep, states, wait_until
+
+LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
+
+
+def starts(sweep: Sweep, fold: int) -> list[list[object]]:
+    value: list[list[object]] = json.loads((sweep.cell(fold) / "starts.json").read_text())
+    return value
+
+
+def test_a_killed_worker_costs_its_cell_only_and_leaves_a_reason(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1,2,3", *LOCAL, FAKE_1="kill", FAKE_2="raise")
+    assert code == 1
+    assert states(output) == ["done", "failed", "failed", "done"]
+    assert "killed by SIGKILL" in output
+    status = read_json(sweep.cell(1) / "status.json")
+    assert status is not None
+    assert status["state"] == "failed"
+    assert "SIGKILL" in status["reason"]
+    assert "SIGKILL" in (sweep.cell(1) / "train.log").read_text()
+    logs = [Path(found) for found in re.findall(r"log: (\S+)", output)]
+    assert len(logs) == 2
+    assert "RuntimeError: a bad image" in logs[1].read_text()
+    assert "Traceback" in logs[1].read_text()
+
+    code, output = sweep.run("-m", "fold=0,1,2,3", *LOCAL)
+    assert code == 0
+    assert "2 of 4 cells done, 2 to run" in output
+
+
+def test_no_more_cells_than_workers_run_at_a_time_each_on_its_own_gpu(sweep: Sweep) -> None:
+    slow = {f"FAKE_{fold}": "sleep:0.7" for fold in range(4)}
+    code, _ = sweep.run("-m", "fold=0,1,2,3", *LOCAL, CUDA_VISIBLE_DEVICES="4,6", **slow)
+    assert code == 0
+    rows = [starts(sweep, fold)[0] for fold in range(4)]
+    overlaps = 0
+    for i, (begin, end, gpu, pid) in enumerate(rows):
+        beside = [row for j, row in enumerate(rows) if j != i and row[0] < end and begin < row[1]]  # type: ignore[operator]
+        assert len([row for row in beside if row[0] <= begin < row[1]]) <= 1  # type: ignore[operator]
+        assert gpu in ("4", "6")
+        assert all(row[2] != gpu and row[3] != pid for row in beside)
+        overlaps += len(beside)
+    assert overlaps >= 2
+
+
+def test_a_worker_that_saved_itself_on_usr2_starts_again_and_finishes(sweep: Sweep) -> None:
+    process = sweep.start("-m", "fold=0,1", *LOCAL, FAKE_1="hang")
+    wait_until(lambda: (sweep.cell(1) / "hung").exists() and (sweep.cell(1) / "hung").read_text() != "")
+    os.kill(int((sweep.cell(1) / "hung").read_text()), signal.SIGUSR2)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "it starts again" in output
+    assert states(output) == ["done", "done"]
+
+
+def test_a_signal_to_the_sweep_reaches_the_workers_and_the_table_follows(sweep: Sweep) -> None:
+    process = sweep.start("-m", "fold=0,1,2", "hydra/launcher=local", "hydra.launcher.workers=1", FAKE_1="hang")
+    wait_until((sweep.cell(1) / "hung").exists)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert states(output) == ["done", "preempted", "stopped"]
+    assert not (sweep.cell(1) / "claim.json").exists()
+
+
+def test_workers_outlive_a_killed_sweep_and_the_next_one_leaves_them_alone(sweep: Sweep, tmp_path: Path) -> None:
+    first = sweep.start("-m", "fold=0", *LOCAL, FAKE_0="part:go", FAKE_GO=str(tmp_path))
+    wait_until((sweep.cell(0) / "claim.json").exists)
+    first.kill()
+    first.communicate()
+    code, output = sweep.run("-m", "fold=0,1", "lease_seconds=5", *LOCAL)
+    (tmp_path / "go").write_text("")
+    assert code == 0
+    assert states(output) == ["running", "done"]
+    wait_until((sweep.cell(0) / "result.json").exists)
+    assert len(starts(sweep, 0)) == 1
+
+
+def test_a_machine_without_slurm_is_told_in_one_line(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1", "hydra/launcher=slurm", PATH=str(sweep.folder))
+    assert code == 1
+    assert "error: hydra/launcher=slurm: there is no sbatch on this machine" in output
+    assert "Traceback" not in output
+    assert not (sweep.cell(0) / "status.json").exists()
+
+
+PARAMS = {"workers": None, "gpus_per_node": None, "tasks_per_node": 1}
+
+
+def test_gpus_are_dealt_in_groups_and_shared_where_workers_outnumber_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
+    assert visible_gpus() == ["0", "1", "2", "3", "5"]
+    assert plan(PARAMS).gpus == [["0"], ["1"], ["2"], ["3"], ["5"]]
+    assert plan(PARAMS).workers == 5
+    two = plan({**PARAMS, "tasks_per_node": 2})
+    assert (two.workers, two.gpus) == (2, [["0", "1"], ["2", "3"]])
+    assert plan({**PARAMS, "workers": 9}).workers == 9
+    assert plan({**PARAMS, "gpus_per_node": 0}).gpus == [[]]
+    with pytest.raises(UserError, match="shows 5 GPUs"):
+        plan({**PARAMS, "gpus_per_node": 6})
+    with pytest.raises(UserError, match="runs nothing"):
+        plan({**PARAMS, "workers": 0})
+
+
+def test_without_gpus_the_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    found = plan(PARAMS)
+    assert (found.workers, found.gpus, found.threads) == (3, [], 4)
+
+
+def test_the_line_that_names_an_exception_is_found() -> None:
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\nValueError: too small\n'
+    assert last_line(trace) == "ValueError: too small"
+    assert (
+        last_line(trace.replace("ValueError: too small", "fsseg.errors.UserError: no data\n  -> fetch it")) == "no data"
+    )
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder at the front of PATH for stand-ins of SLURM's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def stand_in(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_the_queue_is_known_by_both_names_of_an_array_task(commands: Path) -> None:
+    stand_in(commands, "squeue", "echo '12_3|15|RUNNING|None'; echo '12_4|16|PENDING|Resources'")
+    jobs = queue()
+    assert jobs is not None
+    assert sorted(jobs) == ["12_3", "12_4", "15", "16"]
+    assert str(jobs["15"]) == "RUNNING"
+    assert str(jobs["12_4"]) == "PENDING (Resources)"
+
+
+def test_no_answer_of_squeue_is_not_an_empty_queue(commands: Path) -> None:
+    stand_in(commands, "squeue", "exit 1")
+    assert queue() is None
+    stand_in(commands, "squeue", "true")
+    assert queue() == {}
+
+
+@pytest.mark.parametrize(
+    ("sacct", "words"),
+    [
+        ("12_3|OUT_OF_MEMORY|0:125", "OUT_OF_MEMORY"),
+        ("12_3|FAILED|0:9", "FAILED, killed by SIGKILL"),
+        ("12_3|FAILED|137:0", "FAILED, exit status 137 (killed by SIGKILL)"),
+        ("12_3|CANCELLED by 0|0:0", "CANCELLED by 0"),
+        ("12_3|FAILED|1:0", "FAILED, exit status 1"),
+    ],
+)
+def test_how_a_job_ended_is_put_in_words(commands: Path, sacct: str, words: str) -> None:
+    stand_in(commands, "sacct", f"echo '{sacct}'")
+    assert last_state("12_3").startswith(words)
+
+
+def test_scontrol_answers_where_accounting_is_off(commands: Path) -> None:
+    stand_in(commands, "sacct", "exit 1")
+    stand_in(commands, "scontrol", "echo 'JobId=15 ArrayJobId=12 JobState=NODE_FAIL Reason=NodeDown ExitCode=0:0'")
+    assert last_state("12_3") == "NODE_FAIL"
+    stand_in(commands, "scontrol", "exit 1")
+    assert "neither sacct nor scontrol" in last_state("12_3")

@@ -1,0 +1,195 @@
+"""What a sweep launches, what it leaves alone, and the table it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+
+import fsseg.entry  # noqa: F401  registers the schemas
+from fsseg.cell import read_json
+from fsseg.claim import acquire
+from fsseg.sweep.quick_compose import QuickComposer
+from tests.sweep.sweeps import REPO, Sweep, states, wait_until
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["fold=2", "shot=5"],
+        ["dataset=pascal5i", "fold=3", "train.lr=0.004", "train.lr=0.005"],
+        ["backbone=resnet101", "dataset=coco20i", "dataset.year=2017", "protocol=hsnet", "protocol.seeds=[3]"],
+        ["method=prototype", "dataset=coco20i", "model.layer=layer4"],
+        ["experiment=smoke", "fold=1"],
+        ["~experiment", "+extra=1", "variant='a b'", "train={lr: 0.5}"],
+    ],
+)
+def test_quick_composition_equals_hydras(overrides: list[str]) -> None:
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["num_workers=0,1"], run_mode=RunMode.MULTIRUN)
+        composer = QuickComposer(loader, master)
+        composer.compose(["fold=0", "train.lr=9"])  # nothing of another cell may stick
+        theirs = loader.load_sweep_config(master, overrides)
+        with open_dict(theirs):
+            del theirs["hydra"]
+        mine = composer.compose(overrides)
+        assert OmegaConf.to_container(mine, resolve=True) == OmegaConf.to_container(theirs, resolve=True)
+        assert list(OmegaConf.to_container(mine)) == list(OmegaConf.to_container(theirs))
+
+
+def test_quick_composition_refuses_in_hydras_words() -> None:
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+        for overrides in (["train.lrr=1"], ["train.lr=abc"], ["dataset=none"], ["fold=1", "~nothing"]):
+            with pytest.raises(HydraException) as mine:
+                QuickComposer(loader, master).compose(overrides)
+            with pytest.raises(HydraException) as theirs:
+                loader.load_sweep_config(master, overrides)
+            assert str(mine.value) == str(theirs.value)
+
+
+def test_two_cells_with_one_directory_are_refused_before_anything_starts(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1", "log_level=info,debug")
+    assert code == 1
+    assert "two cells of this sweep share the directory" in output
+    assert "[fold=0 log_level=info" in output
+    assert "[fold=0 log_level=debug" in output
+    assert not (sweep.folder / "outputs").exists()
+
+
+def test_a_rerun_launches_what_is_missing_and_nothing_else(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1,2,3", FAKE_1="raise", FAKE_2="usererror")
+    assert code == 1
+    assert "0 of 4 cells done, 4 to run" in output
+    assert states(output) == ["done", "failed", "failed", "done"]
+    assert "RuntimeError: a bad image" in output
+    assert "the image is bad" in output
+    assert "error: 2 of 4 cells are not done" in output
+    assert "Traceback" not in output
+
+    code, output = sweep.run("-m", "fold=0,1,2,3")
+    assert code == 0
+    assert "2 of 4 cells done, 2 to run" in output
+    assert states(output) == ["done"] * 4
+    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]
+
+    code, output = sweep.run("-m", "fold=0,1,2,3")
+    assert code == 0
+    assert "4 of 4 cells done, 0 to run" in output
+
+
+def test_redo_runs_a_finished_cell_again_and_its_old_result_hides_no_failure(sweep: Sweep) -> None:
+    sweep.run("-m", "fold=0,1")
+    first = (sweep.cell(0) / "result.json").stat().st_mtime_ns
+    code, output = sweep.run("-m", "fold=0,1", "redo=true", FAKE_1="raise_early")
+    assert code == 1
+    assert "0 of 2 cells done, 2 to run" in output
+    assert states(output) == ["done", "failed"]
+    assert (sweep.cell(0) / "result.json").stat().st_mtime_ns > first
+    assert (sweep.cell(1) / "result.json").exists()
+
+
+def test_a_cell_that_returns_without_a_result_is_not_launched_for_ever(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0", FAKE_0="nothing")
+    assert code == 1
+    assert states(output) == ["stopped"]
+
+
+def test_cells_with_faults_are_reported_together_and_the_others_run(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1,7,8", "seed=0,1")
+    assert code == 1
+    assert "0 of 8 cells done, 4 to run, 4 cannot start" in output
+    assert output.count("fold=7 does not exist") == 1
+    assert sorted(states(output)) == ["done"] * 4 + ["faulty"] * 4 or output.count(" faulty ") == 4
+    assert (sweep.cell(0) / "result.json").exists()
+    assert (sweep.cell(1) / "result.json").exists()
+
+
+def test_a_grid_may_stand_in_a_file_and_the_command_line_wins(sweep: Sweep) -> None:
+    params = ("+hydra.sweeper.params.fold='0,1,2'", "+hydra.sweeper.params.seed='0,1'")  # as an experiment's file would
+    code, output = sweep.run("-m", *params, "seed=0")
+    assert code == 0
+    assert states(output) == ["done"] * 3
+
+
+def test_sys_exit_in_a_cell_ends_only_that_cell(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "fold=0,1,2", FAKE_1="exit")
+    assert code == 1
+    assert states(output) == ["done", "failed", "done"]
+    assert "the cell called sys.exit(3)" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_sweep_with_the_table(sweep: Sweep, number: signal.Signals) -> None:
+    process = sweep.start("-m", "fold=0,1,2", FAKE_1="hang")
+    wait_until((sweep.cell(1) / "hung").exists)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert states(output) == ["done", "preempted", "stopped"]
+    assert f"signal {number.name}" in output
+    assert "Traceback" not in output
+    assert not sweep.cell(2).exists()
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(sweep: Sweep) -> None:
+    claim = acquire(sweep.cell(1) / "claim.json", 5.0)
+    claim.start()
+    try:
+        code, output = sweep.run("-m", "fold=0,1,2")
+    finally:
+        claim.release()
+    assert code == 0
+    assert "0 of 3 cells done, 2 to run, 1 in other hands" in output
+    assert states(output) == ["done", "running", "done"]
+    assert f"process {os.getpid()} on " in output
+    assert not (sweep.cell(1) / "starts.json").exists()
+
+
+def test_the_cell_of_a_process_that_is_killed_meanwhile_is_taken_over(sweep: Sweep, tmp_path: Path) -> None:
+    first = sweep.start("fold=1", FAKE_1="hang")
+    wait_until((sweep.cell(1) / "hung").exists)
+    second = sweep.start("-m", "fold=0,1", FAKE_0="part:go", FAKE_GO=str(tmp_path))
+    wait_until((sweep.cell(0) / "claim.json").exists)
+    first.kill()
+    first.communicate()
+    (tmp_path / "go").write_text("")
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert "1 in other hands" in output
+    assert states(output) == ["done", "done"]
+
+
+def test_a_silent_holder_elsewhere_is_waited_for_no_longer_than_its_lease(sweep: Sweep) -> None:
+    claim = acquire(sweep.cell(1) / "claim.json", 3.0)  # never renewed
+    path = sweep.cell(1) / "claim.json"
+    fields = {**json.loads(path.read_text()), "host": "another"}
+    path.write_text(json.dumps(fields))
+    try:
+        code, output = sweep.run("-m", "fold=0,1")
+    finally:
+        claim.release()
+    assert code == 0
+    assert states(output) == ["done", "done"]
+
+
+def test_processes_that_share_a_sweep_run_each_cell_once(sweep: Sweep) -> None:
+    slow = {f"FAKE_{fold}": "sleep:0.5" for fold in range(4)}
+    processes = [sweep.start("-m", "fold=0,1,2,3", **slow) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    for output in outputs:
+        assert set(states(output)) <= {"done", "running"}
+    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]
+    assert all((read_json(sweep.cell(f) / "status.json") or {}).get("state") == "done" for f in range(4))
