@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsseg.cell import Cell, CellKey, Status, fingerprint, flatten, identity, read_json, variant_of, write_atomic, write_json
+from fsseg.cell import (
+    Cell,
+    CellKey,
+    Status,
+    fingerprint,
+    flatten,
+    identity,
+    read_json,
+    variant_of,
+    write_atomic,
+    write_json,
+)
 from fsseg.errors import UserError
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
@@ -32,7 +43,10 @@ def test_variant_leaves_grid_and_neutral_keys_out_and_ignores_order() -> None:
     neutral = ["dataset.root=/data", "num_workers=4", "log_level=debug", "logger.figures=2", "hydra/launcher=slurm"]
     assert variant_of(grid + neutral) == "default"
     assert variant_of(["train.lr=0.004", "model.iterations=5"]) == "model.iterations-5+train.lr-0.004"
-    assert variant_of(["model.iterations=5", "train.lr=0.1", *grid, "train.lr=0.004"]) == "model.iterations-5+train.lr-0.004"
+    assert (
+        variant_of(["model.iterations=5", "train.lr=0.1", *grid, "train.lr=0.004"])
+        == "model.iterations-5+train.lr-0.004"
+    )
 
 
 def test_variant_names_a_path_by_digest_and_keeps_two_apart() -> None:
@@ -41,7 +55,9 @@ def test_variant_names_a_path_by_digest_and_keeps_two_apart() -> None:
     assert re.fullmatch(r"checkpoint-[0-9a-f]{8}", one)
 
 
-@given(st.lists(st.tuples(st.from_regex(r"[a-z]{1,8}\.[a-z_]{1,20}", fullmatch=True), st.text(max_size=200)), max_size=12))
+@given(
+    st.lists(st.tuples(st.from_regex(r"[a-z]{1,8}\.[a-z_]{1,20}", fullmatch=True), st.text(max_size=200)), max_size=12)
+)
 def test_variant_is_one_safe_name_whatever_the_values(pairs: list[tuple[str, str]]) -> None:
     name = variant_of([f"{k}={v}" for k, v in pairs])
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+\-]*", name)

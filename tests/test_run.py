@@ -1,0 +1,411 @@
+"""One cell through every kind of ending: done, killed, asked to stop, taken over, no room, other settings."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import cell_of, composed, numbers, start
+
+from fsseg import run as run_module
+from fsseg.cell import Cell, Status, read_json, write_json
+from fsseg.claim import acquire
+from fsseg.errors import UserError
+from fsseg.run import run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes5i")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, dict[str, Any]]:
+    """The cell, never interrupted: its directory and result."""
+    c = composed(root, tmp_path_factory.mktemp("whole"))
+    return cell_of(c), run(c.config, c.task_overrides)
+
+
+def wait_for(condition: Callable[[], object], process: Any = None) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "waited two minutes"
+        assert process is None or process.is_alive(), "ended before its time"
+        time.sleep(0.005)
+
+
+def weights(cell: Cell) -> dict[str, torch.Tensor]:
+    return torch.load(cell.checkpoint, weights_only=True)["model"]
+
+
+def assert_same(cell: Cell, whole: tuple[Cell, dict[str, Any]]) -> None:
+    result = read_json(cell.result)
+    assert result is not None
+    assert numbers(result) == numbers(whole[1])
+    theirs = weights(whole[0])
+    for name, tensor in weights(cell).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def attempts(cell: Cell) -> list[str]:
+    files = sorted((cell.directory / "attempts").glob("*.json"), key=lambda p: int(p.stem))
+    return [json.loads(p.read_text())["ended"] for p in files]
+
+
+def kill_often(c: Any, cell: Cell, kills: int, log: Path) -> None:
+    draw = random.Random(kills)
+    for _ in range(kills):
+        process = start(c, log)
+        # Let it come to where it works, then strike at any moment of the next few steps.
+        seen = cell.checkpoint.stat().st_mtime_ns if cell.checkpoint.exists() else 0
+        wait_for(
+            lambda: not process.is_alive() or (cell.checkpoint.exists() and cell.checkpoint.stat().st_mtime_ns != seen)
+        )
+        time.sleep(draw.random() * 0.15)
+        process.kill()
+        process.join()
+    process = start(c, log)
+    process.join(120)
+    assert process.exitcode == 0, log.read_text()
+
+
+def test_killed_at_any_moment_it_ends_as_if_never_killed(root: Path, tmp_path: Path, whole: Any) -> None:
+    c = composed(root, tmp_path, "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    kill_often(c, cell, 4, tmp_path / "log")
+    assert_same(cell, whole)
+    assert sum(ended.startswith("without a word") for ended in attempts(cell)) >= 2  # the kills did hit
+    left = [p.name for p in cell.directory.rglob("*") if p.name.startswith(".") or p.suffix == ".new"]
+    assert left == []
+    assert not cell.claim.exists()
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_as_if_never_killed(root: Path, tmp_path: Path) -> None:
+    steps = "train.max_steps=60"
+    reference = composed(root, tmp_path / "whole", steps)
+    result = run(reference.config, reference.task_overrides)
+    c = composed(root, tmp_path / "killed", steps, "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    kill_often(c, cell, 20, tmp_path / "log")
+    assert_same(cell, (cell_of(reference), result))
+    assert len(attempts(cell)) >= 10
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 140)])
+def test_a_signal_saves_gives_up_the_cell_and_tells_the_shell(
+    number: int, status: int, root: Path, tmp_path: Path, whole: Any
+) -> None:
+    c = composed(root, tmp_path, "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
+    cell = cell_of(c)
+    process = start(c, tmp_path / "log")
+    wait_for(lambda: (cell.directory / "metrics.csv").exists(), process)  # written with the first step
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == status
+    told = read_json(cell.status)
+    assert told is not None
+    assert (told["state"], told["reason"]) == ("preempted", f"signal {signal.Signals(number).name}")
+    assert not cell.claim.exists()
+    saved = torch.load(cell.checkpoint, weights_only=True)["step"]
+    assert 1 <= saved <= 8
+    again = run(c.config, c.task_overrides)
+    assert again["training"]["steps"] == 8
+    assert_same(cell, whole)
+    assert attempts(cell)[0].startswith("preempted")
+    assert attempts(cell)[1] == "done"
+
+
+def test_a_signal_while_preparing_ends_the_run_at_once(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path)
+    cell = cell_of(c)
+
+    def slow(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(run_module, "build_source", slow)
+    with pytest.raises(SystemExit) as caught:
+        run(c.config, c.task_overrides)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert (read_json(cell.status) or {})["state"] == "preempted"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_submitits_handler_is_called_after_all_is_saved(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path)
+    cell = cell_of(c)
+    seen: list[Any] = []
+
+    def requeue(number: int, frame: Any) -> None:
+        seen.append((number, (read_json(cell.status) or {})["state"], cell.checkpoint.exists(), cell.claim.exists()))
+        sys.exit(-1)
+
+    import fsseg.engine.train as train_module
+
+    rate = train_module.learning_rate
+
+    def signal_at_third(cfg: Any, step: int, total: int) -> float:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return rate(cfg, step, total)
+
+    monkeypatch.setattr(train_module, "learning_rate", signal_at_third)
+    former = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run(c.config, c.task_overrides)
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert caught.value.code == -1
+    assert seen == [(signal.SIGUSR2, "preempted", True, False)]
+    assert torch.load(cell.checkpoint, weights_only=True)["step"] == 3
+
+
+def test_a_finished_cell_is_not_touched(whole: Any, root: Path) -> None:
+    cell, result = whole
+    before = {p: p.stat().st_mtime_ns for p in cell.directory.rglob("*")}
+    c = composed(root, Path(str(cell.directory).split("/runs/")[0]))
+    assert cell_of(c).directory == cell.directory
+    assert run(c.config, c.task_overrides) == result
+    assert {p: p.stat().st_mtime_ns for p in cell.directory.rglob("*")} == before
+
+
+def test_a_held_cell_is_left_alone(root: Path, tmp_path: Path, caplog: Any) -> None:
+    c = composed(root, tmp_path)
+    cell = cell_of(c)
+    cell.directory.mkdir(parents=True)
+    claim = acquire(cell.claim, 300)
+    try:
+        left = run(c.config, c.task_overrides)
+        assert left["state"] == "busy"
+        assert f"process {os.getpid()}" in left["holder"]
+        assert [p.name for p in cell.directory.iterdir()] == ["claim.json"]
+        redo = composed(root, tmp_path, "redo=true")
+        with pytest.raises(UserError, match="held by process"):
+            run(redo.config, redo.task_overrides)
+    finally:
+        claim.release()
+
+
+def test_the_result_another_process_wrote_meanwhile_counts(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path)
+    cell = cell_of(c)
+
+    def finished_meanwhile(path: Path, lease: float) -> Any:
+        write_json(cell.result, {"fingerprint": cell.fingerprint, "metrics": None, "by": "the other"})
+        return acquire(path, lease)
+
+    monkeypatch.setattr(run_module, "acquire", finished_meanwhile)
+    assert run(c.config, c.task_overrides)["by"] == "the other"
+    assert not cell.claim.exists()
+
+
+def test_a_holder_that_lost_its_cell_stops_and_writes_nothing(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path, "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    import fsseg.engine.train as train_module
+
+    rate, kept = train_module.learning_rate, {}
+
+    def others_take_it(cfg: Any, step: int, total: int) -> float:
+        if step == 3:
+            os.replace(cell.claim, tmp_path / "old claim")
+            write_json(cell.claim, {"host": "elsewhere", "pid": 7})
+            kept.update({p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()})
+        return rate(cfg, step, total)
+
+    monkeypatch.setattr(train_module, "learning_rate", others_take_it)
+    left = run(c.config, c.task_overrides)
+    assert left == {"state": "busy", "holder": "the cell was taken over by process 7 on elsewhere"}
+    assert {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()} == kept
+
+
+def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "train.max_steps=1")
+    cell = cell_of(c)
+    run(c.config, c.task_overrides)
+    (cell.directory / "left.txt").write_text("of the old run")
+    other = composed(root, tmp_path, "train.max_steps=2")
+    with pytest.raises(UserError, match=r"train\.max_steps: 1 there, 2 now"):
+        run(other.config, other.task_overrides)
+    redo = composed(root, tmp_path, "train.max_steps=2", "redo=true")
+    assert run(redo.config, redo.task_overrides)["training"]["steps"] == 2
+    assert not (cell.directory / "left.txt").exists()
+    assert attempts(cell) == ["done"]
+    assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
+
+
+def test_redo_is_obeyed_once_by_a_requeued_job(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path, "train.max_steps=1", "redo=true")
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    first = run(c.config, c.task_overrides)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run(c.config, c.task_overrides) == first
+    monkeypatch.setenv("SLURM_JOB_ID", "56")
+    assert run(c.config, c.task_overrides)["finished_at"] >= first["finished_at"]
+    assert attempts(cell_of(c)) == ["done"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(root: Path, tmp_path: Path, whole: Any) -> None:
+    c = composed(root, tmp_path, "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    run(c.config, c.task_overrides)
+    cell.result.unlink()
+    shutil.copy(cell.checkpoint, cell.previous_checkpoint)
+    cell.checkpoint.write_bytes(cell.checkpoint.read_bytes()[:5000])
+    run(c.config, c.task_overrides)
+    log = cell.log.read_text()
+    assert f"{cell.checkpoint}: the checkpoint cannot be read" in log
+    assert f"going on from the checkpoint before it, {cell.previous_checkpoint}" in log
+    assert_same(cell, whole)
+
+    cell.result.unlink()
+    cell.checkpoint.write_bytes(b"")
+    run(c.config, c.task_overrides)
+    assert "no checkpoint here is usable: training starts anew" in cell.log.read_text()
+    assert_same(cell, whole)
+
+
+def test_a_fault_of_the_run_is_a_failed_state_with_its_traceback_in_the_log(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    c = composed(root, tmp_path)
+    cell = cell_of(c)
+    monkeypatch.setattr(run_module, "build_source", lambda cfg: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(c.config, c.task_overrides)
+    told = read_json(cell.status) or {}
+    assert (told["state"], told["reason"][:17]) == ("failed", "ZeroDivisionError")
+    assert "Traceback" in cell.log.read_text()
+    assert not cell.claim.exists()
+    assert attempts(cell)[0].startswith("failed: ZeroDivisionError")
+
+
+@pytest.mark.parametrize("file", ["metrics.csv", "last.pt.new", "status.json", "train.log"])
+def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
+    file: str, root: Path, tmp_path: Path, monkeypatch: Any, whole: Any
+) -> None:
+    """The disk is full from the fifth step on, for one file."""
+    import fsseg.engine.train as train_module
+    import fsseg.files as files
+
+    c = composed(root, tmp_path, "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    rate, replace, full = train_module.learning_rate, os.replace, []
+
+    def watch(cfg: Any, step: int, total: int) -> float:
+        full[:] = [True] if step >= 4 else []
+        if full and file == "train.log":
+            run_module.log.info("a line")
+        return rate(cfg, step, total)
+
+    def no_room(source: Any, target: Any) -> None:
+        if full and Path(target).name == file:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    if file == "train.log":
+        import logging
+
+        emit = logging.FileHandler.emit
+
+        def broken(self: Any, record: Any) -> None:
+            if full:
+                try:
+                    raise OSError(28, "No space left on device")
+                except OSError:
+                    self.handleError(record)
+            else:
+                emit(self, record)
+
+        monkeypatch.setattr(logging.FileHandler, "emit", broken)
+    monkeypatch.setattr(train_module, "learning_rate", watch)
+    monkeypatch.setattr(files.os, "replace", no_room)
+    if file == "status.json":
+        monkeypatch.setattr(run_module, "Status", functools.partial(Status, interval=0.0))
+    with pytest.raises(UserError) as caught:
+        run(c.config, c.task_overrides)
+    assert str(cell.directory) in caught.value.what
+    assert "No space left" in caught.value.what
+    assert not cell.result.exists()
+    assert not cell.claim.exists()
+    monkeypatch.undo()
+    run(c.config, c.task_overrides)
+    assert "resuming at step" in cell.log.read_text()
+    assert_same(cell, whole)
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from runs import composed, cell_of
+from fsseg.run import run
+from fsseg.errors import UserError
+c = composed(Path(sys.argv[1]), Path(sys.argv[2]), "train.checkpoint_minutes=0", *sys.argv[3:])
+cell = cell_of(c)
+try:
+    run(c.config, c.task_overrides)
+except UserError as error:
+    print("UserError", error.what)
+print("result", cell.result.exists())
+for path in (cell.checkpoint, cell.previous_checkpoint):
+    if path.exists():
+        from fsseg.engine.checkpoint import load
+        print("usable", load(path)["step"])
+"""
+
+
+def in_mounted(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run shell lines in a mount namespace of their own, then the small run; skips where that is not allowed."""
+    spaces = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    try:
+        allowed = (
+            subprocess.run([*spaces, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode == 0
+        )
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("no mount namespaces here")
+    repo = Path(__file__).resolve().parents[1]
+    return subprocess.run(
+        [*spaces, "sh", "-c", f'{script}\nexec "$0" -c "$@"', sys.executable, _SCRIPT, *arguments],
+        capture_output=True, text=True, cwd=repo, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{repo}:{repo / 'tests'}", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+
+
+def test_a_full_disk_stops_the_run_with_the_folder_named(root: Path, tmp_path: Path, whole: Any) -> None:
+    size = whole[0].checkpoint.stat().st_size
+    room = int(size * 1.5) + 60_000  # one checkpoint fits, a second beside it does not
+    done = in_mounted(f"mount -t tmpfs -o size={room} tmpfs {tmp_path}", str(root), str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert lines, done.stderr
+    assert lines[0].startswith(f"UserError {tmp_path}"), done.stdout + done.stderr
+    assert "No space left on device" in lines[0]
+    assert "result False" in lines
+    assert any(line.startswith("usable") for line in lines)
+
+
+def test_a_read_only_folder_is_refused_with_its_name(root: Path, tmp_path: Path) -> None:
+    script = f"mount -t tmpfs tmpfs {tmp_path}; mount -o remount,ro {tmp_path}"
+    done = in_mounted(script, str(root), str(tmp_path))
+    assert done.stdout.startswith(f"UserError {tmp_path}"), done.stdout + done.stderr
+    assert "Read-only" in done.stdout
+    assert "result False" in done.stdout
