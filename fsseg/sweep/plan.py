@@ -220,11 +220,8 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
     if by is not None and list(by) == ["finest"]:
         by = swept_keys(plan.points)
     parts = cut(plan.points, hours, count, by)
-    lines = [
-        f"{len(parts)} servers:"
-        if len(parts) == count
-        else f"{len(parts)} of {count} servers have work; cut finer with --by"
-    ]
+    why = "more would not be done sooner" if by is None else "cut finer with --by"
+    lines = [f"{len(parts)} servers:" if len(parts) == count else f"{len(parts)} of {count} servers have work: {why}"]
     for number, boxes in enumerate(parts, 1):
         mine = [i for i, p in enumerate(plan.points) if any(_inside(p, box) for box in boxes)]
         done = sum(plan.points[i].state == "done" for i in mine)
