@@ -136,7 +136,7 @@ def test_other_settings_in_the_same_directory_are_refused_and_redo_replaces_them
     before = result_in(tmp_path / "outputs")
     refused = train("variant=v", "train.lr=0.5")
     assert refused.returncode == 1
-    assert "train.lr: 0.05 there, 0.5 now" in refused.stderr
+    assert "train.lr: 0.02 there, 0.5 now" in refused.stderr
     assert result_in(tmp_path / "outputs") == before
     assert train("variant=v", "train.lr=0.5", "redo=true").returncode == 0
     assert result_in(tmp_path / "outputs")["fingerprint"] != before["fingerprint"]
