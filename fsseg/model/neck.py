@@ -48,6 +48,12 @@ class CorrelationNeck(nn.Module):
         self.cross_attention = Attention(channels, cfg.heads) if cfg.neck_cross_attention else None
         merged = channels * (2 if cfg.neck_cross_attention else 1) + (1 if cfg.neck_prior else 0)
         self.merge = nn.Conv2d(merged, channels, 1)
+        if cfg.neck_prior:
+            # One channel among 2C + 1 is drowned at torch's usual start, and training may then learn to segment what
+            # stands out, without ever looking at the support. So the prior starts with the weight of all the others
+            # together.
+            with torch.no_grad():
+                self.merge.weight[:, -1] *= merged**0.5
         self.ffn = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
 
     def forward(self, support: Features, query: Features, masks: Tensor) -> tuple[Tensor, Tensor]:

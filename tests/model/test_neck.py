@@ -161,6 +161,14 @@ def test_every_part_can_be_switched_off(switch: str) -> None:
     assert f_q.isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [64, 528])
+def test_the_prior_starts_with_as_much_weight_as_all_other_channels_together(channels: int) -> None:
+    torch.manual_seed(0)
+    neck = CorrelationNeck(WIDTHS, samples.baseline(channels=channels, heads=2))
+    squares = neck.merge.weight.detach().square().sum(0).flatten()
+    assert squares[-1].item() == pytest.approx(squares[:-1].sum().item(), rel=0.3)
+
+
 def prior_of(query: torch.Tensor, support: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return prior_map(query, gather(flatten(support), masks.flatten(1)))
 
