@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.sweep.sweeps import Sweep
+from sweeps import Sweep
 
 
 @pytest.fixture

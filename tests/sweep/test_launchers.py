@@ -10,13 +10,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from sweeps import Sweep, states, wait_until
 
 from fsseg.cell import read_json
 from fsseg.errors import UserError
 from fsseg.sweep.launchers import last_line
 from fsseg.sweep.launchers_local import plan, visible_gpus
 from fsseg.sweep.launchers_slurm import last_state, queue
-from tests.sweep.sweeps import Sweep, states, wait_until
 
 LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
 

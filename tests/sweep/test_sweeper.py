@@ -13,12 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from sweeps import REPO, Sweep, states, wait_until
 
 import fsseg.entry  # noqa: F401  registers the schemas
-from fsseg.cell import read_json
 from fsseg.claim import acquire
 from fsseg.sweep.quick_compose import QuickComposer
-from tests.sweep.sweeps import REPO, Sweep, states, wait_until
 
 
 @pytest.mark.parametrize(
@@ -184,12 +183,33 @@ def test_a_silent_holder_elsewhere_is_waited_for_no_longer_than_its_lease(sweep:
     assert states(output) == ["done", "done"]
 
 
-def test_processes_that_share_a_sweep_run_each_cell_once(sweep: Sweep) -> None:
-    slow = {f"FAKE_{fold}": "sleep:0.5" for fold in range(4)}
-    processes = [sweep.start("-m", "fold=0,1,2,3", **slow) for _ in range(3)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+GRID = ("fold=0,1,2,3", "seed=0,1,2")
+SLOW = {f"FAKE_{fold}": "sleep:0.5" for fold in range(4)}
+
+
+def starts(sweep: Sweep) -> list[int]:
+    cells = [sweep.cell(fold).with_name(f"seed{seed}") for fold in range(4) for seed in range(3)]
+    return [len(json.loads((cell / "starts.json").read_text())) for cell in cells]
+
+
+def test_eight_processes_share_a_sweep_and_run_each_cell_once(sweep: Sweep) -> None:
+    processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(8)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, outputs
     for output in outputs:
+        assert len(states(output)) == 12
         assert set(states(output)) <= {"done", "running"}
-    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]
-    assert all((read_json(sweep.cell(f) / "status.json") or {}).get("state") == "done" for f in range(4))
+    assert starts(sweep) == [1] * 12
+
+
+def test_one_of_eight_killed_in_the_middle_leaves_its_cell_to_another(sweep: Sweep) -> None:
+    victim = sweep.start("-m", *GRID, "lease_seconds=10", FAKE_0="hang")
+    wait_until((sweep.cell(0) / "hung").exists)
+    processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(7)]
+    others = [sweep.cell(fold) / "result.json" for fold in range(1, 4)]
+    wait_until(lambda: any(path.exists() for path in others))
+    victim.kill()
+    victim.communicate()
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 7, outputs
+    assert starts(sweep) == [1] * 12
