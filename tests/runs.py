@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -41,18 +43,49 @@ def numbers(result: dict[str, Any]) -> str:
 
 
 def start(c: Composed, log: Path) -> ForkServerProcess:
-    """`run` in a process of its own, which starts at once since torch is loaded already."""
+    """`run` in a process of its own; what it says, and its result, go to `log`."""
+    return fork(run_and_print, c, log=log)
+
+
+def run_and_print(c: Composed) -> None:
+    from fsseg.run import run
+
+    print("returned", json.dumps(run(c.config, c.task_overrides)), flush=True)
+
+
+def fork(
+    function: Callable[..., None], *arguments: Any, log: Path, environment: Mapping[str, str] | None = None
+) -> ForkServerProcess:
+    """Call a function in a process of its own, which starts at once since torch is loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
-    process = context.Process(target=_child, args=(c, str(log)))
+    process = context.Process(target=_child, args=(function, arguments, str(log), dict(environment or {})))
     process.start()
     return process
 
 
-def _child(c: Composed, log: str) -> None:
+def fork_ranks(function: Callable[..., None], *arguments: Any, folder: Path, world: int = 2) -> list[tuple[int, str]]:
+    """Call it on `world` processes with the environment torchrun gives them; exit status and output of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [folder / f"rank{r}.log" for r in range(world)]
+    processes = [
+        fork(function, *arguments, log=log, environment={
+            "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        })
+        for r, log in enumerate(logs)
+    ]  # fmt: skip
+    for process in processes:
+        process.join(300)
+    return [(process.exitcode or 0, log.read_text()) for process, log in zip(processes, logs)]
+
+
+def _child(function: Callable[..., None], arguments: Any, log: str, environment: dict[str, str]) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    from fsseg.run import run
-
-    run(c.config, c.task_overrides)
+    os.environ.update(environment)
+    function(*arguments)
