@@ -226,12 +226,18 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """How evaluation runs; nothing here changes the score."""
+    """How evaluation runs, and what it records besides the score; nothing here changes the score."""
 
     enabled: bool = True
     """Evaluate on the novel classes after training."""
     batch_size: int = 8
     """Episodes evaluated together."""
+    background_shifts: list[float] = field(default_factory=list)
+    """shapes5i: evaluate the model once more at each of these values of dataset.background_shift; the result holds the
+    scores under metrics.by_background_shift."""
+    diagnostics: bool = False
+    """Also record the distance between support and query foreground features (Figure 5 of the paper) and the model's
+    cost."""
 
 
 @dataclass
@@ -244,6 +250,8 @@ class LoggerConfig:
     """Steps between two rows of metrics.csv."""
     figures: int = 8
     """Episodes drawn as support | query | truth | prediction sheets; 0 draws none."""
+    steps: bool = False
+    """Also draw those episodes with the prediction after every step: QP, SM, IC (Figure 7 of the paper)."""
 
 
 @dataclass
@@ -276,6 +284,9 @@ class Config:
     """Seed of everything random in training. Evaluation has its own: protocol.seeds."""
     variant: str | None = None
     """Name of this variant in the run directory; null makes one from the overrides that are not grid keys."""
+    report: str | None = None
+    """Which table or plot `fsseg aggregate` makes of these runs besides the usual tables: a key of
+    `fsseg.report.experiments.REPORTS`. The files under conf/experiment set it."""
     checkpoint: str | None = None
     """A checkpoint to evaluate (with train.enabled=false) or to start from."""
     redo: bool = False
@@ -303,7 +314,7 @@ class Config:
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
 # A trailing dot means everything below.
 NEUTRAL_KEYS = (
-    "output_dir", "redo", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
+    "output_dir", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
     "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "lease_seconds",
     "sync.",
@@ -353,15 +364,22 @@ _CHOICES = {
     "model.shot_fusion": ("union",),
     "dataset.year": (2014, 2017),
 }
-_POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot", "train.clip_grad_norm",
-             "protocol.num_episodes", "dataset.image_size", "model.iterations", "model.channels", "model.heads", "model.neck_pool",
+_POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot",
+             "train.clip_grad_norm",
+             "protocol.num_episodes", "dataset.image_size", "model.iterations", "model.channels", "model.heads",
+             "model.neck_pool",
              "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds",
              "sync.attempts", "sync.timeout_seconds")  # fmt: skip
 _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
                  "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
-_PROBABILITIES = ("dataset.background_shift", "dataset.flip_probability", "dataset.blur_probability", "dataset.crop_keep",
-                  "dataset.hue_shift")
+_PROBABILITIES = (
+    "dataset.background_shift",
+    "dataset.flip_probability",
+    "dataset.blur_probability",
+    "dataset.crop_keep",
+    "dataset.hue_shift",
+)
 
 
 def faults(cfg: Config) -> list[UserError]:
@@ -380,6 +398,19 @@ def faults(cfg: Config) -> list[UserError]:
     for key in _NOT_NEGATIVE:
         if (value := get(key)) is not None and not value >= 0:
             add(f"{key}={value} must not be negative", f"set {key} to 0 or more")
+    if shifts := list(cfg.eval.background_shifts):
+        if not all(0 <= shift <= 1 for shift in shifts):
+            add(f"eval.background_shifts={shifts} are not within 0 and 1", "set e.g. eval.background_shifts=[0,1]")
+        if get("dataset.background_shift") is None:
+            add(
+                f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families",
+                "leave eval.background_shifts out, or choose dataset=shapes5i",
+            )
+        elif cfg.protocol.episodes_file is not None:
+            add(
+                f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file",
+                "leave one of the two out",
+            )
     for key in _PROBABILITIES:
         if (value := get(key)) is not None and not 0 <= value <= 1:
             add(f"{key}={value} is not within 0 and 1", f"set {key} to a share between 0 and 1")
@@ -415,15 +446,30 @@ def faults(cfg: Config) -> list[UserError]:
     if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
         add(f"dataset.scale_range={low_high} is not [smallest, largest]", "set e.g. dataset.scale_range=[0.9,1.1]")
     if not cfg.protocol.seeds or len(set(cfg.protocol.seeds)) != len(cfg.protocol.seeds):
-        add(f"protocol.seeds={list(cfg.protocol.seeds)} must be different numbers, at least one", "set e.g. protocol.seeds=[0,1,2]")
+        add(
+            f"protocol.seeds={list(cfg.protocol.seeds)} must be different numbers, at least one",
+            "set e.g. protocol.seeds=[0,1,2]",
+        )
     if (heads := get("model.heads")) and (channels := get("model.channels")) and heads > 0 and channels % heads:
-        add(f"model.heads={heads} does not divide model.channels={channels}", "choose a number of heads that divides the width")
+        add(
+            f"model.heads={heads} does not divide model.channels={channels}",
+            "choose a number of heads that divides the width",
+        )
     if get("model.cleansing") and not get("model.modulation"):
-        add("model.cleansing=true needs model.modulation=true: IC cleans what SM added", "set model.cleansing=false as well")
+        add(
+            "model.cleansing=true needs model.modulation=true: IC cleans what SM added",
+            "set model.cleansing=false as well",
+        )
     if get("model.modulation") and not (get("model.pixel_evolution") or get("model.structure_evolution")):
-        add("support modulation has neither E_p nor E_s", "switch one of model.pixel_evolution, model.structure_evolution on")
+        add(
+            "support modulation has neither E_p nor E_s",
+            "switch one of model.pixel_evolution, model.structure_evolution on",
+        )
     if not cfg.train.enabled and cfg.checkpoint is None and cfg.model.name != "prototype":
-        add("train.enabled=false has nothing to evaluate", "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt")
+        add(
+            "train.enabled=false has nothing to evaluate",
+            "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt",
+        )
     if not cfg.train.enabled and not cfg.eval.enabled:
         add("train.enabled=false and eval.enabled=false leave nothing to do", "switch one of them on")
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).is_file():
@@ -443,7 +489,7 @@ def _unknown_keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return []
     known = {f.name for f in fields(kind)} if is_dataclass(kind := OmegaConf.get_type(node)) else set(node)
-    below = [key for name in node for key in _unknown_keys(node._get_node(name), f"{prefix}{name}.")]
+    below = [key for name in node for key in _unknown_keys(node._get_node(name), f"{prefix}{name!s}.")]
     return [prefix + str(name) for name in node if name not in known] + below
 
 
