@@ -177,3 +177,55 @@ def test_status_writes_changes_of_state_at_once_and_the_rest_now_and_then(tmp_pa
     assert (last["state"], last["step"]) == ("done", 2)
     with pytest.raises(ValueError, match="unknown status fields"):
         status.update(stat="done")
+
+
+def test_status_beats_while_running_and_never_for_another_process(tmp_path: Path) -> None:
+    taken = False
+
+    def guard() -> None:
+        if taken:
+            raise RuntimeError("not ours")
+
+    status = Status(tmp_path / "status.json", interval=0.0, guard=guard)
+    status.beat()
+    assert not status.path.exists()  # type: ignore[union-attr]
+    status.update(state="running")
+    first = read_json(tmp_path / "status.json")
+    status.beat()
+    second = read_json(tmp_path / "status.json")
+    assert first is not None
+    assert second is not None
+    assert second["heartbeat"] > first["heartbeat"]
+    taken = True
+    with pytest.raises(RuntimeError):
+        status.beat()
+    assert read_json(tmp_path / "status.json") == second
+
+
+def test_clearing_keeps_the_claim_and_removes_the_result_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = cell(tmp_path, lr=0.1)
+    for path in (mine.claim, mine.result, mine.identity_file, mine.config, mine.checkpoint, tmp_path / ".x.1.tmp"):
+        write_atomic(path, "x")
+    moved: list[str] = []
+    rename = os.rename
+
+    def note(source: Path, target: Path) -> None:
+        moved.append(source.name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", note)
+    mine.clear()
+    assert moved[0] == "result.json"
+    assert moved[-1] == "identity.json"
+    assert [p.name for p in tmp_path.iterdir()] == ["claim.json"]
+
+
+def test_tidying_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    mine = cell(tmp_path, lr=0.1)
+    kept = (mine.claim, mine.result, mine.checkpoint, mine.previous_checkpoint, tmp_path / ".claim.json.5.tmp")
+    left = (mine.checkpoint.with_name("last.pt.new"), mine.checkpoint.with_name(".last.pt.new.ab.tmp"),
+            tmp_path / ".status.json.cd.tmp", tmp_path / ".old-1" / "result.json")  # fmt: skip
+    for path in (*kept, *left):
+        write_atomic(path, "x")
+    mine.tidy()
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

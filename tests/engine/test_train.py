@@ -1,0 +1,70 @@
+"""When training saves, and that what it saves belongs to the cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import cell_of, composed
+
+from fsseg.engine import checkpoint
+from fsseg.errors import UserError
+from fsseg.run import run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes5i")
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps at which a checkpoint is written."""
+    steps: list[int] = []
+    save = checkpoint.save
+
+    def noting(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+        steps.append(state["step"])
+        save(path, state, previous)
+
+    monkeypatch.setattr(checkpoint, "save", noting)
+    return steps
+
+
+# 30 of the 60 images have no novel class: 3 steps of 10 make an epoch.
+EPOCHS = ("train.batch_size=10", "train.max_steps=8", "eval.enabled=false", "train.checkpoint_minutes=1000")
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, [3, 6, 8]), (2, [6, 8]), (0, [8])])
+def test_a_checkpoint_is_written_every_so_many_epochs_and_at_the_end(
+    epochs: int, steps: list[int], root: Path, tmp_path: Path, saved: list[int]
+) -> None:
+    c = composed(root, tmp_path, *EPOCHS, f"train.checkpoint_epochs={epochs}")
+    assert run(c.config, c.task_overrides)["training"]["images"] == 30
+    assert saved == steps
+
+
+def test_zero_minutes_write_one_after_every_step(root: Path, tmp_path: Path, saved: list[int]) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=3", "train.checkpoint_minutes=0")
+    run(c.config, c.task_overrides)
+    assert saved == [1, 2, 3]
+
+
+def test_a_checkpoint_of_other_settings_data_or_code_is_refused(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=1")
+    cell = cell_of(c)
+    run(c.config, c.task_overrides)
+    whole = torch.load(cell.checkpoint, weights_only=True)
+    for change, message in (
+        ({"fingerprint": "0"}, "belongs to a run with other settings"),
+        ({"dataset_fingerprint": "0"}, "the training data changed since"),
+        ({"model": {"w": torch.zeros(1)}}, "does not fit the model as it is now"),
+    ):
+        cell.result.unlink(missing_ok=True)
+        torch.save({**whole, **change}, cell.checkpoint)
+        with pytest.raises(UserError, match=message) as caught:
+            run(c.config, c.task_overrides)
+        assert str(cell.checkpoint) in caught.value.what
+        assert "redo=true" in caught.value.fix
