@@ -312,6 +312,12 @@ def test_every_parameter_gets_a_gradient() -> None:
     torch.manual_seed(1)
     model = build_model(samples.cell(samples.abcb()))
     batch = samples.batch(samples.square_masks([[9], [20]], 33), 33)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):  # a layer behind one that starts at zero feels nothing in the first step
+        optimiser.zero_grad()
+        model.loss(model(batch), batch.query_mask)[0].backward()
+        optimiser.step()
+    optimiser.zero_grad()
     p = model(batch).rounds[0]
     model.qp.second.bias.data[0] += (p[:, 1] - p[:, 0]).median().detach()
     prediction = model(batch)
