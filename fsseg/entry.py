@@ -51,15 +51,24 @@ def explain(error: BaseException) -> UserError:
     if match := re.search(r"Could not find '([^']+)/([^']+)'", text):
         group, option = match.groups()
         available = re.findall(r"^\t(\w+)$", str(error), re.MULTILINE)
-        return UserError(f"{group}={option}: there is no such {group}", f"choose {group}= one of: {', '.join(dict.fromkeys(available))}")
+        return UserError(
+            f"{group}={option}: there is no such {group}",
+            f"choose {group}= one of: {', '.join(dict.fromkeys(available))}",
+        )
     if match := re.search(r"Could not override '([^']+)'(?:\.\s+No match in the defaults list)", text):
         return _unknown(match.group(1))
     key = getattr(cause, "full_key", None)
     if "is not in struct" in text or re.search(r"Key '[^']*' not in", text):
         return _unknown(key or _first(r"Could not override '([^']+)'", text) or _first(r"Key '([^']+)'", text))
-    if re.search(r"(could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported)", text):
+    if re.search(
+        r"(could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported)",
+        text,
+    ):
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
-        return UserError(f"{key or 'configuration'}: {first}", f"give {key or 'it'} a value of the right type (python train.py --cfg job)")
+        return UserError(
+            f"{key or 'configuration'}: {first}",
+            f"give {key or 'it'} a value of the right type (python train.py --cfg job)",
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and not any(line in str(cause) for line in lines[:1]):
         lines.append(str(cause).splitlines()[0])
@@ -69,7 +78,10 @@ def explain(error: BaseException) -> UserError:
 def _unknown(key: str) -> UserError:
     known = sorted(set(config_keys()))
     if key in known:
-        return UserError(f"{key} does not belong to this choice of dataset, backbone and method", "leave it out, or change the choice")
+        return UserError(
+            f"{key} does not belong to this choice of dataset, backbone and method",
+            "leave it out, or change the choice",
+        )
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong group
         close = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
@@ -79,7 +91,7 @@ def _unknown(key: str) -> UserError:
 
 def config_keys() -> Iterator[str]:
     """Dotted names of all keys of all schemas, and of the configuration groups."""
-    yield from ("dataset", "backbone", "shot", "fold", "method", "protocol", "logger", "experiment")
+    yield from ("dataset", "backbone", "shot", "fold", "method", "protocol", "logger", "ablation", "experiment")
 
     def below(cls: type, prefix: str) -> Iterator[str]:
         for field in fields(cls):
@@ -88,8 +100,8 @@ def config_keys() -> Iterator[str]:
     yield from below(config.Config, "")
     for prefix, cls in {
         "dataset.": config.DatasetConfig, "backbone.": config.BackboneConfig, "model.": config.MethodConfig,
-        "protocol.": config.ProtocolConfig, "train.": config.TrainConfig, "eval.": config.EvalConfig, "logger.": config.LoggerConfig,
-        "sync.": config.SyncConfig,
+        "protocol.": config.ProtocolConfig, "train.": config.TrainConfig, "eval.": config.EvalConfig,
+        "logger.": config.LoggerConfig, "sync.": config.SyncConfig,
     }.items():  # fmt: skip
         stack = [cls]
         while stack:
