@@ -72,6 +72,18 @@ def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, 
     assert together["metrics"] == scored["metrics"]
 
 
+def test_a_score_that_depends_on_every_pixel_is_the_same_on_three_processes(root: Path, tmp_path: Path) -> None:
+    settings = ("method=prototype", "backbone.pretrained=false", "protocol.num_episodes=11", "eval.batch_size=2")
+    one = composed(root, tmp_path / "one", *settings)
+    alone = run(one.config, one.task_overrides)["metrics"]
+    assert 1 < alone["miou"] != alone["miou_all_foreground"]  # it answers neither nothing nor everything
+    three = composed(root, tmp_path / "three", *settings)
+    fork_ranks(run_and_print, three, folder=tmp_path / "logs", world=3)
+    apart = read_json(cell_of(three).result)
+    assert apart is not None
+    assert apart["metrics"] == alone
+
+
 def exchange() -> None:
     """What `test_gradients_stops_and_faults_reach_every_process` runs on two processes."""
     ranks = distributed.set_up("cpu")
