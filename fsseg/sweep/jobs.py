@@ -268,7 +268,7 @@ def table(jobs: Sequence[Job]) -> str:
     width = max([len("cell"), *(len(job.label) for job in jobs)])
     lines = ["", f"{'cell':<{width}}  {'state':<9}  result or reason"]
     for job in jobs:
-        first, *_ = job.note.splitlines() or [""]
+        first = (job.note.splitlines() or [""])[0][:200]
         lines.append(f"{job.label:<{width}}  {job.state:<9}  {first}".rstrip())
         if job.log is not None and job.state not in FINE:
             lines.append(f"{'':<{width}}  {'':<9}  log: {job.log}")

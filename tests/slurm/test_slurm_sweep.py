@@ -116,7 +116,8 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
             elif cell == cancelled:
                 cluster.send("scancel", job)
             elif cell == limited:
-                cluster.send("scancel", "--signal=USR2", job)
+                # What SLURM sends before the limit. `scancel --signal` may send it again, to the next start.
+                os.kill(json.loads((cell / "claim.json").read_text())["pid"], signal.SIGUSR2)
                 sweep.start_now(job)
             else:
                 cluster.send("scontrol", "requeue", job)

@@ -202,14 +202,14 @@ def test_eight_processes_share_a_sweep_and_run_each_cell_once(sweep: Sweep) -> N
     assert starts(sweep) == [1] * 12
 
 
-def test_one_of_eight_killed_in_the_middle_leaves_its_cell_to_another(sweep: Sweep) -> None:
+def test_one_of_several_killed_in_the_middle_leaves_its_cell_to_another(sweep: Sweep) -> None:
     victim = sweep.start("-m", *GRID, "lease_seconds=10", FAKE_0="hang")
     wait_until((sweep.cell(0) / "hung").exists)
-    processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(7)]
+    processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(3)]
     others = [sweep.cell(fold) / "result.json" for fold in range(1, 4)]
-    wait_until(lambda: any(path.exists() for path in others))
+    wait_until(lambda: any(path.exists() for path in others), 180)
     victim.kill()
     victim.communicate()
     outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 7, outputs
+    assert [process.returncode for process in processes] == [0] * 3, outputs
     assert starts(sweep) == [1] * 12
