@@ -36,7 +36,7 @@ def provenance(device: str | None = None) -> dict[str, Any]:
     """A JSON-ready record of this process's surroundings."""
     from fsseg import __version__
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = metadata.version(name)

@@ -263,6 +263,7 @@ def _work(
         if cfg.num_threads:
             torch.set_num_threads(cfg.num_threads)
         source = build_source(cfg)
+        source.check([*(["train"] if cfg.train.enabled else []), *(["val"] if cfg.eval.enabled else [])])
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         if cfg.checkpoint is not None:
@@ -323,7 +324,18 @@ def _already_done(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
 def _hydra_overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    given = {o.lstrip("+~").partition("=")[0] for o in overrides}
+    # What an experiment file sweeps comes to a cell as overrides; a cell without them would be none of its cells.
+    if lacking := [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in given]:
+        raise UserError(
+            f"this experiment is a sweep over {' '.join(lacking)}",
+            "add -m (python train.py -m experiment=..., one experiment a line), or choose one value of each",
+        )
+    return overrides
 
 
 def _score_line(result: dict[str, Any]) -> str:

@@ -66,6 +66,14 @@ class Source(Protocol):
         """
         ...
 
+    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
+        """Before a run: index the splits and see that all their images are there.
+
+        Raises:
+            UserError: with everything that is missing or at fault, in one go.
+        """
+        ...
+
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         """class_ids held out in `fold`; the others are the base classes."""
         ...
