@@ -36,7 +36,8 @@ def aggregate(
     import tempfile
 
     from fsseg.report.tables import aggregate as collect_tables
-    from fsseg.sweep.sync import is_url, mirror
+    from fsseg.sweep.store import is_url
+    from fsseg.sweep.sync import mirror
 
     with tempfile.TemporaryDirectory(prefix="fsseg-aggregate-") as temporary:
         places = [mirror(f, Path(temporary, str(i))) if is_url(f) else Path(f) for i, f in enumerate(folders)]

@@ -424,7 +424,7 @@ def faults(cfg: Config) -> list[UserError]:
     for key in _unknown_keys(cfg):  # Hydra lets `+key=value` past the schema
         add(f"{key}: there is no such configuration key", "leave it out: what the schema does not know, nothing reads")
     if cfg.sync.url is not None:
-        from fsseg.sweep.sync import url_faults
+        from fsseg.sweep.store import url_faults
 
         found += url_faults(cfg.sync.url)
     if not 0 <= cfg.fold < cfg.dataset.num_folds:

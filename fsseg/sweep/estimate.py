@@ -283,9 +283,9 @@ def _share_left(steps: int | None, status: CellState | None) -> float:
 def _share_of_recipe(cfg: Config, steps: int | None, images: int | None) -> float:
     """Published hours belong to the published number of epochs."""
     epochs = _PUBLISHED_EPOCHS[cfg.dataset.name]
-    if steps and images:
-        return steps * cfg.train.batch_size / (images * epochs)
-    return cfg.train.epochs / epochs if cfg.train.max_steps is None else 1.0
+    if cfg.train.max_steps is None:
+        return cfg.train.epochs / epochs
+    return steps / (max(1, images // cfg.train.batch_size) * epochs) if steps and images else 1.0
 
 
 def _is_published(cfg: Config) -> bool:

@@ -9,18 +9,17 @@ or not at all, so that a reader never takes half a cell for a finished one.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fsseg.cell import read_json, write_atomic, write_json
 from fsseg.errors import UserError
 from fsseg.sweep.status import CLAIM, find_runs, key_of
+from fsseg.sweep.store import Store, tried, url_faults, words
 
 if TYPE_CHECKING:
     from fsseg.cell import Cell
@@ -30,10 +29,7 @@ log = logging.getLogger("fsseg.sync")
 T = TypeVar("T")
 
 MARKER = "sync.json"
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
-_WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # a put is seen whole or not at all
 _COLLECTED = ("result.json", "status.json", "replication_results.json")
-_SMALL = 32 << 20  # bytes: read at once, so that a log that grows meanwhile is still sent as one state
 
 
 @dataclass
@@ -49,37 +45,6 @@ class Outcome:
     sent: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
     error: str = ""
-
-
-def is_url(text: str) -> bool:
-    return "://" in text
-
-
-def url_faults(url: str) -> list[UserError]:
-    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    if not is_url(url) or not protocol or not url.partition("://")[2].strip("/"):
-        return [
-            UserError(
-                f"sync.url={url} is no address", "write e.g. s3://bucket/folder, sftp://host/folder or file:///folder"
-            )
-        ]
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ValueError:
-        return [
-            UserError(
-                f"sync.url={url}: fsspec knows no protocol {protocol}",
-                "use s3, gs, sftp, file or another that it knows",
-            )
-        ]
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'fsseg[{extra}]'" if extra else str(error).splitlines()[0]
-        return [UserError(f"sync.url={url}: the package for {protocol} is not installed", fix)]
-    return []
 
 
 def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
@@ -103,7 +68,7 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
                 relative=cell.key.path.as_posix(), attempts=cfg.sync.attempts, deadline=deadline,
             )  # fmt: skip
         except Exception as error:  # a copy is a convenience: whatever goes wrong, the run's own result stands
-            outcome = Outcome(error=_words(error))
+            outcome = Outcome(error=words(error))
 
     # In a thread, because a store that accepts a connection and then says nothing heeds no time-out of ours.
     thread = threading.Thread(target=work, name="fsseg-sync", daemon=True)
@@ -151,25 +116,25 @@ def push(
             _mark(directory, url, arrived, outcome, checkpoints)
         return outcome
 
-    def tried(operation: Callable[[], T]) -> T:
-        return _tried(operation, attempts, pause, deadline)
+    def attempt(operation: Callable[[], T]) -> T:
+        return tried(operation, attempts, pause, deadline)
 
     try:
         if faults := url_faults(url):
             raise faults[0]
-        remote = tried(lambda: _Remote(url))
+        remote = attempt(lambda: Store(url))
         base = relative if relative is not None else _relative(directory)
         if "result.json" in todo or "result.json" not in stats:
             # A result over there is that of an earlier run of this cell: what comes now must not be taken for its rest.
-            tried(lambda: remote.remove(f"{base}/result.json"))
+            attempt(lambda: remote.remove(f"{base}/result.json"))
             arrived.pop("result.json", None)
         for name in todo:
-            tried(lambda name=name: remote.send(directory / name, f"{base}/{name}"))  # type: ignore[misc]
+            attempt(lambda name=name: remote.send(directory / name, f"{base}/{name}"))  # type: ignore[misc]
             arrived[name] = stats[name]
             outcome.sent.append(name)
             outcome.pending.remove(name)
     except Exception as error:  # botocore, paramiko and friends have exception trees of their own
-        outcome.error = _words(error)
+        outcome.error = words(error)
     _mark(directory, url, arrived, outcome, checkpoints)
     return outcome
 
@@ -221,18 +186,18 @@ def mirror(url: str, folder: Path) -> Path:
     if faults := url_faults(url):
         raise UserError(faults[0].what.removeprefix("sync.url="), faults[0].fix)
     try:
-        remote = _tried(lambda: _Remote(url), 2, 1.0, None)
-        names = set(_tried(remote.list, 2, 1.0, None))
+        remote = tried(lambda: Store(url), 2, 1.0, None)
+        names = set(tried(remote.list, 2, 1.0, None))
         wanted = {
             n for n in names if PurePosixPath(n).name in ("result.json", "status.json", "replication_results.json")
         }
         runs = {PurePosixPath(n).parent for n in wanted if PurePosixPath(n).name != "replication_results.json"}
         # Only an unfinished cell is asked for its configuration.
         wanted |= {str(r / "config.yaml") for r in runs if str(r / "result.json") not in names} & names
-        content = _tried(lambda: remote.read(sorted(wanted)), 3, 1.0, None)
+        content = tried(lambda: remote.read(sorted(wanted)), 3, 1.0, None)
     except Exception as error:
         raise UserError(
-            f"{url}: cannot be read ({_words(error)})", "check the address, the network and the credentials"
+            f"{url}: cannot be read ({words(error)})", "check the address, the network and the credentials"
         ) from None
     if not content:
         raise UserError(f"no run found under {url}", "name a folder above runs that were copied with sync.url")
@@ -240,92 +205,6 @@ def mirror(url: str, folder: Path) -> Path:
     for name, data in content.items():
         write_atomic(root / name, data)
     return root
-
-
-class _Remote:
-    """A folder on a store."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self.protocol = url.partition("://")[0]
-        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-        if self.protocol in ("s3", "s3a"):
-            # botocore waits a minute for a connection and tries five times; pauses and attempts are ours to choose.
-            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
-        elif self.protocol in ("sftp", "ssh"):
-            options["timeout"] = 20
-        self.fs, root = fsspec.core.url_to_fs(url, **options)
-        self.root = root.rstrip("/")
-
-    def send(self, source: Path, name: str) -> None:
-        target = f"{self.root}/{name}"
-        parent, _, last = target.rpartition("/")
-        if self.protocol in _WHOLE_OBJECTS:
-            self._put(source, target)
-            return
-        self.fs.makedirs(parent, exist_ok=True)
-        temporary = f"{parent}/.{last}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            self._put(source, temporary)
-            self.fs.mv(temporary, target)
-        except BaseException:
-            try:
-                self.fs.rm_file(temporary)
-            except Exception:
-                log.debug("%s may be left behind", temporary)
-            raise
-
-    def _put(self, source: Path, target: str) -> None:
-        if source.stat().st_size <= _SMALL:
-            self.fs.pipe_file(target, source.read_bytes())
-        else:
-            self.fs.put_file(str(source), target)
-
-    def remove(self, name: str) -> None:
-        if self.fs.exists(f"{self.root}/{name}"):
-            self.fs.rm_file(f"{self.root}/{name}")
-
-    def list(self) -> list[str]:
-        """All files below, relative to the folder."""
-        prefix = self.root.lstrip("/") + "/"
-        return [str(p).lstrip("/").removeprefix(prefix) for p in self.fs.find(self.root)]
-
-    def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Contents; a file that has vanished since it was listed is left out."""
-        content: dict[str, bytes] = {}
-        for first in range(0, len(names), 64):
-            paths = {f"{self.root}/{name}": name for name in names[first : first + 64]}
-            found = self.fs.cat(list(paths), on_error="return")
-            if not isinstance(found, dict):  # fsspec unwraps a single file
-                found = {next(iter(paths)): found}
-            by_tail = {path.lstrip("/"): name for path, name in paths.items()}
-            for path, data in found.items():
-                if isinstance(data, FileNotFoundError):
-                    continue
-                if isinstance(data, Exception):
-                    raise data
-                content[by_tail[str(path).lstrip("/")]] = data
-        return content
-
-
-def _tried(operation: Callable[[], T], attempts: int, pause: float, deadline: float | None) -> T:
-    for attempt in range(1, attempts + 1):
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError("out of time")
-        try:
-            return operation()
-        except (UserError, ImportError, PermissionError):
-            raise  # waiting does not mend these
-        except Exception as error:
-            if attempt == attempts:
-                raise
-            wait = pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # many cells that end together come back apart
-            if deadline is not None:
-                wait = min(wait, max(0.0, deadline - time.monotonic()))
-            log.debug("attempt %d: %s; again in %.1f s", attempt, _words(error), wait)
-            time.sleep(wait)
-    raise AssertionError("attempts is at least 1")
 
 
 def _files(directory: Path, checkpoints: bool) -> list[str]:
@@ -380,12 +259,6 @@ def _mark(directory: Path, url: str, files: dict[str, list[int]], outcome: Outco
         write_json(directory / MARKER, record)
     except OSError as error:
         log.debug("%s: %s", directory / MARKER, error)
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return f"{error.what} ({error.fix})"
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300].rstrip(": ")
 
 
 def summary(outcomes: Sequence[tuple[Path, Outcome]]) -> str:

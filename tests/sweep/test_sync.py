@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from fsseg.cell import Cell, CellKey, read_json, write_json
 from fsseg.config import Config
 from fsseg.errors import UserError
-from fsseg.sweep import sync
+from fsseg.sweep import store, sync
 
 KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")
 REMOTE = "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0"
@@ -169,12 +169,12 @@ def test_a_store_that_accepts_and_never_answers_costs_no_more_than_the_time_limi
 
 
 class Flaky:
-    """Lets a `_Remote` fail the first `failures` sends, and notes the order of what arrives."""
+    """Lets a `Store` fail the first `failures` sends, and notes the order of what arrives."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int = 0, fail_on: str = "") -> None:
         self.failures, self.fail_on, self.tries = failures, fail_on, 0
         self.arrived: list[str] = []
-        original: Callable[..., None] = sync._Remote.send
+        original: Callable[..., None] = sync.Store.send
 
         def send(remote: Any, source: Path, name: str) -> None:
             self.tries += 1
@@ -183,7 +183,7 @@ class Flaky:
             original(remote, source, name)
             self.arrived.append(name.removeprefix(f"{REMOTE}/"))
 
-        monkeypatch.setattr(sync._Remote, "send", send)
+        monkeypatch.setattr(sync.Store, "send", send)
 
 
 def test_the_result_goes_last_and_not_at_all_when_something_before_it_failed(
@@ -247,7 +247,7 @@ def test_catching_up_without_any_address_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["bucket/folder", "s3://", "nosuchthing://a/b"])
 def test_an_address_that_cannot_work_is_a_fault_of_the_configuration(url: str) -> None:
-    [fault] = sync.url_faults(url)
+    [fault] = store.url_faults(url)
     assert url in fault.what
 
 
@@ -256,5 +256,5 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    [fault] = sync.url_faults("s3://bucket/x")
+    [fault] = store.url_faults("s3://bucket/x")
     assert fault.fix == "pip install 'fsseg[s3]'"

@@ -1,0 +1,143 @@
+"""A folder on a remote store, through fsspec, for `fsseg.sweep.sync`: files arrive whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsseg.errors import UserError
+
+log = logging.getLogger("fsseg.sync")
+T = TypeVar("T")
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
+_WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # a put is seen whole or not at all
+_SMALL = 32 << 20  # bytes: read at once, so that a log that grows meanwhile is still sent as one state
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+def url_faults(url: str) -> list[UserError]:
+    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    if not is_url(url) or not protocol or not url.partition("://")[2].strip("/"):
+        return [
+            UserError(
+                f"sync.url={url} is no address", "write e.g. s3://bucket/folder, sftp://host/folder or file:///folder"
+            )
+        ]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        return [
+            UserError(
+                f"sync.url={url}: fsspec knows no protocol {protocol}",
+                "use s3, gs, sftp, file or another that it knows",
+            )
+        ]
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        fix = f"pip install 'fsseg[{extra}]'" if extra else str(error).splitlines()[0]
+        return [UserError(f"sync.url={url}: the package for {protocol} is not installed", fix)]
+    return []
+
+
+class Store:
+    """A folder on a store."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.protocol = url.partition("://")[0]
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        if self.protocol in ("s3", "s3a"):
+            # botocore waits a minute for a connection and tries five times; pauses and attempts are ours to choose.
+            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
+        elif self.protocol in ("sftp", "ssh"):
+            options["timeout"] = 20
+        self.fs, root = fsspec.core.url_to_fs(url, **options)
+        self.root = root.rstrip("/")
+
+    def send(self, source: Path, name: str) -> None:
+        target = f"{self.root}/{name}"
+        parent, _, last = target.rpartition("/")
+        if self.protocol in _WHOLE_OBJECTS:
+            self._put(source, target)
+            return
+        self.fs.makedirs(parent, exist_ok=True)
+        temporary = f"{parent}/.{last}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            self._put(source, temporary)
+            self.fs.mv(temporary, target)
+        except BaseException:
+            try:
+                self.fs.rm_file(temporary)
+            except Exception:
+                log.debug("%s may be left behind", temporary)
+            raise
+
+    def _put(self, source: Path, target: str) -> None:
+        if source.stat().st_size <= _SMALL:
+            self.fs.pipe_file(target, source.read_bytes())
+        else:
+            self.fs.put_file(str(source), target)
+
+    def remove(self, name: str) -> None:
+        if self.fs.exists(f"{self.root}/{name}"):
+            self.fs.rm_file(f"{self.root}/{name}")
+
+    def list(self) -> list[str]:
+        """All files below, relative to the folder."""
+        prefix = self.root.lstrip("/") + "/"
+        return [str(p).lstrip("/").removeprefix(prefix) for p in self.fs.find(self.root)]
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Contents; a file that has vanished since it was listed is left out."""
+        content: dict[str, bytes] = {}
+        for first in range(0, len(names), 64):
+            paths = {f"{self.root}/{name}": name for name in names[first : first + 64]}
+            found = self.fs.cat(list(paths), on_error="return")
+            if not isinstance(found, dict):  # fsspec unwraps a single file
+                found = {next(iter(paths)): found}
+            by_tail = {path.lstrip("/"): name for path, name in paths.items()}
+            for path, data in found.items():
+                if isinstance(data, FileNotFoundError):
+                    continue
+                if isinstance(data, Exception):
+                    raise data
+                content[by_tail[str(path).lstrip("/")]] = data
+        return content
+
+
+def tried(operation: Callable[[], T], attempts: int, pause: float, deadline: float | None) -> T:
+    for attempt in range(1, attempts + 1):
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError("out of time")
+        try:
+            return operation()
+        except (UserError, ImportError, PermissionError):
+            raise  # waiting does not mend these
+        except Exception as error:
+            if attempt == attempts:
+                raise
+            wait = pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # many cells that end together come back apart
+            if deadline is not None:
+                wait = min(wait, max(0.0, deadline - time.monotonic()))
+            log.debug("attempt %d: %s; again in %.1f s", attempt, words(error), wait)
+            time.sleep(wait)
+    raise AssertionError("attempts is at least 1")
+
+
+def words(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return f"{error.what} ({error.fix})"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300].rstrip(": ")
