@@ -32,6 +32,8 @@ from fsseg.signals import Preempted, Signals
 if TYPE_CHECKING:
     import torch
 
+    from fsseg.data.source import Split
+
 
 log = logging.getLogger("fsseg")
 
@@ -263,7 +265,8 @@ def _work(
         if cfg.num_threads:
             torch.set_num_threads(cfg.num_threads)
         source = build_source(cfg)
-        source.check([*(["train"] if cfg.train.enabled else []), *(["val"] if cfg.eval.enabled else [])])
+        needed: dict[Split, bool] = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
+        source.check([split for split, wanted in needed.items() if wanted])
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         if cfg.checkpoint is not None:
