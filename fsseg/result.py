@@ -11,6 +11,7 @@ from fsseg.attempt import now
 from fsseg.cell import SCHEMA_VERSION, Cell, key_dict
 from fsseg.config import Config
 from fsseg.engine.devices import describe_device, peak_memory
+from fsseg.engine.diagnostics import cost_summary
 from fsseg.provenance import provenance
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "cell": key_dict(cell.key),
         "fingerprint": cell.fingerprint,
+        "report": cfg.report,
+        "model": OmegaConf.to_container(cfg.model, resolve=True),  # type: ignore[arg-type]
         "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),  # type: ignore[arg-type]
         "metrics": evaluation.metrics if evaluation else None,
         "partial": bool(evaluation and evaluation.missing_classes),
@@ -56,6 +59,7 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
             "steps": record.steps, "epochs": record.epochs, "images": record.images,
             "batch_size": cfg.train.batch_size, "final_loss": record.final_loss,
         },
+        "cost": cost_summary(cfg) if cfg.eval.diagnostics else None,
         "checkpoint": cfg.checkpoint,
         "timing": {
             key: done.timing.get(key)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor
 from fsseg.cell import Status
 from fsseg.config import Config
 from fsseg.data.episodes import fingerprint
-from fsseg.data.loader import evaluation_loader, evaluation_plan
+from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
-from fsseg.engine import distributed
+from fsseg.engine import diagnostics, distributed
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.model.base import FewShotModel, Prediction
@@ -33,11 +34,15 @@ log = logging.getLogger("fsseg")
 
 @dataclass
 class Picture:
-    """One evaluated episode, kept for the figures: predicted foreground at scoring size and its IoU in percent."""
+    """One evaluated episode, kept for the figures: predicted foreground at scoring size and its IoU in percent.
+
+    `steps` are the predictions on the way there, with their names (`logger.steps`).
+    """
 
     spec: EpisodeSpec
     prediction: NDArray[np.bool_]
     iou: float
+    steps: list[tuple[str, NDArray[np.bool_]]] = field(default_factory=list)
 
 
 @dataclass
@@ -97,11 +102,10 @@ def evaluate(
     """
     started = time.monotonic()
     plan = evaluation_plan(source, cfg)
-    classes = list(plan.classes)
-    runs = list(plan.episodes.items())
-    total = sum(len(specs) for _, specs in runs)
-    log.info("evaluating %d episodes (%d seeds) of %d novel classes: %s", total, len(runs), len(classes),
-             ", ".join(source.classes[c] for c in classes))  # fmt: skip
+    shifted = {str(float(shift)): _shifted_plan(source, cfg, shift) for shift in cfg.eval.background_shifts}
+    total = sum(len(specs) for p in (plan, *shifted.values()) for specs in p.episodes.values())
+    log.info("evaluating %d episodes (%d seeds) of %d novel classes: %s", total, len(plan.episodes), len(plan.classes),
+             ", ".join(source.classes[c] for c in plan.classes))  # fmt: skip
     if plan.missing_classes:
         names = ", ".join(source.classes[c] for c in plan.missing_classes)
         log.warning(
@@ -110,72 +114,21 @@ def evaluate(
             names,
         )
 
-    wanted = _figure_numbers(runs[0][1], cfg.logger.figures)
-    pictures: list[Picture] = []
-    per_seed: list[dict[str, Any]] = []
-    ious: list[list[float]] = []
-    rounds: list[list[float]] = []
+    wanted = _figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
     with torch.inference_mode(), Progress("evaluate", total) as progress:
-        for position, (seed, specs) in enumerate(runs):
-            scores: list[PooledScore] = []
-            own = distributed.batches_of_rank(specs, cfg.eval.batch_size, ranks)
-            batches = iter(evaluation_loader(source, cfg, own))
-            for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
-                batch = distributed.next_batch(batches, should_stop, ranks, device)
-                if batch is None:
-                    continue  # the last turn has a batch for some of the processes only
-                batch = batch.to(device)
-                prediction: Prediction = model(batch)
-                size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
-                scores += [PooledScore(len(source.classes)) for _ in range(len(prediction.rounds) - len(scores))]
-                for b, spec in enumerate(batch.specs):
-                    truth = batch.query_truths[b]
-                    assert truth is not None
-                    valid = batch.valid_sizes[b]
-                    if cfg.protocol.scoring_size == "network":
-                        truth = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy()
-                    for logits, score in zip(prediction.rounds, scores, strict=True):
-                        mask = predicted_foreground(logits[b], size, valid, truth.shape)
-                        iou = score.add(spec.class_id, mask, truth)
-                    if position == 0 and spec.number in wanted:
-                        pictures.append(Picture(spec, mask, iou))
-                so_far = scores[-1]
-                seen = [c for c in classes if so_far.episodes[c]]
-                progress.step(f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, total - progress.done))
-                status.update(
-                    phase="evaluate", step=progress.done, steps=total, miou=round(so_far.miou(seen), 3),
-                    seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
-                )  # fmt: skip
-            scores = _pool(scores, len(source.classes), ranks)
-            counted = [c for c in classes if scores[-1].episodes[c]]
-            if len(counted) < len(classes):
-                absent = ", ".join(source.classes[c] for c in classes if c not in counted)
-                log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
-            per_seed.append({
-                "seed": seed, "miou": scores[-1].miou(counted), "fb_iou": scores[-1].fb_iou(),
-                "miou_all_foreground": scores[-1].miou_all_foreground(counted),
-                "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
-                "classes_without_episode": [source.classes[c] for c in classes if c not in counted],
-            })  # fmt: skip
-            ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
-            rounds.append([score.miou(counted) for score in scores])
+        scoring = _Scoring(model, source, cfg, status, device, should_stop, ranks, progress, total)
+        metrics = scoring.run(plan, wanted)
+        if shifted:
+            metrics["by_background_shift"] = {shift: scoring.run(p) for shift, p in shifted.items()}
 
-    metrics = {
-        "miou": statistics.fmean(s["miou"] for s in per_seed),
-        "miou_std": _deviation([s["miou"] for s in per_seed]),
-        "miou_all_foreground": statistics.fmean(s["miou_all_foreground"] for s in per_seed),
-        "fb_iou": statistics.fmean(s["fb_iou"] for s in per_seed),
-        "fb_iou_std": _deviation([s["fb_iou"] for s in per_seed]),
-        "per_seed": per_seed,
-        "per_class": {source.classes[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
-        "miou_per_round": [statistics.fmean(column) for column in zip(*rounds)],
-    }
     seconds = time.monotonic() - started
     log.info("mIoU %.2f (std %.2f over %d seeds; answering \"all foreground\" scores %.2f), FB-IoU %.2f, in %s",
-             metrics["miou"], metrics["miou_std"], len(runs), metrics["miou_all_foreground"], metrics["fb_iou"],
-             duration(seconds))  # fmt: skip
-    pictures = [picture for part in distributed.gather(pictures, ranks) for picture in part]
+             metrics["miou"], metrics["miou_std"], len(plan.episodes), metrics["miou_all_foreground"],
+             metrics["fb_iou"], duration(seconds))  # fmt: skip
+    for shift, of_shift in metrics.get("by_background_shift", {}).items():
+        log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift["miou"], of_shift["miou_std"])
+    pictures = [picture for part in distributed.gather(scoring.pictures, ranks) for picture in part]
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
@@ -183,6 +136,107 @@ def evaluate(
         missing_classes=[source.classes[c] for c in plan.missing_classes],
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
+
+
+def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:
+    """The plan under another `dataset.background_shift`."""
+    changed = copy.deepcopy(cfg)
+    changed.dataset.background_shift = shift  # type: ignore[attr-defined]
+    return evaluation_plan(source, changed)
+
+
+@dataclass
+class _Scoring:
+    """Walks through plans with one model; the arguments of `evaluate`, and what lasts from one plan to the next."""
+
+    model: FewShotModel
+    source: Source
+    cfg: Config
+    status: Status
+    device: torch.device
+    should_stop: Callable[[], str | None]
+    ranks: Ranks
+    progress: Progress
+    total: int
+    pictures: list[Picture] = field(default_factory=list)
+
+    def run(self, plan: EvaluationPlan, wanted: Sequence[int] = ()) -> dict[str, Any]:
+        """The metrics of all seeds of a plan; episodes `wanted` of its first seed are added to `pictures`."""
+        classes, names = list(plan.classes), self.source.classes
+        per_seed: list[dict[str, Any]] = []
+        ious: list[list[float]] = []
+        rounds: list[list[float]] = []
+        distances: list[float | None] = []
+        for position, (seed, specs) in enumerate(plan.episodes.items()):
+            scores, own_distances = self._seed(specs, classes, wanted if position == 0 else ())
+            scores = _pool(scores, len(names), self.ranks)
+            counted = [c for c in classes if scores[-1].episodes[c]]
+            if len(counted) < len(classes):
+                absent = ", ".join(names[c] for c in classes if c not in counted)
+                log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
+            per_seed.append({
+                "seed": seed, "miou": scores[-1].miou(counted), "fb_iou": scores[-1].fb_iou(),
+                "miou_all_foreground": scores[-1].miou_all_foreground(counted),
+                "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
+                "classes_without_episode": [names[c] for c in classes if c not in counted],
+            })  # fmt: skip
+            ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
+            rounds.append([score.miou(counted) for score in scores])
+            distances += [d for part in distributed.gather(own_distances, self.ranks) for d in part]
+        metrics = {
+            "miou": statistics.fmean(s["miou"] for s in per_seed),
+            "miou_std": _deviation([s["miou"] for s in per_seed]),
+            "miou_all_foreground": statistics.fmean(s["miou_all_foreground"] for s in per_seed),
+            "fb_iou": statistics.fmean(s["fb_iou"] for s in per_seed),
+            "fb_iou_std": _deviation([s["fb_iou"] for s in per_seed]),
+            "per_seed": per_seed,
+            "per_class": {names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
+            "miou_per_round": [statistics.fmean(column) for column in zip(*rounds)],
+        }
+        if self.cfg.eval.diagnostics:
+            metrics["foreground_distance"] = diagnostics.distance_summary(distances)
+        return metrics
+
+    def _seed(
+        self, specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
+    ) -> tuple[list[PooledScore], list[float | None]]:
+        """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
+        cfg, ranks, progress = self.cfg, self.ranks, self.progress
+        scores: list[PooledScore] = []
+        distances: list[float | None] = []
+        own = distributed.batches_of_rank(specs, cfg.eval.batch_size, ranks)
+        batches = iter(evaluation_loader(self.source, cfg, own))
+        for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
+            batch = distributed.next_batch(batches, self.should_stop, ranks, self.device)
+            if batch is None:
+                continue  # the last turn has a batch for some of the processes only
+            batch = batch.to(self.device)
+            prediction: Prediction = self.model(batch)
+            size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
+            scores += [PooledScore(len(self.source.classes)) for _ in range(len(prediction.rounds) - len(scores))]
+            if cfg.eval.diagnostics:
+                distances += diagnostics.foreground_distances(prediction, batch.query_mask)
+            for b, spec in enumerate(batch.specs):
+                truth = batch.query_truths[b]
+                assert truth is not None
+                valid = batch.valid_sizes[b]
+                if cfg.protocol.scoring_size == "network":
+                    truth = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy()
+                for logits, score in zip(prediction.rounds, scores, strict=True):
+                    mask = predicted_foreground(logits[b], size, valid, truth.shape)
+                    iou = score.add(spec.class_id, mask, truth)
+                if spec.number in wanted:
+                    ways = diagnostics.steps(prediction) if cfg.logger.steps else []
+                    drawn = [(name, predicted_foreground(p[b], size, valid, truth.shape)) for name, p in ways]
+                    self.pictures.append(Picture(spec, mask, iou, drawn))
+            so_far = scores[-1]
+            seen = [c for c in classes if so_far.episodes[c]]
+            progress.step(f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, self.total - progress.done))
+            self.status.update(
+                phase="evaluate", step=progress.done, steps=self.total, miou=round(so_far.miou(seen), 3),
+                seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
+            )  # fmt: skip
+        return scores, distances
 
 
 def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fsseg.cell import Cell
@@ -13,26 +16,34 @@ from fsseg.report.figures import SheetRow, episode_sheet
 
 
 def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
-    """Sheets of support | query | truth | prediction, at original size."""
+    """Sheets of support | query | truth | prediction, at original size, and another with every step (`logger.steps`)."""
     rows = []
     for picture in evaluation.pictures:
         spec = picture.spec
         query = source.image("val", spec.query_id)
-        prediction = picture.prediction.astype(np.uint8)
-        if prediction.shape != query.shape[:2]:  # scored at network size: back to the image for the eye
-            prediction = np.asarray(Image.fromarray(prediction).resize(query.shape[1::-1], Image.Resampling.NEAREST))
         rows.append(
             SheetRow(
                 support_images=[source.image("val", i) for i in spec.support_ids],
                 support_masks=[source.mask("val", i, spec.class_id) for i in spec.support_ids],
                 query_image=query,
                 query_mask=source.mask("val", spec.query_id, spec.class_id),
-                prediction=prediction,
+                prediction=_fitted(picture.prediction, query),
                 class_name=source.classes[spec.class_id],
                 iou=picture.iou,
                 note=spec.query_id,
+                steps=[(name, _fitted(mask, query)) for name, mask in picture.steps],
             )
         )
     if rows:
         title = f"{cell.key.method}, {cell.key.dataset} fold {cell.key.fold}, {cell.key.backbone}, {cell.key.shot}-shot"
-        episode_sheet(cell.directory / "figures" / "episodes.png", rows, title)
+        episode_sheet(cell.directory / "figures" / "episodes.png", [replace(row, steps=[]) for row in rows], title)
+        if cfg.logger.steps:
+            episode_sheet(cell.directory / "figures" / "steps.png", rows, title)
+
+
+def _fitted(prediction: NDArray[np.bool_], query: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A prediction scored at network size, back at that of its image for the eye."""
+    mask = prediction.astype(np.uint8)
+    if mask.shape == query.shape[:2]:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(query.shape[1::-1], Image.Resampling.NEAREST))

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class SheetRow:
         class_name: what was to be found.
         iou: of this episode, in percent; None leaves it out.
         note: a second line beside the row, e.g. the image's name.
+        steps: predictions on the way, with their names; where rows have them they stand in place of `prediction`.
     """
 
     support_images: Sequence[NDArray[np.uint8]]
@@ -54,6 +55,7 @@ class SheetRow:
     class_name: str
     iou: float | None = None
     note: str = ""
+    steps: Sequence[tuple[str, NDArray[np.uint8]]] = field(default_factory=tuple)
 
 
 def paint(
@@ -109,12 +111,12 @@ def paint(
 
 
 def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], title: str = "") -> None:
-    """A PNG with one episode a row: its supports with their masks, the query, the truth, the prediction.
+    """A PNG with one episode a row: its supports with their masks, the query, the truth, the prediction or its steps.
 
     Images of any sizes are fitted into equal panels. Written atomically.
 
     Args:
-        rows: `SheetRow`s, or dicts of its fields; rows may differ in their number of supports.
+        rows: `SheetRow`s, or dicts of its fields; rows may differ in their number of supports, not in their steps.
 
     Raises:
         ValueError: no rows, or a mask that does not fit its image.
@@ -124,7 +126,7 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
         raise ValueError("a sheet needs at least one episode")
     shots = max(len(e.support_images) for e in episodes)
     headings = ["support" if shots == 1 else f"support {k + 1}" for k in range(shots)]
-    headings += ["query", "truth", "prediction"]
+    headings += ["query", "truth"] + ([name for name, _ in episodes[0].steps] or ["prediction"])
     columns = len(headings)
     top, side = 0.62 if title else 0.3, 1.25  # inches for headings, and for the labels at the left
     foot = 0.32
@@ -254,12 +256,12 @@ def _panels(episode: SheetRow, shots: int) -> list[NDArray[np.uint8] | None]:
     pairs = list(zip(episode.support_images, episode.support_masks))
     supports: list[NDArray[np.uint8] | None] = [paint(image, mask, SUPPORT_COLOUR) for image, mask in pairs]
     supports += [None] * (shots - len(pairs))
-    prediction = np.where(episode.prediction == 1, 1, 0).astype(np.uint8)
+    predictions = [mask for _, mask in episode.steps] or [episode.prediction]
     return [
         *supports,
         paint(episode.query_image, None, TRUTH_COLOUR),
         paint(episode.query_image, episode.query_mask, TRUTH_COLOUR),
-        paint(episode.query_image, prediction, PREDICTION_COLOUR),
+        *(paint(episode.query_image, (mask == 1).astype(np.uint8), PREDICTION_COLOUR) for mask in predictions),
     ]
 
 
