@@ -6,6 +6,7 @@ starts one for a test run and ends just the processes it started.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -123,6 +124,7 @@ class Cluster:
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **self.environment},
                     start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
             )
 
@@ -176,6 +178,11 @@ MpiDefault=none
 NodeName={self.host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=debug Nodes={self.host} Default=YES MaxTime=INFINITE State=UP
 """
+
+
+def _end_with_parent() -> None:
+    """In a daemon before it starts: TERM when the tests are killed (prctl's PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,22 @@ SLURM = (
 )  # fmt: skip
 DATA = ("dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=49")
 SMALL = (
-    *DATA, "train.batch_size=2", "train.max_steps=40", "protocol.num_episodes=8", "protocol.seeds=[0]",
+    *DATA, "train.batch_size=2", "train.max_steps=20", "protocol.num_episodes=8", "protocol.seeds=[0]",
     "logger.figures=0", "logger.tensorboard=false", "num_workers=0", "num_threads=1",
 )  # fmt: skip
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    STARTED.clear()
 
 
 class Sweep:
@@ -46,10 +59,12 @@ class Sweep:
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *self.line], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPO,
             env={**os.environ, **self.cluster.environment, **own},
         )  # fmt: skip
+        STARTED.append(process)
+        return process
 
     def cell(self, fold: int, seed: int = 0) -> Path:
         found = next((self.folder / "outputs/s").glob(f"shapes5i/abcb/tiny/1shot/*/fold{fold}/seed{seed}"), None)
@@ -60,10 +75,12 @@ class Sweep:
         jobs = (read_json(records[-1]) or {})["jobs"]
         return str(jobs[str(cell)]["job_id"])
 
-    def start_now(self, job: str) -> None:
+    def start_requeued(self) -> None:
         """SLURM makes a requeued job wait for two minutes; tests do not."""
-        wait_until(lambda: "PENDING" in self.cluster.ask("squeue", "-h", "-r", "-j", job, "-o", "%T"))
-        self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        for line in self.cluster.ask("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").splitlines():
+            job, _, reason = line.partition(" ")
+            if reason == "BeginTime":
+                self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
@@ -105,24 +122,23 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
     )
     (raising / "metrics.csv").mkdir(parents=True)  # the run cannot write there
     waiting = {killed, cancelled, limited, requeued}
-    end = time.monotonic() + 300
-    while waiting:
-        assert time.monotonic() < end, f"never trained: {waiting}"
+    end = time.monotonic() + 700
+    while process.poll() is None:
+        assert time.monotonic() < end, f"the sweep does not end; never trained: {waiting}"
         for cell in [one for one in waiting if training(one)]:
             waiting.remove(cell)
-            job = sweep.job(cell)
             if cell == killed:
                 os.kill(json.loads((cell / "claim.json").read_text())["pid"], signal.SIGKILL)
             elif cell == cancelled:
-                cluster.send("scancel", job)
+                cluster.send("scancel", sweep.job(cell))
             elif cell == limited:
                 # What SLURM sends before the limit. `scancel --signal` may send it again, to the next start.
                 os.kill(json.loads((cell / "claim.json").read_text())["pid"], signal.SIGUSR2)
-                sweep.start_now(job)
             else:
-                cluster.send("scontrol", "requeue", job)
-                sweep.start_now(job)
-        time.sleep(0.1)
+                cluster.send("scontrol", "requeue", sweep.job(cell))
+        sweep.start_requeued()
+        time.sleep(0.2)
+    assert not waiting
     output, _ = process.communicate(timeout=400)
 
     assert process.returncode == 1, output
