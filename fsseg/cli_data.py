@@ -114,6 +114,7 @@ def bench_data(
     """Training episodes a second, memory a worker, and where the time goes."""
     from fsseg.data import bench
 
+    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
     cfg = _config(line)
     if orders:
         print(bench.format_comparison(bench.compare_orders(cfg.dataset.image_size)))
@@ -121,7 +122,7 @@ def bench_data(
     from fsseg.data.registry import build_source
 
     source = build_source(cfg)
-    print(bench.format_loading(bench.bench_loading(source, cfg, _numbers(shots, 1), _numbers(workers, 0), episodes)))
+    print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
 
 
 def bench_model(

@@ -14,7 +14,13 @@ from fsseg.sweep import plan as plans
 from fsseg.sweep.estimate import measure
 from fsseg.sweep.plan import plan, render, servers
 
-SHAPES = ["train.max_steps=100", "protocol.num_episodes=50", "protocol.seeds=[0,1]", "train.batch_size=4"]
+SHAPES = [
+    "train.epochs=50",
+    "train.max_steps=100",
+    "protocol.num_episodes=50",
+    "protocol.seeds=[0,1]",
+    "train.batch_size=4",
+]
 
 
 def finish(point: Any, train: float = 2.0, evaluate: float = 0.5, device: str = "GPU X", images: int = 40) -> Path:
@@ -178,7 +184,7 @@ def test_servers_get_lines_with_their_hours_and_hydras_own_overrides(tmp_path: P
         f"python train.py -m dataset=pascal5i fold={f} output_dir={tmp_path} hydra/launcher=basic"
         for f in ("0,1", "2,3")
     ]
-    assert "# server 1: 2 cells, about 90 min" in text  # 45 min a fold, the middle of 30 to 60
+    assert "# server 1: 2 cells, about 1.5 h" in text  # 45 min a fold, the middle of 30 to 60
 
 
 def test_servers_without_work_are_mentioned(tmp_path: Path) -> None:
