@@ -28,6 +28,7 @@ from fsseg.logs import RunLog, configure_logging
 from fsseg.ranks import ALONE, Ranks, several_expected
 from fsseg.result import Work, build_result
 from fsseg.signals import Preempted, Signals
+from fsseg.sweep.sync import sync_cell
 
 if TYPE_CHECKING:
     import torch
@@ -183,6 +184,7 @@ def _attempt(
         close("done", None, eta_seconds=0, peak_memory_bytes=result["peak_memory_bytes"])
         with suppress(OSError):
             cell.previous_checkpoint.unlink(missing_ok=True)
+        sync_cell(cfg, cell)
         log.info("done: %s%s", cell.directory, _score_line(result))
         if ranks.world > 1:
             from fsseg.engine import distributed
@@ -193,6 +195,7 @@ def _attempt(
         raise
     except Preempted as reason:
         close("preempted", str(reason))
+        sync_cell(cfg, cell, final=False)
         log.info("stopped by %s; the next start goes on from here", reason)
         return None
     except KeyboardInterrupt:

@@ -71,7 +71,12 @@ def test_published_episode_counts() -> None:
 
 def test_the_published_recipes_are_the_data_sets_own() -> None:
     pascal, coco = typed(composed("dataset=pascal5i")), typed(composed("dataset=coco20i"))
-    assert (pascal.dataset.image_size, pascal.train.epochs, pascal.train.batch_size, pascal.train.lr) == (473, 250, 16, 0.002)
+    assert (pascal.dataset.image_size, pascal.train.epochs, pascal.train.batch_size, pascal.train.lr) == (
+        473,
+        250,
+        16,
+        0.002,
+    )
     assert (coco.dataset.image_size, coco.train.epochs, coco.train.batch_size, coco.train.lr) == (641, 70, 8, 0.005)
     assert (pascal.train.momentum, pascal.train.weight_decay, pascal.train.poly_power) == (0.9, 1e-4, 0.9)
     assert typed(composed("dataset=pascal5i", "train.lr=0.1")).train.lr == 0.1
