@@ -16,7 +16,7 @@ from fsseg.report.figures import SheetRow, episode_sheet
 
 
 def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
-    """Sheets of support | query | truth | prediction, at original size, and another with every step (`logger.steps`)."""
+    """A sheet of support | query | truth | prediction, at original size; another with every step (`logger.steps`)."""
     rows = []
     for picture in evaluation.pictures:
         spec = picture.spec

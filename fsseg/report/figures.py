@@ -134,7 +134,7 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
     painted = [_panels(episode, shots) for episode in episodes]
     row_inches = [_row_inches(panels) for panels in painted]
     width, height = side + columns * _PANEL_INCHES, top + foot + sum(row_inches)
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     bottom = height - top
     for episode, panels, inches in zip(episodes, painted, row_inches):
         bottom -= inches
@@ -178,7 +178,7 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
     if title:
         figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, weight="bold", va="top", parse_math=False)
     _legend(figure, side / width, foot / 2 / height)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def training_curves(path: str | Path, metrics_csv: str | Path, title: str = "") -> bool:
@@ -203,7 +203,7 @@ def training_curves(path: str | Path, metrics_csv: str | Path, title: str = "") 
     groups = [(label, group) for label, group in groups if group]
     if not groups:
         return False
-    figure = _figure(4.6 * len(groups), 3.4)
+    figure = new_figure(4.6 * len(groups), 3.4)
     for index, (label, group) in enumerate(groups):
         axes = figure.add_subplot(1, len(groups), index + 1)
         for colour, (name, (steps, values)) in zip(_LINE_COLOURS * len(group), group.items()):
@@ -221,7 +221,7 @@ def training_curves(path: str | Path, metrics_csv: str | Path, title: str = "") 
     if title:
         figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
     figure.tight_layout()
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
     return True
 
 
@@ -311,7 +311,8 @@ def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -320,7 +321,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it as a PNG, atomically."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=_DPI)
     write_atomic(path, out.getvalue())

@@ -80,3 +80,9 @@ def comparable(
     if num_val_images is not None and num_val_images < _FULL_VAL_IMAGES.get(dataset, 0):
         return None
     return published(dataset, backbone, shot, _NAMES[method])
+
+
+def comparable_ablation(dataset: str, backbone: str, shot: int, fold: int, num_val_images: int | None = None) -> bool:
+    """Whether a run is of the task of the paper's ablations (Tables 3 to 6); its settings are the ablation's affair."""
+    whole = num_val_images is None or num_val_images >= _FULL_VAL_IMAGES["pascal5i"]
+    return (dataset, backbone, shot, fold) == ("pascal5i", "resnet50", 1, 0) and whole

@@ -15,6 +15,7 @@ from fsseg.errors import UserError
 from fsseg.report import render
 from fsseg.report.build import MEAN, Report, Row, Table, build
 from fsseg.report.collect import collect
+from fsseg.report.experiments import experiment_report
 from fsseg.report.paper import FOLDS
 from fsseg.report.replication import REPLICATION_FILE, is_ours, replication_json
 
@@ -56,7 +57,8 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
     """Everything `fsseg aggregate` does: read, tabulate, write the files, and return the text to print.
 
     Writes summary.csv, .md, .json and .tex and replication_results.json into `out_dir`, by default the first path (or
-    its folder, if it is a file). A replication_results.json that the older workflow wrote is never replaced.
+    its folder, if it is a file), and the tables and plots of the paper's experiments for the runs that ask for one.
+    A replication_results.json that the older workflow wrote is never replaced.
 
     Raises:
         UserError: a path does not exist, nothing was found, or the folder cannot be written.
@@ -76,11 +78,15 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
         write_json(files[2], render.to_json(report))
         write_atomic(files[3], render.to_latex(report))
         write_json(target, old)
+        experiments = experiment_report(report.cells, folder)
     except OSError as error:
         raise UserError(
             f"cannot write the summary into {folder} ({error.strerror})", "give another folder for it: --out FOLDER"
         ) from error
     text = render.to_text(report)
+    if experiments is not None:
+        text += "\n" + experiments.text
+        files += experiments.files
     if left_out:
         text += "\nNot in " + target.name + ":\n" + "".join(f"  {line}\n" for line in left_out)
     return text + f"\nWritten to {folder}: {', '.join(f.name for f in files)}"

@@ -1,0 +1,223 @@
+"""The paper's tables and figures, from results written by hand and figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsseg.report.collect import collect
+from fsseg.report.experiments import REPORTS, experiment_report
+from fsseg.report.tables import aggregate
+
+FULL = {
+    "modulation": True, "cleansing": True, "pixel_evolution": True, "structure_evolution": True, "iterations": 3,
+}  # fmt: skip
+BASELINE = FULL | {"modulation": False, "cleansing": False}
+SM = FULL | {"cleansing": False}
+
+Add = Callable[..., Path]
+
+
+@pytest.fixture
+def add(tmp_path: Path, make_cell: Callable[..., Path]) -> Add:
+    """add(report, variant, miou, model, metrics=..., more of make_cell) -> a finished cell of an experiment."""
+
+    def make(
+        report: str, variant: str, miou: float, model: dict[str, Any], fold: int = 0, *,
+        metrics: dict[str, Any] | None = None, identity: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None, **changes: Any,
+    ) -> Path:  # fmt: skip
+        folder = make_cell(fold, miou, name=changes.pop("name", report), variant=variant, **changes)
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        result |= {"report": report, "model": model, "fingerprint": str(folder), **(extra or {})}
+        result["metrics"] |= metrics or {}
+        path.write_text(json.dumps(result))
+        (folder / "identity.json").write_text(json.dumps({"identity": identity or {}}))
+        return folder
+
+    return make
+
+
+def rows(folder: Path, stem: str) -> dict[str, list[str]]:
+    """The table of a Markdown file: first column -> the others."""
+    lines = [line for line in (folder / f"{stem}.md").read_text().splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return {line[0]: line[1:] for line in [cells[0], *cells[2:]]}
+
+
+def report(tmp_path: Path) -> str:
+    written = experiment_report(collect([tmp_path]).cells, tmp_path)
+    assert written is not None
+    assert all(f.is_file() for f in written.files)
+    return written.text
+
+
+def test_table_3_stands_beside_the_papers_figures(tmp_path: Path, add: Add) -> None:
+    add("table3_components", "ablation-baseline", 60.0, BASELINE)
+    add("table3_components", "ablation-full", 73.5, FULL)
+    text = report(tmp_path)
+    table = rows(tmp_path, "table3_components")
+    assert table[""] == ["ours", "paper", "difference"]
+    assert table["baseline (backbone + QP)"] == ["60.00", "61.48", "-1.48"]
+    assert table["baseline + SM"] == ["—", "68.20", ""]  # no result yet
+    assert table["baseline + SM + IC"] == ["73.50", "72.92", "+0.58"]
+    assert "another task" not in text
+
+
+def test_another_task_gets_no_differences(tmp_path: Path, add: Add) -> None:
+    add("table3_components", "ablation-full", 73.5, FULL, dataset="shapes5i", backbone="tiny")
+    assert "another task" in report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fold": 1}, {"shot": 5}, {"data": {"num_val_images": 100}}, {"missing_classes": ["x"]}]
+)
+def test_neither_does_another_fold_shot_sample_or_a_partial_result(
+    tmp_path: Path, add: Add, changes: dict[str, Any]
+) -> None:
+    add("table3_components", "ablation-full", 73.5, FULL, **changes)
+    assert "another task" in report(tmp_path)
+
+
+def test_table_4_has_its_rows_by_what_the_model_lacks(tmp_path: Path, add: Add) -> None:
+    add("table4_evolution", "a", 70.0, FULL | {"structure_evolution": False})
+    add("table4_evolution", "b", 69.0, FULL | {"pixel_evolution": False})
+    add("table4_evolution", "c", 72.0, FULL)
+    report(tmp_path)
+    table = rows(tmp_path, "table4_evolution")
+    assert table["full"] == ["72.00", "72.92", "-0.92"]
+    assert table["without E_p"] == ["69.00", "68.85", "+0.15"]
+    assert table["without E_s"] == ["70.00", "70.29", "-0.29"]
+
+
+def test_table_5_shows_macs_beside_the_papers(tmp_path: Path, add: Add) -> None:
+    for t in (1, 3):
+        cost = {"gmacs": 200.0 + t, "gmacs_dense": 220.0 + t}
+        add("table5_iterations", f"t{t}", 60.0 + t, FULL | {"iterations": t}, extra={"cost": cost})
+    report(tmp_path)
+    table = rows(tmp_path, "table5_iterations")
+    assert table["T = 1"] == ["61.00", "61.48", "-0.48", "201.0", "221.0", "225.8"]
+    assert table["T = 2"] == ["—", "69.82", "", "-", "-", "241.3"]
+    assert table["T = 3"] == ["63.00", "72.92", "-9.92", "203.0", "223.0", "257.0"]
+
+
+def test_table_6_follows_one_model_through_its_rounds(tmp_path: Path, add: Add) -> None:
+    add("table6_rounds", "default", 71.5, FULL, metrics={"miou_per_round": [61.25, 70.0, 71.5]})
+    report(tmp_path)
+    table = rows(tmp_path, "table6_rounds")
+    assert table == {
+        "": ["ours, T = 3", "paper, T = 3"],
+        "P_1": ["61.25", "63.08"],
+        "P_2": ["70.00", "70.76"],
+        "P_3": ["71.50", "72.92"],
+    }
+
+
+def test_rows_are_compared_on_the_folds_and_seeds_that_all_of_them_have(tmp_path: Path, add: Add) -> None:
+    for fold, seed, miou in ((0, 0, 10.0), (1, 0, 20.0), (0, 1, 14.0), (1, 1, 24.0), (0, 2, 99.0)):
+        add("table3_components", "b", miou, BASELINE, fold, seed=seed)
+    for fold, seed, miou in ((0, 0, 30.0), (1, 0, 30.0), (0, 1, 30.0), (1, 1, 30.0), (1, 2, 99.0)):
+        add("table3_components", "s", miou, SM, fold, seed=seed)
+    text = report(tmp_path)
+    table = rows(tmp_path, "table3_components")
+    # seed 0: (10 + 20) / 2 = 15; seed 1: (14 + 24) / 2 = 19; mean 17, sample deviation sqrt((4 + 4) / 1) = 2.83
+    assert table["baseline (backbone + QP)"][0] == "17.00 ±2.83"
+    assert table["baseline + SM"][0] == "30.00 ±0.00"
+    assert "fold 0 seed 0, fold 0 seed 1, fold 1 seed 0, fold 1 seed 1" in text
+
+
+def test_other_settings_make_a_table_of_their_own(tmp_path: Path, add: Add) -> None:
+    for lr in (0.1, 0.2):
+        for name, model in (("baseline", BASELINE), ("full", FULL)):
+            identity = {"train.lr": lr, "model.cleansing": model["cleansing"], "seed": 0}
+            add("table3_components", f"{name}-{lr}", 50.0 + lr, model, identity=identity)
+    report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"][0] == "50.10"
+    assert rows(tmp_path, "table3_components-2")["baseline (backbone + QP)"][0] == "50.20"
+
+
+def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: Add) -> None:
+    add("table3_components", "heads4", 50.0, FULL | {"heads": 4})
+    add("table3_components", "heads8", 51.0, FULL | {"heads": 8})
+    text = report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"][0] == "—"
+    assert "heads4" in text
+    assert "heads8" in text
+
+
+def distance(counts: list[int], mean: float) -> dict[str, Any]:
+    return {"foreground_distance": {"bins": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "counts": counts, "mean": mean}}
+
+
+def test_figure_5_gives_shares_of_episodes(tmp_path: Path, add: Add) -> None:
+    add("figure5_distance", "b", 50.0, BASELINE, metrics=distance([1, 1, 2, 0, 0, 0, 0], 0.2))
+    add("figure5_distance", "f", 60.0, FULL, metrics=distance([6, 0, 0, 0, 0, 0, 2], 0.125))
+    report(tmp_path)
+    table = rows(tmp_path, "figure5_distance")
+    assert table[""] == ["baseline (backbone + QP)", "baseline + SM + IC"]
+    assert table["0-0.1"] == ["25.0", "75.0"]
+    assert table["0.2-0.3"] == ["50.0", "0.0"]
+    assert table[">0.6"] == ["0.0", "25.0"]
+    assert table["mean distance"] == ["0.200", "0.125"]
+    assert (tmp_path / "figure5_distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figure_7_brings_the_sheets_of_the_runs(tmp_path: Path, add: Add) -> None:
+    for seed in (0, 1):
+        folder = add("figure7_steps", "default", 50.0 + seed, FULL, seed=seed)
+        (folder / "figures").mkdir()
+        (folder / "figures" / "steps.png").write_bytes(b"sheet %d" % seed)
+    add("figure7_steps", "default", 55.0, FULL, seed=2)
+    text = report(tmp_path)
+    assert (tmp_path / "figure7_steps.png").read_bytes() == b"sheet 0"
+    assert (tmp_path / "figure7_steps-2.png").read_bytes() == b"sheet 1"
+    assert "seed2/figures/steps.png is missing" in text
+
+
+def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -> None:
+    def metrics(near: float, far: float) -> dict[str, Any]:
+        of_near = {"miou": near} | distance([4, 0, 0, 0, 0, 0, 0], 0.05)
+        return {"by_background_shift": {"0.0": of_near, "1.0": {"miou": far} | distance([0, 0, 4, 0, 0, 0, 0], 0.25)}}
+
+    for seed, near, far in ((0, 60.0, 40.0), (1, 62.0, 44.0)):
+        add("background_bias", "b", 50.0, BASELINE, seed=seed, metrics=metrics(near, far))
+    for seed, near, far in ((0, 61.0, 51.0), (1, 61.0, 53.0)):
+        add("background_bias", "f", 50.0, FULL, seed=seed, metrics=metrics(near, far))
+    text = report(tmp_path)
+    table = rows(tmp_path, "background_bias")
+    assert table[""] == ["mIoU at shift 0.0", "mIoU at shift 1.0", "lost", "distance at 0.0", "distance at 1.0"]
+    # (60 + 62) / 2 = 61 with deviation sqrt(2); (40 + 44) / 2 = 42, sqrt(8); lost 20 and 18: 19, sqrt(2)
+    assert table["baseline (backbone + QP)"] == ["61.00 ±1.41", "42.00 ±2.83", "19.00 ±1.41", "0.050", "0.250"]
+    assert table["baseline + SM + IC"] == ["61.00 ±0.00", "52.00 ±1.41", "9.00 ±1.41", "0.050", "0.250"]
+    # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
+    assert (
+        "over 2 pairs of fold and seed: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
+    )
+    assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
+
+
+def test_aggregate_writes_experiments_beside_the_summary_and_says_so(tmp_path: Path, add: Add) -> None:
+    add("table6_rounds", "default", 71.5, FULL, metrics={"miou_per_round": [61.25, 70.0, 71.5]})
+    text = aggregate([tmp_path])
+    assert "P_2" in text
+    assert "table6_rounds.md" in text.splitlines()[-1]
+    assert (tmp_path / "table6_rounds.md").is_file()
+
+
+def test_runs_of_no_experiment_get_none(tmp_path: Path, make_cell: Callable[..., Path]) -> None:
+    make_cell(0, 50.0)
+    assert experiment_report(collect([tmp_path]).cells, tmp_path) is None
+
+
+def test_every_report_that_an_experiment_file_names_exists() -> None:
+    import yaml
+
+    files = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
+    named = {yaml.safe_load(f.read_text()).get("report") for f in files} - {None}
+    assert named == set(REPORTS)
