@@ -40,6 +40,9 @@ def main(config: DictConfig) -> None:
             claim = acquire(cell.claim, cfg.lease_seconds)
         except CellBusy:
             return
+        if not cfg.redo and cell.finished() is not None:  # another process had it until a moment ago
+            claim.release()
+            return
         claim.start()
         status = Status(cell.status)
         status.update(state="running")
