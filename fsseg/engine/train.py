@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -91,9 +92,11 @@ def train(
     positions = distributed.share(plan.batch_size, ranks)
 
     step, seconds, rows, last_loss = 0, 0.0, [], math.nan
+    window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
     if (state := _resumable(cell, plan.index_fingerprint, device, ranks)) is not None:
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state["metrics"], state["loss"]
+        window = state["window"]
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
 
@@ -115,6 +118,7 @@ def train(
                 "seconds": time.monotonic() - started,
                 "metrics": metrics.rows,
                 "loss": last_loss,
+                "window": window,
                 "fingerprint": cell.fingerprint,
                 "dataset_fingerprint": plan.index_fingerprint,
             },
@@ -160,15 +164,18 @@ def train(
                         f"the loss is {last_loss} at step {step} (train.lr={cfg.train.lr})",
                         "lower train.lr, or set train.clip_grad_norm=1",
                     )
+                window.append(last_loss)
                 progress.step(f"loss {last_loss:.3f}")
                 if step % cfg.logger.every_steps == 0 or step == total:
                     terms = _sum_terms({k: float(v.detach()) for k, v in parts.items()}, weight, ranks)
                     if metrics is not None:
                         metrics.add({
-                            "step": step, "epoch": round(step / plan.steps_per_epoch, 4), "train/loss": last_loss,
+                            "step": step, "epoch": round(step / plan.steps_per_epoch, 4),
+                            "train/loss": statistics.fmean(window),
                             **{f"train/{k}": v for k, v in terms.items()},
                             "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
                         })  # fmt: skip
+                    window = []
                 status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
                               eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
                 every = cfg.train.checkpoint_epochs * plan.steps_per_epoch

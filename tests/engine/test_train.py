@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def test_zero_minutes_write_one_after_every_step(root: Path, tmp_path: Path, sav
     c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=3", "train.checkpoint_minutes=0")
     run(c.config, c.task_overrides)
     assert saved == [1, 2, 3]
+
+
+def test_a_row_of_the_metrics_holds_the_mean_loss_of_its_steps(root: Path, tmp_path: Path) -> None:
+    losses = {}
+    for every in (1, 3):
+        c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=5", f"logger.every_steps={every}",
+                     f"name=every{every}")  # fmt: skip
+        run(c.config, c.task_overrides)
+        with (cell_of(c).directory / "metrics.csv").open() as file:
+            losses[every] = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
+    single = losses[1]
+    assert list(single) == [1, 2, 3, 4, 5]
+    assert losses[3] == {
+        3: pytest.approx((single[1] + single[2] + single[3]) / 3, rel=1e-5),
+        5: pytest.approx((single[4] + single[5]) / 2, rel=1e-5),
+    }
 
 
 def test_a_checkpoint_of_other_settings_data_or_code_is_refused(root: Path, tmp_path: Path) -> None:
