@@ -11,7 +11,6 @@ from fsseg.attempt import now
 from fsseg.cell import SCHEMA_VERSION, Cell, key_dict
 from fsseg.config import Config
 from fsseg.engine.devices import describe_device, peak_memory
-from fsseg.engine.diagnostics import cost_summary
 from fsseg.provenance import provenance
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
             "steps": record.steps, "epochs": record.epochs, "images": record.images,
             "batch_size": cfg.train.batch_size, "final_loss": record.final_loss,
         },
-        "cost": cost_summary(cfg) if cfg.eval.diagnostics else None,
+        "cost": _cost(cfg) if cfg.eval.diagnostics else None,
         "checkpoint": cfg.checkpoint,
         "timing": {
             key: done.timing.get(key)
@@ -69,3 +68,9 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
         "provenance": provenance(describe_device(done.device)),
         "finished_at": now(),
     }  # fmt: skip
+
+
+def _cost(cfg: Config) -> dict[str, Any] | None:
+    from fsseg.engine.diagnostics import cost_summary  # here, because a finished cell must not cost an import of torch
+
+    return cost_summary(cfg)

@@ -356,7 +356,6 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
 
 
 _SCRIPT = """
-import sys
 from pathlib import Path
 from runs import composed, cell_of
 from fsseg.run import run
@@ -412,3 +411,9 @@ def test_a_read_only_folder_is_refused_with_its_name(root: Path, tmp_path: Path)
     assert done.stdout.startswith(f"UserError {tmp_path}"), done.stdout + done.stderr
     assert "Read-only" in done.stdout
     assert "result False" in done.stdout
+
+
+def test_a_start_imports_no_torch_before_there_is_work() -> None:
+    # done cells, held cells and sweeps of them must cost milliseconds, not an import of seconds
+    code = "import sys, fsseg.run, fsseg.entry, fsseg.sweep.sweeper; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
