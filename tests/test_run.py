@@ -356,6 +356,7 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
 
 
 _SCRIPT = """
+import sys
 from pathlib import Path
 from runs import composed, cell_of
 from fsseg.run import run
