@@ -79,9 +79,9 @@ def groups_of(cells: Iterable[Cell], reports: Collection[str]) -> list[Group]:
     found: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         report = cell.result.get("report")
-        if cell.done and report in reports:
+        if cell.done and isinstance(report, str) and report in reports:
             same = (cell.dataset, cell.backbone, str(cell.shot), str(cell.protocol_id), str(cell.data_val))
-            found[(report, cell.name, *same, _settings(cell))].append(cell)
+            found[(report, cell.name) + same + (_settings(cell),)].append(cell)  # noqa: RUF005  (*same needs Python 3.11)
     groups = [Group(key[0], key[1], members) for key, members in sorted(found.items())]
     taken: dict[str, int] = defaultdict(int)
     for group in groups:

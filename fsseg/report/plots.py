@@ -39,9 +39,10 @@ def distance_histograms(
         _tidy(axes)
         if index == 0:
             axes.set_ylabel("share of episodes in percent")
-            axes.legend(frameon=False, fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, ncols=len(names), frameon=False, fontsize=8.5, loc="lower center")
     figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     save_figure(figure, path)
 
 
@@ -63,7 +64,7 @@ def miou_against_shift(
             color=COLOURS[place % len(COLOURS)], marker="o", markersize=5, linewidth=1.8, capsize=3, label=model,
         )  # fmt: skip
     axes.set_xticks(sorted({shift for points in series.values() for shift, _, _ in points}))
-    axes.set_xlabel("background shift of the evaluation episodes (0: same family, 1: never the same)")
+    axes.set_xlabel("background shift of support and query (0: one family, 1: two)")
     axes.set_ylabel("mIoU in percent")
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
