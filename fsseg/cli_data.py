@@ -95,10 +95,12 @@ def episodes(
     print(f"{number} episodes of {len(plan.episodes)} seeds in {out}, fingerprint {mark}")
     for class_id in plan.missing_classes:
         print(f"no episode of {source.classes[class_id]}: too few images")
+    for class_id in plan.not_drawn:
+        print(f"no episode of {source.classes[class_id]}: too few episodes (protocol.num_episodes)")
 
 
 def cost(line: Line = None) -> None:
-    """Parameters and MACs of each part of a method, beside the paper's; at PASCAL's 473 px unless `dataset=` is given."""
+    """Parameters and MACs of each part of a method, beside the paper's, at PASCAL's 473 px unless `dataset=` is given."""
     from fsseg.model import cost as costs
 
     print(costs.render(costs.cost(_config(_paper_size(line)))))
@@ -112,12 +114,12 @@ def bench_data(
     orders: Annotated[bool, typer.Option("--orders", help="Compare with the straightforward order of work")] = False,
 ) -> None:
     """Training episodes a second, memory a worker, and where the time goes."""
-    from fsseg.data import bench
+    from fsseg.data import bench, bench_orders
 
     shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
     cfg = _config(_paper_size(line) if orders else line)
     if orders:
-        print(bench.format_comparison(bench.compare_orders(cfg.dataset.image_size)))
+        print(bench_orders.format_comparison(bench_orders.compare_orders(cfg.dataset.image_size)))
         return
     from fsseg.data.registry import build_source
 

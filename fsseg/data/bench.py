@@ -1,13 +1,11 @@
-"""How fast episodes are made: the measurements behind `fsseg bench data`.
+"""How fast a data set is loaded, as training reads it: the measurement behind `fsseg bench data`.
 
-`bench_loading` times a data set as training reads it: episodes per second and memory per worker for several shots and
-numbers of workers, and where the time goes. `compare_orders` times the transforms of `fsseg.data.transforms` against
-the straightforward order of work on the same JPEGs in the same run. Nothing else imports this module.
+Episodes per second and memory per worker for several shots and numbers of workers, and where the time goes. Called by
+the `fsseg` command; `bench_orders` compares the order of work with the straightforward one.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import resource
@@ -23,16 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fsseg.config import Config
 from fsseg.data.episodes import EpisodeSampler
 from fsseg.data.lists import train_lists
 from fsseg.data.loader import EpisodeDataset, _start_worker, train_transform
-from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
-from fsseg.data.transforms import CROP_TRIES, MEAN, STD, TrainTransform, render
+from fsseg.data.source import ClassIndex, Source, Split
+from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import Episode, collate
 from fsseg.errors import UserError
 
@@ -167,9 +163,9 @@ class _TimedSource:
     def __init__(self, source: Source) -> None:
         self.source, self.name, self.classes = source, source.name, source.classes
 
-    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         start = time.perf_counter()
-        out = self.source.image(split, image_id)
+        out = self.source.image(split, image_id, longer_side)
         _split.decode += time.perf_counter() - start
         return out
 
@@ -227,179 +223,6 @@ def own_megabytes() -> float:
         return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
-# ------------------------------------------------------------------------------------------ against the straightforward
-
-
-@dataclass(frozen=True)
-class OrderComparison:
-    """`fsseg.data.transforms` against the straightforward order, one core, the same episodes in turn.
-
-    Attributes:
-        image_size, switches: what was compared.
-        ours_ms, straightforward_ms: median milliseconds of a 1-shot training episode (two images, two masks), decoding
-            included.
-        ratio: straightforward_ms / ours_ms.
-        ours_kept, straightforward_kept: mean share of the foreground that the crop keeps.
-        ours_below, straightforward_below: share of crops that keep less than `crop_keep`.
-    """
-
-    image_size: int
-    switches: str
-    ours_ms: float
-    straightforward_ms: float
-    ratio: float
-    ours_kept: float
-    straightforward_kept: float
-    ours_below: float
-    straightforward_below: float
-
-
-def compare_orders(
-    image_size: int = 473,
-    scale_range: tuple[float, float] = (0.9, 1.1),
-    rotate_degrees: float = 10.0,
-    blur_probability: float = 1.0,
-    episodes: int = 60,
-    seed: int = 0,
-    pictures: Sequence[tuple[bytes, bytes]] | None = None,
-) -> OrderComparison:
-    """Time both orders of work on 500 x 375 JPEGs with PNG masks.
-
-    The straightforward order decodes both, then scales, rotates, blurs and mirrors the whole image in float32 with
-    torchvision's functions (masks likewise, nearest neighbour), then draws crops on the finished mask until one keeps
-    enough. Both draw the same scale, angle, blur and flip, and the same kind of crop; both run in this process on one
-    thread, episode by episode in turn, so that other load on the machine hits both alike.
-
-    Args:
-        image_size, scale_range, rotate_degrees, blur_probability: of the training transform; every step is done to
-            every image by default.
-        episodes: timed, after five that are not.
-        seed: of the pictures and the augmentation.
-        pictures: (JPEG bytes, PNG bytes with 1 = foreground); None draws sixteen.
-    """
-    transform = TrainTransform(image_size, scale_range, rotate_degrees, blur_probability)
-    files = pictures or draw_pictures(16, seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times: tuple[list[float], list[float]] = ([], [])
-    kept: tuple[list[float], list[float]] = ([], [])
-    try:
-        for number in range(-5, episodes):
-            for side, build in enumerate((_build_ours, _build_straightforward)):
-                shares, start = [], time.process_time()
-                for role in range(2):
-                    jpeg, png = files[(2 * number + role) % len(files)]
-                    shares.append(build(jpeg, png, transform, Random(f"bench {seed} {number} {role}")))
-                if number >= 0:
-                    times[side].append(time.process_time() - start)
-                    kept[side].extend(shares)
-    finally:
-        torch.set_num_threads(threads)
-    ours, other = (1e3 * statistics.median(t) for t in times)
-    below = [sum(k < transform.crop_keep for k in side) / len(side) for side in kept]
-    return OrderComparison(
-        image_size=image_size,
-        switches=f"scale {scale_range[0]}-{scale_range[1]}, rotation {rotate_degrees}, blur {blur_probability}",
-        ours_ms=ours,
-        straightforward_ms=other,
-        ratio=other / ours,
-        ours_kept=statistics.fmean(kept[0]),
-        straightforward_kept=statistics.fmean(kept[1]),
-        ours_below=below[0],
-        straightforward_below=below[1],
-    )
-
-
-def _build_ours(jpeg: bytes, png: bytes, transform: TrainTransform, random: Random) -> float:
-    image, mask = _decode(jpeg, png)
-    plan = transform.place(mask, random)
-    render(image, mask, plan, transform.image_size, keep_foreground=True)
-    return plan.kept
-
-
-def _decode(jpeg: bytes, png: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    with Image.open(io.BytesIO(jpeg)) as picture, Image.open(io.BytesIO(png)) as labels:
-        return np.array(picture), np.array(labels)
-
-
-def _build_straightforward(jpeg: bytes, png: bytes, transform: TrainTransform, random: Random) -> float:
-    image_bytes, mask_bytes = _decode(jpeg, png)
-    _, _, kept = straightforward(image_bytes, mask_bytes, transform, random)
-    return kept
-
-
-def straightforward(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], transform: TrainTransform, random: Random
-) -> tuple[Tensor, Tensor, float]:
-    """The same random transform done the plain way: whole float images step by step, the crop last.
-
-    Returns:
-        image (3, S, S) float32 and mask (S, S) float32 as `TrainTransform` makes them, and the share of the foreground
-        kept, counted in the transformed mask.
-    """
-    from torchvision.transforms.v2 import InterpolationMode, functional
-
-    nearest, bilinear = InterpolationMode.NEAREST_EXACT, InterpolationMode.BILINEAR
-    size = transform.image_size
-    plan = transform.draw(mask.shape, random)
-    pixels = torch.from_numpy(image).permute(2, 0, 1).float().div_(255)
-    labels = torch.from_numpy(mask)[None].float()
-    pixels = functional.resize(pixels, list(plan.scaled), bilinear, antialias=True)
-    labels = functional.resize(labels, list(plan.scaled), nearest)
-    if plan.angle:
-        pixels = functional.rotate(pixels, plan.angle, bilinear, fill=list(MEAN))
-        labels = functional.rotate(labels, plan.angle, InterpolationMode.NEAREST, fill=[float(IGNORE_INDEX)])
-    if plan.blur:
-        pixels = functional.gaussian_blur(pixels, [5, 5])
-    if plan.flip:
-        pixels, labels = functional.horizontal_flip(pixels), functional.horizontal_flip(labels)
-    height, width = plan.scaled
-    total = int((labels == 1).sum())
-    best, best_kept = (0, 0), -1.0
-    for _ in range(CROP_TRIES):
-        top, left = (
-            int(random.random() * (max(height - size, 0) + 1)),
-            int(random.random() * (max(width - size, 0) + 1)),
-        )
-        inside = int((labels[0, top : top + size, left : left + size] == 1).sum())
-        kept = inside / total if total else 1.0
-        if kept > best_kept:
-            best, best_kept = (top, left), kept
-        if kept >= transform.crop_keep:
-            break
-    top, left = best
-    pixels = functional.normalize(pixels[:, top : top + size, left : left + size], list(MEAN), list(STD))
-    labels = labels[0, top : top + size, left : left + size]
-    space = [0, size - pixels.shape[2], 0, size - pixels.shape[1]]
-    pixels = torch.nn.functional.pad(pixels, space, value=0.0)
-    labels = torch.nn.functional.pad(labels, space, value=float(IGNORE_INDEX))
-    return pixels, labels, best_kept
-
-
-def draw_pictures(count: int, seed: int, size: tuple[int, int] = (375, 500)) -> list[tuple[bytes, bytes]]:
-    """(JPEG, PNG mask) files of `size` (height, width): an ellipse on clutter; bytes about as many as VOC's."""
-    height, width = size
-    files = []
-    for number in range(count):
-        draw = np.random.default_rng((seed, number))
-        coarse = draw.integers(0, 256, (height // 12, width // 12, 3), dtype=np.uint8)
-        ground = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(ground, dtype=np.float64) + draw.normal(0, 9, (height, width, 3))
-        mask = Image.new("L", (width, height), 0)
-        high, wide = draw.uniform(0.25, 0.9) * height, draw.uniform(0.25, 0.9) * width
-        top, left = draw.uniform(0, height - high), draw.uniform(0, width - wide)
-        ImageDraw.Draw(mask).ellipse((left, top, left + wide, top + high), fill=1)
-        pixels[np.asarray(mask) == 1] = pixels[np.asarray(mask) == 1] * 0.5 + draw.uniform(0, 128, 3)
-        jpeg, png = io.BytesIO(), io.BytesIO()
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(jpeg, "JPEG", quality=90)
-        mask.save(png, "PNG")
-        files.append((jpeg.getvalue(), png.getvalue()))
-    return files
-
-
-# --------------------------------------------------------------------------------------------------------------- report
-
-
 def format_loading(rows: Sequence[LoadingRow]) -> str:
     """The rows as a table in plain text."""
     lines = [
@@ -413,17 +236,3 @@ def format_loading(rows: Sequence[LoadingRow]) -> str:
         )
     lines.append(f"{os.cpu_count()} cores; every worker computes on one thread")
     return "\n".join(lines)
-
-
-def format_comparison(c: OrderComparison) -> str:
-    """The comparison in four lines of plain text."""
-    return "\n".join(
-        [
-            f"1-shot training episode at {c.image_size} px from 500 x 375 JPEGs, one core ({c.switches}):",
-            f"  fsseg            {c.ours_ms:7.1f} ms   crop keeps {100 * c.ours_kept:.1f} % of the foreground, "
-            f"{100 * c.ours_below:.1f} % of crops below the limit",
-            f"  straightforward  {c.straightforward_ms:7.1f} ms   crop keeps {100 * c.straightforward_kept:.1f} %, "
-            f"{100 * c.straightforward_below:.1f} % below",
-            f"  {c.ratio:.1f} times as fast",
-        ]
-    )

@@ -20,7 +20,7 @@ from fsseg.config import CocoConfig, DatasetConfig
 from fsseg.data.coco_store import CocoStore, open_store
 from fsseg.data.faults import Fault, faults_error
 from fsseg.data.folds import COCO_CLASSES, fold_classes
-from fsseg.data.images import read_image
+from fsseg.data.images import image_size, read_image
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, Split
 from fsseg.data.store import cache_folders
 from fsseg.errors import UserError
@@ -110,19 +110,19 @@ class CocoSource:
         store = self._store(split)
         return self.image_folder(split) / store.file_names[store.position(image_id)]
 
-    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
-        """The image as RGB, (H, W, 3) uint8.
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
+        """The image as RGB, (H, W, 3) uint8; see `source.Source.image`.
 
         Raises:
             UserError: naming the file, if it is missing, cannot be decoded, or is not of the annotated size.
         """
         path = self.image_path(split, image_id)
-        image = read_image(path)
+        image = read_image(path, longer_side)
         store = self._store(split)
         height, width = store.size(store.position(image_id))
-        if image.shape[:2] != (height, width):
+        if image.shape[:2] != (height, width) and (found := image_size(path)) != (height, width):
             raise UserError(
-                f"image {path} is {image.shape[1]}x{image.shape[0]} pixels, but "
+                f"image {path} is {found[1]}x{found[0]} pixels, but "
                 f"{self.annotation_path(split)} says {width}x{height}: its masks would not fit",
                 "restore the original image: it was resized or belongs to another release",
             )

@@ -59,12 +59,17 @@ class CocoStore:
         return height, width
 
     def index(self) -> ClassIndex:
-        """Pairs with at least one instance pixel."""
+        """Pairs with at least one instance pixel, and those with crowd pixels alone: 0 pixels, see `ClassIndex`."""
+        own = list(zip(self._arrays["pair_image"].tolist(), self._arrays["pair_class"].tolist()))
+        pixels = dict(zip(own, self._arrays["pair_pixels"].tolist()))
+        for pair in zip(self._arrays["crowd_image"].tolist(), self._arrays["crowd_class"].tolist()):
+            pixels.setdefault(pair, 0)
+        pairs = np.array(sorted(pixels), dtype=np.int32).reshape(-1, 2)
         return ClassIndex(
             image_ids=tuple(self.image_ids),
-            pair_image=self._arrays["pair_image"],
-            pair_class=self._arrays["pair_class"],
-            pair_pixels=self._arrays["pair_pixels"],
+            pair_image=np.ascontiguousarray(pairs[:, 0]),
+            pair_class=pairs[:, 1].astype(np.int16),
+            pair_pixels=np.array([pixels[pair] for pair in sorted(pixels)], dtype=np.int64),
         )
 
     def instances(self, position: int, class_id: int) -> tuple[bytes, ...]:
@@ -122,7 +127,9 @@ class _Union:
     codes: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
 
     def arrays(self, kind: str) -> Arrays:
-        pairs, pixels, blobs = [], [], []
+        pairs: list[tuple[int, int]] = []
+        pixels: list[int] = []
+        blobs: list[bytes] = []
         for pair in sorted(self.codes):
             code = rle.merge(self.codes.pop(pair))
             if area := int(rle.area(code)):

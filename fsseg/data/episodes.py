@@ -268,7 +268,8 @@ def read_episodes(
         start += 1
     _check_head(path, head, dataset, fold, shot, write_again)
 
-    listed = {(index.image_ids[i], c) for i, c in zip(index.pair_image.tolist(), index.pair_class.tolist())}
+    seen = index.pair_pixels > 0
+    listed = {(index.image_ids[i], c) for i, c in zip(index.pair_image[seen].tolist(), index.pair_class[seen].tolist())}
     images = set(index.image_ids)
     episodes: dict[int, list[EpisodeSpec]] = {}
     found: list[UserError] = []

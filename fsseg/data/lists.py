@@ -47,7 +47,7 @@ class FoldLists:
 
 
 def images_with(index: ClassIndex, classes: Collection[int]) -> set[int]:
-    """Positions of the images that hold a single pixel or more of any of `classes`."""
+    """Positions of the images that hold any of `classes`, be it a single pixel or a crowd (a pair of 0 pixels)."""
     wanted = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64))
     return set(index.pair_image[wanted].tolist())
 
@@ -60,10 +60,12 @@ def eligible_pairs(
     Args:
         index: of the split.
         classes: class_ids that count.
-        min_pixels: smallest object at original size; 0 takes every pair that the index holds.
+        min_pixels: smallest object at original size; 0 takes every pair of at least one pixel.
         without: positions of images that are left out.
     """
-    keep = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64)) & (index.pair_pixels >= min_pixels)
+    keep = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64)) & (
+        index.pair_pixels >= max(min_pixels, 1)
+    )
     if without:
         keep &= ~np.isin(index.pair_image, np.asarray(sorted(without), dtype=np.int64))
     return sorted(zip(index.pair_image[keep].tolist(), index.pair_class[keep].tolist()))
@@ -74,9 +76,9 @@ def train_lists(
 ) -> FoldLists:
     """Lists of the base classes in the training split.
 
-    `protocol.novel_in_training` = drop leaves out every image with a single pixel of a novel class; background and
-    ignore keep it (the loader then labels those pixels 0 or 255). A class with too few images for one episode is left
-    out with a warning.
+    `protocol.novel_in_training` = drop leaves out every image with a pixel or a crowd of a novel class; background and
+    ignore keep it (the loader then labels those pixels 0 or 255). A class with too few images for one episode is
+    left out with a warning.
 
     Args:
         index: of the split `train`.

@@ -7,6 +7,7 @@ the data alone: not on the number of worker processes, nor on where one starts.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsseg.config import Config
 from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
-from fsseg.data.lists import FoldLists, train_lists, val_lists
+from fsseg.data.images import reduction
+from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
+from fsseg.data.render import Sample, turn_hue
 from fsseg.data.source import Source, Split
-from fsseg.data.transforms import EvalTransform, Sample, TrainTransform, turn_hue
+from fsseg.data.transforms import EvalTransform, TrainTransform
 from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
 from fsseg.errors import UserError
 from fsseg.signals import shield_worker
@@ -64,7 +67,8 @@ class EvaluationPlan:
     Attributes:
         episodes: evaluation seed -> its episodes.
         classes: the fold's novel classes that have an episode; the score is their mean.
-        missing_classes: the novel classes that have none; the result is partial if there are any.
+        missing_classes: the novel classes with too few images for an episode; the result is partial if there are any.
+        not_drawn: the novel classes that have the images, but no episode: the list is too short. Partial likewise.
         fingerprint: of the episodes.
         index_fingerprint: of the evaluation split's index.
     """
@@ -72,12 +76,13 @@ class EvaluationPlan:
     episodes: dict[int, list[EpisodeSpec]]
     classes: tuple[int, ...]
     missing_classes: tuple[int, ...]
+    not_drawn: tuple[int, ...]
     fingerprint: str
     index_fingerprint: str
 
     @property
     def partial(self) -> bool:
-        return bool(self.missing_classes)
+        return bool(self.missing_classes or self.not_drawn)
 
 
 def training_plan(source: Source, cfg: Config) -> TrainingPlan:
@@ -119,10 +124,14 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
             for seed in cfg.protocol.seeds
         }
     present = {spec.class_id for specs in episodes.values() for spec in specs}
+    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol.min_pixels))
+    absent = [c for c in sorted(novel) if c not in present]
+    needed = images_needed(cfg.protocol, cfg.shot)
     return EvaluationPlan(
         episodes=episodes,
         classes=tuple(c for c in sorted(novel) if c in present),
-        missing_classes=tuple(c for c in sorted(novel) if c not in present),
+        missing_classes=tuple(c for c in absent if images[c] < needed),
+        not_drawn=tuple(c for c in absent if images[c] >= needed),
         fingerprint=fingerprint(episodes),
         index_fingerprint=index.fingerprint,
     )
@@ -220,12 +229,12 @@ class EpisodeDataset(Dataset[Episode]):
         )
 
     def _load(self, spec: EpisodeSpec, image_id: str, role: str) -> tuple[Sample, Any]:
-        image = self.source.image(self.split, image_id)
+        image = self.source.image(self.split, image_id, self.transform.longer_side)
         if self.hue_shift and isinstance(self.transform, TrainTransform):
             turn = Random(f"fsseg hue {self.seed} {spec.number}").random()  # one for all images of the episode
             image = turn_hue(image, self.hue_shift * (2 * turn - 1))
         mask = self.source.mask(self.split, image_id, spec.class_id, self.ignore_classes)
-        if image.shape[:2] != mask.shape:
+        if not reduction(image.shape, mask.shape):
             raise UserError(
                 f"{self.source.name}, {self.split} image {image_id}: image of {image.shape[1]} x {image.shape[0]} "
                 f"pixels, mask of {mask.shape[1]} x {mask.shape[0]}",

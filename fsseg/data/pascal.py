@@ -201,13 +201,13 @@ class VocSource:
         """Where the image lies."""
         return self.root / IMAGES / f"{image_id}.jpg"
 
-    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
-        """The image as RGB, (H, W, 3) uint8.
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
+        """The image as RGB, (H, W, 3) uint8; see `source.Source.image`.
 
         Raises:
             UserError: naming the file, if it is missing or cannot be decoded.
         """
-        return read_image(self.image_path(split, image_id))
+        return read_image(self.image_path(split, image_id), longer_side)
 
     def labels(self, image_id: str) -> NDArray[np.uint8]:
         """The whole label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore.

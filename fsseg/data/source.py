@@ -24,7 +24,9 @@ IGNORE_INDEX = 255
 class ClassIndex:
     """Which classes stand in which images, with how many pixels at original size.
 
-    A pair is listed when the class has at least one pixel (255 never counts). Pairs are sorted by (image, class).
+    A pair is listed when the class has at least one pixel (255 never counts). A pair of 0 pixels says that the class is
+    in the image but only as pixels of 255 (a crowd of COCO): such a pair is in no list, but an image that holds a novel
+    class that way counts as holding it. Pairs are sorted by (image, class).
 
     Attributes:
         image_ids: (I,) names of all images of the split, in list order, those without any object included.
@@ -78,8 +80,12 @@ class Source(Protocol):
         """class_ids held out in `fold`; the others are the base classes."""
         ...
 
-    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         """The image as RGB, (H, W, 3) uint8.
+
+        Args:
+            longer_side: pixels on the longer side that are enough. A source may then hand out a larger image reduced
+                by 2, 4 or 8, sides rounded up, with no fewer pixels than that (see `images.decode_image`).
 
         Raises:
             UserError: naming the file, if it is missing or cannot be decoded.

@@ -209,7 +209,7 @@ def draw_sheet(source: Source, indexes: dict[Split, ClassIndex], path: Path, num
     for split, index in indexes.items():
         wanted = num_samples // len(indexes)
         by_class: dict[int, list[int]] = {}
-        for pair in rng.permutation(len(index.pair_image)).tolist():
+        for pair in rng.permutation(np.flatnonzero(index.pair_pixels)).tolist():
             by_class.setdefault(int(index.pair_class[pair]), []).append(pair)
         while wanted and by_class:  # one tile of each class, then a second of each, ...
             for class_id in list(by_class):

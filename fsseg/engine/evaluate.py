@@ -106,13 +106,10 @@ def evaluate(
     total = sum(len(specs) for p in (plan, *shifted.values()) for specs in p.episodes.values())
     log.info("evaluating %d episodes (%d seeds) of %d novel classes: %s", total, len(plan.episodes), len(plan.classes),
              ", ".join(source.classes[c] for c in plan.classes))  # fmt: skip
-    if plan.missing_classes:
-        names = ", ".join(source.classes[c] for c in plan.missing_classes)
-        log.warning(
-            "no episode of %s (too few images, or too few episodes): "
-            "the result is partial, not comparable with published ones",
-            names,
-        )
+    for absent, why in ((plan.missing_classes, "too few images"), (plan.not_drawn, "too few episodes were drawn")):
+        if absent:
+            names = ", ".join(source.classes[c] for c in absent)
+            log.warning("no episode of %s (%s): the result is partial, not comparable with published ones", names, why)
 
     wanted = _figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
@@ -133,7 +130,7 @@ def evaluate(
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
-        missing_classes=[source.classes[c] for c in plan.missing_classes],
+        missing_classes=[source.classes[c] for c in sorted((*plan.missing_classes, *plan.not_drawn))],
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ class FakeSource:
             out[2 + 18 * row : 18 + 18 * row, 14 * column : 14 * column + 14] = c + 1
         return out
 
-    def image(self, split: Split, image_id: str) -> NDArray[np.uint8]:
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         labels = self.labels(split, image_id)
         out = np.zeros((self.height, self.width, 3), dtype=np.uint8)
         out[..., 1] = list(self.images[split]).index(image_id) * (labels == 0)

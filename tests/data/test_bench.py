@@ -11,14 +11,8 @@ import torch
 from PIL import Image
 from test_loader import make_cfg, make_source
 
-from fsseg.data.bench import (
-    bench_loading,
-    compare_orders,
-    draw_pictures,
-    format_comparison,
-    format_loading,
-    straightforward,
-)
+from fsseg.data.bench import bench_loading, format_loading
+from fsseg.data.bench_orders import compare_orders, draw_pictures, format_comparison, straightforward
 from fsseg.data.transforms import TrainTransform
 
 

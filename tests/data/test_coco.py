@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trees import coco_json, make_coco, write_jpeg
+from trees import box, coco_categories, coco_json, make_coco, run_lengths, write_jpeg
 
-from fsseg.config import CocoConfig
+from fsseg.config import CocoConfig, ProtocolConfig
 from fsseg.data import coco_store
 from fsseg.data.coco import CocoSource
+from fsseg.data.folds import COCO_CLASSES
+from fsseg.data.lists import train_lists, val_lists
 from fsseg.errors import UserError
 
 SEVEN, NINE = "COCO_val2014_000000000007", "COCO_val2014_000000000009"
@@ -38,6 +40,36 @@ def test_index_counts_the_union_of_instances_without_crowds(tmp_path: Path) -> N
     assert index.pair_class.tolist() == [PERSON, DOG, TOOTHBRUSH]
     # Two 10x10 people share 5x5 pixels; the toothbrush is in two pieces of 3x2 and 4x4.
     assert index.pair_pixels.tolist() == [175, 24, 22]
+
+
+def test_an_image_with_only_a_crowd_of_a_novel_class_is_dropped_from_training_but_never_listed(tmp_path: Path) -> None:
+    """Images 1, 2, 3 show a dog each; in 3 there is also a crowd of people, and not one person by himself."""
+    crowd = np.zeros((100, 100), np.uint8)
+    crowd[80:, 80:] = 1
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 100, "width": 100} for i in (1, 2, 3)],
+        "annotations": [
+            *({"id": i, "image_id": i, "category_id": 18, "iscrowd": 0, "segmentation": box(0, 0, 60, 60)}
+              for i in (1, 2, 3)),
+            {"id": 4, "image_id": 3, "category_id": 1, "iscrowd": 1, "segmentation": run_lengths(crowd)},
+        ],
+        "categories": coco_categories(),
+    }  # fmt: skip
+    index = with_annotations(tmp_path, content).index("val")
+    assert index.pair_class.tolist() == [DOG, DOG, PERSON, DOG]
+    assert index.pair_pixels.tolist() == [3600, 3600, 0, 3600]
+    for min_pixels in (0, 2048):
+        lists = {
+            rule: train_lists(
+                index, (PERSON,), ProtocolConfig("p", novel_in_training=rule, min_pixels=min_pixels), 1, COCO_CLASSES
+            ).candidates
+            for rule in ("drop", "background")
+        }
+        assert lists == {"drop": {DOG: ("1", "2")}, "background": {DOG: ("1", "2", "3")}}
+        with pytest.raises(UserError, match="no novel class"):
+            val_lists(
+                index, (PERSON,), ProtocolConfig("p", min_pixels=min_pixels, repeat_support=True), 1, COCO_CLASSES
+            )
 
 
 def test_crowd_is_ignored_where_no_instance_of_the_class_lies(tmp_path: Path) -> None:

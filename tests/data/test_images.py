@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 from trees import labels_of, write_jpeg, write_mat, write_png
 
-from fsseg.data.images import image_size, read_image, read_labels
+from fsseg.data import images
+from fsseg.data.images import decode_image, image_size, read_image, read_labels, reduction
+from fsseg.data.render import STD
+from fsseg.data.transforms import EvalTransform, TrainTransform
 from fsseg.errors import UserError
 
 
@@ -75,3 +82,51 @@ def test_damaged_mat_is_named(tmp_path: Path) -> None:
     for name in ("cut.mat", "other.mat", "odd.mat"):
         with pytest.raises(UserError, match=name):
             read_labels(tmp_path / name)
+
+
+def photograph(width: int, height: int, **save: Any) -> bytes:
+    """A JPEG with structure at every scale and the noise of a camera."""
+    draw = np.random.default_rng(0)
+    pixels = np.zeros((height, width, 3))
+    for cell in (160, 40, 12):
+        coarse = draw.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8)
+        pixels += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    pixels = pixels / 3 + draw.normal(0, 4, pixels.shape)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88, **save)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("save", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
+def test_jpegs_have_the_pixels_of_pillows_decoder(save: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photograph(101, 67, **save)
+    expected = np.array(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    monkeypatch.setattr(images, "_decoder", lambda: None)
+    np.testing.assert_array_equal(decode_image(data), expected)
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_need_be_and_a_small_one_whole() -> None:
+    large, small = photograph(1603, 1201), photograph(640, 480)
+    shapes = [decode_image(large, longer_side).shape for longer_side in (None, 802, 801, 400, 100)]
+    assert shapes == [(1201, 1603, 3), (1201, 1603, 3), (601, 802, 3), (301, 401, 3), (151, 201, 3)]
+    assert [reduction(shape, (1201, 1603)) for shape in shapes] == [1, 1, 2, 4, 8]
+    assert decode_image(small, 100).shape == (480, 640, 3)
+    assert reduction((600, 801), (1201, 1603)) == 0  # another picture, not this one reduced
+    assert reduction((240, 320), (480, 640)) == 0  # so small a picture never is
+
+
+@pytest.mark.parametrize("size", [129, 257, 393])
+def test_decoding_at_reduced_size_changes_the_network_input_within_the_stated_tolerance(size: int) -> None:
+    data = photograph(1603, 1201)
+    mask = np.zeros((1201, 1603), np.uint8)
+    transform = EvalTransform(size)
+    reduced = decode_image(data, transform.longer_side)
+    assert len(reduced) < 1201
+    scale = torch.tensor(STD).view(3, 1, 1) * 255
+    difference = ((transform(reduced, mask).image - transform(decode_image(data), mask).image) * scale).abs()
+    assert difference.mean() < 0.7
+    assert torch.quantile(difference.flatten()[::7], 0.99) <= 4
+    train = TrainTransform(size, (0.9, 1.0), rotate_degrees=10.0)
+    plain, turned = (train(decode_image(data, n), mask, Random(1)).image for n in (None, train.longer_side))
+    assert ((plain - turned) * scale).abs().mean() < 3  # rotation averages whole pixels first: by other factors

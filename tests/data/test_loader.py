@@ -105,7 +105,7 @@ def test_base_and_novel_classes_never_meet(name: str, fold: int) -> None:
 
     evaluation = evaluation_plan(source, cfg)
     assert {s.class_id for specs in evaluation.episodes.values() for s in specs} <= novel
-    assert set(evaluation.classes) | set(evaluation.missing_classes) == novel
+    assert set(evaluation.classes) | set(evaluation.missing_classes) | set(evaluation.not_drawn) == novel
 
 
 @pytest.mark.parametrize("shot", [1, 2])
@@ -159,7 +159,7 @@ class Broken(FakeSource):
         super().__init__(make_source().images)
         self.kind = kind
 
-    def image(self, split: Any, image_id: str) -> NDArray[np.uint8]:
+    def image(self, split: Any, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         if self.kind == "image" and image_id == "train7":
             raise UserError("JPEGImages/train7.jpg is cut short", "fetch it again")
         return super().image(split, image_id)
@@ -203,7 +203,7 @@ def test_a_novel_class_without_episodes_makes_the_result_partial() -> None:
     for pairs in source.images["val"].values():
         pairs.pop(1, None)  # type: ignore[attr-defined]
     plan = evaluation_plan(source, make_cfg(min_pixels=0))
-    assert (plan.classes, plan.missing_classes, plan.partial) == ((0,), (1,), True)
+    assert (plan.classes, plan.missing_classes, plan.not_drawn, plan.partial) == ((0,), (1,), (), True)
 
 
 def test_workers_are_as_asked_or_one_less_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +240,12 @@ def test_all_images_of_an_episode_turn_their_hue_alike_and_evaluation_never_does
     specs = evaluation_plan(source, cfg).episodes[0][:4]
     (batch,) = evaluation_loader(source, cfg, specs)
     assert all(c[1:] == (0, 0) for found in of_batch(batch) for c in found)
+
+
+def test_a_class_without_an_episode_because_few_are_drawn_is_not_called_too_small() -> None:
+    images: Any = {
+        "train": {},
+        "val": {**{f"a{n}": {0: 9000} for n in range(3)}, **{f"b{n}": {1: 9000} for n in range(3)}},
+    }
+    plan = evaluation_plan(FakeSource(images), make_cfg(num_episodes=1, seeds=[0], query_order="list_cycle"))
+    assert (plan.classes, plan.missing_classes, plan.not_drawn, plan.partial) == ((0,), (), (1,), True)
