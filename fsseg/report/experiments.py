@@ -220,9 +220,7 @@ def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -
                 error = "" if std is None else f" (standard error {std / math.sqrt(len(differences)):.2f})"
                 parts.append(f"{mean(differences):+.2f}{error} at shift {s}")
         if parts:
-            lines.append(
-                f"{LABELS[kind]} against the baseline, over {len(pairs)} pairs of fold and seed: {', '.join(parts)}"
-            )
+            lines.append(f"{LABELS[kind]} against the baseline, over {len(pairs)} fold-seed pairs: {', '.join(parts)}")
     return lines
 
 
