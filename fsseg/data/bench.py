@@ -181,6 +181,9 @@ class _TimedSource:
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         return self.source.novel_classes(fold)
 
+    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
+        self.source.check(splits)
+
     def background_family(self, split: Split, image_id: str) -> int | None:
         return self.source.background_family(split, image_id)
 

@@ -177,7 +177,7 @@ def build(path: Path) -> tuple[Arrays, list[Fault]]:
     if faults:
         return {}, faults
     names = [images[number]["file_name"] for number in order]
-    arrays = {
+    arrays: Arrays = {
         "image_ids": pack_names([Path(name).stem for name in names]),
         "file_names": pack_names(names),
         "shape": np.array([[images[n]["height"], images[n]["width"]] for n in order], dtype=np.int32).reshape(-1, 2),

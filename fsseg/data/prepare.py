@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.data.download import Archive, download, unpack
+from fsseg.data.download import Archive, download
 from fsseg.data.lock import folder_lock
+from fsseg.data.unpack import unpack
 from fsseg.data.voc_lists import find_sbd
 from fsseg.errors import UserError
 

@@ -86,7 +86,7 @@ def read_store(path: Path, key: dict[str, Any], verify: bool = True) -> Arrays |
                 body = np.zeros(0, np.uint8)
             else:
                 body = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", offset=begin, shape=(header["length"],)))
-            if verify and zlib.crc32(memoryview(body)) != header["crc32"]:
+            if verify and zlib.crc32(body.data) != header["crc32"]:
                 return None
     except (OSError, ValueError, KeyError):
         return None

@@ -12,7 +12,8 @@ import pytest
 from server import Site, serve
 
 from fsseg.data import download as module
-from fsseg.data.download import Archive, download, unpack
+from fsseg.data.download import Archive, download
+from fsseg.data.unpack import unpack
 from fsseg.errors import UserError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes()

@@ -82,12 +82,12 @@ def test_training_lists_agree_with_the_definition(
 
 
 @pytest.mark.shared
-def test_lists_from_the_real_masks_have_the_published_sizes(shared_dir: Path, tmp_path: Path) -> None:
+def test_lists_from_the_real_masks_have_the_published_sizes(shared_dir: Path, voc_cache: Path) -> None:
     facts = json.loads((shared_dir / "facts/folds.json").read_text())["pascal5i"]["list_sizes_from_masks"]["folds"]
     root = str(shared_dir / "data/voc_part")
     pools = {"train_aug_10582": "train_aug", "pfenet_list_5953": "pfenet_train"}
     for pool, name in pools.items():
-        cfg = PascalConfig(name="pascal5i", root=root, image_size=473, cache=str(tmp_path), train_list=name)
+        cfg = PascalConfig(name="pascal5i", root=root, image_size=473, cache=str(voc_cache), train_list=name)
         source = PascalSource(cfg)
         for fold in range(4):
             novel, fact = source.novel_classes(fold), facts[str(fold)]

@@ -203,8 +203,8 @@ def test_facts_carried_along_are_sound() -> None:
 
 
 @pytest.mark.shared
-def test_the_real_masks_are_the_standard_benchmark_and_missing_images_are_listed(shared_dir, tmp_path: Path) -> None:
-    source = voc(shared_dir / "data" / "voc_part", cache=str(tmp_path))
+def test_the_real_masks_are_the_standard_benchmark_and_missing_images_are_listed(shared_dir, voc_cache: Path) -> None:
+    source = voc(shared_dir / "data" / "voc_part", cache=str(voc_cache))
     report = verify(source, decode=False)
     assert report.standard
     assert not report.ready
@@ -213,7 +213,7 @@ def test_the_real_masks_are_the_standard_benchmark_and_missing_images_are_listed
     folds = json.loads((shared_dir / "facts" / "folds.json").read_text())
     assert facts()["pascal5i"]["folds"] == folds["pascal5i"]["list_sizes_from_masks"]["folds"]
     part = verify(
-        voc(shared_dir / "data" / "voc_part", cache=str(tmp_path), train_list="part_train", val_list="part_val")
+        voc(shared_dir / "data" / "voc_part", cache=str(voc_cache), train_list="part_train", val_list="part_val")
     )
     assert part.ready
     assert not part.standard
