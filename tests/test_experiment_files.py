@@ -177,3 +177,13 @@ def test_a_shift_that_cannot_be_is_a_fault(line: list[str], named: str) -> None:
         found = [fault.what for fault in faults(c.one(line).cfg)]
     assert len(found) == 1
     assert named in found[0]
+
+
+def test_the_estimate_counts_the_episodes_of_every_shift(root: Path, tmp_path: Path) -> None:
+    from fsseg.sweep.estimate import measure
+
+    made = composed(root, tmp_path, "eval.background_shifts=[0,1]", "variant=measured")
+    result = run(made.config, made.task_overrides)
+    found = measure(cell_of(made).directory)
+    assert found is not None
+    assert found.evaluate == pytest.approx(result["timing"]["evaluate_seconds"] / (3 * 6))  # 6 episodes, 3 times

@@ -124,7 +124,9 @@ def measure(folder: Path, calibration: bool = False) -> Measured | None:
             status.get("peak_memory_bytes"), None, "running cells",
         )  # fmt: skip
     timing, training = _mapping(result.get("timing")), _mapping(result.get("training"))
-    episodes = sum(int(s.get("num_episodes") or 0) for s in _mapping(result.get("metrics")).get("per_seed") or [])
+    metrics = _mapping(result.get("metrics"))
+    episodes = sum(int(s.get("num_episodes") or 0) for s in metrics.get("per_seed") or [])
+    episodes *= 1 + len(_mapping(metrics.get("by_background_shift")))
     train = (
         timing["train_seconds"] / training["steps"] if training.get("steps") and timing.get("train_seconds") else None
     )
@@ -204,7 +206,8 @@ def _measured_hours(
     elif steps is None:
         return None, ""
     if cfg.eval.enabled and evaluate:
-        seconds += cfg.protocol.num_episodes * len(cfg.protocol.seeds) * statistics.median(evaluate)
+        episodes = cfg.protocol.num_episodes * len(cfg.protocol.seeds) * (1 + len(cfg.eval.background_shifts))
+        seconds += episodes * statistics.median(evaluate)
     elif cfg.eval.enabled and not steps:
         return None, ""
     origins = [o for o in ("finished cells", "calibration", "running cells") if any(m.origin == o for m in alike)]
