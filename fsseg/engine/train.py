@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fsseg.cell import Cell, Status
 from fsseg.claim import ClaimLost
 from fsseg.config import Config
 from fsseg.data.loader import training_loader, training_plan
 from fsseg.data.source import IGNORE_INDEX, Source
-from fsseg.data.types import Batch
 from fsseg.engine import checkpoint, distributed
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import UserError
-from fsseg.model.base import FewShotModel
+from fsseg.model.base import FewShotModel, training_target
 from fsseg.ranks import ALONE, Ranks
 from fsseg.signals import Preempted
 
@@ -88,6 +88,8 @@ def train(
         parameters, lr=cfg.train.lr, momentum=cfg.train.momentum, weight_decay=cfg.train.weight_decay
     )
     amp = cfg.train.amp if device.type == "cuda" else "off"
+    if amp != cfg.train.amp:
+        log.warning("train.amp=%s needs a GPU: this run is in float32", cfg.train.amp)
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
     positions = distributed.share(plan.batch_size, ranks)
 
@@ -120,6 +122,7 @@ def train(
                 "loss": last_loss,
                 "window": window,
                 "fingerprint": cell.fingerprint,
+                "origin": origin(cfg, source),
                 "dataset_fingerprint": plan.index_fingerprint,
             },
             cell.previous_checkpoint,
@@ -142,11 +145,12 @@ def train(
                 assert batch is not None
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(cfg, step, total)
-                weight = _weight(batch, cfg.protocol.ignore_in_loss, ranks, device)
-                batch = batch.to(device)
+                target = training_target(batch, cfg.protocol.ignore_in_loss)
+                weight = _weight(target, ranks, device)
+                batch, target = batch.to(device), target.to(device, non_blocking=True)
                 kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
                 with torch.autocast(device.type, dtype=kind) if kind else nullcontext():
-                    loss, parts = model.loss(model(batch), batch.query_mask, cfg.protocol.ignore_in_loss)
+                    loss, parts = model.loss(model(batch), target)
                 optimiser.zero_grad(set_to_none=True)
                 scaler.scale(loss if ranks.world == 1 else loss * weight).backward()
                 distributed.add_gradients(parameters, ranks)
@@ -201,11 +205,23 @@ def train(
     )  # fmt: skip
 
 
-def _weight(batch: Batch, ignore_in_loss: bool, ranks: Ranks, device: torch.device) -> float:
-    """This rank's share of the valid pixels of the whole batch: what its mean loss counts in the mean over all."""
+def origin(cfg: Config, source: Source) -> dict[str, Any]:
+    """Where weights come from, for whoever uses the checkpoint: above all the classes they were trained on."""
+    novel = source.novel_classes(cfg.fold)
+    return {
+        "dataset": cfg.dataset.name,
+        "fold": cfg.fold,
+        "method": cfg.model.name,
+        "backbone": cfg.backbone.name,
+        "base_classes": [name for c, name in enumerate(source.classes) if c not in novel],
+    }
+
+
+def _weight(target: Tensor, ranks: Ranks, device: torch.device) -> float:
+    """This rank's share of the pixels that the whole batch trains: what its mean loss counts in the mean over all."""
     if ranks.world == 1:
         return 1.0
-    valid = int((batch.query_mask != IGNORE_INDEX).sum()) if ignore_in_loss else batch.query_mask.numel()
+    valid = int((target != IGNORE_INDEX).sum())
     (everywhere,) = distributed.add_up([valid], ranks, device)
     return valid / max(1.0, everywhere)
 

@@ -160,7 +160,7 @@ class Abcb(Baseline):
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
         """T rounds of QP, SM, IC with shared weights.
 
-        The answer is P of round T, whose SM and IC feed nothing and do not run.         A sample without predicted
+        The answer is P of round T, whose SM and IC feed nothing and do not run. A sample without predicted
         foreground, or without predicted background, keeps its S_QP for that round. Without IC the next round's P is
         QP(S_SM) itself, so there is no P_hat then.
         """

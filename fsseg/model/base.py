@@ -68,6 +68,25 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return total / (target != IGNORE_INDEX).sum().clamp_min(1)
 
 
+def training_target(batch: Batch, ignore_in_loss: bool = True) -> Tensor:
+    """What the queries of a batch are trained towards, (B, H, W) uint8 in {0, 1, 255}: 255 counts nowhere.
+
+    Padding is 255 always. That is what lies outside `valid_sizes`, and in a rotated image the corners beyond the
+    picture too: they are 255 with the mean colour exactly (0 in all channels), which no pixel of a picture has.
+
+    Args:
+        ignore_in_loss: leave annotated pixels of 255 out; False trains them as background.
+    """
+    target = batch.query_mask
+    if ignore_in_loss:
+        return target
+    padding = (batch.query_image == 0).all(1)
+    for outside, (height, width) in zip(padding, batch.valid_sizes):
+        outside[height:] = True
+        outside[:, width:] = True
+    return target.masked_fill((target == IGNORE_INDEX) & ~padding, 0)
+
+
 class FewShotModel(nn.Module):
     """Base of every method.
 
@@ -88,22 +107,17 @@ class FewShotModel(nn.Module):
         """Segment the queries of the batch; images (B, 3, H, W) and (B, K, 3, H, W), support masks (B, K, H, W)."""
         raise NotImplementedError
 
-    def loss(
-        self, prediction: Prediction, query_mask: Tensor, ignore_in_loss: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over t of CE(P_t) + lambda * sum over t of CE(P_hat_t) (ABCB, section "Loss").
 
         Args:
             prediction: what `forward` returned.
-            query_mask: (B, H, W) in {0, 1, 255}.
-            ignore_in_loss: leave pixels of 255 out; False trains them as background.
+            target: (B, H, W) in {0, 1, 255}, from `training_target`; 255 counts nowhere.
 
         Returns:
             The loss, and its terms (detached) under the names `p_1`.. and `p_hat_1`...
         """
-        target = query_mask.long()
-        if not ignore_in_loss:
-            target = target.masked_fill(target == IGNORE_INDEX, 0)
+        target = target.long()
         terms: dict[str, Tensor] = {}
         total = target.new_zeros((), dtype=torch.float32)
         for name, weight, maps in (("p", 1.0, prediction.rounds), ("p_hat", self.loss_weight, prediction.hats)):

@@ -64,9 +64,7 @@ class Prototype(FewShotModel):
         logits = torch.stack((other, similarity), 1) * _SCALE
         return Prediction([logits], size, support_foreground=foreground, query_features=query)
 
-    def loss(
-        self, prediction: Prediction, query_mask: Tensor, ignore_in_loss: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
 
 

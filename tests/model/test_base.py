@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
+import model_samples as samples
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fsseg.model.base import FewShotModel, Prediction, cross_entropy
+from fsseg.data.transforms import TrainTransform
+from fsseg.data.types import Batch
+from fsseg.model.base import FewShotModel, Prediction, cross_entropy, training_target
 
 LN2 = math.log(2)
 
@@ -40,11 +45,48 @@ def test_ignored_pixels_do_not_count() -> None:
     assert total.item() == pytest.approx((9 * math.log(4 / 3) + math.log(4)) / 10, rel=1e-5)
 
 
-def test_ignored_pixels_are_background_where_asked_for() -> None:
-    mask = torch.full((2, 9, 9), 255, dtype=torch.uint8)
-    mask[0] = 1
-    total, _ = Plain().loss(prediction(1, 0, math.log(3)), mask, ignore_in_loss=False)
-    assert total.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-5)
+def padded() -> Batch:
+    """Two 9 x 9 queries: 6 x 9 of the first and 9 x 4 of the second are image; in each a row of 3 pixels is 255."""
+    batch = samples.batch(torch.ones(2, 1, 9, 9), 9)
+    batch.valid_sizes = [(6, 9), (9, 4)]
+    batch.query_mask[:] = 255
+    batch.query_mask[0, :6] = 1
+    batch.query_mask[1, :, :4] = 0
+    batch.query_mask[:, 2, :3] = 255
+    return batch
+
+
+def test_padding_is_never_trained() -> None:
+    batch = padded()
+    assert torch.equal(training_target(batch), batch.query_mask)
+    target = training_target(batch, ignore_in_loss=False)
+    expected = batch.query_mask.clone()
+    expected[:, 2, :3] = 0  # annotated as 255, inside the image
+    assert torch.equal(target, expected)
+    assert (batch.query_mask[:, 2, :3] == 255).all()  # the batch is left as it was
+    # Foreground logit ln 3: of 54 + 36 pixels 51 are foreground and cost ln(4/3), 36 + 3 background ones cost ln 4.
+    total, _ = Plain().loss(prediction(1, 0, math.log(3)), target)
+    assert total.item() == pytest.approx((51 * math.log(4 / 3) + 39 * math.log(4)) / 90, rel=1e-5)
+
+
+def test_the_corners_of_a_rotated_image_are_padding_too() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    mask = np.zeros((30, 40), dtype=np.uint8)
+    mask[10:14, 15:25] = 1
+    transform = TrainTransform(41, (1.0, 1.0), rotate_degrees=60.0, flip_probability=0.5, crop_keep=0.0)
+    corners = 0
+    for seed in range(4):
+        batch = samples.batch(torch.ones(1, 1, 41, 41), 41)
+        plain = transform(image, mask, Random(seed))  # every 255 is padding: nothing is annotated so
+        batch.query_image, batch.query_mask, batch.valid_sizes = plain.image[None], plain.mask[None], [plain.valid_size]
+        assert torch.equal(training_target(batch, ignore_in_loss=False), batch.query_mask)
+        corners += int((plain.mask[: plain.valid_size[0], : plain.valid_size[1]] == 255).sum())
+
+        # the same place with all background annotated as 255: only the padding stays so
+        ignored = transform(image, np.where(mask == 1, 1, 255).astype(np.uint8), Random(seed))
+        batch.query_image, batch.query_mask = ignored.image[None], ignored.mask[None]
+        assert torch.equal(training_target(batch, ignore_in_loss=False), plain.mask[None])
+    assert corners > 0
 
 
 def test_a_batch_of_ignored_pixels_costs_nothing_and_pulls_nowhere() -> None:
