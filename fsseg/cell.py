@@ -63,8 +63,10 @@ class CellKey:
 
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
     """The key of a composed configuration and the overrides it was composed from."""
-    # An experiment file names its cells after itself (`name`): that it was chosen need not be said twice.
-    overrides = [o for o in overrides if o != f"experiment={cfg.name}"]
+    # The paper's experiments name their cells after themselves and change no setting silently: that one was chosen
+    # need not be said twice. Any other file under experiment/ may change anything, so it is a variant.
+    if cfg.name in ("paper", cfg.report):
+        overrides = [o for o in overrides if o != f"experiment={cfg.name}"]
     return CellKey(
         name=cfg.name, dataset=cfg.dataset.name, method=cfg.model.name, backbone=cfg.backbone.name,
         shot=cfg.shot, fold=cfg.fold, seed=cfg.seed, variant=cfg.variant or variant_of(overrides),
@@ -105,11 +107,6 @@ def _short(text: str) -> str:
 _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 
 
-# Keys that came after the first results, with the value that all earlier runs had: at that value they are left out of
-# the identity, so that those runs keep their fingerprints.
-_ADDED_LATER: dict[str, Any] = {"eval.background_shifts": [], "eval.diagnostics": False}
-
-
 def is_neutral(key: str) -> bool:
     """Whether a configuration key cannot change the numbers of a cell."""
     from fsseg.config import NEUTRAL_KEYS
@@ -131,9 +128,6 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """What of a resolved configuration can change the numbers: flat, files replaced by digests of their content."""
     flat = flatten(resolved)
     kept = {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
-    for key, default in _ADDED_LATER.items():
-        if kept.get(key) == default:
-            del kept[key]
     for key in _PATHS_BY_CONTENT:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))

@@ -354,6 +354,8 @@ STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
 """Pixels per feature cell of each backbone; an image side fits if (side - 1) is a multiple of it."""
 
 _CHOICES = {
+    "model.layer": ("layer2", "layer3", "layer4"),
+    "model.threshold": ("otsu", "background"),
     "protocol.novel_in_training": ("drop", "background", "ignore"),
     "protocol.query_order": ("cycle", "list_cycle", "class_uniform", "first_n"),
     "protocol.scoring_size": ("original", "network"),
@@ -370,6 +372,12 @@ _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", 
              "model.neck_pool",
              "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds",
              "sync.attempts", "sync.timeout_seconds")  # fmt: skip
+_WITHIN = (
+    ("model.histogram_bins", 2, 1024),
+    ("backbone.trainable_layers", 0, 5),
+    ("dataset.image_size", 9, 4097),
+    ("train.momentum", 0.0, 0.9999),
+)
 _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
                  "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
@@ -384,6 +392,8 @@ _PROBABILITIES = (
 
 def faults(cfg: Config) -> list[UserError]:
     """All semantic faults of a composed configuration, none of which touches the data itself but for its folder."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
     found: list[UserError] = []
 
     def add(what: str, fix: str) -> None:
@@ -427,6 +437,12 @@ def faults(cfg: Config) -> list[UserError]:
         from fsseg.sweep.store import url_faults
 
         found += url_faults(cfg.sync.url)
+    classes = {"coco20i": 80}.get(cfg.dataset.name, 20)
+    if cfg.dataset.num_folds < 2 or classes % cfg.dataset.num_folds:
+        add(
+            f"dataset.num_folds={cfg.dataset.num_folds} does not cut {classes} classes into equal parts",
+            "set dataset.num_folds=4, as every published result does",
+        )
     if not 0 <= cfg.fold < cfg.dataset.num_folds:
         add(
             f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {cfg.dataset.num_folds - 1}",
@@ -478,10 +494,21 @@ def faults(cfg: Config) -> list[UserError]:
         add(f"protocol.episodes_file={cfg.protocol.episodes_file} is not a file", "write one with `fsseg episodes`")
     if cfg.backbone.weights is not None and not Path(cfg.backbone.weights).is_file():
         add(f"backbone.weights={cfg.backbone.weights} is not a file", "give the path of the weights, or leave it out")
-    for key in ("name",):
-        value = getattr(cfg, key)
-        if not value or "/" in value or value.startswith("."):
+    for key, value in (("name", cfg.name), ("variant", cfg.variant)):
+        if value is not None and (not value or "/" in value or value.startswith(".") or len(value) > 200):
             add(f"{key}={value!r} is no folder name", f"set {key} to a plain name without slashes")
+    if cfg.variant == "default":
+        add("variant=default is the name of a cell without overrides", "leave it out, or set another name")
+    if cfg.protocol.novel_in_training == "ignore" and not cfg.protocol.ignore_in_loss:
+        add(
+            "protocol.novel_in_training=ignore needs protocol.ignore_in_loss=true: 255 would be trained as background",
+            "set protocol.ignore_in_loss=true, or protocol.novel_in_training=background",
+        )
+    if len(get("dataset.scale_range")) == 2 and not all(math.isfinite(s) for s in get("dataset.scale_range")):
+        add(f"dataset.scale_range={low_high} is not finite", "set e.g. dataset.scale_range=[0.9,1.1]")
+    for key, least, most in _WITHIN:
+        if (value := get(key)) is not None and not least <= value <= most:
+            add(f"{key}={value} is not within {least} and {most}", f"set {key} to a number from {least} to {most}")
     return found
 
 

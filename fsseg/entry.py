@@ -35,7 +35,8 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("Config group override"):
+        ours = isinstance(error, UserError | HydraException | OmegaConfBaseException)  # some are ValueErrors as well
+        if not ours and not str(error).startswith("Config group override"):
             raise
         if verbose:
             traceback.print_exc()

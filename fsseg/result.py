@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 class Work:
     """What a run did, for the result."""
 
-    def __init__(self, source: Source, device: torch.device, started: float) -> None:
-        self.source, self.device = source, device
+    def __init__(
+        self, source: Source, device: torch.device, started: float, came_from: dict[str, Any] | None = None
+    ) -> None:
+        self.source, self.device, self.came_from = source, device, came_from
         self.training: TrainingRecord | None = None
         self.evaluation: EvaluationRecord | None = None
         self.timing: dict[str, float | None] = {"prepare_seconds": round(time.monotonic() - started, 2)}
@@ -47,7 +49,10 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
         "dataset": {
             "name": cfg.dataset.name,
             "novel_classes": [source.classes[c] for c in source.novel_classes(cfg.fold)],
-            "num_val_images": len(source.index("val").image_ids),
+            "num_val_images": len(source.index("val").image_ids) if evaluation else None,
+            "train_list": source.list_origin("train") if record else None,
+            "val_list": source.list_origin("val") if evaluation else None,
+            "mask_rule": source.mask_rule,
             "fingerprint_train": record.dataset_fingerprint if record else None,
             "fingerprint_val": evaluation.dataset_fingerprint if evaluation else None,
             "episodes_fingerprint": evaluation.episodes_fingerprint if evaluation else None,
@@ -59,7 +64,7 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
             "batch_size": cfg.train.batch_size, "final_loss": record.final_loss,
         },
         "cost": _cost(cfg) if cfg.eval.diagnostics else None,
-        "checkpoint": cfg.checkpoint,
+        "checkpoint": done.came_from,
         "timing": {
             key: done.timing.get(key)
             for key in ("prepare_seconds", "train_seconds", "evaluate_seconds", "figures_seconds")

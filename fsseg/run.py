@@ -33,7 +33,7 @@ from fsseg.sweep.sync import sync_cell
 if TYPE_CHECKING:
     import torch
 
-    from fsseg.data.source import Split
+    from fsseg.data.source import Source, Split
 
 
 log = logging.getLogger("fsseg")
@@ -61,7 +61,7 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str,
     if overrides is None:
         overrides = _hydra_overrides()
     if found := faults(cfg):
-        raise merge_errors(found)
+        raise merge_errors(found + folder_faults(cfg))  # all in one go
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     cell = open_cell(cfg, {str(k): v for k, v in resolved.items()}, overrides)
@@ -217,6 +217,13 @@ def _attempt(
             fault = disk_fault(error, cell.directory)
             close("failed", fault.what)
             raise fault from error
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for its name
+            fault = UserError(
+                f"out of GPU memory: {(str(error).splitlines() or [''])[0]}",
+                "lower train.batch_size or eval.batch_size, or dataset.image_size",
+            )
+            close("failed", fault.what)
+            raise fault from error
         close("failed", f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
@@ -272,14 +279,15 @@ def _work(
         source.check([split for split, wanted in needed.items() if wanted])
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
+        came_from = None
         if cfg.checkpoint is not None:
-            _load_weights(model, cfg.checkpoint)
+            came_from = _load_weights(model, cfg, source)
     sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
     log.info(
         "%s on %s, %s: %.2f M parameters, %.2f M of them train",
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
-    done = Work(source, device, started)
+    done = Work(source, device, started, came_from)
 
     if cfg.train.enabled and model.trainable:
         status.update(phase="train")
@@ -349,10 +357,22 @@ def _score_line(result: dict[str, Any]) -> str:
     return f"  mIoU {metrics['miou']:.2f}  FB-IoU {metrics['fb_iou']:.2f}" if metrics else ""
 
 
-def _load_weights(model: torch.nn.Module, path: str) -> None:
+def _load_weights(model: torch.nn.Module, cfg: Config, source: Source) -> dict[str, Any]:
+    """Fill the model from `checkpoint=`; returns where it came from, for the record.
+
+    Raises:
+        UserError: it does not fit, or was trained on classes that are novel here.
+    """
     from fsseg.engine import checkpoint
 
+    path = str(cfg.checkpoint)
     state = checkpoint.load(Path(path))
+    trained = set(state["origin"]["base_classes"])
+    if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
+        raise UserError(
+            f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}",
+            f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}",
+        )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -361,4 +381,5 @@ def _load_weights(model: torch.nn.Module, path: str) -> None:
             f"checkpoint={path} does not fit this model: {line[:200]}",
             "give the method, backbone and model.* settings it was trained with",
         ) from None
-    log.info("weights from %s (step %s)", path, state.get("step"))
+    log.info("weights from %s (step %s)", path, state["step"])
+    return {"path": path, "step": state["step"], "fingerprint": state["fingerprint"], **state["origin"]}

@@ -13,7 +13,7 @@ SHARED = REPO.parent / "shared"
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Folder with the real PASCAL and COCO samples; absent in most checkouts, but required in CI where it lies beside it."""
+    """Folder with the real PASCAL and COCO samples; absent in most checkouts, required in CI."""
     if not SHARED.is_dir():
         if os.environ.get("FSSEG_REQUIRE_SHARED"):
             pytest.fail(f"{SHARED} is absent although FSSEG_REQUIRE_SHARED is set")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg import config
 from fsseg.config import faults, validate
-from fsseg.entry import explain, typed
+from fsseg.entry import explain, launch, typed
 from fsseg.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -137,6 +137,15 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         (["model.pixel_evolution=false", "model.structure_evolution=false"], "E_p"),
         (["train.enabled=false"], "train.enabled"),
         (["name=a/b"], "name"),
+        (["variant=../x"], "variant"),
+        (["variant=default"], "variant"),
+        (["model.histogram_bins=1"], "model.histogram_bins"),
+        (["dataset.num_folds=3"], "dataset.num_folds"),
+        (["backbone.trainable_layers=9"], "backbone.trainable_layers"),
+        (["train.momentum=2"], "train.momentum"),
+        (["method=prototype", "model.layer=foo"], "model.layer"),
+        (["protocol.novel_in_training=ignore", "protocol.ignore_in_loss=false"], "ignore_in_loss"),
+        (["train.lr=???"], "train.lr"),
         (["log_level=loud"], "log_level"),
         (["dataset=coco20i", "dataset.year=2015"], "dataset.year"),
         (["dataset=pascal5i", "dataset.image_size=470"], "465 or 473"),
@@ -147,6 +156,23 @@ def test_a_semantic_fault_names_its_key(overrides: list[str], named: str) -> Non
     assert len(found) >= 1
     assert any(named in str(fault) for fault in found)
     assert all(fault.fix for fault in found)
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_launchers_compose(launcher: str) -> None:
+    assert not OmegaConf.missing_keys(composed(f"hydra/launcher={launcher}"))
+
+
+@pytest.mark.parametrize("override", ["name=${nokey}", "train.epochs=${train.lr}"])
+def test_an_interpolation_that_fails_ends_in_two_lines(override: str) -> None:
+    def compose_it() -> None:
+        OmegaConf.to_container(composed(override), resolve=True)
+
+    with pytest.raises(SystemExit) as caught:
+        launch(compose_it)
+    lines = str(caught.value).strip().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("error: ")
 
 
 def test_every_field_is_documented_where_it_is_declared() -> None:

@@ -187,6 +187,13 @@ class _TimedSource:
     def background_family(self, split: Split, image_id: str) -> int | None:
         return self.source.background_family(split, image_id)
 
+    def list_origin(self, split: Split) -> str:
+        return self.source.list_origin(split)
+
+    @property
+    def mask_rule(self) -> str:
+        return self.source.mask_rule
+
 
 class _TimedTransform(TrainTransform):
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], random: Random) -> Any:

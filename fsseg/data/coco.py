@@ -25,9 +25,6 @@ from fsseg.data.source import IGNORE_INDEX, ClassIndex, Split
 from fsseg.data.store import cache_folders
 from fsseg.errors import UserError
 
-RULE = "union of all instances per class; pixels covered only by a crowd of the class are ignored"
-"""The mask rule in words, for the record beside a result."""
-
 
 class CocoSource:
     """COCO in its official layout. Implements `source.Source`.
@@ -160,6 +157,10 @@ class CocoSource:
         """The file that an image's masks come from."""
         return self.annotation_path(split)
 
+    @property
+    def mask_rule(self) -> str:
+        return "union of all instances per class; pixels covered only by a crowd of the class are ignored"
+
     def list_origin(self, split: Split) -> str:
         """One line for the record: which list the split's images come from."""
         return self.annotation_path(split).name
@@ -196,12 +197,12 @@ class CocoSource:
             raise faults_error(faults)
 
     @classmethod
-    def check_folder(cls, cfg: DatasetConfig) -> list[UserError]:
-        """What the folder lacks, by a look at the directory alone; nothing is read."""
+    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
+        """What the folder lacks for `splits`, by a look at the directory alone; nothing is read."""
         root = Path(cfg.root).expanduser()
         year = getattr(cfg, "year", 2014)
-        files = [f"annotations/instances_{split}{year}.json" for split in ("train", "val")]
-        folders = [f"{split}{year}" for split in ("train", "val")]
+        files = [f"annotations/instances_{split}{year}.json" for split in splits]
+        folders = [f"{split}{year}" for split in splits]
         expected = ", ".join([*files, *folders])
         command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
         if not root.is_dir():

@@ -144,6 +144,10 @@ class VocSource:
         log.info("%s: training list of %d images derived from %s", self.name, len(image_ids), origin)
         return image_ids, []
 
+    @property
+    def mask_rule(self) -> str:
+        return "pixels of the class in the segmentation mask; 255 (object boundaries) is ignored"
+
     def list_origin(self, split: Split) -> str:
         """One line for the record: which list the split's images come from."""
         if split == "val":
@@ -261,8 +265,8 @@ class VocSource:
             raise faults_error(faults)
 
     @classmethod
-    def check_folder(cls, cfg: DatasetConfig) -> list[UserError]:
-        """What the folder lacks, by a look at the directory alone; nothing is scanned."""
+    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
+        """What the folder lacks, by a look at the directory alone; nothing is scanned. All splits share its folders."""
         root = Path(cfg.root).expanduser()
         command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
         expected = f"{IMAGES}, {LISTS} and {MASKS} (or {MASKS_AUG})"

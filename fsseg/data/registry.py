@@ -46,7 +46,9 @@ def build_source(cfg: Config) -> Source:
 def folder_faults(cfg: Config) -> list[UserError]:
     """What is missing on disk, found by looking at folders only."""
     try:
-        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset)
+        needed = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
+        splits = [split for split, wanted in needed.items() if wanted]
+        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset, splits)
     except UserError as error:
         return [error]
     return found

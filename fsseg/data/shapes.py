@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -81,7 +82,7 @@ class ShapesSource(VocSource):
         return self._families[image_id]
 
     @classmethod
-    def check_folder(cls, cfg: DatasetConfig) -> list[UserError]:
+    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
         """Whether the data set is there or can be made there; nothing is generated."""
         root = Path(cfg.root).expanduser()
         if is_whole(_folder_of(cfg)):

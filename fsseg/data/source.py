@@ -76,6 +76,15 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def mask_rule(self) -> str:
+        """How masks are made of the annotations, in words, for the record beside a result."""
+        ...
+
+    def list_origin(self, split: Split) -> str:
+        """Which list the split's images come from, in words, for the record."""
+        ...
+
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         """class_ids held out in `fold`; the others are the base classes."""
         ...

@@ -27,6 +27,10 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device={name} is no device", "set device to auto, cpu, cuda or cuda:<number>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"device={name}: runs are on a CPU or a CUDA GPU", "set device to auto, cpu, cuda or cuda:<number>"
+        )
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs", "set device=auto or device=cpu")
     if device.type == "cuda" and ranks.world > 1:

@@ -92,6 +92,18 @@ def test_a_checkpoint_is_evaluated_under_another_shot_into_a_directory_of_its_ow
     assert not (other.parent / "checkpoints").exists()
 
 
+def test_a_checkpoint_is_not_scored_on_classes_it_was_trained_on(train: Command, tmp_path: Path) -> None:
+    assert train("fold=2", "eval.enabled=false").returncode == 0
+    trained = next((tmp_path / "outputs").rglob("last.pt"))
+    refused = train("fold=0", "train.enabled=false", f"checkpoint={trained}")
+    assert refused.returncode == 1
+    assert "was trained on" in refused.stderr
+    assert "fold=2" in refused.stderr.splitlines()[-1]
+    assert train("fold=2", "train.enabled=false", f"checkpoint={trained}").returncode == 0
+    results = [json.loads(path.read_text()) for path in (tmp_path / "outputs").rglob("result.json")]
+    assert [r["checkpoint"]["fold"] for r in results if r["checkpoint"]] == [2]
+
+
 def test_a_sweep_over_folds_then_the_table(train: Command, tmp_path: Path) -> None:
     done = train("-m", "fold=0,1,3", "variant=small")
     assert done.returncode == 0, done.stderr
