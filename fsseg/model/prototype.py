@@ -6,6 +6,8 @@ themselves.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +18,7 @@ from fsseg.data.types import Batch
 from fsseg.errors import UserError
 from fsseg.model.backbone import LAYERS, Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.tokens import downsample_masks, flatten
+from fsseg.model.tokens import area_average, downsample_masks, flatten
 
 if TYPE_CHECKING:
     from fsseg.config import Config, PrototypeConfig
@@ -28,7 +30,7 @@ class Prototype(FewShotModel):
     """Cosine matching with the mean support foreground feature, all shots pooled.
 
     The map is cut by `threshold`: `otsu` finds each query's best two-class split; `background` compares with the mean
-    support background feature instead.
+    support background feature instead. Padding has no say in either, nor have support pixels of 255.
     """
 
     trainable = False
@@ -49,23 +51,38 @@ class Prototype(FewShotModel):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Prediction:
         shots = batch.support_images.shape[1]
+        size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
         support = self.backbone(batch.support_images.flatten(0, 1))[self.layer]
         query = self.backbone(batch.query_image)[self.layer]
         names = [spec.support_ids for spec in batch.specs]
-        masks = downsample_masks(batch.support_masks, (support.shape[2], support.shape[3]), names=names)
+        cells = (support.shape[2], support.shape[3])
+        masks = downsample_masks(batch.support_masks, cells, names=names)
         tokens = flatten(support).unflatten(0, (-1, shots)).flatten(1, 2)  # (B, K n, C)
         foreground = _masked_mean(tokens, masks.flatten(1))
         similarity = _cosine(query, foreground)
         if self.threshold == "otsu":
-            other = otsu(similarity.flatten(1))[:, None, None].expand_as(similarity)
+            cuts = [
+                otsu(of_query[:height, :width].reshape(1, -1))
+                for of_query, (height, width) in zip(similarity, _valid_cells(batch, size, similarity.shape[-2:]))
+            ]
+            other = torch.cat(cuts)[:, None, None].expand_as(similarity)
         else:
-            other = _cosine(query, _masked_mean(tokens, ~masks.flatten(1)))
-        size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
+            background = area_average((batch.support_masks == 0).to(tokens.dtype), cells) >= 0.5
+            other = _cosine(query, _masked_mean(tokens, (background & ~masks).flatten(1)))
         logits = torch.stack((other, similarity), 1) * _SCALE
         return Prediction([logits], size, support_foreground=foreground, query_features=query)
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
+
+
+def _valid_cells(batch: Batch, size: tuple[int, int], cells: Sequence[int]) -> list[tuple[int, int]]:
+    """(rows, columns) of feature cells of each query that lie on its image; cell i lies at pixel stride * i."""
+    strides = [(big - 1) / (small - 1) if small > 1 else big for big, small in zip(size, cells)]
+    return [
+        (math.ceil(height / strides[0] - 1e-9), math.ceil(width / strides[1] - 1e-9))
+        for height, width in batch.valid_sizes
+    ]
 
 
 def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -42,6 +42,44 @@ def test_finds_what_looks_like_the_support(threshold: str) -> None:
     assert prediction.logits.shape == (1, 2, 17, 17)
 
 
+def test_otsu_cuts_between_the_cells_of_the_image_alone() -> None:
+    # Cells 3 x 3 at pixels 0, 8, 16. Cosines with the support's (1, 0, 0): 1, 0.8 and 0.6 in the image's two columns,
+    # and -1 in the padding, which would otherwise be cut from all the rest.
+    masks = torch.zeros(1, 1, 17, 17, dtype=torch.uint8)
+    masks[..., :5, :5] = 1
+    batch = samples.batch(masks, 17)
+    batch.support_images[:] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    batch.query_image[:] = torch.tensor([-1.0, 0.0, 0.0]).view(3, 1, 1)
+    batch.query_image[..., :9] = torch.tensor([0.6, 0.8, 0.0]).view(3, 1, 1)
+    batch.query_image[..., :1] = torch.tensor([0.8, 0.6, 0.0]).view(3, 1, 1)
+    batch.query_image[..., 0, 0] = torch.tensor([1.0, 0.0, 0.0])
+    model = Prototype(Pixels(), samples.prototype(threshold="otsu"))
+    for width in (9, 16):  # pixel 8 is the last one, or the last before the third column of cells
+        batch.valid_sizes = [(17, width)]
+        logits = model(batch).rounds[0][0]
+        # six values 1, 0.8, 0.8, 0.6, 0.6, 0.6: left and right of 0.7 are 3 x 3 x (0.8667 - 0.6)^2 = 0.64, left and
+        # right of 0.9 are 1 x 5 x (1 - 0.68)^2 = 0.512
+        assert logits[0].unique().item() == pytest.approx(20 * 0.7, abs=1e-4)
+    batch.valid_sizes = [(8, 9)]  # one row of cells: 1 and 0.6
+    assert model(batch).rounds[0][0, 0].unique().item() == pytest.approx(20 * 0.8, abs=1e-4)
+    batch.valid_sizes = [(17, 17)]  # three cells of -1: now they are the other side
+    assert model(batch).rounds[0][0, 0].unique().item() == pytest.approx(20 * -0.2, abs=1e-4)
+
+
+def test_the_background_is_what_the_support_mask_calls_0() -> None:
+    # A row of cells each: foreground (1, 0, 0); background (0, 1, 0); annotated 255 and padding (0, 0, 1).
+    masks = torch.full((1, 1, 17, 17), 255, dtype=torch.uint8)
+    masks[..., :5, :] = 1
+    masks[..., 5:13, :] = 0
+    batch = samples.batch(masks, 17)
+    for rows, axis in ((slice(0, 5), 0), (slice(5, 13), 1), (slice(13, 17), 2)):
+        batch.support_images[..., rows, :] = torch.eye(3)[axis].view(3, 1, 1)
+    batch.query_image[:] = torch.tensor([0.0, 0.6, 0.8]).view(3, 1, 1)
+    logits = Prototype(Pixels(), samples.prototype(threshold="background"))(batch).rounds[0]
+    assert logits[0, 0].unique().item() == pytest.approx(20 * 0.6, abs=1e-4)
+    assert logits[0, 1].unique().item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_prototype_is_the_mean_over_all_shots_foreground() -> None:
     batch, _ = example()
     two = samples.batch(batch.support_masks.repeat(1, 2, 1, 1), 17)
