@@ -42,7 +42,10 @@ def build_result(cell: Cell, cfg: Config, done: Work) -> dict[str, Any]:
         "fingerprint": cell.fingerprint,
         "report": cfg.report,
         "model": OmegaConf.to_container(cfg.model, resolve=True),  # type: ignore[arg-type]
-        "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),  # type: ignore[arg-type]
+        "protocol": {
+            **OmegaConf.to_container(cfg.protocol, resolve=True),  # type: ignore[arg-type, dict-item]
+            **(evaluation.protocol if evaluation else {}),
+        },
         "metrics": evaluation.metrics if evaluation else None,
         "partial": bool(evaluation and evaluation.missing_classes),
         "missing_classes": evaluation.missing_classes if evaluation else [],

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from fsseg.data.types import EpisodeSpec
 from fsseg.engine import diagnostics, distributed
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
-from fsseg.model.base import FewShotModel, Prediction
+from fsseg.model.base import FewShotModel, Prediction, upsample
 from fsseg.ranks import ALONE, Ranks
 
 log = logging.getLogger("fsseg")
@@ -47,7 +48,12 @@ class Picture:
 
 @dataclass
 class EvaluationRecord:
-    """What result.json says of the evaluation, and the pictures."""
+    """What result.json says of the evaluation, and the pictures.
+
+    Attributes:
+        missing_classes: novel classes without an episode in one of the evaluation seeds, or in all.
+        protocol: fields of the protocol that `protocol.episodes_file` decided instead; empty without one.
+    """
 
     metrics: dict[str, Any]
     missing_classes: list[str]
@@ -55,6 +61,7 @@ class EvaluationRecord:
     episodes_fingerprint: str
     seconds: float
     pictures: list[Picture] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 def predicted_foreground(
@@ -71,10 +78,10 @@ def predicted_foreground(
     Returns:
         bool, (H0, W0) or (valid height, valid width).
     """
-    full = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=True)
-    full = full[..., : valid_size[0], : valid_size[1]]
+    full = upsample(logits[None], size)[..., : valid_size[0], : valid_size[1]]
     if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
-        full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=True)
+        # images are fitted by the areas of pixels, not by their corners: the way back is the same
+        full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
@@ -89,7 +96,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Score `model` on the fold's novel classes under `cfg.protocol`.
 
-    A novel class too small to form an episode is left out and named; the result is then partial.
+    A novel class too small to form an episode, or not drawn in one of the seeds, is left out there and named; the
+    result is then partial.
 
     Args:
         should_stop: asked before every batch; a reason to stop, or None.
@@ -126,13 +134,39 @@ def evaluate(
     for shift, of_shift in metrics.get("by_background_shift", {}).items():
         log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift["miou"], of_shift["miou_std"])
     pictures = [picture for part in distributed.gather(scoring.pictures, ranks) for picture in part]
+    lacking = {source.classes[c] for c in (*plan.missing_classes, *plan.not_drawn)}
+    lacking.update(name for seed in metrics["per_seed"] for name in seed["classes_without_episode"])
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
-        missing_classes=[source.classes[c] for c in sorted((*plan.missing_classes, *plan.not_drawn))],
+        missing_classes=[name for name in source.classes if name in lacking], protocol=_protocol_of_file(cfg, plan),
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
+
+
+def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
+    """What `protocol.episodes_file` decided instead of the protocol; see `EvaluationRecord.protocol`.
+
+    `num_episodes` is a list, one number a seed, where they differ. `episodes_list` says which protocol the list was
+    drawn under, and the fingerprint of all of it (a run of fewer shots takes the first supports of each line).
+    """
+    if cfg.protocol.episodes_file is None:
+        return {}
+    head: dict[str, str] = {}
+    with Path(cfg.protocol.episodes_file).open(encoding="utf-8") as file:
+        for line in file:
+            if not line.startswith("#"):
+                break
+            key, _, value = line[1:].partition(":")
+            head[key.strip()] = value.strip()
+    counts = [len(specs) for specs in plan.episodes.values()]
+    return {
+        "seeds": list(plan.episodes),
+        "num_episodes": counts[0] if len(set(counts)) == 1 else counts,
+        "query_order": "episodes_file",
+        "episodes_list": {"protocol": head.get("protocol"), "fingerprint": head.get("fingerprint")},
+    }
 
 
 def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:

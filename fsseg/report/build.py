@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsseg.report.cells import BY_FILE, by_list
 from fsseg.report.collect import Cell, Collection, Problem
 from fsseg.report.paper import FOLDS, Published, comparable
 
@@ -116,6 +117,7 @@ def build(collection: Collection) -> Report:
     for cell in usable:
         if cell.done:
             groups[cell.dataset, cell.protocol_id, cell.data_val].append(cell)
+    groups = _apart_by_list(groups)
     for cell in usable:
         if not cell.done:
             groups[_table_of(cell, groups)].append(cell)
@@ -124,16 +126,43 @@ def build(collection: Collection) -> Report:
     return Report(tables, problems, collection.cells)
 
 
+def _apart_by_list(
+    groups: dict[tuple[str, str | None, str | None], list[Cell]],
+) -> dict[tuple[str, str | None, str | None], list[Cell]]:
+    """Where cells of one fold were evaluated on different lists of episodes, a table for each list.
+
+    Which lists of different folds belong together nothing tells: such tables have no mean over folds.
+    """
+    apart: dict[tuple[str, str | None, str | None], list[Cell]] = defaultdict(list)
+    for (dataset, protocol_id, data_val), cells in groups.items():
+        for mark, alike in by_list(cells).items():
+            apart[dataset, protocol_id if mark is None else f"{protocol_id}-{mark}", data_val] += alike
+    return apart
+
+
 def _table_of(
     cell: Cell, groups: dict[tuple[str, str | None, str | None], list[Cell]]
 ) -> tuple[str, str | None, str | None]:
     """Where a cell without result would stand: beside the finished cells of its row, else of its protocol."""
     same_data = [key for key in groups if key[0] == cell.dataset]
-    fitting = [key for key in same_data if cell.protocol_id is None or key[1] == cell.protocol_id]
+    fitting = [
+        key
+        for key in same_data
+        if cell.protocol_id is None or key[1] == cell.protocol_id or any(_same_rules(c, cell) for c in groups[key])
+    ]
     for key in fitting:
         if any(_row_key(c)[:4] == _row_key(cell)[:4] for c in groups[key]):
             return key
     return fitting[0] if fitting else (cell.dataset, cell.protocol_id, None)
+
+
+def _same_rules(done: Cell, pending: Cell) -> bool:
+    """Whether a cell yet to be evaluated on a file of episodes has the rules of one that has been."""
+    own, other = (
+        {k: v is not None if k == "episodes_file" else v for k, v in (c.protocol or {}).items() if k not in BY_FILE}
+        for c in (done, pending)
+    )
+    return own == other and bool(own.get("episodes_file"))
 
 
 def _row_key(cell: Cell) -> tuple[str, str, str, str, str | None]:
@@ -141,7 +170,7 @@ def _row_key(cell: Cell) -> tuple[str, str, str, str, str | None]:
 
 
 def _table(key: tuple[str, str | None, str | None], cells: list[Cell]) -> Table:
-    protocol = next((c.protocol for c in cells if c.protocol_id == key[1]), None)
+    protocol = next((c.protocol for c in cells if c.done), cells[0].protocol)
     table = Table(key[0], protocol, key[1], key[2], shots=sorted({c.shot for c in cells}))
     done: dict[tuple[str, str, str, str, str | None], list[Cell]] = defaultdict(list)
     for cell in cells:
@@ -298,7 +327,11 @@ def _mark_differences(tables: list[Table]) -> None:
             assert other.protocol is not None
             for key in table.protocol.keys() | other.protocol.keys():
                 if key != "episodes_file" and table.protocol.get(key) != other.protocol.get(key):
-                    table.differs[key] = table.protocol.get(key, "not recorded")
+                    value = table.protocol.get(key, "not recorded")
+                    if key == "episodes_list" and isinstance(value, dict):
+                        split = "-" in (table.protocol_id or "")
+                        value = f"{value.get('protocol')}" + (f" {value.get('fingerprint')}" if split else "")
+                    table.differs[key] = value
             if table.data_val != other.data_val:
                 table.differs["evaluation data"] = (table.data_val or "unknown")[:8]
         table.differs = dict(sorted(table.differs.items()))

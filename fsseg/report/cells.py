@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
+"""Fields of a result's protocol that `protocol.episodes_file` decides, where there is one."""
 _LAYOUT = re.compile(
     r"(?P<name>[^/]+)/(?P<dataset>[^/]+)/(?P<method>[^/]+)/(?P<backbone>[^/]+)/(?P<shot>\d+)shot/(?P<variant>[^/]+)"
     r"/fold(?P<fold>\d+)/seed(?P<seed>\d+)$"
@@ -69,12 +71,20 @@ class Cell:
     def protocol_id(self) -> str | None:
         """8 hex digits over the protocol in full: cells are averaged only where it is equal.
 
-        Of `episodes_file` only whether there is one counts: every fold needs a file of its own.
+        Of `episodes_file` only whether there is one counts, and which protocol its list was drawn under: every fold
+        needs a file of its own. Whether two cells of a fold had the same list is for `episodes_list` to say.
         """
         if self.protocol is None:
             return None
         whole = self.protocol | {"episodes_file": self.protocol.get("episodes_file") is not None}
+        if "episodes_list" in whole:
+            whole["episodes_list"] = mapping(whole["episodes_list"]).get("protocol")
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def episodes_list(self) -> str | None:
+        """Fingerprint of the list in `episodes_file`, equal for all shots that were evaluated on it; None without."""
+        return _text(mapping(mapping(self.protocol).get("episodes_list")).get("fingerprint"))
 
     @property
     def data_val(self) -> str | None:
@@ -91,6 +101,19 @@ class Cell:
         """The cell in words: `pascal5i abcb resnet50 1-shot fold 2 seed 0`, with its variant if it has one."""
         text = f"{self.dataset} {self.method} {self.backbone} {self.shot}-shot fold {self.fold} seed {self.seed}"
         return text if self.variant == "default" else f"{text} [{self.variant}]"
+
+
+def by_list(cells: list[Cell]) -> dict[str | None, list[Cell]]:
+    """Cells by their list of episodes where two of one fold have different ones, else all of them under None.
+
+    Only cells under one key were scored alike; which lists of different folds belong together, nothing tells.
+    """
+    if len({(c.fold, c.episodes_list) for c in cells}) == len({c.fold for c in cells}):
+        return {None: cells}
+    found: dict[str | None, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(str(cell.episodes_list), []).append(cell)
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.cell import json_text
-from fsseg.report.cells import Cell, Unreadable, load, mapping
+from fsseg.report.cells import Cell, Unreadable, by_list, load, mapping
 from fsseg.report.paper import comparable_ablation
 
 MISSING = "—"
@@ -82,7 +82,9 @@ def groups_of(cells: Iterable[Cell], reports: Collection[str]) -> list[Group]:
         if cell.done and isinstance(report, str) and report in reports:
             same = (cell.dataset, cell.backbone, str(cell.shot), str(cell.protocol_id), str(cell.data_val))
             found[(report, cell.name) + same + (_settings(cell),)].append(cell)  # noqa: RUF005  (*same needs Python 3.11)
-    groups = [Group(key[0], key[1], members) for key, members in sorted(found.items())]
+    groups = [
+        Group(key[0], key[1], alike) for key, members in sorted(found.items()) for alike in by_list(members).values()
+    ]
     taken: dict[str, int] = defaultdict(int)
     for group in groups:
         stem = group.report if len({g.name for g in groups if g.report == group.report}) == 1 else group.name

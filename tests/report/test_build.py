@@ -208,3 +208,35 @@ def test_the_mean_does_not_depend_on_the_order_of_reading(tmp_path, make_cell):
     for fold in (3, 1, 0, 2):
         make_cell(fold, values[fold])
     assert one_row(tmp_path).entries[1, MEAN].miou == math.fsum(values) / 4
+
+
+def _listed(mark):
+    return {"episodes_file": f"{mark}.tsv", "episodes_list": {"protocol": "standard", "fingerprint": mark}}
+
+
+def test_lists_of_different_folds_are_averaged_and_different_lists_of_one_fold_never(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 50.0 + 2 * fold, protocol=_listed(f"list{fold}"))
+    (table,) = build(collect([tmp_path])).tables
+    assert table.rows[0].entries[1, MEAN].miou == 53.0  # (50 + 52 + 54 + 56) / 4
+
+    make_cell(0, 90.0, protocol=_listed("other"), method="baseline")
+    tables = build(collect([tmp_path])).tables
+    assert len(tables) == 5
+    for table in tables:
+        (row,) = table.rows
+        assert len(row.entries) == 1
+        assert "episodes_list=standard " in table.title
+
+
+def test_a_cell_yet_to_be_evaluated_on_a_list_stands_beside_its_row(tmp_path, make_cell):
+    make_cell(0, 50.0, protocol={**_listed("a"), "seeds": [7], "num_episodes": 5, "query_order": "episodes_file"})
+    pending = make_cell(1, None)
+    protocol = {
+        "name": "standard", "novel_in_training": "drop", "min_pixels": 2048, "num_episodes": 1000, "seeds": [0, 1],
+        "query_order": "cycle", "episodes_file": "b.tsv",
+    }  # fmt: skip
+    (pending / "config.yaml").write_text(json.dumps({"protocol": protocol}))
+    (pending / "status.json").write_text('{"state": "running"}')
+    (table,) = build(collect([tmp_path])).tables
+    assert any("fold 1" in label and "running" in reason for label, reason in table.missing)

@@ -171,6 +171,23 @@ def test_protocols_are_one_only_if_every_field_agrees(tmp_path, make_cell):
     assert ids[2] == ids[3]  # each fold needs an episodes file of its own
 
 
+def test_a_list_from_a_file_is_known_by_its_protocol_seeds_and_counts(tmp_path, make_cell):
+    def listed(mark, **changes):
+        head = {"protocol": changes.pop("drawn", "hsnet"), "fingerprint": mark}
+        return {"episodes_file": f"{mark}.tsv", "query_order": "episodes_file", "episodes_list": head, **changes}
+
+    make_cell(0, 50.0, protocol=listed("a"))
+    make_cell(1, 50.0, protocol=listed("b"))
+    make_cell(2, 50.0, protocol=listed("c", drawn="standard"))
+    make_cell(3, 50.0, protocol=listed("d", seeds=[7, 8]))
+    make_cell(0, 50.0, protocol=listed("a", num_episodes=5), seed=1)
+    cells = sorted(collect([tmp_path]).cells, key=lambda c: (c.seed, c.fold))
+    ids = [c.protocol_id for c in cells]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 4
+    assert [c.episodes_list for c in cells] == ["a", "b", "c", "d", "a"]
+
+
 def test_the_older_workflows_file_is_read_in_percent_and_its_faults_are_named(tmp_path):
     old = {
         "results": {

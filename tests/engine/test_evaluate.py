@@ -1,0 +1,179 @@
+"""The way of an answer to the size where it is scored, classes that seeds lack, what is drawn; all by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import composed
+
+from fsseg.data.types import EpisodeSpec
+from fsseg.engine.evaluate import _figure_numbers, predicted_foreground
+from fsseg.run import run
+
+
+def half_plane(border: float, cells: int = 3, stride: int = 8) -> torch.Tensor:
+    """Logits (2, cells, cells), linear in x, foreground right of pixel `border`; cell i lies at pixel stride * i."""
+    x = (torch.arange(cells) * stride).float() - border
+    return torch.stack((torch.zeros(cells, cells), x.expand(cells, cells)))
+
+
+def columns(mask: np.ndarray) -> list[int]:
+    """Columns of foreground of a mask whose rows are all alike."""
+    assert (mask == mask[:1]).all()
+    return np.flatnonzero(mask[0]).tolist()
+
+
+def test_cells_lie_at_multiples_of_the_stride() -> None:
+    # 3 cells at pixels 0, 8, 16 of 17; foreground right of 5.5
+    found = predicted_foreground(half_plane(5.5), (17, 17), (17, 17), None)
+    assert found.shape == (17, 17)
+    assert columns(found) == list(range(6, 17))
+
+
+def test_padding_is_cut_off_before_anything_is_scaled() -> None:
+    # Of 17 x 17 pixels 9 x 8 are image. Foreground begins at column 9: outside, and must not bleed in.
+    found = predicted_foreground(half_plane(8.5), (17, 17), (9, 8), None)
+    assert found.shape == (9, 8)
+    assert not found.any()
+    assert not predicted_foreground(half_plane(8.5), (17, 17), (9, 8), (36, 32)).any()
+    # 4.5 is in the middle of the 9 x 9 pixels that are image: half of them, at twice the size too
+    assert columns(predicted_foreground(half_plane(4.5), (17, 17), (10, 10), (20, 20))) == list(range(10, 20))
+
+
+@pytest.mark.parametrize(
+    ("border", "truth", "first"),
+    [
+        # Pixel i of n covers [i, i + 1) of n, at any size. A border at pixel position b of 16 is b + 1/2 pixels from the
+        # left: 16 -> 64 puts it at 4 (b + 1/2), and the first pixel whose centre lies right of it is foreground.
+        (3.5, 64, 16),  # 4 of 16 -> 16 of 64
+        (3.0, 64, 14),  # 3.5 of 16 -> 14 of 64: pixel 14 has its centre at 14.5
+        (11.5, 64, 48),
+        (3.5, 24, 6),
+        (11.25, 40, 29),  # 11.75 of 16 -> 29.375 of 40: pixel 29 has its centre at 29.5
+        (3.5, 8, 2),  # and smaller
+    ],
+)
+def test_the_way_back_to_original_size_keeps_borders_where_they_are(border: float, truth: int, first: int) -> None:
+    found = predicted_foreground(half_plane(border), (17, 17), (16, 16), (truth, truth))
+    assert columns(found) == list(range(first, truth))
+
+
+def test_fitting_and_scaling_back_leave_a_mask_where_it_was() -> None:
+    # A disc of radius 30 about the centre of 128 x 96 pixels (its pixel (63.5, 47.5)), answered perfectly at 64 x 48:
+    # the logit is the distance from the border, the answer at full size the disc again. The corners-aligned way would
+    # keep the centre but scale by 127 / 63: a radius of 30.24, an area 1.6 % larger.
+    y, x = torch.meshgrid(torch.arange(65.0), torch.arange(65.0), indexing="ij")
+    inside = 15 - torch.hypot(y - 31.5, x - 23.5)
+    found = predicted_foreground(torch.stack((torch.zeros(65, 65), inside)), (65, 65), (64, 48), (128, 96))
+    rows, across = np.mgrid[:128, :96]
+    expected = np.hypot(rows - 63.5, across - 47.5) < 30
+    assert found.shape == expected.shape
+    assert (found != expected).sum() < 0.004 * expected.sum()
+
+
+def spec(number: int, class_id: int) -> EpisodeSpec:
+    return EpisodeSpec(number, class_id, f"q{number}", (f"s{number}",))
+
+
+def test_figures_take_the_classes_in_turn() -> None:
+    specs = [spec(n, c) for n, c in enumerate([3, 3, 1, 3, 1, 2])]
+    # first of 3, of 1, of 2; second of 3, of 1; third of 3
+    assert _figure_numbers(specs, 10) == [0, 2, 5, 1, 4, 3]
+    assert _figure_numbers(specs, 4) == [0, 2, 5, 1]
+    assert _figure_numbers(specs, 0) == _figure_numbers([], 3) == []
+
+
+PROTOTYPE = ("method=prototype", "train.enabled=false")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes5i")
+
+
+def listed(root: Path, output: Path, name: str, episodes: dict[int, list[int]], protocol: str = "mine") -> Path:
+    """A file of the given episodes (seed -> classes in order), taken from those that the protocol draws."""
+    from fsseg.data.episodes import write_episodes
+    from fsseg.data.loader import evaluation_plan
+    from fsseg.data.registry import build_source
+
+    cfg = composed(root, output, *PROTOTYPE, "protocol.num_episodes=60").config
+    source = build_source(cfg)
+    of_class: dict[int, EpisodeSpec] = {}
+    for drawn in evaluation_plan(source, cfg).episodes[0]:
+        of_class.setdefault(drawn.class_id, drawn)
+    chosen = {
+        seed: [EpisodeSpec(n, c, of_class[c].query_id, of_class[c].support_ids) for n, c in enumerate(classes)]
+        for seed, classes in episodes.items()
+    }
+    path = output / name
+    write_episodes(path, chosen, dataset=source.name, fold=0, shot=1, protocol=protocol, class_names=source.classes)
+    return path
+
+
+def evaluated(root: Path, output: Path, *overrides: str) -> dict[str, Any]:
+    c = composed(root, output, *PROTOTYPE, f"name=run{len(list(output.iterdir()))}", *overrides)
+    return json.loads(json.dumps(run(c.config, c.task_overrides)))
+
+
+def test_a_class_that_one_seed_lacks_makes_the_result_partial(root: Path, tmp_path: Path) -> None:
+    whole, part = [0, 1, 2, 3, 4], [4, 3, 1, 0]
+    files = [listed(root, tmp_path, f"{name}.tsv", {5: whole, 6: of_6}) for name, of_6 in (("a", whole), ("b", part))]
+    complete, lacking = (evaluated(root, tmp_path, f"protocol.episodes_file={path}") for path in files)
+    assert (complete["partial"], complete["missing_classes"]) == (False, [])
+    name = complete["dataset"]["novel_classes"][2]
+    assert (lacking["partial"], lacking["missing_classes"]) == (True, [name])
+    assert [s["classes_without_episode"] for s in lacking["metrics"]["per_seed"]] == [[], [name]]
+    # seed 6 has the same episodes but that of class 2: its mean is over the other four
+    ious = complete["metrics"]["per_class"]
+    assert lacking["metrics"]["per_class"] == ious  # one episode a class: each seed has the same IoU
+    of_seed = [s["miou"] for s in lacking["metrics"]["per_seed"]]
+    assert of_seed[0] == pytest.approx(sum(ious.values()) / 5)
+    assert of_seed[1] == pytest.approx(sum(v for k, v in ious.items() if k != name) / 4)
+
+
+def test_the_result_names_the_protocol_that_the_episodes_came_from(root: Path, tmp_path: Path) -> None:
+    own = evaluated(root, tmp_path)["protocol"]
+    assert (own["seeds"], own["num_episodes"], own["query_order"]) == ([0], 6, "cycle")
+    assert "episodes_list" not in own
+    path = listed(root, tmp_path, "list.tsv", {7: [0, 1, 2, 3, 4], 8: [4, 3, 2, 1, 0]}, protocol="other")
+    head = dict(line[2:].split(": ") for line in path.read_text().splitlines()[1:] if line.startswith("# "))
+    of_file = evaluated(root, tmp_path, f"protocol.episodes_file={path}")["protocol"]
+    assert (of_file["seeds"], of_file["num_episodes"]) == ([7, 8], 5)
+    assert of_file["query_order"] == "episodes_file"
+    assert of_file["episodes_list"] == {"protocol": "other", "fingerprint": head["fingerprint"]}
+    assert of_file["min_pixels"] == own["min_pixels"]
+    uneven = listed(root, tmp_path, "uneven.tsv", {7: [0, 1, 2, 3, 4], 8: [0, 1, 2, 3, 4, 0]})
+    assert evaluated(root, tmp_path, f"protocol.episodes_file={uneven}")["protocol"]["num_episodes"] == [5, 6]
+
+
+def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answering foreground everywhere: pixels counted are those of the image, none of the padding."""
+    from fsseg.engine import evaluate
+
+    sizes: list[tuple[int, ...]] = []
+    add = evaluate.PooledScore.add
+
+    def noting(self: Any, class_id: int, prediction: np.ndarray, truth: np.ndarray) -> float:
+        sizes.append((*prediction.shape, *truth.shape))
+        return add(self, class_id, prediction, truth)
+
+    monkeypatch.setattr(evaluate.PooledScore, "add", noting)
+    found = {}
+    for size in ("network", "original"):
+        sizes.clear()
+        evaluated(root, tmp_path, f"protocol.scoring_size={size}")
+        assert len(sizes) == 6
+        found[size] = list(sizes)
+    for network, original in zip(found["network"], found["original"]):
+        height, width = original[:2]
+        fit = 25 / max(height, width)  # the longer side is the network's
+        assert original[2:] == (height, width)
+        assert network == (round(height * fit), round(width * fit)) * 2
