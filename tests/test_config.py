@@ -69,6 +69,32 @@ def test_published_episode_counts() -> None:
     assert (counts("pascal5i", "hdmnet"), counts("coco20i", "hdmnet")) == ((1000, 10), (10000, 10))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "novel", "smallest", "pascal", "coco", "repeat", "scored", "ignore"),
+    [
+        # the table of rules that differ between published codes; coco20i and pascal5i differ in the query order alone
+        ("standard", "drop", 2048, "cycle", "class_uniform", False, "original", True),
+        ("hsnet", "background", 0, "list_cycle", "class_uniform", True, "network", False),
+        ("pfenet", "background", 2048, "first_n", "first_n", False, "original", True),
+        ("bam", "drop", 2048, "first_n", "first_n", False, "original", True),
+        ("hdmnet", "drop", 2048, "first_n", "first_n", False, "original", True),
+    ],
+)
+def test_each_protocol_has_the_rules_of_its_code(
+    protocol: str, novel: str, smallest: int, pascal: str, coco: str, repeat: bool, scored: str, ignore: bool
+) -> None:
+    for dataset, order in (("pascal5i", pascal), ("coco20i", coco)):
+        rules = typed(composed(f"dataset={dataset}", f"protocol={protocol}")).protocol
+        assert (rules.novel_in_training, rules.min_pixels, rules.query_order) == (novel, smallest, order)
+        assert (rules.repeat_support, rules.scoring_size, rules.ignore_in_loss) == (repeat, scored, ignore)
+        assert rules.episodes_file is None
+
+
+def test_the_small_data_set_has_rules_of_its_size() -> None:
+    rules = typed(composed("dataset=shapes5i", "protocol=standard")).protocol
+    assert (rules.min_pixels, rules.num_episodes, rules.seeds, rules.query_order) == (150, 300, [0, 1, 2], "cycle")
+
+
 def test_the_published_recipes_are_the_data_sets_own() -> None:
     pascal, coco = typed(composed("dataset=pascal5i")), typed(composed("dataset=coco20i"))
     assert (pascal.dataset.image_size, pascal.train.epochs, pascal.train.batch_size, pascal.train.lr) == (

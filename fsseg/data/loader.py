@@ -80,10 +80,6 @@ class EvaluationPlan:
     fingerprint: str
     index_fingerprint: str
 
-    @property
-    def partial(self) -> bool:
-        return bool(self.missing_classes or self.not_drawn)
-
 
 def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     """Lists and sampler of the base classes.
@@ -269,8 +265,8 @@ class EpisodeLoader:
             yield item
 
 
-def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int, start: int = 0) -> EpisodeLoader:
-    """Batches of consecutive episodes, beginning with position `start` of the data set.
+def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int) -> EpisodeLoader:
+    """Batches of consecutive episodes.
 
     Args:
         dataset: what to load.
@@ -280,7 +276,7 @@ def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int, star
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_size=batch_size,
-        sampler=range(start, len(dataset)),
+        sampler=range(len(dataset)),
         num_workers=num_workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,

@@ -42,11 +42,6 @@ class MetricsLog:
         if time.monotonic() - self._written > 2.0:
             self.write()
 
-    def scalar(self, key: str, value: float, step: int) -> None:
-        """A value for TensorBoard alone (the score after training)."""
-        if self._board:
-            self._board.add_scalar(key, value, step)
-
     def write(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(k for row in self.rows for k in row)), lineterminator="\n")

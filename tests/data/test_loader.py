@@ -198,12 +198,12 @@ def test_an_episode_file_replaces_the_drawn_episodes(tmp_path: Path) -> None:
     assert read.fingerprint == evaluation_plan(source, make_cfg(shot=1, min_pixels=0)).fingerprint != drawn.fingerprint
 
 
-def test_a_novel_class_without_episodes_makes_the_result_partial() -> None:
+def test_a_novel_class_without_images_is_missing() -> None:
     source = make_source()
     for pairs in source.images["val"].values():
         pairs.pop(1, None)  # type: ignore[attr-defined]
     plan = evaluation_plan(source, make_cfg(min_pixels=0))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn, plan.partial) == ((0,), (1,), (), True)
+    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (1,), ())
 
 
 def test_workers_are_as_asked_or_one_less_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,4 +248,4 @@ def test_a_class_without_an_episode_because_few_are_drawn_is_not_called_too_smal
         "val": {**{f"a{n}": {0: 9000} for n in range(3)}, **{f"b{n}": {1: 9000} for n in range(3)}},
     }
     plan = evaluation_plan(FakeSource(images), make_cfg(num_episodes=1, seeds=[0], query_order="list_cycle"))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn, plan.partial) == ((0,), (), (1,), True)
+    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (), (1,))

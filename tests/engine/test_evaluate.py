@@ -48,8 +48,8 @@ def test_padding_is_cut_off_before_anything_is_scaled() -> None:
 @pytest.mark.parametrize(
     ("border", "truth", "first"),
     [
-        # Pixel i of n covers [i, i + 1) of n, at any size. A border at pixel position b of 16 is b + 1/2 pixels from the
-        # left: 16 -> 64 puts it at 4 (b + 1/2), and the first pixel whose centre lies right of it is foreground.
+        # Pixel i of n covers [i, i + 1) of n, at any size. A border at pixel position b of 16 is b + 1/2 pixels off the
+        # left edge: 16 -> 64 puts it at 4 (b + 1/2), and the first pixel whose centre lies right of it is foreground.
         (3.5, 64, 16),  # 4 of 16 -> 16 of 64
         (3.0, 64, 14),  # 3.5 of 16 -> 14 of 64: pixel 14 has its centre at 14.5
         (11.5, 64, 48),

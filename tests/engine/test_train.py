@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from runs import cell_of, composed
 
 from fsseg.engine import checkpoint
+from fsseg.engine.train import learning_rate
 from fsseg.errors import UserError
 from fsseg.run import run
 
@@ -32,6 +34,26 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(checkpoint, "save", noting)
     return steps
+
+
+@pytest.mark.parametrize(
+    ("lr", "power", "warmup", "expected"),
+    [
+        # four steps at power 2: (1, 3/4, 2/4, 1/4) squared
+        (0.16, 2.0, 0, [0.16, 0.09, 0.04, 0.01]),
+        # with two of warm-up, the first is halved, the second whole
+        (0.16, 2.0, 2, [0.08, 0.09, 0.04, 0.01]),
+        (0.16, 2.0, 4, [0.04, 0.045, 0.03, 0.01]),
+        (0.3, 0.0, 3, [0.1, 0.2, 0.3, 0.3]),
+        # 0.75 ** 0.9 = exp(0.9 * -0.2876821), 0.5 ** 0.9 = exp(0.9 * -0.6931472), 0.25 ** 0.9 = (0.5 ** 0.9) ** 2
+        (0.002, 0.9, 0, [0.002, 0.00154378, 0.00107177, 0.000574349]),
+    ],
+)
+def test_the_learning_rate_is_poly_after_a_linear_warm_up(
+    lr: float, power: float, warmup: int, expected: list[float]
+) -> None:
+    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power, warmup_steps=warmup))
+    assert [learning_rate(cfg, step, 4) for step in range(4)] == pytest.approx(expected, rel=1e-5)
 
 
 # 30 of the 60 images have no novel class: 3 steps of 10 make an epoch.
