@@ -165,11 +165,6 @@ def real(shared: Path, tmp: Path, **changes) -> PascalSource:
     return source(shared / "data" / "voc_part", cache=str(tmp), **changes)
 
 
-@pytest.fixture(scope="module")
-def scan_folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("scan")  # the 12031 masks are scanned once for the tests below
-
-
 def with_area(index: ClassIndex, classes: list[int], least: int) -> dict[int, set[int]]:
     keep = index.pair_pixels >= least
     return {c: set(index.pair_image[keep & (index.pair_class == c)].tolist()) for c in classes}
@@ -177,18 +172,18 @@ def with_area(index: ClassIndex, classes: list[int], least: int) -> dict[int, se
 
 @pytest.mark.shared
 @pytest.mark.parametrize("fold", range(4))
-def test_real_masks_give_the_published_list_sizes(shared_dir, scan_folder: Path, fold: int) -> None:
+def test_real_masks_give_the_published_list_sizes(shared_dir, voc_cache: Path, fold: int) -> None:
     facts = json.loads((shared_dir / "facts" / "folds.json").read_text())["pascal5i"]
     sizes = facts["list_sizes_from_masks"]["folds"][str(fold)]
     names, novel = facts["classes"], facts["folds"][str(fold)]
     base = [c for c in range(20) if c not in novel]
 
-    val = with_area(real(shared_dir, scan_folder).index("val"), novel, 2048)
+    val = with_area(real(shared_dir, voc_cache).index("val"), novel, 2048)
     assert {names[c]: len(images) for c, images in val.items()} == sizes["val"]["per_class"]
     assert len(set().union(*val.values())) == sizes["val"]["images"]
 
     for pool, train_list in (("train_aug_10582", None), ("pfenet_list_5953", "pfenet_train")):
-        index = real(shared_dir, scan_folder, train_list=train_list).index("train")
+        index = real(shared_dir, voc_cache, train_list=train_list).index("train")
         assert len(index.image_ids) == int(pool.rsplit("_", 1)[1])
         train = with_area(index, base, 2048)
         assert len(set().union(*train.values())) == sizes[pool]["images_keep"]
@@ -198,9 +193,9 @@ def test_real_masks_give_the_published_list_sizes(shared_dir, scan_folder: Path,
 
 
 @pytest.mark.shared
-def test_lists_of_the_real_part_have_all_their_images(shared_dir, scan_folder: Path) -> None:
-    part = real(shared_dir, scan_folder, train_list="part_train", val_list="part_val")
+def test_lists_of_the_real_part_have_all_their_images(shared_dir, voc_cache: Path) -> None:
+    part = real(shared_dir, voc_cache, train_list="part_train", val_list="part_val")
     splits: list[Split] = ["train", "val"]
     part.check(splits)
     assert [len(part.index(s).image_ids) for s in splits] == [422, 445]
-    assert len(real(shared_dir, scan_folder).missing_images("train")) == 10582 - 422
+    assert len(real(shared_dir, voc_cache).missing_images("train")) == 10582 - 422
