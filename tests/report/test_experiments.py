@@ -196,9 +196,7 @@ def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -
     assert table["baseline (backbone + QP)"] == ["61.00 ±1.41", "42.00 ±2.83", "19.00 ±1.41", "0.050", "0.250"]
     assert table["baseline + SM + IC"] == ["61.00 ±0.00", "52.00 ±1.41", "9.00 ±1.41", "0.050", "0.250"]
     # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
-    assert (
-        "over 2 fold-seed pairs: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
-    )
+    assert "over 2 fold-seed pairs: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
 
 
