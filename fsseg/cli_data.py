@@ -100,7 +100,7 @@ def episodes(
 
 
 def cost(line: Line = None) -> None:
-    """Parameters and MACs of each part of a method, beside the paper's, at PASCAL's 473 px unless `dataset=` is given."""
+    """Parameters and MACs of each part of a method, beside the paper's; at 473 px unless `dataset=` is given."""
     from fsseg.model import cost as costs
 
     print(costs.render(costs.cost(_config(_paper_size(line)))))

@@ -378,7 +378,8 @@ _WITHIN = (
     ("dataset.image_size", 9, 4097),
     ("train.momentum", 0.0, 0.9999),
 )
-_NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps", "protocol.min_pixels",
+_NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps",
+                 "protocol.min_pixels",
                  "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
                  "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
 _PROBABILITIES = (
