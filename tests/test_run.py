@@ -275,7 +275,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(root: Path, tmp_path:
     cell.checkpoint.write_bytes(cell.checkpoint.read_bytes()[:5000])
     run(c.config, c.task_overrides)
     log = cell.log.read_text()
-    assert f"{cell.checkpoint}: the checkpoint cannot be read" in log
+    assert f"{cell.checkpoint}: the checkpoint is damaged" in log
     assert f"going on from the checkpoint before it, {cell.previous_checkpoint}" in log
     assert_same(cell, whole)
 
