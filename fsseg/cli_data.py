@@ -139,7 +139,8 @@ def bench_model(
     from fsseg.engine.devices import choose_device
     from fsseg.model import bench
 
-    cfg = _config(_paper_size(line))
+    # Weights change no time, and where they are absent time can still be measured.
+    cfg = _config([*_paper_size(line), "backbone.pretrained=false"])
     device = choose_device(cfg.device)
     amp = cfg.train.amp if device.type == "cuda" else "off"
     print(bench.render(bench.bench_model(cfg, batch, str(device), amp, repeats)))
