@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes it private; colleagues read the same folder
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes it private; colleagues read the same folder
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -97,4 +97,5 @@ def _read_umask() -> int:
     return mask
 
 
-_UMASK = _read_umask()  # read once, at import: the call changes it for a moment
+UMASK = _read_umask()
+"""Of this process; read once, at import, because asking changes it for a moment."""

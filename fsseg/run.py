@@ -20,7 +20,7 @@ from fsseg.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
 from fsseg.cell import Cell, Status, open_cell, write_atomic, write_json
 from fsseg.claim import CellBusy, Claim, ClaimLost, acquire
 from fsseg.config import Config, faults
-from fsseg.data.registry import build_source, folder_faults
+from fsseg.data.registry import build_source, folder_faults, needed_splits
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.entry import typed
 from fsseg.errors import UserError, merge_errors
@@ -33,7 +33,7 @@ from fsseg.sweep.sync import sync_cell
 if TYPE_CHECKING:
     import torch
 
-    from fsseg.data.source import Source, Split
+    from fsseg.data.source import Source
 
 
 log = logging.getLogger("fsseg")
@@ -275,8 +275,7 @@ def _work(
         if cfg.num_threads:
             torch.set_num_threads(cfg.num_threads)
         source = build_source(cfg)
-        needed: dict[Split, bool] = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
-        source.check([split for split, wanted in needed.items() if wanted])
+        source.check(needed_splits(cfg))
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         came_from = None

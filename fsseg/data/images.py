@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+@contextmanager
+def _image_faults(path: Path | str) -> Iterator[None]:
+    """Whatever opening and decoding raises, as a `UserError` that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing", "complete the image folder, or take the name off the list"
+        ) from None
+    except _DECODE_ERRORS as error:
+        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+
+
 def read_image(path: Path | str, longer_side: int | None = None) -> NDArray[np.uint8]:
     """An image as RGB, (H, W, 3) uint8; grey-scale and CMYK files are converted.
 
@@ -38,14 +52,8 @@ def read_image(path: Path | str, longer_side: int | None = None) -> NDArray[np.u
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    try:
+    with _image_faults(path):
         return decode_image(Path(path).read_bytes(), longer_side)
-    except FileNotFoundError:
-        raise UserError(
-            f"image {path} is missing", "complete the image folder, or take the name off the list"
-        ) from None
-    except _DECODE_ERRORS as error:
-        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
 
 
 def decode_image(data: bytes, longer_side: int | None = None) -> NDArray[np.uint8]:
@@ -116,15 +124,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         UserError: the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise UserError(
-            f"image {path} is missing", "complete the image folder, or take the name off the list"
-        ) from None
-    except _DECODE_ERRORS as error:
-        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+    with _image_faults(path), Image.open(path) as image:
+        return image.height, image.width
 
 
 def check_image(path: Path | str) -> tuple[int, int]:
@@ -133,20 +134,12 @@ def check_image(path: Path | str) -> tuple[int, int]:
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-            image.draft(
-                "RGB", (max(image.width // 8, 1), max(image.height // 8, 1))
-            )  # JPEG: all bits are read, few pixels computed
-            image.load()
-            return size
-    except FileNotFoundError:
-        raise UserError(
-            f"image {path} is missing", "complete the image folder, or take the name off the list"
-        ) from None
-    except _DECODE_ERRORS as error:
-        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+    with _image_faults(path), Image.open(path) as image:
+        size = image.height, image.width
+        # JPEG: all bits are read, few pixels computed
+        image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
+        image.load()
+        return size
 
 
 def read_labels(path: Path | str) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config import Config
-    from fsseg.data.source import Source
+    from fsseg.data.source import Source, Split
 
 
 def source_class(name: str) -> Any:
@@ -43,12 +43,16 @@ def build_source(cfg: Config) -> Source:
     return source
 
 
+def needed_splits(cfg: Config) -> list[Split]:
+    """The splits that a run of this configuration reads."""
+    needed: dict[Split, bool] = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
+    return [split for split, wanted in needed.items() if wanted]
+
+
 def folder_faults(cfg: Config) -> list[UserError]:
     """What is missing on disk, found by looking at folders only."""
     try:
-        needed = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
-        splits = [split for split, wanted in needed.items() if wanted]
-        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset, splits)
+        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset, needed_splits(cfg))
     except UserError as error:
         return [error]
     return found

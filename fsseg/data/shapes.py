@@ -33,6 +33,7 @@ from fsseg.data.shapes_backgrounds import FAMILY_NAMES
 from fsseg.data.shapes_draw import CLASSES, VERSION, Recipe, draw, plan
 from fsseg.data.source import Split
 from fsseg.errors import UserError
+from fsseg.files import UMASK
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def generate(root: Path | str, num_train: int, num_val: int, seed: int, recipe: 
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
     try:
         _write(temporary, num_train, num_val, seed, recipe)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private; colleagues read the same folder
+        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes it private; colleagues read the same folder
         _publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -240,9 +241,3 @@ def voc_palette() -> NDArray[np.uint8]:
         for bit in range(8):
             palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
     return palette
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
