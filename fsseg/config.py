@@ -55,6 +55,9 @@ class ShapesConfig(DatasetConfig):
 
     background_shift: float = 0.5
     """Probability that support and query of an episode stand on different background families, in [0, 1]."""
+    ambient: float = 0.18
+    """Share of the background's mean colour in an object's colour, in [0, 1]: how much the place an object stands in
+    changes its looks."""
     num_train: int = 600
     """Training images to generate."""
     num_val: int = 400
@@ -336,6 +339,7 @@ def register() -> None:
     if not OmegaConf.has_resolver("by_dataset"):
         OmegaConf.register_new_resolver("by_dataset", _by_dataset)
         OmegaConf.register_new_resolver("by_backbone", _by_backbone)
+        OmegaConf.register_new_resolver("by_modulation", _by_modulation)
 
 
 def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
@@ -348,6 +352,11 @@ def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_backbone:{tiny: 64, other: 528}}`: likewise for the backbone."""
     name = _root_.backbone.name
     return values[name] if name in values else values["other"]
+
+
+def _by_modulation(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_modulation:{rounds: 0.02, none: 0.06}}`: one value for ABCB with SM, one for every model of one round."""
+    return values["rounds" if OmegaConf.select(_root_, "model.modulation", default=False) else "none"]
 
 
 STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
@@ -384,6 +393,7 @@ _NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "tr
                  "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
 _PROBABILITIES = (
     "dataset.background_shift",
+    "dataset.ambient",
     "dataset.flip_probability",
     "dataset.blur_probability",
     "dataset.crop_keep",

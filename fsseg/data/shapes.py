@@ -57,7 +57,7 @@ class ShapesSource(VocSource):
     def __init__(self, cfg: ShapesConfig) -> None:
         folder = _folder_of(cfg)
         try:
-            generate(folder.parent, cfg.num_train, cfg.num_val, cfg.generator_seed)
+            generate(folder.parent, cfg.num_train, cfg.num_val, cfg.generator_seed, _recipe_of(cfg))
         except OSError as error:
             what = f"dataset.root={cfg.root}: shapes5i cannot be generated there: {error}"
             raise UserError(what, "set dataset.root to a folder you can write to, with 30 MB free") from error
@@ -101,9 +101,12 @@ class ShapesSource(VocSource):
 
 def _folder_of(cfg: DatasetConfig) -> Path:
     # DatasetConfig by type, since Hydra hands over a DictConfig that duck-types as the schema
-    return dataset_folder(
-        Path(cfg.root).expanduser(), *(getattr(cfg, key) for key in ("num_train", "num_val", "generator_seed"))
-    )
+    num_train, num_val, seed = (getattr(cfg, key) for key in ("num_train", "num_val", "generator_seed"))
+    return dataset_folder(Path(cfg.root).expanduser(), num_train, num_val, seed, _recipe_of(cfg))
+
+
+def _recipe_of(cfg: DatasetConfig) -> Recipe:
+    return Recipe(ambient=getattr(cfg, "ambient"))  # noqa: B009  (see _folder_of)
 
 
 def settings(num_train: int, num_val: int, seed: int, recipe: Recipe) -> dict[str, Any]:

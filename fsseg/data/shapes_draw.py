@@ -53,7 +53,8 @@ class Recipe:
     period: tuple[float, float] = (0.40, 0.50)
     """Period of a texture relative to the object's equivalent radius sqrt(area / pi)."""
     ambient: float = 0.18
-    """Share of the background's mean colour in an object's colour: the light of a scene falls on its objects too."""
+    """Share of the background's mean colour in an object's colour: the light of a scene falls on its objects too.
+    `dataset.ambient` sets it."""
     shading: float = 0.18
     """Brightness falls by up to this share from one side of the image to the other."""
     noise: float = 0.035

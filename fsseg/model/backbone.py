@@ -33,21 +33,37 @@ _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 class Backbone(nn.Module):
-    """Base of the backbones.
+    """Base of the backbones: five stages in a row, the first of which may be frozen and then build no graph.
 
     Attributes:
         channels: stage name -> its channels.
         stride: pixels per feature cell, in each direction.
+        num_frozen: how many stages, from the first on, do not train.
         frozen: no parameter trains and no graph is built; features of an image may then be kept and used again.
     """
 
     channels: dict[str, int]
     stride: int
+    num_frozen: int
     frozen: bool
 
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W), sides stride * m + 1 -> stage name -> (N, C, m + 1, m + 1)."""
-        raise NotImplementedError
+        features: Features = {}
+        x = images
+        for number, stage in enumerate(_STAGES):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
+                x = getattr(self, stage)(x)
+            if stage in LAYERS:
+                features[stage] = x
+        return features
+
+    def _freeze(self, trainable_layers: int) -> None:
+        """Leave only the last `trainable_layers` stages to training; to be called when all stages are there."""
+        self.num_frozen = max(0, len(_STAGES) - trainable_layers)
+        self.frozen = self.num_frozen == len(_STAGES)
+        for stage in _STAGES[: self.num_frozen]:
+            getattr(self, stage).requires_grad_(False)
 
 
 class ResNetBackbone(Backbone):
@@ -70,10 +86,7 @@ class ResNetBackbone(Backbone):
         expansion = network.layer1[0].expansion
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
         self.stride = STRIDES[name]
-        self.num_frozen = max(0, len(_STAGES) - trainable_layers)
-        self.frozen = self.num_frozen == len(_STAGES)
-        for stage in _STAGES[: self.num_frozen]:
-            getattr(self, stage).requires_grad_(False)
+        self._freeze(trainable_layers)
         self.train()
 
     def train(self, mode: bool = True) -> ResNetBackbone:
@@ -82,16 +95,6 @@ class ResNetBackbone(Backbone):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
-
-    def forward(self, images: Tensor) -> Features:
-        features: Features = {}
-        x = images
-        for number, stage in enumerate(_STAGES):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
-                x = getattr(self, stage)(x)
-            if stage in LAYERS:
-                features[stage] = x
-        return features
 
 
 def _dilated_resnet(name: str) -> ResNet:
@@ -145,15 +148,16 @@ class _Residual(nn.Module):
 class TinyBackbone(Backbone):
     """A small residual CNN at stride 4 that trains from random weights on a CPU in minutes.
 
-    It has no pretrained weights and always trains: `backbone.pretrained` and `backbone.trainable_layers` say nothing
-    to it. GroupNorm instead of BatchNorm: an image's features do not depend on the images beside it.
+    It has no pretrained weights (`backbone.pretrained` says nothing to it) and trains as a whole by default. With
+    fewer `trainable_layers` the first 5 - `trainable_layers` of stem, layer1, ..., layer4 keep their random weights:
+    0 gives fixed features that no training has taught to leave the background out, as those of a frozen ResNet are.
+    GroupNorm instead of BatchNorm: an image's features do not depend on the images beside it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainable_layers: int = len(_STAGES)) -> None:
         super().__init__()
         self.channels = {"layer2": 48, "layer3": 64, "layer4": 64}
         self.stride = STRIDES["tiny"]
-        self.frozen = False
         self.stem = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.GroupNorm(4, 24), nn.ReLU())
         self.layer1 = nn.Sequential(
             nn.Conv2d(24, 32, 3, stride=2, padding=1, bias=False), nn.GroupNorm(4, 32), nn.ReLU()
@@ -161,13 +165,7 @@ class TinyBackbone(Backbone):
         self.layer2 = _Residual(32, 48, dilation=1)
         self.layer3 = _Residual(48, 64, dilation=2)
         self.layer4 = _Residual(64, 64, dilation=3)
-
-    def forward(self, images: Tensor) -> Features:
-        x = self.layer1(self.stem(images))
-        features: Features = {}
-        for stage in LAYERS:
-            features[stage] = x = getattr(self, stage)(x)
-        return features
+        self._freeze(trainable_layers)
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
@@ -177,7 +175,7 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
         UserError: an unknown name, or weights that are missing, unreadable or of another network.
     """
     if cfg.name == "tiny":
-        return TinyBackbone()
+        return TinyBackbone(cfg.trainable_layers)
     if cfg.name not in STRIDES:
         raise UserError(f"backbone.name={cfg.name} is unknown", f"choose backbone= one of: {', '.join(STRIDES)}")
     backbone = ResNetBackbone(cfg.name, cfg.trainable_layers)

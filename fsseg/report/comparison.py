@@ -30,7 +30,7 @@ Measure = Callable[[Cell], float | None]
 
 @dataclass
 class Group:
-    """Cells that may stand in one table: the same in everything but the model's settings, fold and seed."""
+    """Cells that may stand in one table: the same in everything but the model's settings, its rate, fold and seed."""
 
     report: str
     name: str
@@ -83,7 +83,10 @@ def groups_of(cells: Iterable[Cell], reports: Collection[str]) -> list[Group]:
             same = (cell.dataset, cell.backbone, str(cell.shot), str(cell.protocol_id), str(cell.data_val))
             found[(report, cell.name) + same + (_settings(cell),)].append(cell)  # noqa: RUF005  (*same needs Python 3.11)
     groups = [
-        Group(key[0], key[1], alike) for key, members in sorted(found.items()) for alike in by_list(members).values()
+        Group(key[0], key[1], alike, notes=_rates_note(alike))
+        for key, members in sorted(found.items())
+        for of_rate in _by_rate(members)
+        for alike in by_list(of_rate).values()
     ]
     taken: dict[str, int] = defaultdict(int)
     for group in groups:
@@ -93,14 +96,49 @@ def groups_of(cells: Iterable[Cell], reports: Collection[str]) -> list[Group]:
     return groups
 
 
-def _settings(cell: Cell) -> str:
-    """Everything of a cell's identity but what a table compares; empty for a copied result without identity.json."""
+def _identity(cell: Cell) -> dict[str, Any]:
+    """All settings that decide about the cell's numbers; empty for a copied result without identity.json."""
     try:
-        identity = mapping(load(cell.path / "identity.json").get("identity"))
+        return mapping(load(cell.path / "identity.json").get("identity"))
     except Unreadable:
-        return ""
-    compared = ("model.", "fold", "seed", "protocol.episodes_file", "checkpoint")
+        return {}
+
+
+def _settings(cell: Cell) -> str:
+    """Everything of a cell's identity but what a table compares, and the learning rate (see `_by_rate`)."""
+    identity = _identity(cell)
+    compared = ("model.", "fold", "seed", "protocol.episodes_file", "checkpoint", "train.lr")
     return json_text({k: identity[k] for k in sorted(identity) if not k.startswith(compared)})
+
+
+def _model(cell: Cell) -> str:
+    return json_text({k: v for k, v in sorted(_identity(cell).items()) if k.startswith("model.")})
+
+
+def _rate(cell: Cell) -> Any:
+    return _identity(cell).get("train.lr")
+
+
+def _by_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """One table if every model has one learning rate, be it its own; where a model was run at several, one for each."""
+    rates = {(_model(cell), _rate(cell)) for cell in cells}
+    if len(rates) == len({model for model, _ in rates}):
+        return [list(cells)]
+    found: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        found[json_text(_rate(cell))].append(cell)
+    return [members for _, members in sorted(found.items())]
+
+
+def _rates_note(cells: Sequence[Cell]) -> list[str]:
+    """Which rate which model had, where they differ."""
+    found: dict[str, set[Any]] = defaultdict(set)
+    for cell in sorted(cells, key=lambda c: [*LABELS, None].index(component(c))):
+        found[LABELS.get(component(cell) or "", cell.method)].add(_rate(cell))
+    if len(set.union(*found.values())) == 1:
+        return []
+    each = (f"{label} {', '.join(map(str, sorted(rates, key=str)))}" for label, rates in found.items())
+    return [f"train.lr is each model's own: {'; '.join(each)}"]
 
 
 def component(cell: Cell) -> str | None:

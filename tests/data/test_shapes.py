@@ -433,6 +433,21 @@ def test_masks_of_the_source_mark_one_class(source: ShapesSource, folder: Path) 
     assert source.image("train", image_id).shape == (*labels.shape, 3)
 
 
+def test_ambient_brings_object_and_background_together(tmp_path: Path) -> None:
+    def contrast(ambient: float) -> float:
+        ShapesSource(ShapesConfig(name="shapes5i", root=str(tmp_path), num_train=1, num_val=20, ambient=ambient))
+        folder = dataset_folder(tmp_path, 1, 20, 0, Recipe(ambient=ambient))
+        found = []
+        for image_id in read_list(folder, "val"):
+            pixels = np.array(Image.open(folder / "JPEGImages" / f"{image_id}.jpg"), dtype=float)
+            labels = labels_of(folder, image_id)
+            found.append(np.abs(pixels[(labels > 0) & (labels < 255)].mean(0) - pixels[labels == 0].mean(0)).mean())
+        return float(np.mean(found))
+
+    # the distance between the colours of object and background shrinks by 1 - ambient, up to noise and boundaries
+    assert contrast(0.5) / contrast(0.0) == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_pickled_source_still_knows_the_families(source: ShapesSource, folder: Path) -> None:
     copy = pickle.loads(pickle.dumps(source))
     for line in (folder / "ImageSets" / "Segmentation" / "backgrounds.txt").read_text().splitlines():

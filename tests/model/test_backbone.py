@@ -96,7 +96,7 @@ def test_frozen_features_do_not_depend_on_the_mode_or_the_neighbours() -> None:
 
 def test_tiny_trains_and_an_image_does_not_see_its_neighbours() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig("tiny"))  # pretrained and trainable_layers say nothing to it
+    backbone = build_backbone(BackboneConfig("tiny", trainable_layers=5))  # pretrained says nothing to it
     assert isinstance(backbone, TinyBackbone)
     assert not backbone.frozen
     images = torch.randn(3, 3, 33, 33)
@@ -109,6 +109,17 @@ def test_tiny_trains_and_an_image_does_not_see_its_neighbours() -> None:
         backbone(images)["layer4"].square().mean().backward()
         optimiser.step()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(("layers", "trained"), [(0, set()), (1, {"layer4"}), (3, {"layer2", "layer3", "layer4"})])
+def test_tiny_keeps_the_first_stages_as_they_are(layers: int, trained: set[str]) -> None:
+    backbone = build_backbone(BackboneConfig("tiny", trainable_layers=layers)).train()
+    assert backbone.frozen == (layers == 0)
+    features = backbone(torch.randn(1, 3, 33, 33))
+    assert {stage for stage, x in features.items() if x.requires_grad} == trained
+    if trained:
+        sum(x.sum() for x in features.values()).backward()
+    assert {name.split(".")[0] for name, p in backbone.named_parameters() if p.grad is not None} == trained
 
 
 def test_tiny_starts_from_the_callers_seed() -> None:

@@ -142,6 +142,20 @@ def test_other_settings_make_a_table_of_their_own(tmp_path: Path, add: Add) -> N
     assert rows(tmp_path, "table3_components-2")["baseline (backbone + QP)"][0] == "50.20"
 
 
+def test_each_model_at_its_own_rate_is_one_table_that_says_so(tmp_path: Path, add: Add) -> None:
+    for name, lr, model in (("baseline", 0.06, BASELINE), ("sm", 0.02, SM), ("full", 0.02, FULL)):
+        for seed in (0, 1):
+            identity = {"train.lr": lr, "seed": seed} | {f"model.{k}": v for k, v in model.items()}
+            add("table3_components", name, 50.0 + lr, model, seed=seed, identity=identity)
+    text = report(tmp_path)
+    table = rows(tmp_path, "table3_components")
+    assert table["baseline (backbone + QP)"][0] == "50.06 ±0.00"
+    assert table["baseline + SM + IC"][0] == "50.02 ±0.00"
+    note = "train.lr is each model's own: baseline (backbone + QP) 0.06; baseline + SM 0.02; baseline + SM + IC 0.02"
+    assert note in text
+    assert not (tmp_path / "table3_components-2.md").exists()
+
+
 def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: Add) -> None:
     add("table3_components", "heads4", 50.0, FULL | {"heads": 4})
     add("table3_components", "heads8", 51.0, FULL | {"heads": 8})
