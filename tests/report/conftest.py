@@ -61,3 +61,24 @@ def make_cell(tmp_path: Path) -> MakeCell:
         return folder
 
     return make
+
+
+@pytest.fixture
+def add(tmp_path: Path, make_cell: Callable[..., Path]) -> MakeCell:
+    """add(report, variant, miou, model, metrics=..., more of make_cell) -> a finished cell of an experiment."""
+
+    def make(
+        report: str, variant: str, miou: float, model: dict[str, Any], fold: int = 0, *,
+        metrics: dict[str, Any] | None = None, identity: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None, **changes: Any,
+    ) -> Path:  # fmt: skip
+        folder = make_cell(fold, miou, name=changes.pop("name", report), variant=variant, **changes)
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        result |= {"report": report, "model": model, "fingerprint": str(folder), **(extra or {})}
+        result["metrics"] |= metrics or {}
+        path.write_text(json.dumps(result))
+        (folder / "identity.json").write_text(json.dumps({"identity": identity or {}}))
+        return folder
+
+    return make

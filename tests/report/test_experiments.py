@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment_files import BASELINE, FULL, SM, Add, report, rows
 
 from fsseg.report.collect import collect
 from fsseg.report.experiments import REPORTS, experiment_report
 from fsseg.report.tables import aggregate
-
-FULL = {
-    "modulation": True, "cleansing": True, "pixel_evolution": True, "structure_evolution": True, "iterations": 3,
-}  # fmt: skip
-BASELINE = FULL | {"modulation": False, "cleansing": False}
-SM = FULL | {"cleansing": False}
-
-Add = Callable[..., Path]
-
-
-@pytest.fixture
-def add(tmp_path: Path, make_cell: Callable[..., Path]) -> Add:
-    """add(report, variant, miou, model, metrics=..., more of make_cell) -> a finished cell of an experiment."""
-
-    def make(
-        report: str, variant: str, miou: float, model: dict[str, Any], fold: int = 0, *,
-        metrics: dict[str, Any] | None = None, identity: dict[str, Any] | None = None,
-        extra: dict[str, Any] | None = None, **changes: Any,
-    ) -> Path:  # fmt: skip
-        folder = make_cell(fold, miou, name=changes.pop("name", report), variant=variant, **changes)
-        path = folder / "result.json"
-        result = json.loads(path.read_text())
-        result |= {"report": report, "model": model, "fingerprint": str(folder), **(extra or {})}
-        result["metrics"] |= metrics or {}
-        path.write_text(json.dumps(result))
-        (folder / "identity.json").write_text(json.dumps({"identity": identity or {}}))
-        return folder
-
-    return make
-
-
-def rows(folder: Path, stem: str) -> dict[str, list[str]]:
-    """The table of a Markdown file: first column -> the others."""
-    lines = [line for line in (folder / f"{stem}.md").read_text().splitlines() if line.startswith("|")]
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-    return {line[0]: line[1:] for line in [cells[0], *cells[2:]]}
-
-
-def report(tmp_path: Path) -> str:
-    written = experiment_report(collect([tmp_path]).cells, tmp_path)
-    assert written is not None
-    assert all(f.is_file() for f in written.files)
-    return written.text
 
 
 def test_table_3_stands_beside_the_papers_figures(tmp_path: Path, add: Add) -> None:
@@ -165,23 +122,6 @@ def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: A
     assert "heads8" in text
 
 
-def distance(counts: list[int], mean: float) -> dict[str, Any]:
-    return {"foreground_distance": {"bins": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "counts": counts, "mean": mean}}
-
-
-def test_figure_5_gives_shares_of_episodes(tmp_path: Path, add: Add) -> None:
-    add("figure5_distance", "b", 50.0, BASELINE, metrics=distance([1, 1, 2, 0, 0, 0, 0], 0.2))
-    add("figure5_distance", "f", 60.0, FULL, metrics=distance([6, 0, 0, 0, 0, 0, 2], 0.125))
-    report(tmp_path)
-    table = rows(tmp_path, "figure5_distance")
-    assert table[""] == ["baseline (backbone + QP)", "baseline + SM + IC"]
-    assert table["0-0.1"] == ["25.0", "75.0"]
-    assert table["0.2-0.3"] == ["50.0", "0.0"]
-    assert table[">0.6"] == ["0.0", "25.0"]
-    assert table["mean distance"] == ["0.200", "0.125"]
-    assert (tmp_path / "figure5_distance.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_figure_7_brings_the_sheets_of_the_runs(tmp_path: Path, add: Add) -> None:
     for seed in (0, 1):
         folder = add("figure7_steps", "default", 50.0 + seed, FULL, seed=seed)
@@ -192,26 +132,6 @@ def test_figure_7_brings_the_sheets_of_the_runs(tmp_path: Path, add: Add) -> Non
     assert (tmp_path / "figure7_steps.png").read_bytes() == b"sheet 0"
     assert (tmp_path / "figure7_steps-2.png").read_bytes() == b"sheet 1"
     assert "seed2/figures/steps.png is missing" in text
-
-
-def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -> None:
-    def metrics(near: float, far: float) -> dict[str, Any]:
-        of_near = {"miou": near} | distance([4, 0, 0, 0, 0, 0, 0], 0.05)
-        return {"by_background_shift": {"0.0": of_near, "1.0": {"miou": far} | distance([0, 0, 4, 0, 0, 0, 0], 0.25)}}
-
-    for seed, near, far in ((0, 60.0, 40.0), (1, 62.0, 44.0)):
-        add("background_bias", "b", 50.0, BASELINE, seed=seed, metrics=metrics(near, far))
-    for seed, near, far in ((0, 61.0, 51.0), (1, 61.0, 53.0)):
-        add("background_bias", "f", 50.0, FULL, seed=seed, metrics=metrics(near, far))
-    text = report(tmp_path)
-    table = rows(tmp_path, "background_bias")
-    assert table[""] == ["mIoU at shift 0.0", "mIoU at shift 1.0", "lost", "distance at 0.0", "distance at 1.0"]
-    # (60 + 62) / 2 = 61 with deviation sqrt(2); (40 + 44) / 2 = 42, sqrt(8); lost 20 and 18: 19, sqrt(2)
-    assert table["baseline (backbone + QP)"] == ["61.00 ±1.41", "42.00 ±2.83", "19.00 ±1.41", "0.050", "0.250"]
-    assert table["baseline + SM + IC"] == ["61.00 ±0.00", "52.00 ±1.41", "9.00 ±1.41", "0.050", "0.250"]
-    # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
-    assert "over 2 fold-seed pairs: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
-    assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
 
 
 def test_aggregate_writes_experiments_beside_the_summary_and_says_so(tmp_path: Path, add: Add) -> None:

@@ -1,0 +1,51 @@
+"""Figure 5 and the test of the claim, from results written by hand and figures worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiment_files import BASELINE, FULL, Add, report, rows
+
+
+def distance(counts: list[int], mean: float) -> dict[str, Any]:
+    return {"foreground_distance": {"bins": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "counts": counts, "mean": mean}}
+
+
+def test_figure_5_gives_shares_of_episodes(tmp_path: Path, add: Add) -> None:
+    add("figure5_distance", "b", 50.0, BASELINE, metrics=distance([1, 1, 2, 0, 0, 0, 0], 0.2))
+    add("figure5_distance", "f", 60.0, FULL, metrics=distance([6, 0, 0, 0, 0, 0, 2], 0.125))
+    report(tmp_path)
+    table = rows(tmp_path, "figure5_distance")
+    assert table[""] == ["baseline (backbone + QP)", "baseline + SM + IC"]
+    assert table["0-0.1"] == ["25.0", "75.0"]
+    assert table["0.2-0.3"] == ["50.0", "0.0"]
+    assert table[">0.6"] == ["0.0", "25.0"]
+    assert table["mean distance"] == ["0.200", "0.125"]
+    assert (tmp_path / "figure5_distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -> None:
+    def metrics(near: float, far: float, before: tuple[float, float] | None = None) -> dict[str, Any]:
+        of_near = {"miou": near, "miou_per_round": [near]} | distance([4, 0, 0, 0, 0, 0, 0], 0.05)
+        of_far = {"miou": far, "miou_per_round": [far]} | distance([0, 0, 4, 0, 0, 0, 0], 0.25)
+        if before is not None:
+            of_near["miou_per_round"], of_far["miou_per_round"] = [before[0], near], [before[1], far]
+        return {"by_background_shift": {"0.0": of_near, "1.0": of_far}}
+
+    for seed, near, far in ((0, 60.0, 40.0), (1, 62.0, 44.0)):
+        add("background_bias", "b", 50.0, BASELINE, seed=seed, metrics=metrics(near, far))
+    for seed, near, far in ((0, 61.0, 51.0), (1, 61.0, 53.0)):
+        add("background_bias", "f", 50.0, FULL, seed=seed, metrics=metrics(near, far, before=(59.0, 42.0 + seed)))
+    text = report(tmp_path)
+    table = rows(tmp_path, "background_bias")
+    assert table[""] == ["mIoU at shift 0.0", "mIoU at shift 1.0", "lost", "distance at 0.0", "distance at 1.0"]
+    # (60 + 62) / 2 = 61 with deviation sqrt(2); (40 + 44) / 2 = 42, sqrt(8); lost 20 and 18: 19, sqrt(2)
+    assert table["baseline (backbone + QP)"] == ["61.00 ±1.41", "42.00 ±2.83", "19.00 ±1.41", "0.050", "0.250"]
+    assert table["baseline + SM + IC"] == ["61.00 ±0.00", "52.00 ±1.41", "9.00 ±1.41", "0.050", "0.250"]
+    # P_1: 59 and 59; 42 and 43: 42.5, sqrt(0.5); lost 17 and 16
+    assert table["baseline + SM + IC: P_1"] == ["59.00 ±0.00", "42.50 ±0.71", "16.50 ±0.71", "", ""]
+    assert not any(label.endswith("P_2") or label.startswith("baseline (backbone + QP):") for label in table)
+    # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
+    assert "over 2 fold-seed pairs: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
+    assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
