@@ -339,7 +339,7 @@ def register() -> None:
     if not OmegaConf.has_resolver("by_dataset"):
         OmegaConf.register_new_resolver("by_dataset", _by_dataset)
         OmegaConf.register_new_resolver("by_backbone", _by_backbone)
-        OmegaConf.register_new_resolver("by_modulation", _by_modulation)
+        OmegaConf.register_new_resolver("by_rounds", _by_rounds)
 
 
 def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
@@ -354,9 +354,11 @@ def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
     return values[name] if name in values else values["other"]
 
 
-def _by_modulation(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_modulation:{rounds: 0.02, none: 0.06}}`: one value for ABCB with SM, one for every model of one round."""
-    return values["rounds" if OmegaConf.select(_root_, "model.modulation", default=False) else "none"]
+def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_rounds:{one: 0.06, several: 0.02}}`: one value for ABCB of T > 1, one for all that predict once."""
+    model = _root_.model
+    several = OmegaConf.select(model, "modulation", default=False) and model.iterations > 1
+    return values["several" if several else "one"]
 
 
 STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}

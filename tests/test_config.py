@@ -108,6 +108,24 @@ def test_the_published_recipes_are_the_data_sets_own() -> None:
     assert typed(composed("dataset=pascal5i", "train.lr=0.1")).train.lr == 0.1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [
+        (["method=baseline"], 0.06),
+        (["method=prototype"], 0.06),
+        (["ablation=baseline"], 0.06),
+        (["model.iterations=1"], 0.06),
+        (["ablation=sm"], 0.02),
+        ([], 0.02),
+        (["method=baseline", "train.lr=0.02"], 0.02),
+    ],
+)
+def test_generated_data_has_a_rate_for_models_of_one_round_and_one_for_the_others(
+    arguments: list[str], rate: float
+) -> None:
+    assert typed(composed(*arguments)).train.lr == rate
+
+
 def test_the_backbone_follows_the_data_set_unless_named() -> None:
     assert composed().backbone.name == "tiny"
     assert composed("dataset=pascal5i").backbone.name == composed("dataset=coco20i").backbone.name == "resnet50"
