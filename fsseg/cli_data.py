@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 def _config(line: list[str] | None) -> Config:
     from fsseg.compose import compose
-    from fsseg.config import validate
+    from fsseg.faults import validate
     from fsseg.logs import configure_logging
 
     cfg = compose(line or []).cfg

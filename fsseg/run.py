@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
 from fsseg.cell import Cell, Status, open_cell, write_atomic, write_json
 from fsseg.claim import CellBusy, Claim, ClaimLost, acquire
-from fsseg.config import Config, faults
+from fsseg.config import Config
 from fsseg.data.registry import build_source, folder_faults, needed_splits
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.entry import typed
 from fsseg.errors import UserError, merge_errors
+from fsseg.faults import faults
 from fsseg.logs import RunLog, configure_logging
 from fsseg.ranks import ALONE, Ranks, several_expected
 from fsseg.result import Work, build_result

@@ -10,9 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg import config
-from fsseg.config import faults, validate
 from fsseg.entry import explain, launch, typed
 from fsseg.errors import UserError
+from fsseg.faults import faults, validate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OPTIONS = [

@@ -14,8 +14,8 @@ from runs import SMALL, cell_of, composed
 
 from fsseg.cell import open_cell
 from fsseg.compose import Composed, composer, config_folder
-from fsseg.config import faults
 from fsseg.errors import UserError
+from fsseg.faults import faults
 from fsseg.report.tables import aggregate
 from fsseg.run import _hydra_overrides, run
 

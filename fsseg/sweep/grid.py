@@ -55,7 +55,7 @@ def build_grid(overrides: Sequence[str]) -> list[Point]:
     """
     from fsseg.cell import open_cell
     from fsseg.compose import composer
-    from fsseg.config import faults
+    from fsseg.faults import faults
 
     points = []
     with composer() as c:

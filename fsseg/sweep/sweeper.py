@@ -207,9 +207,9 @@ class _Observer:
 
 def examine(composer: QuickComposer, overrides: Sequence[str]) -> Job:
     """One cell before the launch: done, todo or faulty."""
-    from fsseg.config import faults
     from fsseg.data.registry import folder_faults
     from fsseg.entry import explain, typed
+    from fsseg.faults import faults
 
     job = Job(list(overrides), None, [], "faulty")
     try:
