@@ -8,7 +8,7 @@ torch: composing and checking a grid of hundreds of cells must be quick.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -104,6 +104,8 @@ class MethodConfig:
 
     name: str = MISSING
     """abcb, baseline or prototype; part of the cell's identity."""
+    TRAINS: ClassVar[bool] = True
+    """Whether the method has anything to train; a ClassVar is no configuration key."""
 
 
 @dataclass
@@ -124,6 +126,9 @@ class NeckConfig(MethodConfig):
     """The neck's attentions run on maps average-pooled by this factor (budget: 35 GMACs). OPEN in the paper."""
     vanished_mask: str = "best_cell"
     """What a support mask too small for one feature cell keeps: best_cell (its best covered one) or error. OPEN."""
+    shot_fusion: str = "union"
+    """K shots: union (S_QP is the foreground tokens of all shots, query features averaged) or logits (each shot answers
+    on its own, logits averaged in every round). OPEN in the paper."""
 
 
 @dataclass
@@ -151,14 +156,22 @@ class AbcbConfig(NeckConfig):
     """L, bins of the structure histograms."""
     histogram_range: str = "zero_one"
     """Range of the cosine histogram: zero_one clamps negative cosines into bin 0, minus_one_one spans all. OPEN."""
-    shot_fusion: str = "union"
-    """K shots: union (S_QP is the foreground tokens of all shots, query features averaged). OPEN in the paper."""
+    histogram_width: int = 1
+    """Half the base of the histogram's triangular kernel, in bins: 1 shares a value between its two neighbours. OPEN in
+    the paper."""
+    evolution_image: str = "normalised"
+    """The query image that E_p and E_s see: normalised (as the backbone gets it; cosines may be negative) or rgb (in
+    [0, 1]). OPEN in the paper."""
+    cleansing_scaled: bool = True
+    """IC divides its scores by sqrt(d) before it adds V, as every other attention here; false takes the paper's
+    equation to the letter. OPEN."""
 
 
 @dataclass
 class PrototypeConfig(MethodConfig):
     """`method=prototype`: training-free cosine matching with the mean support foreground feature."""
 
+    TRAINS = False
     layer: str = "layer3"
     """Backbone stage whose features are matched."""
     threshold: str = "otsu"

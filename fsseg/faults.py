@@ -27,7 +27,8 @@ _CHOICES = {
     "log_level": ("debug", "info", "warning", "error"),
     "model.vanished_mask": ("best_cell", "error"),
     "model.histogram_range": ("zero_one", "minus_one_one"),
-    "model.shot_fusion": ("union",),
+    "model.shot_fusion": ("union", "logits"),
+    "model.evolution_image": ("normalised", "rgb"),
     "dataset.year": (2014, 2017),
 }
 _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot",
@@ -38,6 +39,7 @@ _POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", 
              "sync.attempts", "sync.timeout_seconds")  # fmt: skip
 _WITHIN = (
     ("model.histogram_bins", 2, 1024),
+    ("model.histogram_width", 1, 1024),
     ("backbone.trainable_layers", 0, 5),
     ("dataset.image_size", 9, 4097),
     ("train.momentum", 0.0, 0.9999),
@@ -208,7 +210,8 @@ def _model(cfg: Config) -> Iterator[UserError]:
 
 def _run(cfg: Config) -> Iterator[UserError]:
     """What is to be done, and where it is kept."""
-    if not cfg.train.enabled and cfg.checkpoint is None and cfg.model.name != "prototype":
+    trains = getattr(OmegaConf.get_type(cfg.model), "TRAINS", True)
+    if not cfg.train.enabled and cfg.checkpoint is None and trains:
         yield UserError(
             "train.enabled=false has nothing to evaluate",
             "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt",

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fsseg.data.render import MEAN, STD
 from fsseg.model.attention import Attention, attend
 from fsseg.model.backbone import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.histogram import normalised_cosine_histogram
-from fsseg.model.tokens import Tokens, area_average, flatten, split
+from fsseg.model.tokens import Tokens, area_average, flatten, picture_cells, split
 
 if TYPE_CHECKING:
     from fsseg.config import AbcbConfig
@@ -53,14 +54,16 @@ class StructureEvolution(nn.Module):
     Histograms of the two cosine-similarity matrices, normalised, concatenated, two-layer MLP of hidden width C.
     """
 
-    def __init__(self, channels: int, bins: int, span: str) -> None:
+    def __init__(self, channels: int, bins: int, span: str, width: int = 1) -> None:
         super().__init__()
-        self.bins, self.span = bins, span
+        self.bins, self.span, self.width = bins, span, width
         self.mlp = mlp(2 * bins, channels, channels)
 
     def forward(self, image: Tokens, features: Tokens) -> Tensor:
         """Tokens at predicted foreground, image (B, Nf, 3) and f_q (B, Nf, C) -> (B, C)."""
-        histograms = [normalised_cosine_histogram(tokens, self.bins, self.span) for tokens in (image, features)]
+        histograms = [
+            normalised_cosine_histogram(tokens, self.bins, self.span, self.width) for tokens in (image, features)
+        ]
         return self.mlp(torch.cat(histograms, 1).to(features.values.dtype))
 
 
@@ -74,7 +77,7 @@ class SupportModulation(nn.Module):
         super().__init__()
         self.pixel = PixelEvolution(cfg.channels) if cfg.pixel_evolution else None
         self.structure = (
-            StructureEvolution(cfg.channels, cfg.histogram_bins, cfg.histogram_range)
+            StructureEvolution(cfg.channels, cfg.histogram_bins, cfg.histogram_range, cfg.histogram_width)
             if cfg.structure_evolution
             else None
         )
@@ -120,12 +123,13 @@ class CleansingMemory:
 class InformationCleansing(nn.Module):
     """IC: takes out of S_SM what made the prediction less certain.
 
-    N = softmax(Q K^T + V) V', Q from a two-layer MLP on cat(S_QP, S_SM), K and V' from f_q, V = H(P_hat) - H(P);
-    S_IC = S_SM - linear(N).
+    N = softmax(Q K^T / sqrt(d) + V) V', Q from a two-layer MLP on cat(S_QP, S_SM), K and V' from f_q,
+    V = H(P_hat) - H(P); S_IC = S_SM - linear(N). The paper's equation has no sqrt(d); `scaled=False` leaves it out.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, scaled: bool = True) -> None:
         super().__init__()
+        self.scaled = scaled
         self.mlp = mlp(2 * channels, channels, channels)
         self.attention = Attention(channels, heads)
         self.linear = nn.Linear(channels, channels)
@@ -134,10 +138,12 @@ class InformationCleansing(nn.Module):
         """Project f_q (B, n, C)."""
         return CleansingMemory(self.attention.key(f_q), self.attention.value(f_q))
 
-    def forward(self, s_qp: Tensor, s_sm: Tensor, memory: CleansingMemory, uncertainty: Tensor) -> Tensor:
-        """S_QP and S_SM (B, Ns, C), `prepare(f_q)`, V (B, n) -> S_IC (B, Ns, C)."""
+    def forward(
+        self, s_qp: Tensor, s_sm: Tensor, memory: CleansingMemory, uncertainty: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """S_QP and S_SM (B, Ns, C), `prepare(f_q)`, V (B, n), positions to look at (B, n) bool -> S_IC (B, Ns, C)."""
         query = self.attention.query(self.mlp(torch.cat((s_qp, s_sm), 2)))
-        noise = attend(query, memory.key, memory.value, self.attention.heads, bias=uncertainty)
+        noise = attend(query, memory.key, memory.value, self.attention.heads, valid, uncertainty, self.scaled)
         return s_sm - self.linear(noise)
 
 
@@ -155,17 +161,27 @@ class Abcb(Baseline):
         self.loss_weight = cfg.loss_weight
         self.iterations = cfg.iterations if cfg.modulation else 1
         self.sm = SupportModulation(cfg) if cfg.modulation else None
-        self.ic = InformationCleansing(cfg.channels, cfg.heads) if cfg.cleansing and cfg.modulation else None
+        self.ic = (
+            InformationCleansing(cfg.channels, cfg.heads, cfg.cleansing_scaled)
+            if cfg.cleansing and cfg.modulation
+            else None
+        )
+        self.rgb = cfg.evolution_image == "rgb"
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
         """T rounds of QP, SM, IC with shared weights.
 
         The answer is P of round T, whose SM and IC feed nothing and do not run. A sample without predicted
-        foreground, or without predicted background, keeps its S_QP for that round. Without IC the next round's P is
-        QP(S_SM) itself, so there is no P_hat then.
+        foreground, or without predicted background, has S_SM = S_QP in that round. Without IC the next round's P is
+        QP(S_SM) itself, so there is no P_hat then. Padding of the query is neither foreground nor background, and IC
+        does not look at it.
         """
-        tokens, prepared = flatten(f_q), self.qp.prepare(f_q)
-        image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
+        tokens, prepared, cells = flatten(f_q), self.qp.prepare(f_q), (f_q.shape[2], f_q.shape[3])
+        picture = picture_cells(query_image, cells)
+        valid = None if picture is None else picture.flatten(1)
+        image = flatten(area_average(query_image, cells)).to(f_q.dtype)
+        if self.rgb:
+            image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
         memory = self.ic.prepare(tokens) if self.ic is not None and self.iterations > 1 else None
         result = Prediction([], (query_image.shape[-2], query_image.shape[-1]), query_features=f_q)
         for t in range(1, self.iterations + 1):
@@ -175,15 +191,14 @@ class Abcb(Baseline):
             if t == self.iterations or self.sm is None:
                 result.support_foreground = mean
                 break
-            foreground = (p[:, 1] > p[:, 0]).flatten(1)
-            active = (foreground.any(1) & ~foreground.all(1))[:, None, None]
-            inside, outside = split(foreground)
+            inside, outside = split((p[:, 1] > p[:, 0]).flatten(1), valid)
+            active = (inside.valid.any(1) & outside.valid.any(1))[:, None, None]
             modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
             s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))
             if self.ic is not None and memory is not None:
                 p_hat = self.qp(s_sm.mean(), prepared)
                 result.hats.append(p_hat)
-                s_ic = self.ic(s_qp.values, s_sm.values, memory, entropy(p_hat) - entropy(p))
-                s_sm = s_qp.with_values(torch.where(active, s_ic, s_qp.values))
+                rise = entropy(p_hat) - entropy(p)
+                s_sm = s_qp.with_values(self.ic(s_qp.values, s_sm.values, memory, rise, valid))
             s_qp = s_sm
         return result

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, valid: Tensor | None = None, bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    valid: Tensor | None = None,
+    bias: Tensor | None = None,
+    scaled: bool = True,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head of d = C / heads channels; the heads' outputs side by side.
 
@@ -23,6 +29,7 @@ def attend(
         heads: number of heads.
         valid: (B, m) bool; False keys take no part. None: all take part.
         bias: (B, m), added to the scores of each key.
+        scaled: False leaves the division by sqrt(d) out.
 
     Returns:
         (B, n, C); zero for a sample without a valid key.
@@ -31,7 +38,7 @@ def attend(
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     depth = q.shape[3]
-    scale = depth**-0.5
+    scale = depth**-0.5 if scaled else 1.0
     if bias is not None:
         # A bias per key is one more channel: [q, 1] . [k, b / scale] * scale = q . k * scale + b. As attn_mask, a
         # bias that needs a gradient would push torch off its fused kernels and build the (B, heads, n, m) matrix. The

@@ -149,8 +149,10 @@ class TinyBackbone(Backbone):
     """A small residual CNN at stride 4 that trains from random weights on a CPU in minutes.
 
     It has no pretrained weights (`backbone.pretrained` says nothing to it) and trains as a whole by default. With
-    fewer `trainable_layers` the first 5 - `trainable_layers` of stem, layer1, ..., layer4 keep their random weights:
-    0 gives fixed features that no training has taught to leave the background out, as those of a frozen ResNet are.
+    fewer `trainable_layers` the first 5 - `trainable_layers` of stem, layer1, ..., layer4 keep their random weights.
+    With 0 the second convolutions of the residual stages stay switched off (see `_Residual`): fixed features of colour
+    and texture within 9 pixels, besides GroupNorm's statistics of the whole image, which no training can teach to
+    leave a background's influence out.
     GroupNorm instead of BatchNorm: an image's features do not depend on the images beside it.
     """
 

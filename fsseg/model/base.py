@@ -43,6 +43,15 @@ class Prediction:
         """The answer at image size, (B, 2, H, W)."""
         return self.logits_of_round(len(self.rounds))
 
+    def mean_of(self, count: int) -> Prediction:
+        """The mean over each `count` neighbouring samples of the batch: (B * count, ...) -> (B, ...)."""
+
+        def mean(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, count)).mean(1)
+
+        features = (None if x is None else mean(x) for x in (self.support_foreground, self.query_features))
+        return Prediction([mean(p) for p in self.rounds], self.size, [mean(p) for p in self.hats], *features)
+
     def logits_of_round(self, t: int) -> Tensor:
         """P_t at image size, (B, 2, H, W); t counts from 1, as in the paper."""
         if not 1 <= t <= len(self.rounds):

@@ -11,7 +11,7 @@ from fsseg.data.types import Batch
 from fsseg.model.backbone import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.neck import CorrelationNeck
-from fsseg.model.tokens import Tokens, downsample_masks, gather
+from fsseg.model.tokens import Tokens, downsample_masks, flatten, gather, picture_cells
 
 if TYPE_CHECKING:
     from fsseg.config import Config, NeckConfig
@@ -49,6 +49,7 @@ class Baseline(FewShotModel):
         self.neck = CorrelationNeck(backbone.channels, cfg)
         self.qp = QueryPrediction(cfg.channels)
         self.vanished_mask = cfg.vanished_mask
+        self.shot_fusion = cfg.shot_fusion
 
     @classmethod
     def from_config(cls, cfg: Config) -> Baseline:
@@ -72,11 +73,22 @@ class Baseline(FewShotModel):
         """
         size = tuple(query["layer2"].shape[2:])
         names = [spec.support_ids for spec in batch.specs]
-        masks = downsample_masks(batch.support_masks, (size[0], size[1]), self.vanished_mask, names)
-        f_s, f_q = self.neck(support, query, masks)
+        cells = (size[0], size[1])
+        masks = downsample_masks(batch.support_masks, cells, self.vanished_mask, names)
+        f_s, f_q = self.neck(
+            support,
+            query,
+            masks,
+            picture_cells(batch.support_images.flatten(0, 1), cells),
+            picture_cells(batch.query_image, cells),
+        )
+        shots = masks.shape[1]
+        if self.shot_fusion == "logits" and shots > 1:
+            tokens = gather(flatten(f_s.flatten(0, 1)), masks.flatten(0, 1).flatten(1))
+            return self.rounds(tokens, f_q.flatten(0, 1), batch.query_image.repeat_interleave(shots, 0)).mean_of(shots)
         # The tokens of all shots in one row: shot by shot, each in raster order.
         s_qp = gather(f_s.transpose(1, 2).flatten(2).transpose(1, 2), masks.flatten(1))
-        return self.rounds(s_qp, f_q, batch.query_image)
+        return self.rounds(s_qp, f_q.mean(1), batch.query_image)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
         """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W)."""

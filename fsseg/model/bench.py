@@ -42,6 +42,7 @@ class BenchResult:
         step_tflop: floating point operations of a step by torch's counter, 1e12.
         matmul_tflops: rate of a large matrix product on the same machine, 1e12 a second.
         predicted_share: foreground share of the query that each round predicts; the cost of SM depends on it.
+        number_format: of that matrix product and of the step's convolutions: float32, TF32, bf16 or fp16.
     """
 
     device: str
@@ -56,6 +57,7 @@ class BenchResult:
     step_tflop: float
     matmul_tflops: float
     predicted_share: tuple[float, ...]
+    number_format: str = "float32"
 
     @property
     def ratio(self) -> float:
@@ -93,7 +95,7 @@ def bench_model(
         raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}", "choose device=cpu") from error
     batch = _batch(batch_size, cfg.shot, cfg.dataset.image_size, share).to(device)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
-    cast = _autocast(device, amp)
+    cast, number_format = _autocast(device, amp), _number_format(device, amp)
     images = torch.cat((batch.support_images.flatten(0, 1), batch.query_image))
 
     def backbone() -> None:
@@ -128,8 +130,9 @@ def bench_model(
         quickest_step_seconds=min(other for _, other in times),
         peak_memory_gb=peak / 1e9,
         step_tflop=counter.get_total_flops() / 1e12,
-        matmul_tflops=_matmul_rate(device, amp) / 1e12,
+        matmul_tflops=_matmul_rate(device, number_format) / 1e12,
         predicted_share=shares,
+        number_format=number_format,
     )
 
 
@@ -224,12 +227,30 @@ def _device_name(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _matmul_rate(device: str, amp: str) -> float:
-    """Floating point operations a second of a square matrix product in the step's number format."""
+def _number_format(device: str, amp: str) -> str:
+    """What the step's convolutions compute in: without autocast cuDNN takes TF32 where the GPU has it."""
+    if amp != "off":
+        return amp
+    if device == "cpu" or not torch.backends.cudnn.allow_tf32:
+        return "float32"
+    return "TF32" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+
+
+def _matmul_rate(device: str, number_format: str) -> float:
+    """Floating point operations a second of a square matrix product in the number format of the convolutions.
+
+    torch multiplies float32 matrices without TF32 unless told so, even where it convolves with it: measured as it is,
+    the product would be the slower of the two, and no bound for the step.
+    """
     side = 1024 if device == "cpu" else 8192
-    a = torch.randn(side, side, device=device, dtype=_DTYPES.get(amp, torch.float32))
-    a @ a
-    return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(20))
+    a = torch.randn(side, side, device=device, dtype=_DTYPES.get(number_format, torch.float32))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if number_format == "TF32" else "highest")
+    try:
+        a @ a
+        return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(20))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def render(result: BenchResult) -> str:
@@ -242,7 +263,8 @@ def render(result: BenchResult) -> str:
             f"training step    {result.step_seconds:8.3f} s = {result.ratio:.2f} x the backbone",
             f"peak memory      {result.peak_memory_gb:8.2f} GB",
             f"work             {result.step_tflop:8.3f} TFLOP a step, {100 * result.matmul_share:.0f} % of the "
-            f"machine's matrix product rate ({result.matmul_tflops:.2f} TFLOP/s)",
+            f"machine's matrix product rate in {result.number_format}, as its convolutions "
+            f"({result.matmul_tflops:.2f} TFLOP/s)",
             f"predicted foreground by round: {shares}",
         )
     )

@@ -42,10 +42,30 @@ def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tenso
         return _Histogram.apply(F.normalize(values, dim=2), tokens.counts, bins, low, high)
 
 
-def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tensor:
-    """`cosine_histogram` divided by the number of pairs: (B, L), rows sum to 1, or to 0 without any token."""
+def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one", width: int = 1) -> Tensor:
+    """`cosine_histogram` divided by the number of pairs: (B, L), rows sum to 1, or to 0 without any token.
+
+    `width` is half the base of the triangular kernel, in bins.
+    """
     pairs = tokens.valid.sum(1, keepdim=True) ** 2
-    return cosine_histogram(tokens, bins, span) / pairs.clamp_min(1)
+    return widened(cosine_histogram(tokens, bins, span), width) / pairs.clamp_min(1)
+
+
+def widened(histogram: Tensor, width: int) -> Tensor:
+    """A histogram (B, L) of the triangular kernel of half-base 1 as that of half-base `width` would be, sums unchanged.
+
+    A triangle of half-base w is the sum of those of half-base 1 at the distances -w + 1, ..., w - 1, with weights
+    (w - distance) / w^2. What would fall beyond an end is mirrored at it.
+    """
+    if width == 1:
+        return histogram
+    bins = histogram.shape[1]
+    matrix = histogram.new_zeros(bins, bins)
+    for offset in range(1 - width, width):
+        for start in range(bins):
+            place = (start + offset) % (2 * bins)  # mirrored half a bin beyond the ends
+            matrix[start, min(place, 2 * bins - 1 - place)] += (width - abs(offset)) / width**2
+    return histogram @ matrix
 
 
 class _Histogram(torch.autograd.Function):

@@ -8,7 +8,7 @@ cost`):
     f_s    = relu(s + up(self-attention(pool(s))))                        foreground and background alike
     cross  = up(attention(pool(q) -> pool of s over foreground only))     the background is masked out
     prior  = max over support foreground of cosine(layer4), scaled to [0, 1] over the query (PFENet)
-    f_q    = relu(q + ffn(relu(1x1(cat(q, cross, prior)))))               averaged over the shots
+    f_q    = relu(q + ffn(relu(1x1(cat(q, cross, prior)))))               of each shot on its own
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIMILARITIES = 2**26  # cosine similarities in memory at once
 
 
 class CorrelationNeck(nn.Module):
-    """See the module's text. Every shot meets the query on its own; the query features of all shots are averaged.
+    """See the module's text. Every shot meets the query on its own.
 
     Args:
         widths: channels of the backbone's stages.
@@ -56,16 +56,25 @@ class CorrelationNeck(nn.Module):
                 self.merge.weight[:, -1] *= merged**0.5
         self.ffn = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
 
-    def forward(self, support: Features, query: Features, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        support: Features,
+        query: Features,
+        masks: Tensor,
+        support_valid: Tensor | None = None,
+        query_valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Correlate.
 
         Args:
             support: features of the B * K support images, sample by sample.
             query: features of the B query images.
             masks: (B, K, h, w) bool, support foreground; at least one True for every shot.
+            support_valid, query_valid: (B * K, h, w) and (B, h, w) bool, cells that are picture and not padding; no
+                attention looks at padding, nor does it count in the prior's range. None: all are picture.
 
         Returns:
-            f_s (B, K, C, h, w) and f_q (B, C, h, w).
+            f_s and f_q of every shot, (B, K, C, h, w) each.
         """
         batch, shots = masks.shape[:2]
         flat_masks = masks.flatten(0, 1)
@@ -75,10 +84,13 @@ class CorrelationNeck(nn.Module):
         if self.cross_attention is not None:
             parts.append(self.cross(q_each, pooled_foreground(s, flat_masks, self.pool)))
         if self.use_prior:
-            layer4 = query["layer4"].repeat_interleave(shots, 0) if shots > 1 else query["layer4"]
-            parts.append(prior_map(layer4, gather(flatten(support["layer4"]), flat_masks.flatten(1))))
-        f_q = self.fuse(parts).unflatten(0, (batch, shots)).mean(1)
-        return self.refine(s).unflatten(0, (batch, shots)), f_q
+            layer4, valid = query["layer4"], query_valid
+            if shots > 1:
+                layer4 = layer4.repeat_interleave(shots, 0)
+                valid = valid.repeat_interleave(shots, 0) if valid is not None else None
+            parts.append(prior_map(layer4, gather(flatten(support["layer4"]), flat_masks.flatten(1)), valid))
+        f_q = self.fuse(parts).unflatten(0, (batch, shots))
+        return self.refine(s, support_valid).unflatten(0, (batch, shots)), f_q
 
     def embed(self, features: Features) -> Tensor:
         """Backbone features -> (N, C, h, w)."""
@@ -95,19 +107,24 @@ class CorrelationNeck(nn.Module):
         """Query features, and what the correlations say about them -> f_q of one shot, (B, C, h, w)."""
         return F.relu(parts[0] + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
 
-    def refine(self, s: Tensor) -> Tensor:
-        """Self-attention on the support, pooled -> f_s, (B, C, h, w)."""
+    def refine(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Self-attention on the support, pooled -> f_s, (B, C, h, w); `valid` (B, h, w) bool leaves padding out."""
         if self.self_attention is not None:
             small = pool(s, self.pool)
             tokens = flatten(small)
-            s = s + unpool(_unflatten(self.self_attention(tokens, tokens), small), self.pool, s)
+            if valid is None:
+                own = self.self_attention(tokens, tokens)
+            else:
+                keys = pooled_foreground(s, valid, self.pool)
+                own = self.self_attention(tokens, keys.values, keys.mask)
+            s = s + unpool(_unflatten(own, small), self.pool, s)
         return F.relu(s)
 
 
 def pooled_foreground(s: Tensor, masks: Tensor, factor: int) -> Tokens:
-    """Keys of the cross-attention: foreground features of (B, C, h, w) under (B, h, w) bool, pooled.
+    """Keys of an attention: features of (B, C, h, w) under (B, h, w) bool (the foreground, the picture), pooled.
 
-    A pooled cell holds the mean of its foreground features alone, and counts if it has any: nothing of the background
+    A pooled cell holds the mean of its features under the mask alone, and counts if it has any: nothing of the rest
     leaks in, and no shot is left without a key.
     """
     share = pool(masks[:, None].to(s.dtype), factor)
@@ -133,7 +150,7 @@ def _unflatten(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
 
-def prior_map(query: Tensor, foreground: Tokens) -> Tensor:
+def prior_map(query: Tensor, foreground: Tokens, valid: Tensor | None = None) -> Tensor:
     """Largest cosine similarity of each query position with the support's foreground (CANet, PFENet).
 
     Only the foreground's columns of the similarity matrix are computed, and only some samples at a time.
@@ -141,9 +158,10 @@ def prior_map(query: Tensor, foreground: Tokens) -> Tensor:
     Args:
         query: (B, C, h, w).
         foreground: support features (B, N, C), at least one for every sample.
+        valid: (B, h, w) bool, query positions that are picture, at least one for every sample; None: all are.
 
     Returns:
-        (B, 1, h, w), each sample's map scaled linearly to [0, 1].
+        (B, 1, h, w), each sample's map scaled linearly to [0, 1] over the picture; 0 on padding.
     """
     left, right = F.normalize(flatten(query), dim=2), F.normalize(foreground.values, dim=2)
     step = max(1, _SIMILARITIES // (left.shape[1] * right.shape[1]))
@@ -155,6 +173,10 @@ def prior_map(query: Tensor, foreground: Tokens) -> Tensor:
             similarity = similarity.masked_fill(~foreground.valid[part, None, :], -2)  # below every cosine
         rows.append(similarity.amax(2))
     best = torch.cat(rows)
-    low = best.amin(1, keepdim=True)
-    scaled = (best - low) / (best.amax(1, keepdim=True) - low).clamp_min(1e-6)
+    padding = None if valid is None else ~valid.flatten(1)
+    low = (best if padding is None else best.masked_fill(padding, 2)).amin(1, keepdim=True)
+    high = (best if padding is None else best.masked_fill(padding, -2)).amax(1, keepdim=True)
+    scaled = (best - low) / (high - low).clamp_min(1e-6)
+    if padding is not None:
+        scaled = scaled.masked_fill(padding, 0)
     return scaled.unflatten(1, tuple(query.shape[2:]))[:, None]

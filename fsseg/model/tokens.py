@@ -70,13 +70,14 @@ class Positions:
 
 def positions(mask: Tensor) -> Positions:
     """The True positions of each sample's mask, (B, n) bool."""
-    return _positions(mask, mask.sum(1).tolist())  # the one place where the device is waited for
+    return _positions(mask, mask.sum(1).tolist())
 
 
-def split(mask: Tensor) -> tuple[Positions, Positions]:
-    """The True and the False positions of each sample's mask, (B, n) bool."""
-    inside = positions(mask)
-    return inside, _positions(~mask, [mask.shape[1] - count for count in inside.counts])
+def split(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
+    """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither."""
+    inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
+    counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # the device is waited for once
+    return _positions(inside, counts[0]), _positions(outside, counts[1])
 
 
 def _positions(mask: Tensor, counts: list[int]) -> Positions:
@@ -93,6 +94,18 @@ def gather(features: Tensor, mask: Tensor) -> Tokens:
 def flatten(maps: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2)
+
+
+def picture_cells(images: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Feature cells that lie on the picture, not on padding: (N, 3, H, W) -> (N, h, w) bool; None if all do.
+
+    Padding is exactly 0 in all channels (the mean colour), which no pixel of a picture is; cell i of a side lies at
+    pixel stride * i. An image of nothing but padding counts as a picture.
+    """
+    strides = [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(images.shape[-2:], size)]
+    valid = (images[..., :: strides[0], :: strides[1]] != 0).any(1)
+    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
+    return None if bool(valid.all()) else valid
 
 
 def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:

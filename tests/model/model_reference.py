@@ -32,8 +32,10 @@ def softmax(scores: list[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def attention(module, queries: list[Vector], keys: list[Vector], bias: list[float] | None = None) -> list[Vector]:
-    """softmax(Q K^T / sqrt(d) + bias) V, head by head."""
+def attention(
+    module, queries: list[Vector], keys: list[Vector], bias: list[float] | None = None, scaled: bool = True
+) -> list[Vector]:
+    """softmax(Q K^T / sqrt(d) + bias) V, head by head; the paper's equation of IC shows no sqrt(d): `scaled`."""
     q = [linear(module.query, x) for x in queries]
     k = [linear(module.key, x) for x in keys]
     v = [linear(module.value, x) for x in keys]
@@ -43,7 +45,7 @@ def attention(module, queries: list[Vector], keys: list[Vector], bias: list[floa
         parts = []
         for head in range(module.heads):
             part = slice(head * depth, (head + 1) * depth)
-            scores = [float(one[part] @ other[part]) / math.sqrt(depth) for other in k]
+            scores = [float(one[part] @ other[part]) / (math.sqrt(depth) if scaled else 1) for other in k]
             if bias is not None:
                 scores = [s + b for s, b in zip(scores, bias)]
             parts.append(sum(w * value[part] for w, value in zip(softmax(scores), v)))
@@ -66,15 +68,16 @@ def cosine(a: Vector, b: Vector) -> float:
     return float(a @ b) / length if length > 0 else 0.0
 
 
-def histogram(tokens: list[Vector], bins: int, low: float, high: float) -> Vector:
-    """Dense form: every pair's weight in every bin."""
+def histogram(tokens: list[Vector], bins: int, low: float, high: float, reach: int = 1) -> Vector:
+    """Dense form: every pair's weight in every bin, and in the bins mirrored beyond either end."""
     width = (high - low) / (bins - 1)
     counts = np.zeros(bins)
     for a in tokens:
         for b in tokens:
             value = min(max(cosine(a, b), low), high)
-            for number in range(bins):
-                counts[number] += max(0.0, 1 - abs(value - (low + number * width)) / width)
+            for number in range(-bins, 2 * bins):
+                home = -1 - number if number < 0 else 2 * bins - 1 - number if number >= bins else number
+                counts[home] += max(0.0, 1 - abs(value - (low + number * width)) / (reach * width)) / reach
     return counts
 
 
@@ -89,7 +92,7 @@ def structure_evolution(module, image: list[Vector], features: list[Vector]) -> 
     low, high = (0.0, 1.0) if module.span == "zero_one" else (-1.0, 1.0)
     parts = []
     for tokens in (image, features):
-        counts = histogram(tokens, module.bins, low, high)
+        counts = histogram(tokens, module.bins, low, high, module.width)
         parts.append(counts / counts.sum())
     return two_layers(module.mlp[0], module.mlp[2], np.concatenate(parts))
 
@@ -97,11 +100,11 @@ def structure_evolution(module, image: list[Vector], features: list[Vector]) -> 
 def support_modulation(
     sm, s_qp: list[Vector], image: list[Vector], f_q: list[Vector], foreground: list[bool]
 ) -> list[Vector]:
-    if not any(foreground) or all(foreground):
-        return s_qp
     image_tokens = [x for x, inside in zip(image, foreground) if inside]
     feature_tokens = [x for x, inside in zip(f_q, foreground) if inside]
     background = [x for x, inside in zip(f_q, foreground) if not inside]
+    if not feature_tokens or not background:
+        return s_qp
     evolved = [np.zeros(len(f_q[0])) for _ in feature_tokens]
     if sm.pixel is not None:
         evolved = [e + p for e, p in zip(evolved, pixel_evolution(sm.pixel, image_tokens, feature_tokens))]
@@ -127,12 +130,27 @@ def information_cleansing(
     ic, s_qp: list[Vector], s_sm: list[Vector], f_q: list[Vector], rise: list[float]
 ) -> list[Vector]:
     queries = [two_layers(ic.mlp[0], ic.mlp[2], np.concatenate(pair)) for pair in zip(s_qp, s_sm)]
-    noise = attention(_Query(ic.attention), queries, f_q, rise)
+    noise = attention(_Query(ic.attention), queries, f_q, rise, ic.scaled)
     return [s - linear(ic.linear, x) for s, x in zip(s_sm, noise)]
 
 
-def rounds(model, s_qp: list[Vector], f_q: list[Vector], image: list[Vector], iterations: int):
-    """P_1..P_T, P_hat_1..P_hat_{T-1} (lists of two logits per position) and mean(S_QP) of round T."""
+def rounds(
+    model,
+    s_qp: list[Vector],
+    f_q: list[Vector],
+    image: list[Vector],
+    iterations: int,
+    picture: list[bool] | None = None,
+):
+    """P_1..P_T, P_hat_1..P_hat_{T-1} (lists of two logits per position) and mean(S_QP) of round T.
+
+    SM and IC see only the positions of `picture`; the rest is padding.
+    """
+    seen = [place for place in range(len(f_q)) if picture is None or picture[place]]
+
+    def cut(values: list) -> list:
+        return [values[place] for place in seen]
+
     answers, hats = [], []
     for t in range(1, iterations + 1):
         p = query_prediction(model.qp, s_qp, f_q)
@@ -140,15 +158,14 @@ def rounds(model, s_qp: list[Vector], f_q: list[Vector], image: list[Vector], it
         if t == iterations:
             return answers, hats, mean(s_qp)
         foreground = [bool(two[1] > two[0]) for two in p]
-        s_sm = support_modulation(model.sm, s_qp, image, f_q, foreground)
+        s_sm = support_modulation(model.sm, s_qp, cut(image), cut(f_q), cut(foreground))
         if model.ic is None:
             s_qp = s_sm
             continue
         p_hat = query_prediction(model.qp, s_sm, f_q)
         hats.append(p_hat)
-        if any(foreground) and not all(foreground):
-            rise = [entropy(after) - entropy(before) for after, before in zip(p_hat, p)]
-            s_qp = information_cleansing(model.ic, s_qp, s_sm, f_q, rise)
+        rise = [entropy(after) - entropy(before) for after, before in zip(p_hat, p)]
+        s_qp = information_cleansing(model.ic, s_qp, s_sm, cut(f_q), cut(rise))
     raise AssertionError
 
 

@@ -70,4 +70,6 @@ def prototype(**changes) -> PrototypeConfig:
 
 def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:
     """What `build_model` reads of a whole configuration."""
-    return SimpleNamespace(model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False))
+    return SimpleNamespace(
+        model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import model_reference as reference
 import model_samples as samples
 import numpy as np
@@ -9,14 +11,15 @@ import pytest
 import torch
 
 from fsseg.model import build_model
-from fsseg.model.abcb import Abcb, SupportModulation, entropy
+from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
 from fsseg.model.tokens import Tokens, gather, positions, split
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS
 SPAN = [{"histogram_range": "zero_one"}, {"histogram_range": "minus_one_one"}]
-SWITCHES = [{}, {"pixel_evolution": False}, {"structure_evolution": False}, {"cleansing": False}, *SPAN[1:]]
+OPEN = [*SPAN[1:], {"histogram_width": 2}, {"cleansing_scaled": False}]
+SWITCHES = [{}, {"pixel_evolution": False}, {"structure_evolution": False}, {"cleansing": False}, *OPEN]
 
 
 def model_of(seed: int = 0, **changes) -> Abcb:
@@ -51,11 +54,11 @@ def predict_only(model: Abcb, share: str, mean: torch.Tensor, f_q: torch.Tensor)
     """Bend phi_p's last bias so that round 1 predicts none, one, all, all but one, or about half of the positions."""
     model.qp.second.bias.data.zero_()
     p = model.qp(mean, model.qp.prepare(f_q))
-    ordered = (p[:, 1] - p[:, 0]).flatten().sort().values
+    ordered = (p[:, 1] - p[:, 0]).flatten().sort().values.detach()
     cuts = {
         "none": ordered[-1] + 1,
         "one": (ordered[-1] + ordered[-2]) / 2,
-        "half": (ordered[N // 2] + ordered[N // 2 - 1]) / 2,
+        "half": (ordered[len(ordered) // 2] + ordered[len(ordered) // 2 - 1]) / 2,
         "all_but_one": (ordered[0] + ordered[1]) / 2,
         "all": ordered[0] - 1,
     }
@@ -128,10 +131,24 @@ def test_the_rounds_equal_the_loops(share: str, changes: dict, iterations: int) 
     model = model_of(iterations=iterations, **changes)
     support, f_q, image = support_of([5]), draw(1, C, CELLS, CELLS), draw(1, 3, SIDE, SIDE)
     predict_only(model, share, support.mean(), f_q)
+    p = check_rounds(model, support, f_q, image, iterations).rounds[0]
+    predicted = int((p[:, 1] > p[:, 0]).sum())
+    assert predicted == {"none": 0, "one": 1, "half": N // 2, "all_but_one": N - 1, "all": N}[share]
+
+
+def check_rounds(
+    model: Abcb,
+    support: Tokens,
+    f_q: torch.Tensor,
+    image: torch.Tensor,
+    iterations: int,
+    picture: list[bool] | None = None,
+) -> Prediction:
+    """The model's rounds, which are found to equal the loops'."""
     result = model.rounds(support, f_q, image)
     small = reference.area_average(image[0].numpy(), CELLS).reshape(3, N).T
     answers, hats, last = reference.rounds(
-        model, vectors(support.values[0]), vectors(f_q[0].flatten(1).T), list(small), iterations
+        model, vectors(support.values[0]), vectors(f_q[0].flatten(1).T), list(small), iterations, picture
     )
     assert len(result.rounds) == iterations
     assert len(result.hats) == len(hats) == (iterations - 1 if model.ic is not None else 0)
@@ -139,18 +156,48 @@ def test_the_rounds_equal_the_loops(share: str, changes: dict, iterations: int) 
         np.testing.assert_allclose(ours[0].detach().flatten(1).T, loops, atol=1e-6)
     assert result.support_foreground is not None
     np.testing.assert_allclose(result.support_foreground[0].detach(), last, atol=1e-6)
-    predicted = int((result.rounds[0][:, 1] > result.rounds[0][:, 0]).sum())
-    assert predicted == {"none": 0, "one": 1, "half": N // 2, "all_but_one": N - 1, "all": N}[share]
+    return result
+
+
+@pytest.mark.parametrize("changes", [{}, {"cleansing": False}])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_padding_of_the_query_is_neither_foreground_nor_background(rows: int, changes: dict) -> None:
+    model = model_of(**changes)
+    support, f_q, image = support_of([5]), draw(1, C, CELLS, CELLS), draw(1, 3, SIDE, SIDE)
+    predict_only(model, "half", support.mean(), f_q)
+    # cell i lies at pixel 4 i: with the last 4 (rows - 1) + 1 pixel rows padded, that many rows of cells are
+    image[:, :, SIDE - 4 * (rows - 1) - 1 :] = 0
+    picture = [place < N - rows * CELLS for place in range(N)]
+    ours = check_rounds(model, support, f_q, image, 3, picture)
+    other = f_q.clone()
+    other[:, :, CELLS - rows :] = draw(1, C, rows, CELLS)
+    theirs = model.rounds(support, other, image)
+    for p, q in zip(all_logits(ours), all_logits(theirs)):
+        torch.testing.assert_close(p[:, :, : CELLS - rows], q[:, :, : CELLS - rows])
+
+
+def test_the_image_of_the_evolutions_may_be_rgb() -> None:
+    ours, plain = model_of(evolution_image="rgb"), model_of()
+    support, f_q, image = support_of([5]), draw(1, C, CELLS, CELLS), draw(1, 3, SIDE, SIDE)
+    predict_only(ours, "half", support.mean(), f_q)
+    predict_only(plain, "half", support.mean(), f_q)
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in imagenet)
+    expected = plain.rounds(support, f_q, image * std + mean)
+    torch.testing.assert_close(all_logits(ours.rounds(support, f_q, image)), all_logits(expected))
 
 
 @pytest.mark.parametrize("share", ["none", "all"])
-def test_without_predicted_foreground_or_background_nothing_moves(share: str) -> None:
-    model = model_of()
+def test_without_predicted_foreground_or_background_only_cleansing_moves_the_support(share: str) -> None:
+    model, alone = model_of(), model_of(cleansing=False)
     support, f_q, image = support_of([5]), draw(1, C, CELLS, CELLS), draw(1, 3, SIDE, SIDE)
     predict_only(model, share, support.mean(), f_q)
+    predict_only(alone, share, support.mean(), f_q)
+    for p in alone.rounds(support, f_q, image).rounds[1:]:
+        torch.testing.assert_close(p, alone.rounds(support, f_q, image).rounds[0], rtol=0, atol=0)
     result = model.rounds(support, f_q, image)
-    for p in result.rounds + result.hats:
-        torch.testing.assert_close(p, result.rounds[0], rtol=0, atol=0)
+    torch.testing.assert_close(result.hats[0], result.rounds[0], rtol=0, atol=0)
+    assert not torch.equal(result.rounds[1], result.rounds[0])
     loss, _ = model.loss(result, torch.ones(1, SIDE, SIDE))
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -199,10 +246,10 @@ def test_what_padding_holds_changes_nothing() -> None:
     model = model_of()
     support, f_q, image = support_of([6, 2]), draw(2, C, CELLS, CELLS), draw(2, 3, SIDE, SIDE)
     padded = Tokens(
-        torch.cat((support.values, torch.zeros(2, 4, C, dtype=torch.float64)), 1),
+        torch.zeros(2, 10, C, dtype=torch.float64),
         torch.cat((support.valid, torch.zeros(2, 4, dtype=torch.bool)), 1),
         support.counts,
-    )
+    ).with_values(torch.cat((support.values, 1e3 * draw(2, 4, C)), 1))
     torch.testing.assert_close(model.rounds(padded, f_q, image).rounds, model.rounds(support, f_q, image).rounds)
 
 
@@ -225,19 +272,34 @@ def test_gradients_of_modulation_agree_with_finite_differences() -> None:
     assert gradcheck_modulation(sm, foreground)
 
 
-def test_gradients_of_the_rounds_agree_with_finite_differences() -> None:
+def test_gradients_of_cleansing_agree_with_finite_differences() -> None:
+    torch.manual_seed(5)
+    ic = InformationCleansing(4, 2).double()
+    valid = torch.tensor([[True] * 5, [True, True, False, True, False]])
+    inputs = [draw(2, 3, 4), draw(2, 3, 4), draw(2, 5, 4), draw(2, 5)]
+
+    def run(
+        before: torch.Tensor, after: torch.Tensor, f_q: torch.Tensor, rise: torch.Tensor, *_: torch.Tensor
+    ) -> torch.Tensor:
+        return ic(before, after, ic.prepare(f_q), rise, valid)
+
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs] + list(ic.parameters()), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", ["none", "one", "half", "all"])
+def test_gradients_of_the_rounds_agree_with_finite_differences(share: str) -> None:
     torch.manual_seed(6)
     model = model_of(iterations=2)
     support, f_q, image = support_of([3]), draw(1, C, 3, 3), draw(1, 3, 9, 9)
-    model.qp.second.bias.data.zero_()
-    p = model.qp(support.mean(), model.qp.prepare(f_q))
-    model.qp.second.bias.data[0] = (p[:, 1] - p[:, 0]).median().detach() - 1e-3
+    predict_only(model, share, support.mean(), f_q)
 
-    def run(values: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(values: torch.Tensor, query: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = model.rounds(support.with_values(values), query, image)
         return (*result.rounds, *result.hats)
 
-    assert torch.autograd.gradcheck(run, [support.values.clone().requires_grad_(), f_q.requires_grad_()], atol=1e-5)
+    leaves = [support.values.clone().requires_grad_(), f_q.requires_grad_()]
+    steps = [*model.qp.parameters(), *model.ic.linear.parameters(), *model.sm.structure.parameters()]
+    assert torch.autograd.gradcheck(run, [*leaves, *steps], atol=1e-5)
 
 
 def all_logits(prediction: Prediction) -> list[torch.Tensor]:
@@ -254,6 +316,22 @@ def test_copies_of_a_shot_give_the_answer_of_one(method: str) -> None:
     three.support_images = one.support_images.expand(-1, 3, -1, -1, -1)
     three.query_image = one.query_image
     torch.testing.assert_close(all_logits(model(three)), all_logits(model(one)))
+
+
+def test_shots_may_answer_one_by_one_and_their_logits_be_averaged() -> None:
+    torch.manual_seed(0)
+    model = build_model(samples.cell(samples.abcb(shot_fusion="logits"))).double()
+    batch = samples.batch(samples.square_masks([[9, 20], [4, 12]], 33), 33, dtype=torch.float64)
+    together = model(batch)
+    images, masks = batch.support_images, batch.support_masks
+    alone = [
+        model(replace(batch, support_images=images[:, k : k + 1], support_masks=masks[:, k : k + 1])) for k in (0, 1)
+    ]
+    for number, logits in enumerate(all_logits(together)):
+        torch.testing.assert_close(logits, (all_logits(alone[0])[number] + all_logits(alone[1])[number]) / 2)
+    torch.testing.assert_close(
+        together.support_foreground, (alone[0].support_foreground + alone[1].support_foreground) / 2
+    )
 
 
 @pytest.mark.parametrize("shots", [1, 2])

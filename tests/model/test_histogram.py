@@ -88,6 +88,16 @@ def test_normalised_rows_sum_to_one_and_an_empty_sample_gives_zeros() -> None:
     assert (result[1] == 0).all()
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+def test_a_wider_kernel_equals_its_dense_form_and_keeps_the_sum(width: int) -> None:
+    values = torch.randn(1, 6, 4, dtype=torch.float64)
+    expected = reference.histogram(list(values[0].numpy()), 5, 0.0, 1.0, width) / 36
+    result = normalised_cosine_histogram(tokens_of(values, [6]), 5, width=width)[0]
+    if width <= 5:  # the loops mirror at each end once
+        np.testing.assert_allclose(result, expected, atol=1e-9)
+    assert result.sum().item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("span", RANGES)
 def test_gradient_agrees_with_finite_differences(span: str) -> None:
     torch.manual_seed(1)

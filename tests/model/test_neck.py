@@ -59,10 +59,17 @@ def interpolate(small: np.ndarray, factor: int, side: int) -> np.ndarray:
 
 
 def neck_reference(
-    neck: CorrelationNeck, support: dict, query: dict, mask: np.ndarray
+    neck: CorrelationNeck,
+    support: dict,
+    query: dict,
+    mask: np.ndarray,
+    of_support: np.ndarray | None = None,
+    of_query: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """f_s and f_q of one shot, (side, side, C) each."""
+    """f_s and f_q of one shot, (side, side, C) each; `of_support` and `of_query` mark what is picture."""
     side, factor = len(mask), neck.pool
+    of_support = np.ones_like(mask) if of_support is None else of_support
+    of_query = np.ones_like(mask) if of_query is None else of_query
 
     def embed(maps: dict) -> np.ndarray:
         out = np.zeros((side, side, C))
@@ -95,7 +102,8 @@ def neck_reference(
             for y in range(side)
         ]
     )
-    prior = (prior - prior.min()) / (prior.max() - prior.min())
+    shown = prior[of_query]
+    prior = np.where(of_query, (prior - shown.min()) / (shown.max() - shown.min()), 0)
 
     f_q = np.zeros((side, side, C))
     for y in range(side):
@@ -104,12 +112,15 @@ def neck_reference(
             f_q[y, x] = reference.relu(q[y, x] + reference.two_layers(neck.ffn[0], neck.ffn[2], merged))
 
     tokens = [reference.mean([s[y, x] for y, x in block]) for block in blocks]
-    own = np.array(reference.attention(neck.self_attention, tokens, tokens)).reshape(small, small, C)
+    pictured = [[s[y, x] for y, x in block if of_support[y, x]] for block in blocks]
+    others = [reference.mean(inside) for inside in pictured if inside]
+    own = np.array(reference.attention(neck.self_attention, tokens, others)).reshape(small, small, C)
     return np.maximum(s + interpolate(own, factor, side), 0), f_q
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_equals_the_loops_for_every_shot_and_averages_the_query(factor: int) -> None:
+def test_equals_the_loops_for_every_shot(factor: int, padded: bool) -> None:
     neck = neck_of(neck_pool=factor)
     side, shots = 5, 2
     support, query = features(2 * shots, side), features(2, side)
@@ -117,16 +128,42 @@ def test_equals_the_loops_for_every_shot_and_averages_the_query(factor: int) -> 
     masks[0, 0] = False
     masks[0, 0, 4, 4] = True  # one token, in a pooled cell that the map's edge cuts
     masks[1, 1] = True
-    f_s, f_q = neck(support, query, masks)
+    pictures = [torch.ones(count, side, side, dtype=torch.bool) for count in (2 * shots, 2)]
+    if padded:
+        pictures[0][1, 3:], pictures[0][2, :, 2:], pictures[1][1, 4:] = False, False, False
+        masks &= pictures[0].unflatten(0, (2, shots))
+    f_s, f_q = neck(support, query, masks, *(pictures if padded else ()))
     for b in range(2):
-        fused = []
         for k in range(shots):
             one = {name: x[b * shots + k].numpy() for name, x in support.items()}
             other = {name: x[b].numpy() for name, x in query.items()}
-            expected_s, expected_q = neck_reference(neck, one, other, masks[b, k].numpy())
+            shown = pictures[0][b * shots + k].numpy(), pictures[1][b].numpy()
+            expected_s, expected_q = neck_reference(neck, one, other, masks[b, k].numpy(), *shown)
             np.testing.assert_allclose(f_s[b, k].detach().permute(1, 2, 0), expected_s, atol=1e-6)
-            fused.append(expected_q)
-        np.testing.assert_allclose(f_q[b].detach().permute(1, 2, 0), np.mean(fused, 0), atol=1e-6)
+            np.testing.assert_allclose(f_q[b, k].detach().permute(1, 2, 0), expected_q, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["one", "all", "padded"])
+def test_gradients_agree_with_finite_differences(case: str) -> None:
+    neck = neck_of(neck_pool=2)
+    torch.manual_seed(7)
+    support, query = features(1, 3), features(1, 3)
+    mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1, 1] = True
+    pictures: list[torch.Tensor | None] = [None, None]
+    if case == "all":
+        mask[:] = True
+    if case == "padded":
+        mask[0, 0, 0] = True
+        pictures = [torch.ones(1, 3, 3, dtype=torch.bool) for _ in range(2)]
+        pictures[0][0, 2:], pictures[1][0, :, 2:] = False, False
+
+    def run(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ours, theirs = leaves[:3], leaves[3:6]
+        return neck(dict(zip(support, ours)), dict(zip(query, theirs)), mask, *pictures)
+
+    leaves = [x.requires_grad_() for x in (*support.values(), *query.values())]
+    assert torch.autograd.gradcheck(run, [*leaves, *neck.parameters()], atol=1e-5)
 
 
 def test_support_background_reaches_f_s_but_not_f_q() -> None:

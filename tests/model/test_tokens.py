@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsseg.errors import UserError
-from fsseg.model.tokens import area_average, downsample_masks, flatten, gather, positions
+from fsseg.model.tokens import area_average, downsample_masks, flatten, gather, picture_cells, positions, split
 
 
 def masks_of(*pixels: tuple[int, int], side: int = 17) -> torch.Tensor:
@@ -107,3 +107,27 @@ def test_with_values_clears_padding() -> None:
 def test_flatten_is_in_raster_order() -> None:
     maps = torch.arange(12.0).view(1, 2, 2, 3)
     assert flatten(maps)[0, 4].tolist() == [maps[0, 0, 1, 1].item(), maps[0, 1, 1, 1].item()]
+
+
+def test_a_cell_is_padding_if_its_own_pixel_is() -> None:
+    images = torch.ones(3, 3, 9, 9)
+    images[0, :, 4:] = 0  # cells lie at pixels 0, 4 and 8
+    images[1, :, :, 5:] = 0
+    images[2, :2] = 0  # no padding: one channel is not the mean colour
+    expected = torch.ones(3, 3, 3, dtype=torch.bool)
+    expected[0, 1:], expected[1, :, 2] = False, False
+    found = picture_cells(images, (3, 3))
+    assert found is not None
+    assert torch.equal(found, expected)
+    assert picture_cells(images[2:], (3, 3)) is None
+    assert picture_cells(torch.zeros(1, 3, 9, 9), (3, 3)) is None
+
+
+def test_split_leaves_out_what_is_not_valid() -> None:
+    mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    valid = torch.tensor([[True, True, False, True], [False, True, True, False]])
+    inside, outside = split(mask, valid)
+    values = torch.arange(4.0).view(1, 4, 1).expand(2, -1, -1)
+    assert (inside.counts, outside.counts) == ([1, 1], [2, 1])
+    assert inside.gather(values).values.flatten().tolist() == [0, 2]
+    assert outside.gather(values).values[..., 0].tolist() == [[1, 3], [1, 0]]
