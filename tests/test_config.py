@@ -202,6 +202,26 @@ def test_a_semantic_fault_names_its_key(overrides: list[str], named: str) -> Non
     assert all(fault.fix for fault in found)
 
 
+def test_whether_a_method_trains_is_known_of_its_settings_and_is_no_key_of_them() -> None:
+    from fsseg.model import METHODS
+
+    for name, model in METHODS.items():
+        settings = composed(f"method={name}").model
+        assert "TRAINS" not in settings
+        assert model.trainable == OmegaConf.get_type(settings).TRAINS, name
+    assert not METHODS["prototype"].trainable
+    with pytest.raises(HydraException, match="TRAINS"):
+        composed("model.TRAINS=false")
+    assert whats("+model.TRAINS=false") == ["model.TRAINS: there is no such configuration key"]
+
+
+def test_a_second_training_free_method_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert whats("method=baseline", "train.enabled=false") == ["train.enabled=false has nothing to evaluate"]
+    assert whats("method=prototype", "train.enabled=false") == []
+    monkeypatch.setattr(config.BaselineConfig, "TRAINS", False)
+    assert whats("method=baseline", "train.enabled=false") == []
+
+
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 def test_launchers_compose(launcher: str) -> None:
     assert not OmegaConf.missing_keys(composed(f"hydra/launcher={launcher}"))

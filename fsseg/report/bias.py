@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def background_bias(group: Group, picture: Path) -> Section:
         series[LABELS[kind]] = [(float(s), v.mean, v.std) for s, v in at.items() if v is not None]
     header = ["", *(f"mIoU at shift {s}" for s in shifts), "lost", *(f"distance at {s}" for s in shifts)]
     section = Section(f"Background bias: mIoU in percent by background shift ({group.title})", header, table)
-    section.notes += _against_baseline(rows, shifts)
+    section.notes += _against_baseline(rows, shifts) + _gain_of_rounds(rows, shifts)
     section.notes += [n for n in notes_of(group, rows) if "figures are of" not in n]
     series = {label: points for label, points in series.items() if points}
     panels = {}
@@ -112,17 +112,40 @@ def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -
     lines = []
     for kind in ("sm", "full"):
         pairs = [(rows[kind][key], rows["baseline"][key]) for key in rows[kind] if key in rows["baseline"]]
-        parts = []
-        for s in shifts:
-            both = [(_miou_at(a, s), _miou_at(b, s)) for a, b in pairs]
-            differences = [a - b for a, b in both if a is not None and b is not None]
-            if differences:
-                std = spread(differences)
-                error = "" if std is None else f" (standard error {std / math.sqrt(len(differences)):.2f})"
-                parts.append(f"{mean(differences):+.2f}{error} at shift {s}")
-        if parts:
-            lines.append(f"{LABELS[kind]} against the baseline, over {len(pairs)} fold-seed pairs: {', '.join(parts)}")
+        at = {s: _paired((_miou_at(a, s), _miou_at(b, s)) for a, b in pairs) for s in shifts}
+        if parts := [f"{figure} at shift {s}" for s, figure in at.items() if figure]:
+            lines.append(f"{LABELS[kind]} against the baseline, paired by fold and seed: {', '.join(parts)}")
+        if len(shifts) > 1 and (figure := _paired((_lost(b, shifts), _lost(a, shifts)) for a, b in pairs)):
+            lines.append(
+                f"what the baseline loses from shift {shifts[0]} to {shifts[-1]}, less what {LABELS[kind]} loses "
+                f"(positive: {LABELS[kind]} loses less), paired by fold and seed: {figure}"
+            )
     return lines
+
+
+def _gain_of_rounds(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -> list[str]:
+    """What a model's last round adds to its own first one."""
+
+    def ends(cell: Cell, shift: str) -> tuple[float | None, float | None]:
+        rounds = mapping(_by_shift(cell).get(shift)).get("miou_per_round")
+        return (rounds[-1], rounds[0]) if isinstance(rounds, list) and len(rounds) > 1 else (None, None)
+
+    lines = []
+    for kind, cells in rows.items():
+        at = {s: _paired(ends(c, s) for c in cells.values()) for s in shifts}
+        if parts := [f"{figure} at shift {s}" for s, figure in at.items() if figure]:
+            lines.append(f"{LABELS[kind]}, P_T - P_1 of the same model: {', '.join(parts)}")
+    return lines
+
+
+def _paired(pairs: Iterable[tuple[float | None, float | None]]) -> str:
+    """Mean of first minus second with its standard error, over the pairs measured on both sides; empty without any."""
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return ""
+    num, std = len(differences), spread(differences)
+    error = "" if std is None else f"standard error {std / math.sqrt(num):.2f}, "
+    return f"{mean(differences):+.2f} ({error}{num} pair{'' if num == 1 else 's'})"
 
 
 def _by_shift(cell: Cell) -> dict[str, Any]:

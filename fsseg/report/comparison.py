@@ -9,12 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fsseg.cell import json_text
 from fsseg.report.cells import Cell, Unreadable, by_list, load, mapping
-from fsseg.report.paper import comparable_ablation
+from fsseg.report.paper import comparable_ablation, unlike_ablation
 
 MISSING = "—"
 LABELS = {
@@ -46,10 +47,15 @@ class Group:
     @property
     def comparable(self) -> bool:
         """Whether the paper's ablations (PASCAL-5i fold 0, ResNet-50, 1 shot, all images) are of the same task."""
-        return all(
+        return not self.other_settings and all(
             comparable_ablation(c.dataset, c.backbone, c.shot, c.fold, c.data.get("num_val_images")) and not c.partial
             for c in self.cells
         )
+
+    @cached_property
+    def other_settings(self) -> list[str]:
+        """Settings of any cell that the paper's ablations do not have, as `key=value`."""
+        return sorted({setting for c in self.cells for setting in unlike_ablation(_identity(c))})
 
 
 @dataclass
@@ -131,14 +137,22 @@ def _by_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _rates_note(cells: Sequence[Cell]) -> list[str]:
-    """Which rate which model had, where they differ."""
+    """Which rate which model had, where they differ; models that differ in T are told apart by it."""
+    several = {kind for kind in LABELS if len({_rounds(c) for c in cells if component(c) == kind}) > 1}
     found: dict[str, set[Any]] = defaultdict(set)
-    for cell in sorted(cells, key=lambda c: [*LABELS, None].index(component(c))):
-        found[LABELS.get(component(cell) or "", cell.method)].add(_rate(cell))
+    for cell in sorted(cells, key=lambda c: ([*LABELS, None].index(component(c)), _rounds(c))):
+        label = LABELS.get(component(cell) or "", cell.method)
+        found[f"{label}, T = {_rounds(cell)}" if component(cell) in several else label].add(_rate(cell))
     if len(set.union(*found.values())) == 1:
         return []
-    each = (f"{label} {', '.join(map(str, sorted(rates, key=str)))}" for label, rates in found.items())
+    each = (f"{label}: {', '.join(map(str, sorted(rates, key=str)))}" for label, rates in found.items())
     return [f"train.lr is each model's own: {'; '.join(each)}"]
+
+
+def _rounds(cell: Cell) -> int:
+    """T; 1 for the baseline, whatever its unused `iterations` says."""
+    value = mapping(cell.result.get("model")).get("iterations")
+    return value if isinstance(value, int) and component(cell) != "baseline" else 1
 
 
 def component(cell: Cell) -> str | None:
@@ -208,6 +222,7 @@ def notes_of(group: Group, rows: dict[Any, dict[Key, Cell]]) -> list[str]:
         notes.append(
             "the paper's figures are of pascal5i fold 0, resnet50, 1-shot, on all images: another task than these "
             "runs', so there are no differences"
+            + (f"; unlike the paper, they have {', '.join(other)}" if (other := group.other_settings) else "")
         )
     return notes
 

@@ -17,6 +17,16 @@ FOLDS = (0, 1, 2, 3)
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
 _FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
+_ABLATION_RECIPE = {
+    "protocol.name": "standard",
+    "protocol.num_episodes": 1000,
+    "backbone.pretrained": True,
+    "backbone.trainable_layers": 0,
+    "dataset.image_size": 473,
+    "train.epochs": 250,
+    "train.max_steps": None,
+}
+"""What makes a run the paper's, as `dataset=pascal5i` sets it. The learning rate may be each model's own."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,19 @@ def comparable(
 
 
 def comparable_ablation(dataset: str, backbone: str, shot: int, fold: int, num_val_images: int | None = None) -> bool:
-    """Whether a run is of the task of the paper's ablations (Tables 3 to 6); its settings are the ablation's affair."""
+    """Whether a run is of the task of the paper's ablations (Tables 3 to 6); see also `unlike_ablation`."""
     whole = num_val_images is None or num_val_images >= _FULL_VAL_IMAGES["pascal5i"]
     return (dataset, backbone, shot, fold) == ("pascal5i", "resnet50", 1, 0) and whole
+
+
+def unlike_ablation(identity: dict[str, Any]) -> list[str]:
+    """The settings (`key=value`) that are not those of the paper's ablations; what the identity lacks is taken as is.
+
+    Args:
+        identity: of a cell, flat; empty where nothing tells.
+    """
+    return [
+        f"{key}={json.dumps(identity[key])}".replace('"', "")
+        for key, value in _ABLATION_RECIPE.items()
+        if key in identity and identity[key] != value
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiment_files import BASELINE, FULL, Add, report, rows
+from experiment_files import BASELINE, FULL, SM, Add, report, rows
 
 
 def distance(counts: list[int], mean: float) -> dict[str, Any]:
@@ -47,5 +47,46 @@ def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -
     assert table["baseline + SM + IC: P_1"] == ["59.00 ±0.00", "42.50 ±0.71", "16.50 ±0.71", "", ""]
     assert not any(label.endswith("P_2") or label.startswith("baseline (backbone + QP):") for label in table)
     # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
-    assert "over 2 fold-seed pairs: +0.00 (standard error 1.00) at shift 0.0, +10.00 (standard error 1.00)" in text
+    assert (
+        "baseline + SM + IC against the baseline, paired by fold and seed: +0.00 (standard error 1.00, 2 pairs) at "
+        "shift 0.0, +10.00 (standard error 1.00, 2 pairs) at shift 1.0\n"
+    ) in text
+    # the baseline loses 20 and 18, the model 10 and 8: 10 less, twice
+    assert (
+        "what the baseline loses from shift 0.0 to 1.0, less what baseline + SM + IC loses (positive: baseline + SM + "
+        "IC loses less), paired by fold and seed: +10.00 (standard error 0.00, 2 pairs)\n"
+    ) in text
+    # at 0: 61 - 59 twice; at 1: 51 - 42 = 9 and 53 - 43 = 10, deviation sqrt(0.5), error sqrt(0.5) / sqrt(2) = 0.5
+    assert (
+        "baseline + SM + IC, P_T - P_1 of the same model: +2.00 (standard error 0.00, 2 pairs) at shift 0.0, +9.50 "
+        "(standard error 0.50, 2 pairs) at shift 1.0\n"
+    ) in text
+    assert text.count("P_T - P_1") == 1  # the baseline has one round
     assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
+
+
+def test_every_paired_figure_says_how_many_pairs_it_is_of(tmp_path: Path, add: Add) -> None:
+    def metrics(*by_shift: list[float]) -> dict[str, Any]:
+        return {"by_background_shift": {f"{i}.0": {"miou": r[-1], "miou_per_round": r} for i, r in enumerate(by_shift)}}
+
+    # seed 1 of SM was not measured at shift 1; seed 2 of the baseline not at all
+    for seed, near, far in ((0, 60.0, 40.0), (1, 50.0, 40.0)):
+        add("background_bias", "b", 50.0, BASELINE, seed=seed, metrics=metrics([near], [far]))
+    add("background_bias", "b", 50.0, BASELINE, seed=2)
+    add("background_bias", "s", 50.0, SM, seed=0, metrics=metrics([58.0, 63.0], [30.0, 39.0]))
+    add("background_bias", "s", 50.0, SM, seed=1, metrics=metrics([50.0, 51.0]))
+    add("background_bias", "s", 50.0, SM, seed=2, metrics=metrics([40.0, 46.0], [20.0, 25.0]))
+    text = report(tmp_path)
+    # at 0: 63 - 60 = 3 and 51 - 50 = 1, deviation sqrt(2), error 1; at 1: 39 - 40
+    assert (
+        "baseline + SM against the baseline, paired by fold and seed: +2.00 (standard error 1.00, 2 pairs) at shift "
+        "0.0, -1.00 (1 pair) at shift 1.0\n"
+    ) in text
+    # the baseline loses 60 - 40 = 20, SM 63 - 39 = 24: 4 more
+    assert "(positive: baseline + SM loses less), paired by fold and seed: -4.00 (1 pair)\n" in text
+    # at 0: 5, 1 and 6: mean 4, deviation sqrt((1 + 9 + 4) / 2) = sqrt(7), error sqrt(7 / 3) = 1.53
+    # at 1: 9 and 5: mean 7, deviation sqrt(8), error 2
+    assert (
+        "baseline + SM, P_T - P_1 of the same model: +4.00 (standard error 1.53, 3 pairs) at shift 0.0, +7.00 "
+        "(standard error 2.00, 2 pairs) at shift 1.0\n"
+    ) in text

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from experiment_files import BASELINE, FULL, SM, Add, report, rows
 
+from fsseg.cell import flatten
+from fsseg.compose import compose
 from fsseg.report.collect import collect
 from fsseg.report.experiments import REPORTS, experiment_report
+from fsseg.report.paper import unlike_ablation
 from fsseg.report.tables import aggregate
 
 
@@ -40,6 +43,51 @@ def test_neither_does_another_fold_shot_sample_or_a_partial_result(
 ) -> None:
     add("table3_components", "ablation-full", 73.5, FULL, **changes)
     assert "another task" in report(tmp_path)
+
+
+RECIPE = {
+    "protocol.name": "standard", "protocol.num_episodes": 1000, "backbone.pretrained": True,
+    "backbone.trainable_layers": 0, "dataset.image_size": 473, "train.epochs": 250, "train.max_steps": None,
+}  # fmt: skip
+
+
+def test_the_recipe_itself_is_compared_at_any_rate(tmp_path: Path, add: Add) -> None:
+    add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE | {"train.lr": 0.004})
+    assert "another task" not in report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", "+0.58"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("protocol.name", "bam", "protocol.name=bam"),
+        ("protocol.num_episodes", 10, "protocol.num_episodes=10"),
+        ("backbone.pretrained", False, "backbone.pretrained=false"),
+        ("backbone.trainable_layers", 5, "backbone.trainable_layers=5"),
+        ("dataset.image_size", 81, "dataset.image_size=81"),
+        ("train.epochs", 1, "train.epochs=1"),
+        ("train.max_steps", 1, "train.max_steps=1"),
+    ],
+)
+def test_a_setting_that_is_not_the_recipes_takes_the_difference_away_and_is_named(
+    tmp_path: Path, add: Add, key: str, value: Any, shown: str
+) -> None:
+    add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE | {key: value})
+    assert f"no differences; unlike the paper, they have {shown}\n" in report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
+
+
+def test_a_copied_result_without_identity_is_judged_by_its_task(tmp_path: Path, add: Add) -> None:
+    folder = add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE | {"train.max_steps": 1})
+    (folder / "identity.json").unlink()
+    report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", "+0.58"]
+
+
+def test_the_recipe_of_the_ablations_is_what_their_files_compose() -> None:
+    settings = flatten(compose(["experiment=table3_components", "ablation=sm"]).resolved)
+    assert {key: settings[key] for key in RECIPE} == RECIPE
+    assert unlike_ablation(settings) == []
 
 
 def test_table_4_has_its_rows_by_what_the_model_lacks(tmp_path: Path, add: Add) -> None:
@@ -108,9 +156,24 @@ def test_each_model_at_its_own_rate_is_one_table_that_says_so(tmp_path: Path, ad
     table = rows(tmp_path, "table3_components")
     assert table["baseline (backbone + QP)"][0] == "50.06 ±0.00"
     assert table["baseline + SM + IC"][0] == "50.02 ±0.00"
-    note = "train.lr is each model's own: baseline (backbone + QP) 0.06; baseline + SM 0.02; baseline + SM + IC 0.02"
+    note = "train.lr is each model's own: baseline (backbone + QP): 0.06; baseline + SM: 0.02; baseline + SM + IC: 0.02"
     assert note in text
     assert not (tmp_path / "table3_components-2.md").exists()
+
+
+def test_the_rates_of_table_5_are_told_apart_by_t(tmp_path: Path, add: Add) -> None:
+    for t, lr in ((3, 0.02), (1, 0.06), (2, 0.02)):
+        add(
+            "table5_iterations",
+            f"t{t}",
+            60.0,
+            FULL | {"iterations": t},
+            identity={"train.lr": lr, "model.iterations": t},
+        )
+    assert (
+        "train.lr is each model's own: baseline + SM + IC, T = 1: 0.06; baseline + SM + IC, T = 2: 0.02; baseline + SM "
+        "+ IC, T = 3: 0.02\n"
+    ) in report(tmp_path)
 
 
 def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: Add) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fsseg.cell import write_json
+from fsseg.config import BaselineConfig
 from fsseg.errors import UserError
 from fsseg.sweep import plan as plans
 from fsseg.sweep.estimate import measure
@@ -69,6 +70,17 @@ def test_the_very_same_model_counts_before_the_same_kind(tmp_path: Path) -> None
     finish(plan([*line, "model.iterations=3"]).points[0], train=2.0)
     finish(plan([*line, "model.iterations=5"]).points[0], train=4.0)
     assert hours_of([*line, "model.iterations=5", "fold=1"]) == [pytest.approx((460 / 3600,) * 2)]
+
+
+def test_a_method_that_trains_nothing_takes_no_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(method: str) -> int | None:
+        (made,) = plan([*SHAPES, f"method={method}", f"output_dir={tmp_path}"]).estimates
+        assert made is not None
+        return made.steps
+
+    assert (steps("prototype"), steps("baseline")) == (0, 100)
+    monkeypatch.setattr(BaselineConfig, "TRAINS", False)
+    assert steps("baseline") == 0
 
 
 def test_devices_are_not_mixed(tmp_path: Path) -> None:
