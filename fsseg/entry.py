@@ -58,7 +58,13 @@ def explain(error: BaseException) -> UserError:
         )
     if match := re.search(r"Could not override '([^']+)'(?:\.\s+No match in the defaults list)", text):
         return _unknown(match.group(1))
-    key = getattr(cause, "full_key", None)
+    key = getattr(cause, "full_key", None) or _first(r"full_key: (\S+)", text)
+    if key and (match := re.search(r"In '([^']+)/([^']+)'", text)) and re.search(r"Key '[^']*' not in", text):
+        group, option = match.groups()
+        return UserError(
+            f"{group}={option} sets {key}, which does not belong to this choice of dataset, backbone and method",
+            f"leave {group}={option} out, or change the choice",
+        )
     if "is not in struct" in text or re.search(r"Key '[^']*' not in", text):
         return _unknown(key or _first(r"Could not override '([^']+)'", text) or _first(r"Key '([^']+)'", text))
     if re.search(

@@ -155,6 +155,14 @@ def test_composition_refuses_a_bad_override_and_says_what_to_do(override: str, n
     assert "\n" not in error.what + error.fix
 
 
+def test_a_file_that_does_not_go_with_the_data_set_is_named() -> None:
+    with pytest.raises(HydraException) as caught:
+        composed("experiment=background_bias", "dataset=pascal5i")
+    assert explain(caught.value).what.startswith(
+        "experiment=background_bias sets dataset.ambient, which does not belong"
+    )
+
+
 def test_a_key_forced_in_with_plus_is_a_fault() -> None:
     assert [w.split(":")[0] for w in whats("+train.lrr=1", "+x=2")] == ["x", "train.lrr"]
 
