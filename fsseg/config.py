@@ -370,5 +370,10 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
     return values["several" if several else "one"]
 
 
+def trains(cfg: Config) -> bool:
+    """Whether the method has anything to train."""
+    return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))
+
+
 STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
 """Pixels per feature cell of each backbone; an image side fits if (side - 1) is a multiple of it."""

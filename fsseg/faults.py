@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.config import STRIDES, Config
+from fsseg.config import STRIDES, Config, trains
 from fsseg.errors import UserError, merge_errors
 
 _CHOICES = {
@@ -210,8 +210,7 @@ def _model(cfg: Config) -> Iterator[UserError]:
 
 def _run(cfg: Config) -> Iterator[UserError]:
     """What is to be done, and where it is kept."""
-    trains = getattr(OmegaConf.get_type(cfg.model), "TRAINS", True)
-    if not cfg.train.enabled and cfg.checkpoint is None and trains:
+    if not cfg.train.enabled and cfg.checkpoint is None and trains(cfg):
         yield UserError(
             "train.enabled=false has nothing to evaluate",
             "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt",

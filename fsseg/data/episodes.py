@@ -8,7 +8,8 @@ every version of Python, which is not promised for `shuffle`, `sample` or numpy'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
@@ -260,12 +261,8 @@ def read_episodes(
         raise UserError(f"protocol.episodes_file={path} cannot be read: {error}", write_again) from error
     if lines[0].strip() != _MAGIC:
         raise UserError(f"{path}, line 1: not a list by `fsseg episodes` (expected {_MAGIC!r})", write_again)
-    head: dict[str, str] = {}
-    start = 1
-    while start < len(lines) and lines[start].startswith("#"):
-        key, _, value = lines[start][1:].partition(":")
-        head[key.strip()] = value.strip()
-        start += 1
+    start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    head = head_of(lines[1:start])
     _check_head(path, head, dataset, fold, shot, write_again)
 
     seen = index.pair_pixels > 0
@@ -299,6 +296,12 @@ def read_episodes(
         seed: [EpisodeSpec(s.number, s.class_id, s.query_id, s.support_ids[:shot]) for s in specs]
         for seed, specs in episodes.items()
     }
+
+
+def head_of(lines: Iterable[str]) -> dict[str, str]:
+    """What the lines `# key: value` say that a list begins with; nothing after them is read."""
+    parts = (line[1:].partition(":") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return {key.strip(): value.strip() for key, _, value in parts}
 
 
 def _check_head(path: Path, head: Mapping[str, str], dataset: str, fold: int, shot: int, fix: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fsseg.cell import Status
 from fsseg.config import Config
-from fsseg.data.episodes import fingerprint
+from fsseg.data.episodes import fingerprint, head_of
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
@@ -153,13 +153,8 @@ def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
     """
     if cfg.protocol.episodes_file is None:
         return {}
-    head: dict[str, str] = {}
     with Path(cfg.protocol.episodes_file).open(encoding="utf-8") as file:
-        for line in file:
-            if not line.startswith("#"):
-                break
-            key, _, value = line[1:].partition(":")
-            head[key.strip()] = value.strip()
+        head = head_of(file)
     counts = [len(specs) for specs in plan.episodes.values()]
     return {
         "seeds": list(plan.episodes),

@@ -20,7 +20,7 @@ from fsseg.model.backbone import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.histogram import normalised_cosine_histogram
-from fsseg.model.tokens import Tokens, area_average, flatten, picture_cells, split
+from fsseg.model.tokens import Tokens, area_average, flatten, split
 
 if TYPE_CHECKING:
     from fsseg.config import AbcbConfig
@@ -168,7 +168,7 @@ class Abcb(Baseline):
         )
         self.rgb = cfg.evolution_image == "rgb"
 
-    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
+    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:
         """T rounds of QP, SM, IC with shared weights.
 
         The answer is P of round T, whose SM and IC feed nothing and do not run. A sample without predicted
@@ -176,10 +176,9 @@ class Abcb(Baseline):
         QP(S_SM) itself, so there is no P_hat then. Padding of the query is neither foreground nor background, and IC
         does not look at it.
         """
-        tokens, prepared, cells = flatten(f_q), self.qp.prepare(f_q), (f_q.shape[2], f_q.shape[3])
-        picture = picture_cells(query_image, cells)
+        tokens, prepared = flatten(f_q), self.qp.prepare(f_q)
         valid = None if picture is None else picture.flatten(1)
-        image = flatten(area_average(query_image, cells)).to(f_q.dtype)
+        image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
         if self.rgb:
             image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
         memory = self.ic.prepare(tokens) if self.ic is not None and self.iterations > 1 else None

@@ -71,27 +71,26 @@ class Baseline(FewShotModel):
         Raises:
             UserError: a support mask without foreground.
         """
-        size = tuple(query["layer2"].shape[2:])
+        cells = (query["layer2"].shape[2], query["layer2"].shape[3])
         names = [spec.support_ids for spec in batch.specs]
-        cells = (size[0], size[1])
         masks = downsample_masks(batch.support_masks, cells, self.vanished_mask, names)
-        f_s, f_q = self.neck(
-            support,
-            query,
-            masks,
-            picture_cells(batch.support_images.flatten(0, 1), cells),
-            picture_cells(batch.query_image, cells),
-        )
+        picture = picture_cells(batch.query_image, cells)
+        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_images.flatten(0, 1), cells), picture)
         shots = masks.shape[1]
         if self.shot_fusion == "logits" and shots > 1:
             tokens = gather(flatten(f_s.flatten(0, 1)), masks.flatten(0, 1).flatten(1))
-            return self.rounds(tokens, f_q.flatten(0, 1), batch.query_image.repeat_interleave(shots, 0)).mean_of(shots)
+            images = batch.query_image.repeat_interleave(shots, 0)
+            pictures = None if picture is None else picture.repeat_interleave(shots, 0)
+            return self.rounds(tokens, f_q.flatten(0, 1), images, pictures).mean_of(shots)
         # The tokens of all shots in one row: shot by shot, each in raster order.
         s_qp = gather(f_s.transpose(1, 2).flatten(2).transpose(1, 2), masks.flatten(1))
-        return self.rounds(s_qp, f_q.mean(1), batch.query_image)
+        return self.rounds(s_qp, f_q.mean(1), batch.query_image, picture)
 
-    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor) -> Prediction:
-        """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W)."""
+    def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:
+        """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W).
+
+        `picture` (B, h, w) bool marks the cells that are picture and not padding; None: all are.
+        """
         mean = s_qp.mean()
         logits = self.qp(mean, self.qp.prepare(f_q))
         size = (query_image.shape[-2], query_image.shape[-1])

@@ -6,6 +6,7 @@ Structure-wise evolution E_s (`fsseg.model.abcb`) uses it on the query's predict
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,13 +60,18 @@ def widened(histogram: Tensor, width: int) -> Tensor:
     """
     if width == 1:
         return histogram
-    bins = histogram.shape[1]
-    matrix = histogram.new_zeros(bins, bins)
+    return histogram @ _widening(histogram.shape[1], width).to(histogram)
+
+
+@cache
+def _widening(bins: int, width: int) -> Tensor:
+    """(L, L), made once: how much of each narrow bin goes to which wide one."""
+    matrix = torch.zeros(bins, bins, dtype=torch.float64)
     for offset in range(1 - width, width):
         for start in range(bins):
             place = (start + offset) % (2 * bins)  # mirrored half a bin beyond the ends
             matrix[start, min(place, 2 * bins - 1 - place)] += (width - abs(offset)) / width**2
-    return histogram @ matrix
+    return matrix
 
 
 class _Histogram(torch.autograd.Function):

@@ -82,7 +82,7 @@ class CorrelationNeck(nn.Module):
         q_each = q.repeat_interleave(shots, 0) if shots > 1 else q
         parts = [q_each]
         if self.cross_attention is not None:
-            parts.append(self.cross(q_each, pooled_foreground(s, flat_masks, self.pool)))
+            parts.append(self.cross(q_each, pooled_under(s, flat_masks, self.pool)))
         if self.use_prior:
             layer4, valid = query["layer4"], query_valid
             if shots > 1:
@@ -115,13 +115,13 @@ class CorrelationNeck(nn.Module):
             if valid is None:
                 own = self.self_attention(tokens, tokens)
             else:
-                keys = pooled_foreground(s, valid, self.pool)
+                keys = pooled_under(s, valid, self.pool)
                 own = self.self_attention(tokens, keys.values, keys.mask)
             s = s + unpool(_unflatten(own, small), self.pool, s)
         return F.relu(s)
 
 
-def pooled_foreground(s: Tensor, masks: Tensor, factor: int) -> Tokens:
+def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """Keys of an attention: features of (B, C, h, w) under (B, h, w) bool (the foreground, the picture), pooled.
 
     A pooled cell holds the mean of its features under the mask alone, and counts if it has any: nothing of the rest
@@ -173,10 +173,8 @@ def prior_map(query: Tensor, foreground: Tokens, valid: Tensor | None = None) ->
             similarity = similarity.masked_fill(~foreground.valid[part, None, :], -2)  # below every cosine
         rows.append(similarity.amax(2))
     best = torch.cat(rows)
-    padding = None if valid is None else ~valid.flatten(1)
-    low = (best if padding is None else best.masked_fill(padding, 2)).amin(1, keepdim=True)
-    high = (best if padding is None else best.masked_fill(padding, -2)).amax(1, keepdim=True)
-    scaled = (best - low) / (high - low).clamp_min(1e-6)
-    if padding is not None:
-        scaled = scaled.masked_fill(padding, 0)
+    padding = torch.zeros_like(best, dtype=torch.bool) if valid is None else ~valid.flatten(1)
+    low = best.masked_fill(padding, 2).amin(1, keepdim=True)  # beyond every cosine, as above
+    high = best.masked_fill(padding, -2).amax(1, keepdim=True)
+    scaled = ((best - low) / (high - low).clamp_min(1e-6)).masked_fill(padding, 0)
     return scaled.unflatten(1, tuple(query.shape[2:]))[:, None]

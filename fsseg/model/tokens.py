@@ -96,14 +96,19 @@ def flatten(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
+def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
+    """Pixels from one feature cell to the next, down and across: maps (..., H, W) at size (h, w)."""
+    return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
+
+
 def picture_cells(images: Tensor, size: tuple[int, int]) -> Tensor | None:
     """Feature cells that lie on the picture, not on padding: (N, 3, H, W) -> (N, h, w) bool; None if all do.
 
     Padding is exactly 0 in all channels (the mean colour), which no pixel of a picture is; cell i of a side lies at
     pixel stride * i. An image of nothing but padding counts as a picture.
     """
-    strides = [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(images.shape[-2:], size)]
-    valid = (images[..., :: strides[0], :: strides[1]] != 0).any(1)
+    rows, columns = _strides(images, size)
+    valid = (images[..., ::rows, ::columns] != 0).any(1)
     valid = valid | ~valid.flatten(1).any(1)[:, None, None]
     return None if bool(valid.all()) else valid
 
@@ -114,7 +119,7 @@ def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Cell i of a side lies at pixel stride * i (that is how strided convolutions see it), so its area is the stride + 1
     pixels around that one, cut at the image's edge.
     """
-    strides = [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
+    strides = _strides(maps, size)
     kernel = [s + 1 - s % 2 for s in strides]
     out = F.avg_pool2d(maps, kernel, strides, [k // 2 for k in kernel], count_include_pad=False)
     assert tuple(out.shape[-2:]) == tuple(size), f"side {tuple(maps.shape[-2:])} does not fit {size} cells"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fsseg.report.comparison import (
     Group,
     Key,
     Section,
+    Statistic,
     component,
     mean,
     notes_of,
@@ -42,7 +42,7 @@ def figure5(group: Group, picture: Path) -> Section:
     section.notes += [
         "cosine distance between mean support foreground feature (of the last round) and mean query foreground feature",
         "the paper prints this figure as bars without numbers, so none stand beside ours",
-        *(n for n in notes_of(group, rows) if "figures are of" not in n),
+        *notes_of(group, rows, beside_paper=False),
     ]
     if shares:
         plots.distance_histograms(picture, BIN_LABELS, {group.title: shares}, "Figure 5")
@@ -55,19 +55,20 @@ def background_bias(group: Group, picture: Path) -> Section:
     shifts = sorted({s for c in group.cells for s in _by_shift(c)}, key=float)
     series, table = {}, []
     for kind, cells in rows.items():
-        at = {s: statistic(cells, lambda c, s=s: _miou_at(c, s)) for s in shifts}  # type: ignore[misc]
-        lost = statistic(cells, lambda c: _lost(c, shifts)) if len(shifts) > 1 else None
+        figures = _figures(cells, shifts)
         distances = [statistic(cells, lambda c, s=s: _mean_distance(c, s)) for s in shifts]  # type: ignore[misc]
         table.append([
-            LABELS[kind], *(MISSING if v is None else str(v) for v in (*at.values(), lost)),
-            *(MISSING if d is None else f"{d.mean:.3f}" for d in distances),
+            LABELS[kind], *_texts(figures), *(MISSING if d is None else f"{d.mean:.3f}" for d in distances),
         ])  # fmt: skip
-        table += _earlier_rounds(LABELS[kind], cells, shifts)
-        series[LABELS[kind]] = [(float(s), v.mean, v.std) for s, v in at.items() if v is not None]
+        # P_1 uses the support as it is; P_T is the answer, and has its row already.
+        earlier = min((len(_rounds_at(c, s)) for c in cells.values() for s in shifts), default=1) - 1
+        for t in range(1, earlier + 1):
+            table.append([f"{LABELS[kind]}: P_{t}", *_texts(_figures(cells, shifts, t)), *("" for _ in shifts)])
+        series[LABELS[kind]] = [(float(s), v.mean, v.std) for s, v in zip(shifts, figures) if v is not None]
     header = ["", *(f"mIoU at shift {s}" for s in shifts), "lost", *(f"distance at {s}" for s in shifts)]
     section = Section(f"Background bias: mIoU in percent by background shift ({group.title})", header, table)
     section.notes += _against_baseline(rows, shifts) + _gain_of_rounds(rows, shifts)
-    section.notes += [n for n in notes_of(group, rows) if "figures are of" not in n]
+    section.notes += notes_of(group, rows, beside_paper=False)
     series = {label: points for label, points in series.items() if points}
     panels = {}
     for s in shifts:
@@ -86,25 +87,14 @@ def background_bias(group: Group, picture: Path) -> Section:
     return section
 
 
-def _earlier_rounds(label: str, cells: dict[Key, Cell], shifts: Sequence[str]) -> list[list[str]]:
-    """What the same models answer in the rounds before the last: P_1 uses the support as it is."""
+def _figures(cells: dict[Key, Cell], shifts: Sequence[str], t: int | None = None) -> list[Statistic | None]:
+    """mIoU at each shift and what is lost between the ends, of the answer or of P_t."""
+    at = [statistic(cells, lambda c, s=s: _miou_at(c, s, t)) for s in shifts]  # type: ignore[misc]
+    return [*at, statistic(cells, lambda c: _lost(c, shifts, t)) if len(shifts) > 1 else None]
 
-    def measured(cell: Cell, t: int, shift: str) -> float | None:
-        rounds = mapping(_by_shift(cell).get(shift)).get("miou_per_round")
-        return float(rounds[t]) if isinstance(rounds, list) and t < len(rounds) - 1 else None
 
-    def lost(cell: Cell, t: int) -> float | None:
-        first, last = measured(cell, t, shifts[0]), measured(cell, t, shifts[-1])
-        return None if first is None or last is None else first - last
-
-    def row(t: int) -> list[str]:
-        found = [statistic(cells, lambda c, s=s: measured(c, t, s)) for s in shifts]  # type: ignore[misc]
-        if None in found:
-            return []
-        found.append(statistic(cells, lambda c: lost(c, t)) if len(shifts) > 1 else None)
-        return [f"{label}: P_{t + 1}", *(MISSING if v is None else str(v) for v in found), *("" for _ in shifts)]
-
-    return list(takewhile(bool, map(row, count()))) if shifts else []
+def _texts(figures: Sequence[Statistic | None]) -> list[str]:
+    return [MISSING if v is None else str(v) for v in figures]
 
 
 def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -> list[str]:
@@ -126,13 +116,10 @@ def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -
 def _gain_of_rounds(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -> list[str]:
     """What a model's last round adds to its own first one."""
 
-    def ends(cell: Cell, shift: str) -> tuple[float | None, float | None]:
-        rounds = mapping(_by_shift(cell).get(shift)).get("miou_per_round")
-        return (rounds[-1], rounds[0]) if isinstance(rounds, list) and len(rounds) > 1 else (None, None)
-
     lines = []
     for kind, cells in rows.items():
-        at = {s: _paired(ends(c, s) for c in cells.values()) for s in shifts}
+        several = {s: [r for c in cells.values() if len(r := _rounds_at(c, s)) > 1] for s in shifts}
+        at = {s: _paired((rounds[-1], rounds[0]) for rounds in found) for s, found in several.items()}
         if parts := [f"{figure} at shift {s}" for s, figure in at.items() if figure]:
             lines.append(f"{LABELS[kind]}, P_T - P_1 of the same model: {', '.join(parts)}")
     return lines
@@ -152,12 +139,19 @@ def _by_shift(cell: Cell) -> dict[str, Any]:
     return mapping(mapping(cell.result.get("metrics")).get("by_background_shift"))
 
 
-def _miou_at(cell: Cell, shift: str) -> float | None:
-    return mapping(_by_shift(cell).get(shift)).get("miou")
+def _miou_at(cell: Cell, shift: str, t: int | None = None) -> float | None:
+    """Of the answer, or of P_t."""
+    return mapping(_by_shift(cell).get(shift)).get("miou") if t is None else _rounds_at(cell, shift)[t - 1]
 
 
-def _lost(cell: Cell, shifts: Sequence[str]) -> float | None:
-    first, last = _miou_at(cell, shifts[0]), _miou_at(cell, shifts[-1])
+def _rounds_at(cell: Cell, shift: str) -> list[float]:
+    """mIoU of P_1..P_T; empty where it was not measured."""
+    rounds = mapping(_by_shift(cell).get(shift)).get("miou_per_round")
+    return rounds if isinstance(rounds, list) else []
+
+
+def _lost(cell: Cell, shifts: Sequence[str], t: int | None = None) -> float | None:
+    first, last = _miou_at(cell, shifts[0], t), _miou_at(cell, shifts[-1], t)
     return None if first is None or last is None else first - last
 
 

@@ -11,6 +11,7 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,14 @@ class Cell:
     missing_classes: tuple[str, ...] = ()
     fingerprint: str = ""
     result: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All settings that decide about the numbers, flat; empty for a copied result without identity.json."""
+        try:
+            return mapping(load(self.path / "identity.json").get("identity"))
+        except Unreadable:
+            return {}
 
     @property
     def done(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.cell import json_text
-from fsseg.report.cells import Cell, Unreadable, by_list, load, mapping
+from fsseg.report.cells import Cell, by_list, mapping
 from fsseg.report.paper import comparable_ablation, unlike_ablation
 
 MISSING = "—"
@@ -55,7 +55,7 @@ class Group:
     @cached_property
     def other_settings(self) -> list[str]:
         """Settings of any cell that the paper's ablations do not have, as `key=value`."""
-        return sorted({setting for c in self.cells for setting in unlike_ablation(_identity(c))})
+        return sorted({setting for c in self.cells for setting in unlike_ablation(c.identity)})
 
 
 @dataclass
@@ -102,27 +102,19 @@ def groups_of(cells: Iterable[Cell], reports: Collection[str]) -> list[Group]:
     return groups
 
 
-def _identity(cell: Cell) -> dict[str, Any]:
-    """All settings that decide about the cell's numbers; empty for a copied result without identity.json."""
-    try:
-        return mapping(load(cell.path / "identity.json").get("identity"))
-    except Unreadable:
-        return {}
-
-
 def _settings(cell: Cell) -> str:
     """Everything of a cell's identity but what a table compares, and the learning rate (see `_by_rate`)."""
-    identity = _identity(cell)
+    identity = cell.identity
     compared = ("model.", "fold", "seed", "protocol.episodes_file", "checkpoint", "train.lr")
     return json_text({k: identity[k] for k in sorted(identity) if not k.startswith(compared)})
 
 
 def _model(cell: Cell) -> str:
-    return json_text({k: v for k, v in sorted(_identity(cell).items()) if k.startswith("model.")})
+    return json_text({k: v for k, v in sorted(cell.identity.items()) if k.startswith("model.")})
 
 
 def _rate(cell: Cell) -> Any:
-    return _identity(cell).get("train.lr")
+    return cell.identity.get("train.lr")
 
 
 def _by_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -207,8 +199,8 @@ def statistic(cells: dict[Key, Cell], measure: Measure) -> Statistic | None:
     return Statistic(mean(list(known.values())), spread(means))
 
 
-def notes_of(group: Group, rows: dict[Any, dict[Key, Cell]]) -> list[str]:
-    """What a reader of the table must know."""
+def notes_of(group: Group, rows: dict[Any, dict[Key, Cell]], beside_paper: bool = True) -> list[str]:
+    """What a reader of the table must know; `beside_paper`: figures of the paper stand in it."""
     keys = sorted({key for cells in rows.values() for key in cells})
     notes = []
     if keys:
@@ -218,7 +210,7 @@ def notes_of(group: Group, rows: dict[Any, dict[Key, Cell]]) -> list[str]:
         notes.append("±: sample standard deviation over training seeds, of the means over folds")
     if any(c.partial for cells in rows.values() for c in cells.values()):
         notes.append("partial: some novel classes could not be evaluated")
-    if not group.comparable:
+    if beside_paper and not group.comparable:
         notes.append(
             "the paper's figures are of pascal5i fold 0, resnet50, 1-shot, on all images: another task than these "
             "runs', so there are no differences"

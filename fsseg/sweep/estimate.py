@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from fsseg.cell import read_json
-from fsseg.config import Config
+from fsseg.config import Config, trains
 from fsseg.errors import UserError
 from fsseg.sweep.status import CellState, find_runs
 
@@ -167,9 +165,9 @@ def estimate(cfg: Config, identity: dict[str, Any], status: CellState | None, kn
         status: of its directory; None if there is none.
         known: measured cells of any kind.
     """
-    trains = cfg.train.enabled and getattr(OmegaConf.get_type(cfg.model), "TRAINS", True)
-    images = training_images(cfg, identity, known) if trains else None
-    steps = _steps(cfg, images, status) if trains else 0
+    to_train = cfg.train.enabled and trains(cfg)
+    images = training_images(cfg, identity, known) if to_train else None
+    steps = _steps(cfg, images, status) if to_train else 0
     alike = [m for m in known if m.kind == kind_of(cfg)]
     if exact := [m for m in alike if m.settings == settings_of(identity)]:
         alike = exact

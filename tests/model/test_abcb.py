@@ -145,7 +145,8 @@ def check_rounds(
     picture: list[bool] | None = None,
 ) -> Prediction:
     """The model's rounds, which are found to equal the loops'."""
-    result = model.rounds(support, f_q, image)
+    cells = None if picture is None else torch.tensor(picture).view(1, CELLS, CELLS)
+    result = model.rounds(support, f_q, image, cells)
     small = reference.area_average(image[0].numpy(), CELLS).reshape(3, N).T
     answers, hats, last = reference.rounds(
         model, vectors(support.values[0]), vectors(f_q[0].flatten(1).T), list(small), iterations, picture
@@ -171,7 +172,7 @@ def test_padding_of_the_query_is_neither_foreground_nor_background(rows: int, ch
     ours = check_rounds(model, support, f_q, image, 3, picture)
     other = f_q.clone()
     other[:, :, CELLS - rows :] = draw(1, C, rows, CELLS)
-    theirs = model.rounds(support, other, image)
+    theirs = model.rounds(support, other, image, torch.tensor(picture).view(1, CELLS, CELLS))
     for p, q in zip(all_logits(ours), all_logits(theirs)):
         torch.testing.assert_close(p[:, :, : CELLS - rows], q[:, :, : CELLS - rows])
 
@@ -316,6 +317,23 @@ def test_copies_of_a_shot_give_the_answer_of_one(method: str) -> None:
     three.support_images = one.support_images.expand(-1, 3, -1, -1, -1)
     three.query_image = one.query_image
     torch.testing.assert_close(all_logits(model(three)), all_logits(model(one)))
+
+
+@pytest.mark.parametrize("fusion", ["union", "logits"])
+def test_what_is_padding_is_told_to_the_neck_and_the_rounds(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(samples.cell(samples.abcb(shot_fusion=fusion)))
+    batch = samples.batch(samples.square_masks([[9, 20]], 33), 33)
+    batch.query_image[..., 16:, :] = 0  # cells lie at pixels 0, 4, ..., 32: the last five rows of nine
+    batch.support_images[0, 1, ..., 28:] = 0
+    expected_q, expected_s = torch.ones(1, 9, 9, dtype=torch.bool), torch.ones(2, 9, 9, dtype=torch.bool)
+    expected_q[:, 4:], expected_s[1, :, 7:] = False, False
+    seen = []
+    monkeypatch.setattr(model, "rounds", lambda *given: seen.append(given[3]) or type(model).rounds(model, *given))
+    model.neck.register_forward_pre_hook(lambda _, given: seen.extend(given[3:5]))
+    model(batch)
+    assert torch.equal(seen[0], expected_s)
+    assert torch.equal(seen[1], expected_q)
+    assert torch.equal(seen[2], expected_q.expand(2 if fusion == "logits" else 1, -1, -1))
 
 
 def test_shots_may_answer_one_by_one_and_their_logits_be_averaged() -> None:
