@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from fsseg.entry import launch
+from fsseg.config.entry import launch
 from fsseg.run import run
 
 

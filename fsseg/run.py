@@ -1,7 +1,7 @@
 """One cell from configuration to result.json: claim, resume, train, evaluate, draw, record. `train.py` calls `run`.
 
 Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do and takes the claim,
-`_attempt` keeps the records of one start, `_work` trains and evaluates, `fsseg.result` says what came out.
+`_attempt` keeps the records of one start, `_work` trains and evaluates, `fsseg.engine.result` says what came out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
-from fsseg.cell import Cell, Status, open_cell, write_atomic, write_json
-from fsseg.claim import CellBusy, Claim, ClaimLost, acquire
-from fsseg.config import Config
+from fsseg.cell.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
+from fsseg.cell.claim import CellBusy, Claim, ClaimLost, acquire
+from fsseg.cell.record import Cell, open_cell
+from fsseg.cell.status import Status
+from fsseg.config.checks import faults
+from fsseg.config.entry import typed
+from fsseg.config.schema import Config
 from fsseg.data.registry import build_source, folder_faults, needed_splits
 from fsseg.engine.devices import choose_device, describe_device
-from fsseg.entry import typed
+from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors
-from fsseg.faults import faults
-from fsseg.logs import RunLog, configure_logging
-from fsseg.ranks import ALONE, Ranks, several_expected
-from fsseg.result import Work, build_result
-from fsseg.signals import Preempted, Signals
+from fsseg.process.files import write_atomic, write_json
+from fsseg.process.logs import RunLog, configure_logging
+from fsseg.process.ranks import ALONE, Ranks, several_expected
+from fsseg.process.signals import Preempted, Signals
 from fsseg.sweep.sync import sync_cell
 
 if TYPE_CHECKING:
@@ -311,7 +313,7 @@ def _draw(cell: Cell, cfg: Config, done: Work) -> None:
 
         draw(cell, cfg, done.source, done.evaluation)
     if done.training is not None:
-        from fsseg.report.figures import training_curves
+        from fsseg.draw.sheets import training_curves
 
         training_curves(cell.directory / "figures" / "curves.png", cell.directory / "metrics.csv")
 

@@ -11,8 +11,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import Cell, open_cell
-from fsseg.compose import Composed, compose
+from fsseg.cell.record import Cell, open_cell
+from fsseg.config.compose import Composed, compose
 
 SMALL = (
     "dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "model.channels=16", "train.batch_size=2",
@@ -21,7 +21,8 @@ SMALL = (
 )  # fmt: skip
 
 _PRELOADED = (
-    "fsseg.compose", "fsseg.run", "fsseg.engine.train", "fsseg.engine.evaluate", "fsseg.model", "fsseg.report.figures",
+    "fsseg.config.compose", "fsseg.run", "fsseg.engine.train", "fsseg.engine.evaluate", "fsseg.model",
+    "fsseg.draw.sheets",
 )  # fmt: skip
 
 

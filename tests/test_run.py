@@ -20,9 +20,11 @@ import torch
 from runs import cell_of, composed, numbers, start
 
 from fsseg import run as run_module
-from fsseg.cell import Cell, Status, read_json, write_json
-from fsseg.claim import acquire
+from fsseg.cell.claim import acquire
+from fsseg.cell.record import Cell
+from fsseg.cell.status import Status
 from fsseg.errors import UserError
+from fsseg.process.files import read_json, write_json
 from fsseg.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -307,7 +309,7 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
 ) -> None:
     """The disk is full from the fifth step on, for one file."""
     import fsseg.engine.train as train_module
-    import fsseg.files as files
+    import fsseg.process.files as files
 
     c = composed(root, tmp_path, "train.checkpoint_minutes=0")
     cell = cell_of(c)
@@ -416,5 +418,5 @@ def test_a_read_only_folder_is_refused_with_its_name(root: Path, tmp_path: Path)
 
 def test_a_start_imports_no_torch_before_there_is_work() -> None:
     # done cells, held cells and sweeps of them must cost milliseconds, not an import of seconds
-    code = "import sys, fsseg.run, fsseg.entry, fsseg.sweep.sweeper; sys.exit('torch' in sys.modules)"
+    code = "import sys, fsseg.run, fsseg.config.entry, fsseg.sweep.sweeper; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -13,12 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from random import Random
 
-from fsseg.cell import write_atomic
-from fsseg.config import ProtocolConfig
+from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import FoldLists
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.files import write_atomic
 
 
 def permutation(count: int, key: str) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsseg.config import ProtocolConfig
+from fsseg.config.schema import ProtocolConfig
 from fsseg.data.source import ClassIndex
 from fsseg.errors import UserError
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fsseg.config import Config
+from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
-from fsseg.data.render import Sample, turn_hue
+from fsseg.data.pixels import Sample, turn_hue
 from fsseg.data.source import Source, Split
 from fsseg.data.transforms import EvalTransform, TrainTransform
 from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
 from fsseg.errors import UserError
-from fsseg.signals import shield_worker
+from fsseg.process.signals import shield_worker
 
 
 @dataclass(frozen=True)

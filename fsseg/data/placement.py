@@ -1,6 +1,6 @@
 """Where an image lands in the network's square, decided on its mask before any pixel of the image is computed.
 
-Called by `fsseg.data.transforms`, which draws placements, and by `fsseg.data.render`, which makes their pixels.
+Called by `fsseg.data.transforms`, which draws placements, and by `fsseg.data.pixels`, which makes their pixels.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
-    from fsseg.config import Config
+    from fsseg.config.schema import Config
     from fsseg.data.source import Source, Split
 
 
@@ -19,15 +19,15 @@ def source_class(name: str) -> Any:
     """
     # imported on demand: checking a folder must not cost the imports of all data sets
     if name == "shapes5i":
-        from fsseg.data.shapes import ShapesSource
+        from fsseg.data.sources.shapes import ShapesSource
 
         return ShapesSource
     if name == "pascal5i":
-        from fsseg.data.pascal import PascalSource
+        from fsseg.data.sources.voc import PascalSource
 
         return PascalSource
     if name == "coco20i":
-        from fsseg.data.coco import CocoSource
+        from fsseg.data.sources.coco import CocoSource
 
         return CocoSource
     raise UserError(f"dataset.name={name} is unknown", "choose dataset= one of: shapes5i, pascal5i, coco20i")

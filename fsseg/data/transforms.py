@@ -2,7 +2,7 @@
 
 Called by `fsseg.data.loader` for every image of an episode. The geometry (scale, rotation, flip, crop) is decided
 first, on the mask alone (`fsseg.data.placement`); then one resampling produces the pixels of the crop window
-(`fsseg.data.render`). Blur comes after the crop, floats last.
+(`fsseg.data.pixels`). Blur comes after the crop, floats last.
 
 Fit: the longer side becomes `image_size`, the aspect is kept. The random scale of training is relative to that, so
 that training and evaluation see objects at the same size on average. (The PFENet family scales PASCAL's 500-pixel
@@ -19,8 +19,8 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.data.pixels import Sample, render
 from fsseg.data.placement import Foreground, Placement, fitted
-from fsseg.data.render import Sample, render
 
 CROP_TRIES = 30
 """Crops drawn before the best one is taken (PFENet's SemSeg transforms)."""

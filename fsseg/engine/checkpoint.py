@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fsseg.cell import write_atomic
 from fsseg.errors import UserError
+from fsseg.process.files import write_atomic
 
 log = logging.getLogger("fsseg")
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fsseg.errors import UserError
-from fsseg.ranks import ALONE, Ranks
+from fsseg.process.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch

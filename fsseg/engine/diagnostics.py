@@ -1,5 +1,5 @@
 """What an evaluation records besides the score: foreground distances (Figure 5 of the paper), predictions step by step
-(Figure 7), and the model's cost (Table 5). `fsseg.engine.evaluate` and `fsseg.result` call it.
+(Figure 7), and the model's cost (Table 5). `fsseg.engine.evaluate` and `fsseg.engine.result` call it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsseg.model.base import Prediction
-from fsseg.model.tokens import downsample_masks
+from fsseg.model.blocks.tokens import downsample_masks
 
 if TYPE_CHECKING:
-    from fsseg.config import Config
+    from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg")
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
-from fsseg.ranks import ALONE, Ranks, submitit_tasks
-from fsseg.signals import Preempted
+from fsseg.process.ranks import ALONE, Ranks, submitit_tasks
+from fsseg.process.signals import Preempted
 
 log = logging.getLogger("fsseg")
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.cell import Status
-from fsseg.config import Config
+from fsseg.cell.status import Status
+from fsseg.config.schema import Config
 from fsseg.data.episodes import fingerprint, head_of
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
@@ -28,7 +28,7 @@ from fsseg.engine import diagnostics, distributed
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.model.base import FewShotModel, Prediction, upsample
-from fsseg.ranks import ALONE, Ranks
+from fsseg.process.ranks import ALONE, Ranks
 
 log = logging.getLogger("fsseg")
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import write_atomic
+from fsseg.process.files import write_atomic
 
 
 class MetricsLog:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.cell import Cell
-from fsseg.config import Config
+from fsseg.cell.record import Cell
+from fsseg.config.schema import Config
 from fsseg.data.source import Source
+from fsseg.draw.sheets import SheetRow, episode_sheet
 from fsseg.engine.evaluate import EvaluationRecord
-from fsseg.report.figures import SheetRow, episode_sheet
 
 
 def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsseg.cell import Cell, Status
-from fsseg.claim import ClaimLost
-from fsseg.config import Config
+from fsseg.cell.claim import ClaimLost
+from fsseg.cell.record import Cell
+from fsseg.cell.status import Status
+from fsseg.config.schema import Config
 from fsseg.data.loader import training_loader, training_plan
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.engine import checkpoint, distributed
@@ -28,8 +29,8 @@ from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
-from fsseg.ranks import ALONE, Ranks
-from fsseg.signals import Preempted
+from fsseg.process.ranks import ALONE, Ranks
+from fsseg.process.signals import Preempted
 
 log = logging.getLogger("fsseg")
 

@@ -11,7 +11,7 @@ from fsseg.model.baseline import Baseline
 from fsseg.model.prototype import Prototype
 
 if TYPE_CHECKING:
-    from fsseg.config import Config
+    from fsseg.config.schema import Config
 
 METHODS: dict[str, type[FewShotModel]] = {"abcb": Abcb, "baseline": Baseline, "prototype": Prototype}
 """Name (config key `model.name`) -> class."""

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsseg.data.render import MEAN, STD
-from fsseg.model.attention import Attention, attend
-from fsseg.model.backbone import Backbone
+from fsseg.data.pixels import MEAN, STD
+from fsseg.model.backbones.torchvision import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
-from fsseg.model.histogram import normalised_cosine_histogram
-from fsseg.model.tokens import Tokens, area_average, flatten, split
+from fsseg.model.blocks.attention import Attention, attend
+from fsseg.model.blocks.histogram import normalised_cosine_histogram
+from fsseg.model.blocks.tokens import Tokens, area_average, flatten, split
 
 if TYPE_CHECKING:
-    from fsseg.config import AbcbConfig
+    from fsseg.config.schema import AbcbConfig
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

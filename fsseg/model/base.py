@@ -17,7 +17,7 @@ from fsseg.data.source import IGNORE_INDEX
 from fsseg.data.types import Batch
 
 if TYPE_CHECKING:
-    from fsseg.config import Config
+    from fsseg.config.schema import Config
 
 
 @dataclass

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.types import Batch
-from fsseg.model.backbone import Backbone, Features, build_backbone
+from fsseg.model.backbones.torchvision import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.neck import CorrelationNeck
-from fsseg.model.tokens import Tokens, downsample_masks, flatten, gather, picture_cells
+from fsseg.model.blocks.neck import CorrelationNeck
+from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, gather, picture_cells
 
 if TYPE_CHECKING:
-    from fsseg.config import Config, NeckConfig
+    from fsseg.config.schema import Config, NeckConfig
 
 
 class QueryPrediction(nn.Module):

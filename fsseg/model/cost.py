@@ -17,16 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsseg.config import BackboneConfig
+from fsseg.config.schema import BackboneConfig
 from fsseg.model import METHODS
 from fsseg.model.abcb import Abcb, CleansingMemory, InformationCleansing, SupportModulation
-from fsseg.model.backbone import Features, build_backbone
+from fsseg.model.backbones.torchvision import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
-from fsseg.model.neck import CorrelationNeck, prior_map
-from fsseg.model.tokens import Tokens, flatten
+from fsseg.model.blocks.neck import CorrelationNeck, prior_map
+from fsseg.model.blocks.tokens import Tokens, flatten
 
 if TYPE_CHECKING:
-    from fsseg.config import Config
+    from fsseg.config.schema import Config
 
 OBJECT_SHARE = 0.16
 """Foreground share of a map, support and prediction alike: the mean over PASCAL's objects of at least 2048 pixels, in

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
-from fsseg.model.backbone import LAYERS, Backbone, build_backbone
+from fsseg.model.backbones.torchvision import LAYERS, Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.tokens import area_average, downsample_masks, flatten
+from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten
 
 if TYPE_CHECKING:
-    from fsseg.config import Config, PrototypeConfig
+    from fsseg.config.schema import Config, PrototypeConfig
 
 _SCALE = 20.0  # turns cosines into logits; changes no decision
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fsseg.report import plots
+from fsseg.draw import plots
 from fsseg.report.cells import Cell, mapping
 from fsseg.report.comparison import (
     LABELS,

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import json_text
+from fsseg.process.files import json_text
 from fsseg.report.cells import Cell, by_list, mapping
 from fsseg.report.paper import comparable_ablation, unlike_ablation
 

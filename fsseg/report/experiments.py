@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import write_atomic
+from fsseg.process.files import write_atomic
 from fsseg.report.bias import background_bias, figure5
 from fsseg.report.cells import Cell, mapping
 from fsseg.report.comparison import (

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsseg.cell import read_json
-from fsseg.claim import is_gone, is_stale, read_holder, take_away
+from fsseg.cell.claim import is_gone, is_stale, read_holder, take_away
+from fsseg.process.files import read_json
 from fsseg.sweep.status import CLAIM, CellState, read_states
 
 TEMPORARY_AGE = 3600.0

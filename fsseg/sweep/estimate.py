@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import read_json
-from fsseg.config import Config, trains
+from fsseg.config.schema import Config, trains
 from fsseg.errors import UserError
+from fsseg.process.files import read_json
 from fsseg.sweep.status import CellState, find_runs
 
 Kind = tuple[str, str, str, int, int, int]
@@ -238,7 +238,7 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
         if m.images is not None and m.pool == pool:
             return m.images
     if cfg.dataset.name == "pascal5i":
-        from fsseg.data.compare import facts
+        from fsseg.data.setup.published import facts
 
         name = getattr(cfg.dataset, "train_list", None)
         standard = name is None or str(name) == "train_aug"
@@ -252,7 +252,7 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
 
 def _shapes_images(cfg: Config) -> int | None:
     from fsseg.data.lists import train_lists
-    from fsseg.data.shapes import ShapesSource, _folder_of, is_whole
+    from fsseg.data.sources.shapes import ShapesSource, _folder_of, is_whole
 
     if not is_whole(_folder_of(cfg.dataset)):
         return None  # a plan generates nothing

@@ -12,12 +12,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fsseg.cell import Cell
+from fsseg.cell.record import Cell
 from fsseg.errors import UserError
 from fsseg.sweep.status import CellState, read_state
 
 if TYPE_CHECKING:
-    from fsseg.compose import Composed
+    from fsseg.config.compose import Composed
 
 GRID_KEYS = ("dataset", "method", "backbone", "shot", "fold", "seed")
 Box = dict[str, tuple[str, ...]]
@@ -31,7 +31,7 @@ class Point:
     Attributes:
         settings: override key -> value as written, in the order of the line.
         cell: directory and fingerprint; None if the configuration is at fault.
-        config: the composed configuration (`fsseg.compose.Composed`), None likewise.
+        config: the composed configuration (`fsseg.config.compose.Composed`), None likewise.
         state: done, running, preempted, stale, failed, queued, to do, or faulty.
         status: what its directory says; None if there is none yet.
         faults: why it cannot start.
@@ -53,9 +53,9 @@ def build_grid(overrides: Sequence[str]) -> list[Point]:
     Raises:
         UserError: a fault of the line as a whole, or two cells with one directory.
     """
-    from fsseg.cell import open_cell
-    from fsseg.compose import composer
-    from fsseg.faults import faults
+    from fsseg.cell.record import open_cell
+    from fsseg.config.checks import faults
+    from fsseg.config.compose import composer
 
     points = []
     with composer() as c:

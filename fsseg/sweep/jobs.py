@@ -19,11 +19,13 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from fsseg.cell import Cell, Status, read_json
-from fsseg.claim import Holder, is_gone, read_holder, take_away
+from fsseg.cell.claim import Holder, is_gone, read_holder, take_away
+from fsseg.cell.record import Cell
+from fsseg.cell.status import Status
 from fsseg.errors import UserError, merge_errors
-from fsseg.sweep.launchers import CellLost
-from fsseg.sweep.launchers_slurm import Queued, cluster_name, queue
+from fsseg.process.files import read_json
+from fsseg.sweep.launchers.base import CellLost
+from fsseg.sweep.launchers.slurm import Queued, cluster_name, queue
 
 log = logging.getLogger("fsseg.sweep")
 

@@ -246,7 +246,7 @@ def _inside(point: Point, box: Box) -> bool:
 
 def _calibrate(overrides: Sequence[str]) -> None:
     """The process of one calibration: an ordinary short run."""
-    from fsseg.compose import compose
+    from fsseg.config.compose import compose
     from fsseg.run import run
 
     composed = compose(overrides)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import CellKey, flatten, read_json
+from fsseg.cell.key import CellKey, flatten
 from fsseg.errors import UserError
+from fsseg.process.files import read_json
 from fsseg.sweep.grid import command, merge
 from fsseg.sweep.status import CellState, read_states
 
@@ -68,7 +69,7 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
 
 def _overrides_of(states: Sequence[CellState]) -> list[dict[str, str] | str]:
     """For each cell the overrides that lead to it, or why there are none."""
-    from fsseg.compose import Composed, composer, config_folder
+    from fsseg.config.compose import Composed, composer, config_folder
 
     protocols = {p.stem for p in (config_folder() / "protocol").glob("*.yaml")}
     stored = [_stored(s) for s in states]
@@ -139,7 +140,7 @@ def _derive(state: CellState, config: dict[str, Any], choice: dict[str, str], ba
     for name in sorted(flat):
         if name not in _NAMED and name in plain and flat[name] != plain[name] and name != "redo":
             own[name] = _literal(flat[name])
-    from fsseg.cell import variant_of
+    from fsseg.cell.key import variant_of
 
     if variant_of(f"{k}={v}" for k, v in own.items()) != key.variant:
         own["variant"] = key.variant
@@ -147,7 +148,7 @@ def _derive(state: CellState, config: dict[str, Any], choice: dict[str, str], ba
 
 
 def _checked(state: CellState, own: dict[str, str], composed: Any) -> dict[str, str] | str:
-    from fsseg.cell import open_cell
+    from fsseg.cell.record import open_cell
 
     cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
     record = read_json(state.directory / "identity.json") or {}

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell import CellKey, read_json
-from fsseg.claim import is_gone, read_holder
+from fsseg.cell.claim import is_gone, read_holder
+from fsseg.cell.key import CellKey
 from fsseg.errors import UserError
+from fsseg.process.files import read_json
 
 CLAIM = "claim.json"
 LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own

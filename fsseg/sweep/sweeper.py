@@ -25,8 +25,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsseg.cell import open_cell, write_atomic
+from fsseg.cell.record import open_cell
+from fsseg.config.quick_compose import QuickComposer
 from fsseg.errors import UserError
+from fsseg.process.files import write_atomic
 from fsseg.sweep.jobs import (
     FINE,
     Elsewhere,
@@ -41,8 +43,7 @@ from fsseg.sweep.jobs import (
     wait_for_signs_of_life,
     write_state,
 )
-from fsseg.sweep.launchers import SequentialLauncher, Submitted, SweepInterrupted
-from fsseg.sweep.quick_compose import QuickComposer
+from fsseg.sweep.launchers.base import SequentialLauncher, Submitted, SweepInterrupted
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -78,7 +79,7 @@ class FssegSweeper(Sweeper):
         """
         assert self.hydra_context is not None
         assert self.config is not None
-        from fsseg.logs import configure_logging
+        from fsseg.process.logs import configure_logging
 
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
@@ -207,9 +208,9 @@ class _Observer:
 
 def examine(composer: QuickComposer, overrides: Sequence[str]) -> Job:
     """One cell before the launch: done, todo or faulty."""
+    from fsseg.config.checks import faults
+    from fsseg.config.entry import explain, typed
     from fsseg.data.registry import folder_faults
-    from fsseg.entry import explain, typed
-    from fsseg.faults import faults
 
     job = Job(list(overrides), None, [], "faulty")
     try:

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from fsseg.cell import read_json, write_atomic, write_json
 from fsseg.errors import UserError
+from fsseg.process.files import read_json, write_atomic, write_json
 from fsseg.sweep.status import CLAIM, find_runs, key_of
 from fsseg.sweep.store import Store, tried, url_faults, words
 
 if TYPE_CHECKING:
-    from fsseg.cell import Cell
-    from fsseg.config import Config
+    from fsseg.cell.record import Cell
+    from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg.sync")
 T = TypeVar("T")

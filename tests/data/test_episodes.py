@@ -11,7 +11,7 @@ from fake_source import index_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsseg.config import ProtocolConfig
+from fsseg.config.schema import ProtocolConfig
 from fsseg.data.episodes import (
     EpisodeSampler,
     evaluation_episodes,

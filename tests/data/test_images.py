@@ -14,7 +14,7 @@ from trees import labels_of, write_jpeg, write_mat, write_png
 
 from fsseg.data import images
 from fsseg.data.images import decode_image, image_size, read_image, read_labels, reduction
-from fsseg.data.render import STD
+from fsseg.data.pixels import STD
 from fsseg.data.transforms import EvalTransform, TrainTransform
 from fsseg.errors import UserError
 

@@ -10,9 +10,9 @@ from fake_source import index_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsseg.config import PascalConfig, ProtocolConfig
+from fsseg.config.schema import PascalConfig, ProtocolConfig
 from fsseg.data.lists import eligible_pairs, train_lists, val_lists
-from fsseg.data.pascal import PascalSource
+from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
 
 NAMES = ("aeroplane", "bicycle", "bird", "boat")

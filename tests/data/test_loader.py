@@ -14,7 +14,7 @@ from fake_source import FakeSource
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from fsseg.config import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig, register
+from fsseg.config.schema import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig, register
 from fsseg.data.episodes import write_episodes
 from fsseg.data.loader import evaluation_loader, evaluation_plan, resolve_workers, training_loader, training_plan
 from fsseg.data.types import Batch

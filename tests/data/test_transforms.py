@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import ndimage
 from torch.nn import functional
 
+from fsseg.data.pixels import Sample, render
 from fsseg.data.placement import Foreground, Placement
-from fsseg.data.render import Sample, render
 from fsseg.data.transforms import EvalTransform, TrainTransform
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fsseg.compose import compose
+from fsseg.config.compose import compose
 from fsseg.engine.diagnostics import cost_summary, distance_summary, foreground_distances, steps
 from fsseg.model.base import Prediction
 

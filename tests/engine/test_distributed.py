@@ -14,13 +14,13 @@ import torch
 from runs import cell_of, composed, fork_ranks, run_and_print
 from torch import nn
 
-from fsseg.cell import read_json
 from fsseg.engine import distributed
 from fsseg.engine.distributed import batches_of_rank, share
 from fsseg.errors import UserError
-from fsseg.ranks import Ranks, several_expected
+from fsseg.process.files import read_json
+from fsseg.process.ranks import Ranks, several_expected
+from fsseg.process.signals import Preempted
 from fsseg.run import run
-from fsseg.signals import Preempted
 
 # Masks of 255 at the rim differ in number from image to image, so a mean of the ranks' means is not the batch's mean.
 SETTINGS = ("train.batch_size=3", "train.max_steps=5", "protocol.num_episodes=11", "protocol.seeds=[0,1]",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fsseg.cli import app
+from fsseg.cli.app import app
 
 from .conftest import SMALL, Command
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from fsseg.config import AbcbConfig, BackboneConfig, BaselineConfig, PrototypeConfig
+from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, PrototypeConfig
 from fsseg.data.types import Batch, EpisodeSpec
 
 

@@ -13,7 +13,7 @@ import torch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
-from fsseg.model.tokens import Tokens, gather, positions, split
+from fsseg.model.blocks.tokens import Tokens, gather, positions, split
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS

@@ -11,7 +11,7 @@ import torch
 from fsseg.errors import UserError
 from fsseg.model import METHODS, build_model
 from fsseg.model.baseline import Baseline, QueryPrediction
-from fsseg.model.tokens import gather
+from fsseg.model.blocks.tokens import gather
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [5, 2], [16, 16]])

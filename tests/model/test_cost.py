@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsseg.config import AbcbConfig, BackboneConfig, BaselineConfig, MethodConfig
+from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, MethodConfig
 from fsseg.model import build_model
 from fsseg.model.baseline import Baseline
 from fsseg.model.cost import CostRow, cost, render

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsseg.config import BackboneConfig
+from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.model.prototype import Prototype, otsu

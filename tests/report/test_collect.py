@@ -212,8 +212,8 @@ def test_the_older_workflows_file_is_read_in_percent_and_its_faults_are_named(tm
 def test_reading_runs_imports_neither_torch_nor_hydra_nor_pandas_nor_matplotlib(tmp_path, make_cell):
     make_cell(0, 50.0)
     code = (
-        "import sys, fsseg.report.tables, fsseg.report.figures\n"
-        f"fsseg.report.tables.aggregate([{str(tmp_path)!r}])\n"
+        "import sys, fsseg.report.aggregate, fsseg.draw.sheets\n"
+        f"fsseg.report.aggregate.aggregate([{str(tmp_path)!r}])\n"
         "print(sorted({'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     repo = Path(__file__).resolve().parents[2]

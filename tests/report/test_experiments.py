@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from experiment_files import BASELINE, FULL, SM, Add, report, rows
 
-from fsseg.cell import flatten
-from fsseg.compose import compose
+from fsseg.cell.key import flatten
+from fsseg.config.compose import compose
+from fsseg.report.aggregate import aggregate
 from fsseg.report.collect import collect
 from fsseg.report.experiments import REPORTS, experiment_report
 from fsseg.report.paper import unlike_ablation
-from fsseg.report.tables import aggregate
 
 
 def test_table_3_stands_beside_the_papers_figures(tmp_path: Path, add: Add) -> None:

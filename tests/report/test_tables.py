@@ -1,143 +1,242 @@
 from __future__ import annotations
 
-import csv
 import json
+import math
 
 import pytest
 
-from fsseg.errors import UserError
-from fsseg.report.tables import aggregate
+from fsseg.report.collect import collect
+from fsseg.report.tables import MEAN, Row, Table, build
 
 
-@pytest.fixture
-def sweep(tmp_path, make_cell):
-    """1-shot complete, 5-shot with folds 0 and 1, one of its cells failed, coco20i partial."""
+def one_table(path) -> Table:
+    (table,) = build(collect([path])).tables
+    return table
+
+
+def one_row(path) -> Row:
+    (row,) = one_table(path).rows
+    return row
+
+
+def test_the_mean_over_four_folds_stands_beside_the_papers(tmp_path, make_cell):
     for fold, miou in enumerate((70.0, 75.0, 68.0, 65.0)):
         make_cell(fold, miou)
-    for fold in (0, 1):
-        make_cell(fold, 72.0 + fold, shot=5)
-    (make_cell(2, None, shot=5) / "status.json").write_text('{"state": "failed", "reason": "CUDA out of memory"}')
-    make_cell(0, 40.0, dataset="coco20i", missing_classes=["person"])
-    return tmp_path / "x"
+    row = one_row(tmp_path)
+    mean = row.entries[1, MEAN]
+    assert mean.miou == pytest.approx(69.5)  # (70 + 75 + 68 + 65) / 4
+    assert mean.paper == 70.6
+    assert mean.difference == pytest.approx(-1.1)
+    assert row.entries[1, 2].difference == pytest.approx(68.0 - 69.5)
 
 
-def test_the_text_shows_numbers_paper_differences_missing_cells_and_files(sweep):
-    text = aggregate([sweep])
-    lines = {" ".join(line.split()) for line in text.splitlines()}
-    assert "abcb resnet50 70.0 75.0 68.0 65.0 69.5 72.0 73.0 — — —" in lines
-    assert "paper (ABCB, CVPR 2024) 72.9 76.0 69.5 64.0 70.6 74.4 78.0 73.9 68.3 73.6" in lines
-    assert "difference -2.9 -1.0 -1.5 +1.0 -1.1 -2.4 -5.0" in lines
-    assert "abcb resnet50 40.0 (*) — — — —" in lines
-    assert "CUDA out of memory" in text
-    assert "5-shot fold 3 seed 0: not started" in text
-    assert text.rstrip().endswith(
-        f"Written to {sweep}: summary.csv, summary.md, summary.json, summary.tex, replication_results.json"
-    )
+def test_no_mean_without_all_folds_but_a_note(tmp_path, make_cell):
+    make_cell(0, 70.0)
+    make_cell(2, 71.0)
+    table = one_table(tmp_path)
+    assert (1, MEAN) not in table.rows[0].entries
+    assert any("2 of 4 folds done" in note and "folds 0, 2 alone: 70.5" in note for note in table.notes)
+    assert table.missing == [
+        ("pascal5i abcb resnet50 1-shot fold 1 seed 0", "not started"),
+        ("pascal5i abcb resnet50 1-shot fold 3 seed 0", "not started"),
+    ]
 
 
-def test_the_text_keeps_its_columns_aligned(sweep):
-    block = [line for line in aggregate([sweep]).splitlines() if "resnet50  " in line or "paper" in line]
-    ours, paper = block[-2:]
-    assert ours.index("70.0") == paper.index("72.9")
-    assert ours.index("73.0") == paper.index("78.0")
+def test_training_seeds_give_mean_and_sample_deviation(tmp_path, make_cell):
+    for fold in range(4):
+        for seed, offset in enumerate((0.0, 2.0, 4.0)):
+            make_cell(fold, 60.0 + 10 * fold / 4 + offset, seed=seed, episodes=f"e{fold}")
+    row = one_row(tmp_path)
+    assert row.entries[1, 0].miou == pytest.approx(62.0)
+    assert row.entries[1, 0].std == pytest.approx(2.0)  # sqrt((4 + 0 + 4) / 2)
+    assert row.entries[1, 0].eval_std == 0.5
+    assert row.entries[1, 0].seeds == (0, 1, 2)
+    # Fold values 62, 64.5, 67, 69.5; means of the seeds 63.75, 65.75, 67.75.
+    assert row.entries[1, MEAN].miou == pytest.approx(65.75)
+    assert row.entries[1, MEAN].std == pytest.approx(2.0)
 
 
-def test_the_csv_has_a_line_for_every_column_also_the_missing_ones(sweep):
-    aggregate([sweep])
-    rows = list(csv.DictReader((sweep / "summary.csv").open()))
-    assert len(rows) == 15  # (1 + 2 numbers of shots) x (4 folds + mean)
-    found = {(r["dataset"], r["shot"], r["fold"]): r for r in rows}
-    assert float(found["pascal5i", "1", "mean"]["miou"]) == pytest.approx(69.5)
-    assert found["pascal5i", "5", "mean"]["miou"] == ""
-    assert found["pascal5i", "5", "3"]["paper"] == "68.3"
-    assert found["coco20i", "1", "0"]["partial"] == "True"
-    assert found["coco20i", "1", "0"]["paper"] == ""
+def test_one_seed_has_no_deviation(tmp_path, make_cell):
+    make_cell(0, 70.0)
+    assert one_row(tmp_path).entries[1, 0].std is None
 
 
-def test_the_json_holds_tables_missing_cells_and_the_protocol_in_full(sweep):
-    aggregate([sweep])
-    summary = json.loads((sweep / "summary.json").read_text())
-    pascal = next(t for t in summary["tables"] if t["dataset"] == "pascal5i")
-    assert pascal["protocol"]["num_episodes"] == 1000
-    shots = pascal["rows"][0]["shots"]
-    assert shots["1shot"]["mean"]["miou"] == pytest.approx(69.5)
-    assert shots["1shot"]["paper"]["folds"] == [72.9, 76.0, 69.5, 64.0]
-    assert shots["5shot"]["mean"] is None
-    assert {"cell": "pascal5i abcb resnet50 5-shot fold 3 seed 0", "reason": "not started"} in pascal["missing"]
+def test_folds_with_different_numbers_of_seeds_are_told(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0)
+    make_cell(0, 64.0, seed=1)
+    table = one_table(tmp_path)
+    mean = table.rows[0].entries[1, MEAN]
+    assert mean.miou == pytest.approx(60.5)  # (62 + 60 + 60 + 60) / 4
+    assert mean.std is None
+    assert any("fold 0: 2, fold 1: 1" in note for note in table.notes)
+    assert [label for label, _ in table.missing] == [
+        f"pascal5i abcb resnet50 1-shot fold {fold} seed 1" for fold in (1, 2, 3)
+    ]
 
 
-def test_markdown_rows_have_as_many_cells_as_the_header(sweep, make_cell):
-    make_cell(0, 1.0, variant="a|b_c")
-    aggregate([sweep])
-    text = (sweep / "summary.md").read_text()
-    table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    pascal = [line for line in table if line.count("|") == 12]
-    assert len(pascal) == 6  # header, rule, ours, paper, difference, variant
-    assert "a\\|b_c" in text
+@pytest.mark.parametrize(
+    "change",
+    [{"num_episodes": 10}, {"seeds": [0]}, {"novel_in_training": "ignore"}, {"name": "bam"}, {"a_later_field": 1}],
+)
+def test_cells_of_different_protocols_are_never_averaged(tmp_path, make_cell, change):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, protocol=change)
+    report = build(collect([tmp_path]))
+    assert len(report.tables) == 2
+    assert all((1, MEAN) not in row.entries for table in report.tables for row in table.rows)
+    titles = [table.title for table in report.tables]
+    assert titles[0] != titles[1]
 
 
-def test_latex_escapes_names_and_balances_its_columns(sweep, make_cell):
-    make_cell(0, 1.0, variant="model.pixel_evolution=false,x=50%")
-    aggregate([sweep])
-    text = (sweep / "summary.tex").read_text()
-    assert r"[model.pixel\_evolution=false,x=50\%]" in text
-    body = [line for line in text.splitlines() if line.endswith(r"\\") and line.startswith("    abcb")]
-    assert [line.count("&") for line in body] == [5, 10, 10]
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
-    assert "$^{*}$" in text
+def test_cells_scored_on_other_images_are_never_averaged(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, data={"fingerprint_val": "other"})
+    tables = build(collect([tmp_path])).tables
+    assert len(tables) == 2
+    assert tables[0].title != tables[1].title
 
 
-def test_replication_results_hold_fractions_a_mean_only_of_all_folds_and_nothing_partial(sweep):
-    aggregate([sweep])
-    results = json.loads((sweep / "replication_results.json").read_text())["results"]
-    assert set(results) == {"pascal5i_resnet50_1shot", "pascal5i_resnet50_5shot"}
-    assert results["pascal5i_resnet50_1shot"]["1"]["miou"] == pytest.approx(0.75)
-    assert results["pascal5i_resnet50_1shot"]["mean"]["miou"] == pytest.approx(0.695)
-    assert set(results["pascal5i_resnet50_5shot"]) == {"0", "1"}
+def test_cells_trained_on_other_images_are_rows_of_their_own(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    make_cell(3, 90.0, data={"fingerprint_train": "other"})
+    table = one_table(tmp_path)
+    assert len({row.label for row in table.rows}) == 2
+    assert all((1, MEAN) not in row.entries for row in table.rows)
 
 
-def test_replication_results_are_of_abcb_at_its_defaults(tmp_path, make_cell):
-    make_cell(0, 60.0, method="baseline")
-    make_cell(0, 61.0, variant="train.lr=1")
-    aggregate([tmp_path / "x"])
-    assert json.loads((tmp_path / "x" / "replication_results.json").read_text())["results"] == {}
+def test_variants_methods_and_names_are_rows_of_their_own(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 61.0, variant="train.lr=0.004")
+    make_cell(0, 62.0, method="baseline")
+    make_cell(0, 63.0, name="y")
+    labels = [row.label for row in one_table(tmp_path).rows]
+    assert labels == [
+        "abcb resnet50 (x)",
+        "abcb resnet50 (y)",
+        "abcb resnet50 [train.lr=0.004] (x)",
+        "baseline resnet50 (x)",
+    ]
 
 
-def test_the_standard_protocol_takes_the_one_place_and_the_other_is_named(tmp_path, make_cell):
-    make_cell(0, 60.0, protocol={"name": "bam"})
-    make_cell(0, 61.0, name="y")
-    text = aggregate([tmp_path])
-    results = json.loads((tmp_path / "replication_results.json").read_text())["results"]
-    assert results["pascal5i_resnet50_1shot"]["0"]["miou"] == pytest.approx(0.61)
-    assert "protocol bam" in text.split("Not in replication_results.json:")[1]
+def test_only_abcb_at_its_defaults_has_a_figure_of_the_paper(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 61.0, variant="train.lr=0.004")
+    make_cell(0, 62.0, method="baseline")
+    make_cell(0, 63.0, backbone="tiny")
+    papers = {row.label: row.entries[1, 0].paper for row in one_table(tmp_path).rows}
+    assert papers == {
+        "abcb resnet50": 72.9,
+        "abcb resnet50 [train.lr=0.004]": None,
+        "baseline resnet50": None,
+        "abcb tiny": None,
+    }
 
 
-def test_a_second_aggregation_says_the_same_and_does_not_read_its_own_files(sweep):
-    first = aggregate([sweep])
-    before = {p.name: p.read_bytes() for p in sweep.iterdir() if p.is_file()}
-    assert aggregate([sweep]) == first
-    assert {p.name: p.read_bytes() for p in sweep.iterdir() if p.is_file()} == before
-    assert len(before) == 5  # no temporary file stays
+def test_a_partial_result_taints_its_mean_and_stands_beside_no_published_figure(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0, missing_classes=["sheep"] if fold == 3 else [])
+    table = one_table(tmp_path)
+    row = table.rows[0]
+    for column in (3, MEAN):
+        assert row.entries[1, column].partial
+        assert row.entries[1, column].paper is None
+        assert row.paper(1, column) is None
+    assert row.entries[1, 0].paper == 72.9
+    assert any("fold 3: partial, without sheep" in note for note in table.notes)
 
 
-def test_the_older_workflows_own_file_is_read_and_never_replaced(tmp_path):
-    old = json.dumps({"results": {"pascal5i_resnet50_1shot": {str(f): {"miou": 0.5 + f / 10} for f in range(4)}}})
-    (tmp_path / "replication_results.json").write_text(old)
-    text = aggregate([tmp_path])
-    assert (tmp_path / "replication_results.json").read_text() == old
-    new = json.loads((tmp_path / "replication_results_fsseg.json").read_text())
-    assert new["results"]["pascal5i_resnet50_1shot"]["mean"]["miou"] == pytest.approx(0.65)
-    assert "older workflow" in text
-    assert aggregate([tmp_path]) == text
+def test_a_sample_of_the_data_set_stands_beside_no_published_figure(tmp_path, make_cell):
+    make_cell(0, 60.0, data={"num_val_images": 445})
+    row = one_row(tmp_path)
+    assert row.entries[1, 0].paper is None
+    assert row.published == {}
 
 
-def test_the_files_can_go_elsewhere(sweep, tmp_path):
-    aggregate([sweep], tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere" / "summary.csv").is_file()
-    assert not (sweep / "summary.csv").exists()
+def test_a_cell_with_two_different_results_is_left_out_and_told(tmp_path, make_cell):
+    make_cell(0, 60.0, root=tmp_path / "a")
+    make_cell(0, 61.0, root=tmp_path / "b")
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert any("has two results" in note for note in table.notes)
 
 
-def test_a_folder_that_cannot_be_written_is_a_user_error(sweep, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the summary"):
-        aggregate([sweep], tmp_path / "file")
+def test_a_copied_result_counts_once(tmp_path, make_cell):
+    for root in ("a", "b"):
+        make_cell(0, 60.0, root=tmp_path / root)
+    make_cell(0, 66.0, seed=1, root=tmp_path / "a")
+    assert one_row(tmp_path).entries[1, 0].miou == pytest.approx(63.0)
+
+
+def test_seeds_evaluated_on_different_episodes_are_not_averaged(tmp_path, make_cell):
+    make_cell(0, 60.0, episodes="one")
+    make_cell(0, 61.0, episodes="other", seed=1)
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert any("different episodes" in note for note in table.notes)
+
+
+def test_a_failed_cell_is_listed_in_the_row_it_belongs_to(tmp_path, make_cell):
+    for fold in range(3):
+        make_cell(fold, 60.0)
+    folder = make_cell(3, None)
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "disk full"}))
+    table = one_table(tmp_path)
+    assert len(table.rows) == 1
+    assert table.missing == [("pascal5i abcb resnet50 1-shot fold 3 seed 0", f"failed, disk full ({folder})")]
+
+
+def test_a_sweep_without_any_result_still_has_its_table(tmp_path, make_cell):
+    (make_cell(0, None) / "status.json").write_text('{"state": "queued"}')
+    table = one_table(tmp_path)
+    assert table.rows[0].entries == {}
+    assert [reason.split(" (")[0] for _, reason in table.missing] == ["queued"] + ["not started"] * 3
+
+
+def test_a_fold_beyond_the_table_is_told(tmp_path, make_cell):
+    make_cell(4, 60.0)
+    make_cell(0, 60.0)
+    (problem,) = build(collect([tmp_path])).problems
+    assert "fold 4" in problem.what
+
+
+def test_the_mean_does_not_depend_on_the_order_of_reading(tmp_path, make_cell):
+    values = (0.1, 70.3, 33.3, 99.9)
+    for fold in (3, 1, 0, 2):
+        make_cell(fold, values[fold])
+    assert one_row(tmp_path).entries[1, MEAN].miou == math.fsum(values) / 4
+
+
+def _listed(mark):
+    return {"episodes_file": f"{mark}.tsv", "episodes_list": {"protocol": "standard", "fingerprint": mark}}
+
+
+def test_lists_of_different_folds_are_averaged_and_different_lists_of_one_fold_never(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 50.0 + 2 * fold, protocol=_listed(f"list{fold}"))
+    (table,) = build(collect([tmp_path])).tables
+    assert table.rows[0].entries[1, MEAN].miou == 53.0  # (50 + 52 + 54 + 56) / 4
+
+    make_cell(0, 90.0, protocol=_listed("other"), method="baseline")
+    tables = build(collect([tmp_path])).tables
+    assert len(tables) == 5
+    for table in tables:
+        (row,) = table.rows
+        assert len(row.entries) == 1
+        assert "episodes_list=standard " in table.title
+
+
+def test_a_cell_yet_to_be_evaluated_on_a_list_stands_beside_its_row(tmp_path, make_cell):
+    make_cell(0, 50.0, protocol={**_listed("a"), "seeds": [7], "num_episodes": 5, "query_order": "episodes_file"})
+    pending = make_cell(1, None)
+    protocol = {
+        "name": "standard", "novel_in_training": "drop", "min_pixels": 2048, "num_episodes": 1000, "seeds": [0, 1],
+        "query_order": "cycle", "episodes_file": "b.tsv",
+    }  # fmt: skip
+    (pending / "config.yaml").write_text(json.dumps({"protocol": protocol}))
+    (pending / "status.json").write_text('{"state": "running"}')
+    (table,) = build(collect([tmp_path])).tables
+    assert any("fold 1" in label and "running" in reason for label, reason in table.missing)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
-from fsseg.cell import read_json
-from fsseg.compose import compose
+from fsseg.config.compose import compose
 from fsseg.data.registry import build_source
+from fsseg.process.files import read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 

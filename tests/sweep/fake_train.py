@@ -18,11 +18,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell import Cell, Status, open_cell, write_json
-from fsseg.claim import CellBusy, acquire
-from fsseg.entry import launch, typed
+from fsseg.cell.claim import CellBusy, acquire
+from fsseg.cell.record import Cell, open_cell
+from fsseg.cell.status import Status
+from fsseg.config.entry import launch, typed
 from fsseg.errors import UserError
-from fsseg.signals import Signals
+from fsseg.process.files import write_json
+from fsseg.process.signals import Signals
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[2] / "conf"), config_name="train")

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from fsseg.cell import CellKey, write_json
-from fsseg.claim import acquire
+from fsseg.cell.claim import acquire
+from fsseg.cell.key import CellKey
+from fsseg.process.files import write_json
 from fsseg.sweep.clean import delete, find_waste, report
 
 
@@ -32,7 +33,8 @@ def old(path: Path, seconds: float = 7200) -> Path:
 def abandoned_claim(folder: Path) -> Path:
     """A claim whose process has ended."""
     code = (
-        f"from pathlib import Path; from fsseg.claim import acquire; acquire(Path({str(folder)!r}, 'claim.json'), 300)"
+        "from pathlib import Path; from fsseg.cell.claim import acquire; "
+        f"acquire(Path({str(folder)!r}, 'claim.json'), 300)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     return folder / "claim.json"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsseg.cell import open_cell, write_json
-from fsseg.compose import Composed, composer
+from fsseg.cell.record import open_cell
+from fsseg.config.compose import Composed, composer
 from fsseg.errors import UserError
+from fsseg.process.files import write_json
 from fsseg.sweep.grid import Point, _chunks, build_grid, command, cut, merge, swept_keys
 
 PAPER = ["dataset=pascal5i,coco20i", "backbone=resnet50,resnet101", "shot=1,5", "fold=0,1,2,3"]

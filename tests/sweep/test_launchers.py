@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from sweeps import Sweep, states, wait_until
 
-from fsseg.cell import read_json
 from fsseg.errors import UserError
-from fsseg.sweep.launchers import last_line
-from fsseg.sweep.launchers_local import plan, visible_gpus
-from fsseg.sweep.launchers_slurm import last_state, queue
+from fsseg.process.files import read_json
+from fsseg.sweep.launchers.base import last_line
+from fsseg.sweep.launchers.local import plan, visible_gpus
+from fsseg.sweep.launchers.slurm import last_state, queue
 
 LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fsseg.cell import write_json
-from fsseg.config import BaselineConfig
+from fsseg.config.schema import BaselineConfig
 from fsseg.errors import UserError
+from fsseg.process.files import write_json
 from fsseg.sweep import plan as plans
 from fsseg.sweep.estimate import measure
 from fsseg.sweep.plan import plan, render, servers

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fsseg.cell import open_cell, write_json
-from fsseg.compose import Composed, composer
+from fsseg.cell.record import open_cell
+from fsseg.config.compose import Composed, composer
+from fsseg.process.files import write_json
 from fsseg.sweep.retry import _literal, find_retries, report
 
 

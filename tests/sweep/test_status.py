@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from fsseg.cell import CellKey, write_json
-from fsseg.claim import acquire
+from fsseg.cell.claim import acquire
+from fsseg.cell.key import CellKey
 from fsseg.errors import UserError
+from fsseg.process.files import write_json
 from fsseg.sweep.status import find_runs, key_of, read_state, read_states, report, span
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
@@ -59,7 +60,8 @@ def test_a_renewed_claim_keeps_a_cell_running_that_writes_no_status(tmp_path: Pa
 def test_a_holder_that_ended_on_this_machine_makes_its_cell_stale_at_once(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     code = (
-        f"from pathlib import Path; from fsseg.claim import acquire; acquire(Path({str(folder)!r}, 'claim.json'), 300)"
+        "from pathlib import Path; from fsseg.cell.claim import acquire; "
+        f"acquire(Path({str(folder)!r}, 'claim.json'), 300)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     state = read_state(folder)
@@ -140,7 +142,8 @@ def test_spans_of_time_are_short(seconds: float, text: str) -> None:
 def test_reading_states_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     run_folder(tmp_path)
     code = (
-        "import sys, json; from pathlib import Path; import fsseg.cli; from fsseg.sweep import status, retry, clean;"
+        "import sys, json; from pathlib import Path; import fsseg.cli.app;"
+        "from fsseg.sweep import status, retry, clean;"
         f"p = [Path({str(tmp_path)!r})]; status.report(status.read_states(p));"
         "retry.find_retries(p); clean.find_waste(p);"
         "print(json.dumps([m for m in ('torch', 'hydra', 'omegaconf', 'pandas', 'numpy') if m in sys.modules]))"

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from sweeps import REPO, Sweep, states, wait_until
 
-import fsseg.entry  # noqa: F401  registers the schemas
-from fsseg.claim import acquire
-from fsseg.sweep.quick_compose import QuickComposer
+import fsseg.config.entry  # noqa: F401  registers the schemas
+from fsseg.cell.claim import acquire
+from fsseg.config.quick_compose import QuickComposer
 
 
 @pytest.mark.parametrize(

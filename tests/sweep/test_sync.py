@@ -13,9 +13,11 @@ import fsspec
 import pytest
 from omegaconf import OmegaConf
 
-from fsseg.cell import Cell, CellKey, read_json, write_json
-from fsseg.config import Config
+from fsseg.cell.key import CellKey
+from fsseg.cell.record import Cell
+from fsseg.config.schema import Config
 from fsseg.errors import UserError
+from fsseg.process.files import read_json, write_json
 from fsseg.sweep import store, sync
 
 KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")

@@ -1,12 +1,12 @@
-"""Where Hydra finds our launchers, with the schemas of their settings. The work is in `fsseg.sweep.launchers*`."""
+"""Where Hydra finds our launchers, with the schemas of their settings. The work is in `fsseg.sweep.launchers.base*`."""
 
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
-from fsseg.sweep.launchers_local import LocalLauncher as _Local
-from fsseg.sweep.launchers_slurm import SlurmLauncher as _Slurm
+from fsseg.sweep.launchers.local import LocalLauncher as _Local
+from fsseg.sweep.launchers.slurm import SlurmLauncher as _Slurm
 
 
 class LocalLauncher(_Local):

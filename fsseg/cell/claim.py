@@ -1,0 +1,296 @@
+"""Claims: a cell belongs to the one process that holds its `claim.json`. `fsseg.run` takes and keeps it.
+
+The file is created exclusively and renewed by a thread, which sets its modification time by the shared folder's own
+clock. Nobody's wall clock is trusted. Whoever finds a claim that has not been renewed for the lease watches it for some
+renewals more with a clock that cannot jump, then takes it away by a rename, which succeeds for one process only. The
+holder looks at the file before everything it writes, so a holder that slept through its lease notices and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fsseg.process.files import create_exclusive, json_text
+
+log = logging.getLogger("fsseg")
+
+_MOST_SECONDS_BETWEEN_RENEWALS = 10.0
+_RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
+_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a contender that took the wrong claim puts it back at once
+
+
+class CellBusy(Exception):
+    """Another process holds the cell."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(f"held by {holder}")
+        self.holder = holder
+
+
+class ClaimLost(Exception):
+    """Another process has taken our cell over; from now on nothing may be written to it."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a claim, as written in the file. `raw` is the file's content; the token in it makes it unique."""
+
+    raw: str
+    fields: dict[str, Any]
+
+    @property
+    def lease(self) -> float:
+        """Seconds."""
+        return _positive(self.fields.get("lease_seconds"), 300.0)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between renewals."""
+        return _positive(self.fields.get("interval_seconds"), _MOST_SECONDS_BETWEEN_RENEWALS)
+
+    def __str__(self) -> str:
+        if not self.fields:
+            return "an unknown process"
+        job = f", SLURM job {self.fields['slurm_job']}" if self.fields.get("slurm_job") else ""
+        return f"process {self.fields.get('pid')} on {self.fields.get('host')}{job}"
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Who holds the claim file; None if there is none."""
+    try:
+        raw = path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    try:
+        fields = json.loads(raw)
+    except ValueError:
+        fields = None
+    return Holder(raw, fields if isinstance(fields, dict) else {})
+
+
+def is_gone(holder: Holder) -> bool:
+    """Whether the holder is known to have ended: a process of this machine, or an earlier start of our SLURM job."""
+    theirs, mine = holder.fields, _this_process()
+    if all(theirs.get(k) is not None and theirs.get(k) == mine[k] for k in ("host", "boot", "pid_namespace")):
+        return _process_start(theirs.get("pid")) != theirs.get("pid_start")
+    same_job = theirs.get("slurm_job") is not None and all(
+        theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster")
+    )
+    return same_job and int(theirs.get("slurm_restart") or 0) < int(mine["slurm_restart"] or 0)
+
+
+def is_stale(path: Path, holder: Holder, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Whether the claim has not been renewed for its lease.
+
+    Takes a moment if the claim looks old: a clock that jumped makes a living holder look so too, and its next renewal
+    shows. If the claim is dated in the future (the clock was set back), it is watched for a whole lease.
+    """
+    seen = _modified(path)
+    if seen is None:
+        return False
+    age = _folder_clock(path.parent) - seen
+    if abs(age) <= holder.lease:
+        return False
+    end = time.monotonic() + (_RENEWALS_WATCHED * holder.interval if age > 0 else holder.lease)
+    while time.monotonic() < end:
+        sleep(min(holder.interval / 4, 1.0))
+        if _modified(path) != seen:
+            return False
+    return True
+
+
+def take_away(path: Path, holder: Holder) -> bool:
+    """Remove the claim of `holder`, and no other one; False if it is not there any more."""
+    now = read_holder(path)
+    if now is None or now.raw != holder.raw:
+        return False
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    try:
+        taken = read_holder(aside)
+        if taken is not None and taken.raw == holder.raw:
+            return True
+        # Between looking and renaming somebody replaced it: theirs is alive, put it back.
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def acquire(path: Path, lease: float) -> Claim:
+    """Take the claim, from a holder that is gone or stale if need be; `Claim.start` then keeps it.
+
+    Args:
+        path: the claim file.
+        lease: seconds without renewal after which others may take it.
+
+    Raises:
+        CellBusy: another process holds it.
+        OSError: the folder cannot be written to.
+    """
+    fields = {
+        "token": uuid.uuid4().hex, **_this_process(), "lease_seconds": lease,
+        "interval_seconds": min(lease / 10, _MOST_SECONDS_BETWEEN_RENEWALS), "taken_at": time.time(),
+    }  # fmt: skip
+    mine = Holder(json_text(fields), fields)
+    while True:
+        if create_exclusive(path, mine.raw):
+            return Claim(path, mine)
+        holder = read_holder(path)
+        if holder is None:
+            continue  # released between the two lines
+        gone = is_gone(holder)
+        if not gone and not is_stale(path, holder):
+            if read_holder(path) is None:
+                continue
+            raise CellBusy(holder)
+        if take_away(path, holder):
+            log.info("taking the cell over from %s, which %s", holder, "has ended" if gone else "gives no sign of life")
+
+
+class Claim:
+    """A claim we hold."""
+
+    def __init__(self, path: Path, mine: Holder) -> None:
+        self.path, self.mine = path, mine
+        self._lock = threading.RLock()
+        self._lost: str | None = None
+        self._released = False
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        # The times of this very file are set, wherever it is moved: a claim that took our name is never renewed by us.
+        self._file = os.open(path, os.O_RDWR)
+        self.check()
+
+    def start(self, on_beat: Callable[[], None] = lambda: None) -> None:
+        """Renew from a thread until `release`; `on_beat` is called after every renewal."""
+        self._thread = threading.Thread(target=self._renew, args=(on_beat,), name="fsseg claim", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Look at the file.
+
+        Raises:
+            ClaimLost: it is not ours any more.
+        """
+        with self._lock:
+            if self._lost is None and not self._released:
+                self._lost = self._look()
+            if self._lost is not None:
+                raise ClaimLost(self._lost)
+
+    def release(self) -> None:
+        """Give the cell up; harmless if it was taken from us."""
+        self._end.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            if not self._released:
+                self._released = True
+                with contextlib.suppress(OSError):
+                    take_away(self.path, self.mine)
+                os.close(self._file)
+
+    def _renew(self, on_beat: Callable[[], None]) -> None:
+        while not self._end.wait(self.mine.interval):
+            try:
+                with self._lock:
+                    os.utime(self._file)
+                    self.check()
+                on_beat()
+            except ClaimLost:
+                return  # the loops ask `check` at every step
+            except OSError as error:
+                log.debug("the claim could not be renewed: %s", error)  # a network file system may come back
+
+    def _look(self) -> str | None:
+        for pause in _ABSENT_PAUSES:
+            time.sleep(pause)
+            holder = read_holder(self.path)
+            if holder is not None:
+                return None if holder.raw == self.mine.raw else f"the cell was taken over by {holder}"
+        try:
+            if self.path.parent.is_dir() and create_exclusive(self.path, self.mine.raw):
+                os.close(self._file)
+                self._file = os.open(self.path, os.O_RDWR)
+                return None
+        except OSError as error:
+            return f"the claim file {self.path} was removed and cannot be made again ({error.strerror})"
+        return f"the claim file {self.path} was removed"
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_start": _process_start(os.getpid()),
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": _pid_namespace(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+        "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
+    }
+
+
+def _process_start(pid: Any) -> str | None:
+    """When a process of this machine started, in its kernel's ticks; None if there is none or it is a zombie."""
+    text = _read(f"/proc/{pid}/stat")
+    if text is None:
+        return None
+    after_name = text.rpartition(")")[2].split()  # the name may hold spaces and brackets
+    return None if after_name[0] in ("Z", "X") else after_name[19]
+
+
+@lru_cache(maxsize=1)
+def _pid_namespace() -> str | None:
+    """A process number means something in its namespace only: two containers may each have a process 7."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        with path.open("rb") as file:  # opening asks the server; NFS answers a bare stat from its cache
+            return os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _folder_clock(folder: Path) -> float:
+    """What time it is for the file system: of a file touched now."""
+    probe = folder / f".clock.{uuid.uuid4().hex}.tmp"
+    try:
+        with probe.open("x") as file:
+            os.utime(probe)
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _positive(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, (int, float)) and value > 0 else otherwise

@@ -1,0 +1,148 @@
+"""Who a cell is: its key and directory name, and the identity and fingerprint of its settings.
+
+A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.cell.record` puts the two together.
+No torch here: asking for the state of a thousand cells must be quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsseg.errors import UserError
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import Config
+
+# Overrides that already have their own place in the directory name.
+_GRID_KEYS = ("name", "dataset", "method", "backbone", "shot", "fold", "seed", "variant",
+              "dataset.name", "backbone.name", "model.name")  # fmt: skip
+_VARIANT_LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit too
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """Who a cell is."""
+
+    name: str
+    dataset: str
+    method: str
+    backbone: str
+    shot: int
+    fold: int
+    seed: int
+    variant: str
+
+    @property
+    def path(self) -> Path:
+        """The run directory, relative to the output folder."""
+        return Path(self.name, self.dataset, self.method, self.backbone, f"{self.shot}shot", self.variant,
+                    f"fold{self.fold}", f"seed{self.seed}")  # fmt: skip
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
+    """The key of a composed configuration and the overrides it was composed from."""
+    # The paper's experiments name their cells after themselves and change no setting silently: that one was chosen
+    # need not be said twice. Any other file under experiment/ may change anything, so it is a variant.
+    if cfg.name in ("paper", cfg.report):
+        overrides = [o for o in overrides if o != f"experiment={cfg.name}"]
+    return CellKey(
+        name=cfg.name, dataset=cfg.dataset.name, method=cfg.model.name, backbone=cfg.backbone.name,
+        shot=cfg.shot, fold=cfg.fold, seed=cfg.seed, variant=cfg.variant or variant_of(overrides),
+    )  # fmt: skip
+
+
+def variant_of(overrides: Iterable[str]) -> str:
+    """A short, file-system-safe name made of the overrides that are neither grid keys nor unable to change the numbers.
+
+    `train.lr=0.004 model.iterations=5` gives `model.iterations-5+train.lr-0.004` in any order; none gives `default`.
+    Only characters that need no quoting on Hydra's command line are used. Long names end in a digest of the whole.
+    """
+    last: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key.startswith("~"):
+            key, value = key[1:], "removed"
+        if key in _GRID_KEYS or key.startswith("hydra"):
+            continue
+        if is_neutral(key) and key not in _PATHS_BY_CONTENT:
+            continue
+        last[key] = _short(value) if key in _PATHS_BY_CONTENT else value
+    if not last:
+        return "default"
+    full = "+".join(f"{key}-{value}" for key, value in sorted(last.items()))
+    safe = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9._+\-]", "_", full)).strip("_.")
+    if safe != full or len(safe) > _VARIANT_LENGTH:
+        # What was replaced or cut must not make two variants one; plain lists keep their looks.
+        safe = f"{safe[: _VARIANT_LENGTH - 10].rstrip('_.+-')}-{_short(full)}"
+    return safe
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# Paths that stand for what the file holds: their content is in the fingerprint, a digest of their name in the variant.
+_PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
+
+
+def is_neutral(key: str) -> bool:
+    """Whether a configuration key cannot change the numbers of a cell."""
+    from fsseg.config.schema import NEUTRAL_KEYS
+
+    return any(key == k or (k.endswith(".") and (key.startswith(k) or key == k[:-1])) for k in NEUTRAL_KEYS)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def identity(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved configuration can change the numbers: flat, files replaced by digests of their content."""
+    flat = flatten(resolved)
+    kept = {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
+    for key in _PATHS_BY_CONTENT:
+        if flat.get(key) is not None:
+            kept[f"{key} (content)"] = file_digest(Path(flat[key]))
+    for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: where it lies cannot change anything
+        value = flat.get(key)
+        if isinstance(value, str) and os.sep in value and Path(value).is_file():
+            kept[key] = f"content {file_digest(Path(value))}"
+    return kept
+
+
+def fingerprint(identity_: dict[str, Any]) -> str:
+    """16 hex digits over what can change the numbers."""
+    text = json.dumps(identity_, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from None

@@ -1,0 +1,163 @@
+"""The commands about data sets and models: prepare, verify, episodes, cost, bench. `app` adds them.
+
+All of them take overrides as `python train.py` does (`dataset=pascal5i dataset.root=...`), for one configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsseg.errors import UserError
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import Config
+
+Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `python train.py`: dataset=pascal5i fold=2")]
+Sheet = Annotated[Path | None, typer.Option(help="PNG to draw sample masks over their images into")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for function in (prepare, verify, episodes, cost):
+        app.command()(function)
+    bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and model are on this machine.")
+    bench.command("data")(bench_data)
+    bench.command("model")(bench_model)
+    app.add_typer(bench, name="bench")
+
+
+def _config(line: list[str] | None) -> Config:
+    from fsseg.config.checks import validate
+    from fsseg.config.compose import compose
+    from fsseg.process.logs import configure_logging
+
+    cfg = compose(line or []).cfg
+    validate(cfg)
+    configure_logging(cfg.log_level)
+    return cfg
+
+
+def prepare(
+    line: Line = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch what is missing from its official place")] = False,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the archives once unpacked")] = False,
+    sheet: Sheet = None,
+) -> None:
+    """Say what of a data set is there, fetch what is missing, build the index, verify."""
+    from fsseg.data.setup.prepare import prepare as prepare_data
+
+    report = prepare_data(_config(line).dataset, download, keep_archives, sheet)
+    print(report.text())
+    if not report.complete or (report.verified is not None and report.verified.faults):
+        sys.exit(1)
+
+
+def verify(
+    line: Line = None,
+    sheet: Sheet = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Trust images that are there; do not decode them")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Name every file, not the first 20 of a kind")] = False,
+) -> None:
+    """Compare a data set with the standard benchmark and name every fault."""
+    from fsseg.data.registry import build_source
+    from fsseg.data.setup.verify import verify as verify_data
+
+    report = verify_data(build_source(_config(line)), sheet, decode=not quick)  # type: ignore[arg-type]
+    print(report.text(None if every else 20))
+    if not report.ready:
+        sys.exit(1)
+
+
+def episodes(
+    line: Line = None,
+    out: Annotated[Path | None, typer.Option(help="The file; <dataset>_fold<f>_<k>shot.tsv if not given")] = None,
+) -> None:
+    """Write the evaluation episodes of a cell to a file for `protocol.episodes_file=`."""
+    from fsseg.data.episodes import write_episodes
+    from fsseg.data.loader import evaluation_plan
+    from fsseg.data.registry import build_source
+
+    cfg = _config(line)
+    source = build_source(cfg)
+    plan = evaluation_plan(source, cfg)
+    out = out or Path(f"{source.name}_fold{cfg.fold}_{cfg.shot}shot.tsv")
+    try:
+        mark = write_episodes(
+            out, plan.episodes, dataset=source.name, fold=cfg.fold, shot=cfg.shot, protocol=cfg.protocol.name,
+            class_names=source.classes,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})", "give another file: --out FILE") from None
+    number = sum(len(specs) for specs in plan.episodes.values())
+    print(f"{number} episodes of {len(plan.episodes)} seeds in {out}, fingerprint {mark}")
+    for class_id in plan.missing_classes:
+        print(f"no episode of {source.classes[class_id]}: too few images")
+    for class_id in plan.not_drawn:
+        print(f"no episode of {source.classes[class_id]}: too few episodes (protocol.num_episodes)")
+
+
+def cost(line: Line = None) -> None:
+    """Parameters and MACs of each part of a method, beside the paper's; at 473 px unless `dataset=` is given."""
+    from fsseg.model import cost as costs
+
+    print(costs.render(costs.cost(_config(_paper_size(line)))))
+
+
+def bench_data(
+    line: Line = None,
+    shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
+    workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes timed for each")] = 48,
+    orders: Annotated[bool, typer.Option("--orders", help="Compare with the straightforward order of work")] = False,
+) -> None:
+    """Training episodes a second, memory a worker, and where the time goes."""
+    from fsseg.bench import loading as bench
+    from fsseg.bench import loading_orders as bench_orders
+
+    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
+    cfg = _config(_paper_size(line) if orders else line)
+    if orders:
+        print(bench_orders.format_comparison(bench_orders.compare_orders(cfg.dataset.image_size)))
+        return
+    from fsseg.data.registry import build_source
+
+    source = build_source(cfg)
+    print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
+
+
+def bench_model(
+    line: Line = None,
+    batch: Annotated[int, typer.Option(min=1, help="Episodes a step")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps timed")] = 5,
+) -> None:
+    """A training step beside the bare backbone on the same images; `device=`, `train.amp=` and all else as in a run.
+
+    At PASCAL's 473 px with ResNet-50 unless `dataset=` is given.
+    """
+    from fsseg.bench import step as bench
+    from fsseg.engine.devices import choose_device
+
+    # Weights change no time, and where they are absent time can still be measured.
+    cfg = _config([*_paper_size(line), "backbone.pretrained=false"])
+    device = choose_device(cfg.device)
+    amp = cfg.train.amp if device.type == "cuda" else "off"
+    print(bench.render(bench.bench_model(cfg, batch, str(device), amp, repeats)))
+
+
+def _paper_size(line: Line) -> list[str]:
+    """The setting of the paper's Table 5, pascal5i, where the line names no data set."""
+    line = list(line or [])
+    return line if any(o.startswith("dataset=") for o in line) else ["dataset=pascal5i", *line]
+
+
+def _numbers(text: str, least: int) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise UserError(f"{text!r} is no list of numbers from {least} on", "write e.g. 1,5")
+    return numbers

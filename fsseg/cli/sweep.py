@@ -1,0 +1,98 @@
+"""The commands that look after sweeps: plan, status, retry, clean, sync. `fsseg.cli.app` adds them to the app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsseg.errors import UserError
+
+Folders = Annotated[list[Path], typer.Argument(help="Output folders, e.g. outputs/runs; run directories will do")]
+Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `python train.py -m`: dataset=a,b fold=0,1")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for function in (plan, status, retry, clean, sync):
+        app.command()(function)
+
+
+def plan(
+    line: Line = None,
+    multirun: Annotated[bool, typer.Option("-m", "--multirun", hidden=True)] = False,
+    calibrate: Annotated[bool, typer.Option(help="Run a few steps here of every kind of cell nobody measured")] = False,
+    servers: Annotated[int | None, typer.Option(help="Print a command for each of so many machines")] = None,
+    by: Annotated[str | None, typer.Option(help="Keys to cut along: dataset,backbone or fold or finest")] = None,
+) -> None:
+    """The grid of an override line: state, steps, hours, memory and disk of each cell, and what it comes to."""
+    from fsseg.sweep import plan as plans
+
+    del multirun  # a line may be pasted with its -m
+    if by is not None and servers is None:
+        raise UserError("--by says how to cut the grid, but not for how many machines", "add --servers 4")
+    made = plans.plan(line or [], calibrate)
+    print(plans.render(made))
+    if servers is not None:
+        keys = [key.strip() for key in by.split(",") if key.strip()] if by is not None else None
+        print("\n" + plans.servers(made, servers, keys, [o for o in line or [] if o.startswith(("hydra.", "hydra/"))]))
+
+
+def status(
+    folders: Folders,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until nothing runs")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
+) -> None:
+    """How cells stand: counts, who runs and until when, who failed and why, results so far."""
+    from fsseg.sweep import status as states
+
+    if watch:
+        try:
+            states.watch(folders, every)
+        except KeyboardInterrupt:
+            raise typer.Exit() from None
+    else:
+        print(states.report(states.read_states(folders)))
+
+
+def retry(
+    folders: Folders,
+    run: Annotated[bool, typer.Option("--run", help="Run the lines now, one after the other")] = False,
+    also: Annotated[list[str] | None, typer.Option(help="A further override: --also hydra/launcher=slurm")] = None,
+) -> None:
+    """The cells that ended without a result, and the lines that run just them again."""
+    from fsseg.sweep import retry as retries
+
+    found = retries.find_retries(folders, also or [])
+    print(retries.report(found))
+    if run and found.lines and (failed := retries.run_lines(found.lines)):
+        raise UserError(
+            f"{failed} of {len(found.lines)} lines failed (see above)", "`fsseg status` tells what is missing"
+        )
+
+
+def clean(
+    folders: Folders,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it the files are only listed")] = False,
+) -> None:
+    """Checkpoints of finished cells, stale claims, temporary files: lists them, and deletes them with --yes."""
+    from fsseg.sweep import clean as cleaning
+
+    items = cleaning.find_waste(folders)
+    print(cleaning.report(cleaning.delete(items) if yes and items else items, deleted=yes and bool(items)))
+
+
+def sync(
+    folders: Folders,
+    url: Annotated[
+        str | None, typer.Option(help="s3://bucket/folder, ...; else what each run was started with")
+    ] = None,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Copy checkpoints too")] = False,
+) -> None:
+    """Copy to a remote store whatever is not there yet."""
+    from fsseg.sweep import sync as copies
+
+    outcomes = copies.catch_up(folders, url, checkpoints)
+    print(copies.summary(outcomes))
+    if behind := sum(bool(o.error) for _, o in outcomes):
+        raise UserError(f"{behind} of {len(outcomes)} cells are not copied in full", "run the same command again later")

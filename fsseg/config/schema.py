@@ -1,0 +1,379 @@
+"""Dataclass schemas of every configuration group; `fsseg.config.checks` checks what types cannot.
+
+Hydra merges the YAML files under `conf/` and the command line into these classes, so that a misspelt key or a wrong
+type fails at composition with the key named. `train.py` and the `fsseg` command are the callers. Nothing here imports
+torch: composing and checking a grid of hundreds of cells must be quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+# The `documented where declared` rule: the string after a field is its documentation.
+
+
+@dataclass
+class DatasetConfig:
+    """What every data set has; the subclasses add what only one of them needs."""
+
+    name: str = MISSING
+    """Name of the data set: a key of `fsseg.data.DATASETS`; part of the cell's identity."""
+    root: str = MISSING
+    """Folder that holds the data set in its official layout."""
+    image_size: int = MISSING
+    """Side of the square network input in pixels (473 and 641 in the literature)."""
+    num_folds: int = 4
+    """Folds the classes are cut into; fold f's novel classes are never trained on."""
+    cache: str | None = None
+    """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""
+    scale_range: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    """Random scale of training images, relative to the fitted size: [smallest, largest]."""
+    rotate_degrees: float = 0.0
+    """Training images turn by a random angle within plus or minus this many degrees; 0 switches rotation off."""
+    blur_probability: float = 0.0
+    """Probability of a Gaussian blur (5 pixels) of a training image; 0 switches it off."""
+    flip_probability: float = 0.5
+    """Probability that a training image is mirrored left-right."""
+    hue_shift: float = 0.0
+    """All images of a training episode turn their hue by one random angle within plus or minus this share of the circle
+    (0.5: any angle). It makes new classes out of few, for small data sets; 0 switches it off."""
+    crop_keep: float = 0.85
+    """A training crop is drawn again until it keeps this share of the foreground (at most 30 times)."""
+
+
+@dataclass
+class ShapesConfig(DatasetConfig):
+    """`shapes5i`: generated on first use, in VOC2012's layout."""
+
+    background_shift: float = 0.5
+    """Probability that support and query of an episode stand on different background families, in [0, 1]."""
+    ambient: float = 0.18
+    """Share of the background's mean colour in an object's colour, in [0, 1]: how much the place an object stands in
+    changes its looks."""
+    num_train: int = 600
+    """Training images to generate."""
+    num_val: int = 400
+    """Evaluation images to generate."""
+    generator_seed: int = 0
+    """Seed of the generated images (not of the training)."""
+
+
+@dataclass
+class PascalConfig(DatasetConfig):
+    """`pascal5i`: VOC2012 with SBD, or with a ready-made SegmentationClassAug folder."""
+
+    sbd_root: str | None = None
+    """Folder of the SBD release (holds `cls/*.mat`); null looks in the usual places below `root`."""
+    train_list: str | None = None
+    """Training images: a name under ImageSets/Segmentation or a file; null derives the standard 10582 (train_aug)."""
+    val_list: str = "val"
+    """Evaluation images: a name under ImageSets/Segmentation or a file."""
+
+
+@dataclass
+class CocoConfig(DatasetConfig):
+    """`coco20i`: COCO images with `instances_*.json`."""
+
+    year: int = 2014
+    """2014 (every published result) or 2017 (the same images, cut differently)."""
+    contiguous_folds: bool = False
+    """Fold f = classes 20f..20f+19 instead of the standard f, f+4, f+8, ..."""
+
+
+@dataclass
+class BackboneConfig:
+    """Where features come from."""
+
+    name: str = MISSING
+    """tiny, resnet18, resnet50 or resnet101; part of the cell's identity."""
+    pretrained: bool = True
+    """Start from torchvision's IMAGENET1K_V1 weights; false starts from random ones (no published result does)."""
+    weights: str | None = None
+    """A file with the pretrained state dict; null takes torch's cache, or downloads there."""
+    trainable_layers: int = 0
+    """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
+
+
+@dataclass
+class MethodConfig:
+    """What every method has (config key `model`)."""
+
+    name: str = MISSING
+    """abcb, baseline or prototype; part of the cell's identity."""
+    TRAINS: ClassVar[bool] = True
+    """Whether the method has anything to train; a ClassVar is no configuration key."""
+
+
+@dataclass
+class NeckConfig(MethodConfig):
+    """What the methods with a correlation neck share."""
+
+    channels: int = 528
+    """Width C of the features after the neck. 528 reproduces the paper's parameter counts."""
+    heads: int = 4
+    """Attention heads. OPEN in the paper; changes neither parameters nor MACs."""
+    neck_prior: bool = True
+    """Neck holds the layer4 cosine prior map (maximum over support foreground). OPEN in the paper."""
+    neck_cross_attention: bool = True
+    """Neck holds cross-attention from the query to the support's foreground. OPEN in the paper."""
+    neck_self_attention: bool = True
+    """Neck holds self-attention on the support. OPEN in the paper."""
+    neck_pool: int = 2
+    """The neck's attentions run on maps average-pooled by this factor (budget: 35 GMACs). OPEN in the paper."""
+    vanished_mask: str = "best_cell"
+    """What a support mask too small for one feature cell keeps: best_cell (its best covered one) or error. OPEN."""
+    shot_fusion: str = "union"
+    """K shots: union (S_QP is the foreground tokens of all shots, query features averaged) or logits (each shot answers
+    on its own, logits averaged in every round). OPEN in the paper."""
+
+
+@dataclass
+class BaselineConfig(NeckConfig):
+    """`method=baseline`: backbone, neck and query prediction; the paper's baseline."""
+
+
+@dataclass
+class AbcbConfig(NeckConfig):
+    """`method=abcb`: the baseline with support modulation and information cleansing in `iterations` rounds."""
+
+    iterations: int = 3
+    """Rounds T; the answer is P of round T."""
+    loss_weight: float = 0.2
+    """lambda: weight of the losses of the P_hat predictions."""
+    modulation: bool = True
+    """Support modulation (SM). Off, with cleansing off: the baseline."""
+    cleansing: bool = True
+    """Information cleansing (IC)."""
+    pixel_evolution: bool = True
+    """E_p, the pixel-wise evolution, in support modulation."""
+    structure_evolution: bool = True
+    """E_s, the structure-wise evolution, in support modulation."""
+    histogram_bins: int = 16
+    """L, bins of the structure histograms."""
+    histogram_range: str = "zero_one"
+    """Range of the cosine histogram: zero_one clamps negative cosines into bin 0, minus_one_one spans all. OPEN."""
+    histogram_width: int = 1
+    """Half the base of the histogram's triangular kernel, in bins: 1 shares a value between its two neighbours. OPEN in
+    the paper."""
+    evolution_image: str = "normalised"
+    """The query image that E_p and E_s see: normalised (as the backbone gets it; cosines may be negative) or rgb (in
+    [0, 1]). OPEN in the paper."""
+    cleansing_scaled: bool = True
+    """IC divides its scores by sqrt(d) before it adds V, as every other attention here; false takes the paper's
+    equation to the letter. OPEN."""
+
+
+@dataclass
+class PrototypeConfig(MethodConfig):
+    """`method=prototype`: training-free cosine matching with the mean support foreground feature."""
+
+    TRAINS = False
+    layer: str = "layer3"
+    """Backbone stage whose features are matched."""
+    threshold: str = "otsu"
+    """How the similarity map is cut: otsu (per query image) or background (nearer to the foreground mean)."""
+
+
+@dataclass
+class ProtocolConfig:
+    """Rules on which published codes differ; all of them are recorded with every result."""
+
+    name: str = MISSING
+    """Name of the protocol; cells of different protocols are never averaged together."""
+    novel_in_training: str = "drop"
+    """Training images with novel pixels: drop the image, or keep it with them as background, or as ignore."""
+    min_pixels: int = 2048
+    """Smallest object, in pixels at original size, for support and query lists (2*32*32); 0 lists everything."""
+    query_order: str = "cycle"
+    """Queries at test: cycle or list_cycle over (image, class) pairs, class_uniform, or first_n images of the list."""
+    repeat_support: bool = False
+    """Whether the K supports of an episode may repeat."""
+    num_episodes: int = 1000
+    """Evaluation episodes per seed."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    """Evaluation seeds; mean and standard deviation are over them."""
+    scoring_size: str = "original"
+    """Where predictions are compared with the truth: original or network size."""
+    ignore_in_loss: bool = True
+    """Pixels of 255 are left out of the loss (they never count in the score); false trains them as background."""
+    episodes_file: str | None = None
+    """A file written by `fsseg episodes`: evaluate exactly these episodes."""
+
+
+@dataclass
+class TrainConfig:
+    """The training recipe."""
+
+    enabled: bool = True
+    """false evaluates `checkpoint` (or, for a training-free method, the method itself)."""
+    epochs: int = MISSING
+    """Epochs; in one epoch each training image is the query once."""
+    max_steps: int | None = None
+    """Stop after this many steps (the schedule then ends there too); null trains all epochs."""
+    batch_size: int = MISSING
+    """Episodes per step."""
+    lr: float = MISSING
+    """Learning rate of SGD at the start."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD."""
+    poly_power: float = 0.9
+    """lr falls as (1 - step / steps) ** poly_power, per step."""
+    warmup_steps: int = 0
+    """Steps over which lr rises linearly from 0; no published recipe here uses it."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the gradient; null leaves it alone."""
+    amp: str = "off"
+    """Mixed precision on a GPU: off, bf16 or fp16."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint is written when the last one is this old; 0 writes one after every step."""
+    checkpoint_epochs: int = 1
+    """A checkpoint is also written at the end of every n-th epoch; 0 leaves it to checkpoint_minutes alone."""
+
+
+@dataclass
+class EvalConfig:
+    """How evaluation runs, and what it records besides the score; nothing here changes the score."""
+
+    enabled: bool = True
+    """Evaluate on the novel classes after training."""
+    batch_size: int = 8
+    """Episodes evaluated together."""
+    background_shifts: list[float] = field(default_factory=list)
+    """shapes5i: evaluate the model once more at each of these values of dataset.background_shift; the result holds the
+    scores under metrics.by_background_shift."""
+    diagnostics: bool = False
+    """Also record the distance between support and query foreground features (Figure 5 of the paper) and the model's
+    cost."""
+
+
+@dataclass
+class LoggerConfig:
+    """What is written besides result.json."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events into the run directory."""
+    every_steps: int = 10
+    """Steps between two rows of metrics.csv."""
+    figures: int = 8
+    """Episodes drawn as support | query | truth | prediction sheets; 0 draws none."""
+    steps: bool = False
+    """Also draw those episodes with the prediction after every step: QP, SM, IC (Figure 7 of the paper)."""
+
+
+@dataclass
+class SyncConfig:
+    """Copies of run directories on a remote store; a store that fails never fails a run."""
+
+    url: str | None = None
+    """Where copies go: s3://bucket/folder, gs://..., sftp://host/folder, file:///folder; null keeps none."""
+    checkpoints: bool = False
+    """Copy checkpoints of finished cells too (up to 500 MB each); on preemption the newest one is copied anyway."""
+    attempts: int = 4
+    """How often a file is tried, with growing pauses, before it is left to `fsseg sync`."""
+    timeout_seconds: float = 100.0
+    """Time that the end of a run spends on copying at most; what is left over is for `fsseg sync`."""
+
+
+@dataclass
+class Config:
+    """One cell: everything `fsseg.run.run` needs to know."""
+
+    name: str = "runs"
+    """Name of the experiment: the folder under `output_dir`, and what `fsseg aggregate` is pointed at."""
+    output_dir: str = "outputs"
+    """Folder that holds all experiments."""
+    fold: int = MISSING
+    """Fold whose classes are novel."""
+    shot: int = MISSING
+    """K, annotated support images per episode."""
+    seed: int = 0
+    """Seed of everything random in training. Evaluation has its own: protocol.seeds."""
+    variant: str | None = None
+    """Name of this variant in the run directory; null makes one from the overrides that are not grid keys."""
+    report: str | None = None
+    """Which table or plot `fsseg aggregate` makes of these runs besides the usual tables: a key of
+    `fsseg.report.experiments.REPORTS`. The files under conf/experiment set it."""
+    checkpoint: str | None = None
+    """A checkpoint to evaluate (with train.enabled=false) or to start from."""
+    redo: bool = False
+    """true trains a finished cell again, and replaces a cell made with other settings."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    num_workers: int = -1
+    """Processes that load data; -1 chooses from the machine's cores, 0 loads in the main process."""
+    num_threads: int = 0
+    """CPU threads of torch; 0 leaves torch's own choice."""
+    lease_seconds: float = 300.0
+    """A run that has given no sign of life for so long has lost its cell: another process may take it over."""
+    log_level: str = "info"
+    """Level of train.log and of the terminal: debug, info, warning or error."""
+    dataset: DatasetConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    model: MethodConfig = MISSING
+    protocol: ProtocolConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+
+
+# Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
+# A trailing dot means everything below.
+NEUTRAL_KEYS = (
+    "output_dir", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
+    "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
+    "train.checkpoint_epochs", "lease_seconds",
+    "sync.",
+    "protocol.episodes_file", "checkpoint",
+)  # fmt: skip
+# The last two are paths as well; what they hold enters the fingerprint by content (see `fsseg.cell.key`).
+
+
+def register() -> None:
+    """Put the schemas where the files under `conf/` find them, and the resolvers they use."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, node in {"shapes5i": ShapesConfig, "pascal5i": PascalConfig, "coco20i": CocoConfig}.items():
+        store.store(group="schema/dataset", name=name, node=node)
+    for name, node in {"abcb": AbcbConfig, "baseline": BaselineConfig, "prototype": PrototypeConfig}.items():
+        store.store(group="schema/method", name=name, node=node)
+    store.store(group="schema/backbone", name="backbone", node=BackboneConfig)
+    store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
+    if not OmegaConf.has_resolver("by_dataset"):
+        OmegaConf.register_new_resolver("by_dataset", _by_dataset)
+        OmegaConf.register_new_resolver("by_backbone", _by_backbone)
+        OmegaConf.register_new_resolver("by_rounds", _by_rounds)
+
+
+def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
+    name = _root_.dataset.name
+    return values[name] if name in values else values["other"]
+
+
+def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_backbone:{tiny: 64, other: 528}}`: likewise for the backbone."""
+    name = _root_.backbone.name
+    return values[name] if name in values else values["other"]
+
+
+def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_rounds:{one: 0.06, several: 0.02}}`: one value for ABCB of T > 1, one for all that predict once."""
+    model = _root_.model
+    several = OmegaConf.select(model, "modulation", default=False) and model.iterations > 1
+    return values["several" if several else "one"]
+
+
+def trains(cfg: Config) -> bool:
+    """Whether the method has anything to train."""
+    return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))
+
+
+STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
+"""Pixels per feature cell of each backbone; an image side fits if (side - 1) is a multiple of it."""

@@ -1,0 +1,245 @@
+"""Fetching of the official archives: resumable and checked. Called by `prepare`; `unpack` does what follows.
+
+A download lives in `<name>.part` until size and digest are right and only then gets its name: an archive that has its
+name is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import json
+import logging
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fsseg.errors import UserError
+from fsseg.process.files import write_json
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 60.0
+ATTEMPTS = 6
+"""Attempts in a row that bring not a single byte before a download gives up."""
+_BLOCK = 1 << 20
+_PROGRESS_SECONDS = 10.0
+_FREE_MARGIN = 512 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive.
+
+    Attributes:
+        name: its file name.
+        urls: where it is; tried in turn.
+        size: in bytes, as published.
+        md5: as published; None where nobody publishes one.
+        strip: leading folder of the archive that is left out.
+        into: folder below the data root that it unpacks into ("" is the root itself).
+        unpacked: rough size in bytes once unpacked, to see first whether the disk has room.
+        only: paths below `strip` that are wanted (prefixes); empty takes everything.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    size: int
+    md5: str | None
+    strip: str = ""
+    into: str = ""
+    unpacked: int = 0
+    only: tuple[str, ...] = ()
+
+
+class _Broken(Exception):
+    """The transfer ended before its time; what came is kept and the next attempt goes on from there."""
+
+
+def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
+    """Fetch an archive into a folder, going on where an earlier attempt stopped.
+
+    Args:
+        pause: seconds before the second attempt; doubles with every attempt without progress, up to a minute.
+
+    Raises:
+        UserError: no room on the disk, no server gives it, or what comes is not the official archive.
+    """
+    path = folder / archive.name
+    if path.is_file():
+        _check_present(archive, path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{archive.name}.part"
+    have = part.stat().st_size if part.is_file() else 0
+    check_room(folder, max(archive.size - have, 0), f"download {archive.name}")
+    for last in (False, True):
+        _fetch(archive, part, pause)
+        found = _md5(part) if archive.md5 else None
+        if found == archive.md5:
+            os.replace(part, path)
+            return path
+        part.unlink()
+        if last:
+            raise UserError(
+                f"{archive.name}: what {archive.urls[0]} sends has MD5 {found}, the official archive has {archive.md5}",
+                f"fetch it by other means, put it at {path.absolute()} and start again",
+            )
+        log.warning("%s arrived damaged (MD5 %s, expected %s); fetching it again", archive.name, found, archive.md5)
+    raise AssertionError("unreachable")
+
+
+def _check_present(archive: Archive, path: Path) -> None:
+    """An archive that is there already, perhaps put there by the user, must be the official one."""
+    size = path.stat().st_size
+    if size != archive.size:
+        wrong = f"has {size} bytes, the official archive {archive.size}"
+    elif archive.md5 and (found := _md5(path)) != archive.md5:
+        wrong = f"has MD5 {found}, the official archive {archive.md5}"
+    else:
+        return
+    raise UserError(f"{path.absolute()} {wrong}", "remove it and start again")
+
+
+def _fetch(archive: Archive, part: Path, pause: float) -> None:
+    """Bring `part` to the archive's size."""
+    idle, reasons = 0, []
+    while (have := part.stat().st_size if part.is_file() else 0) != archive.size:
+        if have > archive.size:
+            part.unlink()
+            continue
+        url = archive.urls[idle % len(archive.urls)]
+        try:
+            _transfer(archive, url, part, have)
+        except (_Broken, OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise UserError(
+                    f"no room left on the disk of {part.parent.absolute()}", "free some, start again"
+                ) from error
+            now = part.stat().st_size if part.is_file() else 0
+            idle = 0 if now > have else idle + 1
+            reasons.append(f"{url}: {error}")
+            if idle >= ATTEMPTS * len(archive.urls):
+                raise UserError(
+                    f"{archive.name} cannot be fetched: {'; '.join(dict.fromkeys(reasons[-ATTEMPTS:]))}",
+                    f"try again later (it goes on at byte {now}), or put the file at "
+                    f"{(part.parent / archive.name).absolute()} yourself",
+                ) from error
+            log.info("%s: %s; going on at byte %d", archive.name, error, now)
+            time.sleep(min(pause * 2 ** max(idle - 1, 0), 60.0))
+
+
+def _transfer(archive: Archive, url: str, part: Path, have: int) -> None:
+    """One request; appends to `part` what comes.
+
+    Raises:
+        _Broken: the server refused, lied or stopped early.
+        OSError, HTTPException: the connection failed.
+    """
+    headers = {"User-Agent": "fsseg", "Accept-Encoding": "identity"}
+    stamp = part.with_name(part.name + ".json")
+    validator = _validator(stamp, url) if have else None
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator:
+            headers["If-Range"] = validator  # another version of the file comes whole, not as a tail of the old one
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:
+            part.unlink(missing_ok=True)
+        raise _Broken(f"HTTP status {error.code}") from error
+    with response:
+        total = _total(response, have)
+        if total is not None and total != archive.size:
+            raise _Broken(f"it has {total} bytes there, the official archive {archive.size}")
+        if response.status != 206:
+            have = 0  # the server sends the whole file
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if tag and not tag.startswith("W/"):
+            write_json(stamp, {"url": url, "validator": tag})
+        with open(part, "r+b" if have else "wb") as file:
+            file.seek(have)
+            _copy(response, file, have, archive)
+    if part.stat().st_size < archive.size:
+        raise _Broken("the connection ended early")
+    stamp.unlink(missing_ok=True)
+
+
+def _copy(response: Any, file: IO[bytes], have: int, archive: Archive) -> None:
+    start = told = time.monotonic()
+    begin = have
+    while True:
+        try:
+            block = response.read(_BLOCK)
+        except http.client.IncompleteRead as error:
+            block = error.partial
+            if not block:
+                raise
+        if not block:
+            file.flush()
+            os.fsync(file.fileno())
+            return
+        if have + len(block) > archive.size:
+            file.truncate(0)
+            raise _Broken(f"more than {archive.size} bytes came")
+        file.write(block)
+        have += len(block)
+        now = time.monotonic()
+        if now - told > _PROGRESS_SECONDS:
+            told = now
+            speed = (have - begin) / (now - start)
+            log.info(
+                "%s: %.0f of %.0f MB, %.1f MB/s, %.0f min left", archive.name, have / 1e6, archive.size / 1e6,
+                speed / 1e6, (archive.size - have) / speed / 60,
+            )  # fmt: skip
+
+
+def _total(response: Any, have: int) -> int | None:
+    """Size of the whole file as the answer states it, None if it does not."""
+    if response.status == 206:
+        unit, _, rest = (response.headers.get("Content-Range") or "").partition(" ")
+        span, _, total = rest.partition("/")
+        if unit != "bytes" or span.partition("-")[0] != str(have):
+            raise _Broken(f"asked to go on at byte {have}, the server sends {rest or 'an unnamed part'}")
+        return int(total) if total.isdigit() else None
+    length = response.headers.get("Content-Length")
+    return int(length) if length and length.isdigit() else None
+
+
+def _validator(stamp: Path, url: str) -> str | None:
+    try:
+        content = json.loads(stamp.read_text())
+        return content["validator"] if content["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_room(folder: Path, needed: int, purpose: str) -> None:
+    """See that the disk has room.
+
+    Raises:
+        UserError: it has not.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed + _FREE_MARGIN:
+        raise UserError(
+            f"to {purpose} takes {needed / 1e9:.1f} GB, the disk of {folder.absolute()} has {free / 1e9:.1f} GB free",
+            "free some room, or set dataset.root to another disk",
+        )

@@ -1,0 +1,152 @@
+"""The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
+
+A scan is kept per mask folder and file by file (size and time), so that another list costs nothing and a changed
+mask costs one file. `pascal.VocSource` is the caller; COCO, annotated in one JSON file, has its own store in `coco`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fsseg.data.arrays import Arrays, load, pack_names, save, unpack_names
+from fsseg.data.faults import Fault
+from fsseg.data.source import IGNORE_INDEX, ClassIndex
+from fsseg.data.workers import look_at
+from fsseg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RULE_VERSION = 1
+"""Raised whenever what a scan records changes: older scans are then made again."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask on disk with what tells whether it changed: size in bytes and time in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class MaskCount:
+    """What one mask holds: size at original resolution and pixels per value (0 and 255 included)."""
+
+    height: int
+    width: int
+    pixels: dict[int, int]
+
+
+def list_files(folder: Path, suffix: str) -> dict[str, MaskFile]:
+    """Files of a folder by their name without `suffix`, in one pass over the directory; {} if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            found = {}
+            for entry in entries:
+                if entry.name.endswith(suffix) and not entry.name.startswith(".") and entry.is_file():
+                    stat = entry.stat()
+                    found[entry.name[: -len(suffix)]] = MaskFile(entry.path, stat.st_size, stat.st_mtime_ns)
+            return found
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def scan_masks(
+    label: str, files: Mapping[str, MaskFile], wanted: Sequence[str], folders: list[Path]
+) -> tuple[dict[str, MaskCount], list[Fault]]:
+    """Count the wanted masks of one folder, reading from disk only those that are new or changed.
+
+    Args:
+        label: names the mask folder in the store's file name and key.
+        files: all masks of the folder, by image id.
+        wanted: image ids to count, all of them in `files`.
+        folders: where the store is looked for and kept (see `store.cache_folders`).
+
+    Returns:
+        counts by image id, and a fault for every mask that cannot be read.
+    """
+    key = {"rule": RULE_VERSION, "masks": label}
+    name = f"masks-{label.replace('/', '_')}.store"
+    known = _unpack(load(folders, name, key), files)
+    todo = [image_id for image_id in wanted if image_id not in known]
+    faults = []
+    if todo:
+        start = time.monotonic()
+        ids = {files[image_id].path: image_id for image_id in todo}
+        for path, result in look_at("mask", list(ids), f"masks of {label}"):
+            if isinstance(result, str):
+                faults.append(Fault("unreadable masks", path, result, "restore these files"))
+            else:
+                height, width, pixels = result
+                known[ids[path]] = MaskCount(height, width, dict(pixels))
+        faults.sort(key=lambda fault: fault.path)
+        log.info("scanned %d masks of %s in %.1f s", len(todo), label, time.monotonic() - start)
+        # Another process may have scanned other masks of this folder meanwhile: keep its work.
+        merged = {**_unpack(load(folders, name, key), files), **known}
+        try:
+            save(folders, name, key, _pack(merged, files))
+        except UserError as error:
+            log.warning("%s; the masks are scanned again at every start", error)
+    return {image_id: known[image_id] for image_id in wanted if image_id in known}, faults
+
+
+def build_index(
+    image_ids: Sequence[str], counts: Mapping[str, MaskCount], num_classes: int
+) -> tuple[ClassIndex, dict[str, list[int]]]:
+    """The index of images whose masks are counted, and the values no class has, by image id.
+
+    A mask value v in 1..num_classes is class_id v - 1; 0 is background, 255 ignore.
+    """
+    image, class_id, pixels = [], [], []
+    unknown: dict[str, list[int]] = {}
+    for position, image_id in enumerate(image_ids):
+        for value, number in sorted(counts[image_id].pixels.items()):
+            if 1 <= value <= num_classes:
+                image.append(position)
+                class_id.append(value - 1)
+                pixels.append(number)
+            elif value not in (0, IGNORE_INDEX):
+                unknown.setdefault(image_id, []).append(value)
+    index = ClassIndex(
+        image_ids=tuple(image_ids),
+        pair_image=np.array(image, dtype=np.int32),
+        pair_class=np.array(class_id, dtype=np.int16),
+        pair_pixels=np.array(pixels, dtype=np.int64),
+    )
+    return index, unknown
+
+
+def _pack(counts: Mapping[str, MaskCount], files: Mapping[str, MaskFile]) -> Arrays:
+    names = sorted(counts)
+    values = [list(counts[name].pixels) for name in names]
+    return {
+        "names": pack_names(names),
+        "file": np.array([[files[n].size, files[n].mtime_ns] for n in names], dtype=np.int64).reshape(-1, 2),
+        "shape": np.array([[counts[n].height, counts[n].width] for n in names], dtype=np.int32).reshape(-1, 2),
+        "begin": np.cumsum([0, *map(len, values)], dtype=np.int64),
+        "value": np.array([v for row in values for v in row], dtype=np.uint8),
+        "pixels": np.array([p for name in names for p in counts[name].pixels.values()], dtype=np.int64),
+    }
+
+
+def _unpack(arrays: Arrays | None, files: Mapping[str, MaskFile]) -> dict[str, MaskCount]:
+    """Stored counts of the files that are still as they were when counted."""
+    if arrays is None:
+        return {}
+    begin, value, pixels = (arrays[name].tolist() for name in ("begin", "value", "pixels"))
+    rows: list[tuple[list[int], list[int]]] = list(zip(arrays["file"].tolist(), arrays["shape"].tolist()))
+    counts = {}
+    for position, (name, (stamp, shape)) in enumerate(zip(unpack_names(arrays["names"]), rows)):
+        file = files.get(name)
+        if file is not None and [file.size, file.mtime_ns] == stamp:
+            span = slice(begin[position], begin[position + 1])
+            counts[name] = MaskCount(shape[0], shape[1], dict(zip(value[span], pixels[span])))
+    return counts

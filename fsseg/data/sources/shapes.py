@@ -1,0 +1,245 @@
+"""`shapes5i`, the data set that needs no download: generated on first use in VOC2012's layout, then read as PASCAL is.
+
+`ShapesSource` is what `fsseg.data` builds for `dataset=shapes5i`. What the pictures look like is in
+`shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the root, which appears
+whole by one rename; `generator.json` in it tells the settings and what must be there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fsseg.config.schema import DatasetConfig, ShapesConfig
+from fsseg.data.source import Split
+from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
+from fsseg.data.sources.shapes_draw import CLASSES, VERSION, Recipe, draw, plan
+from fsseg.data.sources.voc import IMAGES, LISTS, MASKS, VocSource
+from fsseg.errors import UserError
+from fsseg.process.files import UMASK, write_json
+
+log = logging.getLogger(__name__)
+
+JPEG_QUALITY = 95
+STALE_SECONDS = 3600
+"""A temporary folder that nobody has written to for so long was left by a killed process and is removed."""
+
+BACKGROUNDS = "backgrounds.txt"
+"""Beside the lists: a line `image_id family` for each image of both splits."""
+
+_PARTS = (IMAGES, MASKS, LISTS)
+
+
+class ShapesSource(VocSource):
+    """`shapes5i` as `conf/dataset/shapes5i.yaml` describes it; generated here if it is not there yet.
+
+    Raises:
+        UserError: `dataset.root` cannot be written to.
+    """
+
+    def __init__(self, cfg: ShapesConfig) -> None:
+        folder = _folder_of(cfg)
+        try:
+            generate(folder.parent, cfg.num_train, cfg.num_val, cfg.generator_seed, _recipe_of(cfg))
+        except OSError as error:
+            what = f"dataset.root={cfg.root}: shapes5i cannot be generated there: {error}"
+            raise UserError(what, "set dataset.root to a folder you can write to, with 30 MB free") from error
+        super().__init__(
+            name=cfg.name,
+            root=folder,
+            classes=CLASSES,
+            train_list="train",
+            val_list="val",
+            num_folds=cfg.num_folds,
+            cache=cfg.cache,
+        )
+        lines = (folder / LISTS / BACKGROUNDS).read_text().splitlines()
+        self._families = {image_id: FAMILY_NAMES.index(family) for image_id, family in map(str.split, lines)}
+
+    @property
+    def sbd(self) -> Path | None:
+        """None: the masks are complete, whatever else lies beside them."""
+        return None
+
+    def background_family(self, split: Split, image_id: str) -> int | None:
+        """Position of the image's background family in `shapes_backgrounds.FAMILY_NAMES`."""
+        return self._families[image_id]
+
+    @classmethod
+    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
+        """Whether the data set is there or can be made there; nothing is generated."""
+        root = Path(cfg.root).expanduser()
+        if is_whole(_folder_of(cfg)):
+            return []
+        place = root.absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            return [UserError(f"dataset.root={cfg.root}: {place} is not a folder", "set dataset.root to a folder")]
+        if not os.access(place, os.W_OK | os.X_OK):
+            what = f"dataset.root={cfg.root}: shapes5i is generated on first use, but {place} cannot be written to"
+            return [UserError(what, "set dataset.root to a folder you can write to")]
+        return []
+
+
+def _folder_of(cfg: DatasetConfig) -> Path:
+    # DatasetConfig by type, since Hydra hands over a DictConfig that duck-types as the schema
+    num_train, num_val, seed = (getattr(cfg, key) for key in ("num_train", "num_val", "generator_seed"))
+    return dataset_folder(Path(cfg.root).expanduser(), num_train, num_val, seed, _recipe_of(cfg))
+
+
+def _recipe_of(cfg: DatasetConfig) -> Recipe:
+    return Recipe(ambient=getattr(cfg, "ambient"))  # noqa: B009  (see _folder_of)
+
+
+def settings(num_train: int, num_val: int, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """All that decides about the pixels, as JSON values."""
+    return {
+        "generator_version": VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "seed": seed,
+        "jpeg_quality": JPEG_QUALITY,
+        "recipe": json.loads(json.dumps(asdict(recipe))),
+    }
+
+
+def dataset_folder(root: Path, num_train: int, num_val: int, seed: int, recipe: Recipe | None = None) -> Path:
+    """Where these settings live: `<root>/<8 hex digits over the settings>`."""
+    text = json.dumps(settings(num_train, num_val, seed, recipe or Recipe()), sort_keys=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def generate(root: Path | str, num_train: int, num_val: int, seed: int, recipe: Recipe | None = None) -> None:
+    """Make the data set in `dataset_folder(...)`, unless it is there already.
+
+    Equal arguments give equal pixels on any machine before JPEG (an encoder may round differently) and equal masks.
+    Two processes may start at once: each works in a temporary folder, the first to finish wins, the other uses that.
+
+    Raises:
+        OSError: the root cannot be written to.
+    """
+    recipe = recipe or Recipe()
+    final = dataset_folder(Path(root), num_train, num_val, seed, recipe)
+    if is_whole(final):
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(final.parent)
+    log.info("generating shapes5i in %s (%d images, once, some seconds)", final, num_train + num_val)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    try:
+        _write(temporary, num_train, num_val, seed, recipe)
+        temporary.chmod(0o777 & ~UMASK)  # mkdtemp makes it private; colleagues read the same folder
+        _publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished data set stands there: every file that was written, none of them cut short."""
+    try:
+        record = json.loads((folder / "generator.json").read_text())
+        return bool(record["files"] == _inventory(folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(folder: Path, num_train: int, num_val: int, seed: int, recipe: Recipe) -> None:
+    images, masks, lists = (folder / part for part in _PARTS)
+    for part in (images, masks, lists):
+        part.mkdir(parents=True)
+    families = []
+    for split, count in (("train", num_train), ("val", num_val)):
+        plans = plan(count, Random(f"shapes5i/{VERSION}/{seed}/{split}"), recipe)
+        ids = [f"{split}_{number:05d}" for number in range(count)]
+        for image_id, what in zip(ids, plans, strict=True):
+            pixels, labels = draw(what, Random(f"shapes5i/{VERSION}/{seed}/{image_id}"), recipe)
+            (images / f"{image_id}.jpg").write_bytes(_jpeg(pixels))
+            (masks / f"{image_id}.png").write_bytes(_palette_png(labels))
+            families.append(f"{image_id} {FAMILY_NAMES[what.family]}\n")
+        (lists / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    (lists / BACKGROUNDS).write_text("".join(families))
+    record = settings(num_train, num_val, seed, recipe)
+    record |= {"classes": list(CLASSES), "families": list(FAMILY_NAMES), "files": _inventory(folder)}
+    write_json(folder / "generator.json", record)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give the finished folder its name; if another process was first, its result stays."""
+    for _ in range(10):
+        try:
+            os.rename(temporary, final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+        if is_whole(final):
+            return
+        # Something incomplete has the name: set it aside under a name of our own, so that nobody reads it meanwhile.
+        broken = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        try:
+            os.rename(final, broken / "incomplete")
+            log.warning("%s was incomplete: it is made anew", final)
+        except FileNotFoundError:
+            pass  # another process has just done the same
+        shutil.rmtree(broken, ignore_errors=True)
+    raise OSError(errno.EBUSY, "other processes keep writing here", str(final))
+
+
+def _remove_stale(root: Path) -> None:
+    for left in root.glob(".????????.*.tmp"):
+        try:
+            newest = max(path.stat().st_mtime for path in (left, *(left / part for part in _PARTS)) if path.exists())
+        except (OSError, ValueError):
+            continue
+        if time.time() - newest > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _inventory(folder: Path) -> dict[str, list[int]]:
+    """Number of files and bytes of each part. What readers add (an index) lies elsewhere and does not count."""
+    found = {}
+    for part in _PARTS:
+        with os.scandir(folder / part) as entries:
+            sizes = [e.stat().st_size for e in entries if e.name.endswith((".jpg", ".png", ".txt"))]
+        found[part] = [len(sizes), sum(sizes)]
+    return found
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _palette_png(labels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette().tobytes())  # turns mode L into P, values unchanged
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """VOC's colours, (256, 3): bit k of a label, low to high, goes to channel k mod 3 at bit 7 - k // 3."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label in range(256):
+        for bit in range(8):
+            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
+    return palette

@@ -1,0 +1,138 @@
+"""Histogram of the cosine similarities of all token pairs, differentiable, without building a (N, N, L) tensor.
+
+Structure-wise evolution E_s (`fsseg.model.abcb`) uses it on the query's predicted foreground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fsseg.model.blocks.tokens import Tokens
+
+RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
+# Pairs in memory at once: what a CPU's cache holds, and enough to keep a GPU busy.
+_CHUNK = {"cpu": 2**16}
+_CHUNK_ELSEWHERE = 2**24
+
+
+def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tensor:
+    """Soft counts of the cosine similarity of all ordered token pairs (i, j), i = j included.
+
+    Bin centres are spread evenly over the range, first and last on its ends. A pair counts in the two nearest bins by a
+    triangular ("spire-shaped") kernel, with weights that sum to 1 for every value, 1 itself included; a value outside
+    the range counts at its end. A zero vector's cosine with anything is 0.
+
+    Args:
+        tokens: B samples of any number of tokens, (B, N, C).
+        bins: L, at least 2.
+        span: a key of `RANGES`.
+
+    Returns:
+        (B, L), float32 or wider; row b sums to the square of sample b's token count.
+    """
+    low, high = RANGES[span]
+    with torch.autocast(tokens.values.device.type, enabled=False):
+        values = tokens.values if tokens.values.dtype == torch.float64 else tokens.values.float()
+        return _Histogram.apply(F.normalize(values, dim=2), tokens.counts, bins, low, high)
+
+
+def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one", width: int = 1) -> Tensor:
+    """`cosine_histogram` divided by the number of pairs: (B, L), rows sum to 1, or to 0 without any token.
+
+    `width` is half the base of the triangular kernel, in bins.
+    """
+    pairs = tokens.valid.sum(1, keepdim=True) ** 2
+    return widened(cosine_histogram(tokens, bins, span), width) / pairs.clamp_min(1)
+
+
+def widened(histogram: Tensor, width: int) -> Tensor:
+    """A histogram (B, L) of the triangular kernel of half-base 1 as that of half-base `width` would be, sums unchanged.
+
+    A triangle of half-base w is the sum of those of half-base 1 at the distances -w + 1, ..., w - 1, with weights
+    (w - distance) / w^2. What would fall beyond an end is mirrored at it.
+    """
+    if width == 1:
+        return histogram
+    return histogram @ _widening(histogram.shape[1], width).to(histogram)
+
+
+@cache
+def _widening(bins: int, width: int) -> Tensor:
+    """(L, L), made once: how much of each narrow bin goes to which wide one."""
+    matrix = torch.zeros(bins, bins, dtype=torch.float64)
+    for offset in range(1 - width, width):
+        for start in range(bins):
+            place = (start + offset) % (2 * bins)  # mirrored half a bin beyond the ends
+            matrix[start, min(place, 2 * bins - 1 - place)] += (width - abs(offset)) / width**2
+    return matrix
+
+
+class _Histogram(torch.autograd.Function):
+    """One pass over the pairs i <= j in each direction, some rows at a time; no sample sees another's padding.
+
+    A value at place p on the scale of the bins, 0 <= p <= L - 1, weighs 1 - |p - l| in bin l where that is positive.
+    Summed over all pairs this is S[l - 1] - S[l] with S[l] = sum of clamp(p - l, 0, 1), so that clamping and summing
+    L - 1 times gives the histogram. Adding each weight to its bin (scatter) gives the same, but on a GPU in random
+    order, with all threads after the same few numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, counts: list[int], bins: int, low: float, high: float) -> Tensor:
+        rows = []
+        for sample, count in zip(unit, counts):
+            passed = unit.new_zeros(bins + 1, dtype=torch.float64)  # S[-1], ..., S[L - 1]
+            passed[0] = count * count
+            for start, stop in _blocks(count, unit.device.type):
+                place = _place(sample[start:stop] @ sample[start:count].T, bins, low, high)
+                size = stop - start
+                passed[1:bins] += _passed(place[:, :size], bins) + 2 * _passed(place[:, size:], bins)
+            rows.append(passed[:-1] - passed[1:])
+        ctx.save_for_backward(unit)
+        ctx.counts, ctx.bins, ctx.low, ctx.high = counts, bins, low, high
+        return torch.stack(rows).to(unit.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (unit,) = ctx.saved_tensors
+        result = torch.zeros_like(unit)
+        # From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
+        scale = (ctx.bins - 1) / (ctx.high - ctx.low)
+        slopes = F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
+        for sample, into, slope, count in zip(unit, result, slopes, ctx.counts):
+            for start, stop in _blocks(count, unit.device.type):
+                place = ((sample[start:stop] @ sample[start:count].T) - ctx.low) * scale
+                pairs = slope[place.clamp_(-0.5, ctx.bins - 0.5).floor_().add_(1).long()]
+                # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
+                into[start:stop] += 2 * (pairs @ sample[start:count])
+                into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
+        return result, None, None, None, None
+
+
+def _blocks(count: int, device: str) -> Iterator[tuple[int, int]]:
+    """Blocks of rows (start, stop) such that a block against all columns from its start on fits the chunk."""
+    start = 0
+    while start < count:
+        stop = min(count, start + max(1, _CHUNK.get(device, _CHUNK_ELSEWHERE) // (count - start)))
+        yield start, stop
+        start = stop
+
+
+def _place(cosine: Tensor, bins: int, low: float, high: float) -> Tensor:
+    """Position of each value on the scale of the bins, [0, bins - 1]."""
+    return cosine.sub_(low).mul_((bins - 1) / (high - low)).clamp_(0, bins - 1)
+
+
+def _passed(place: Tensor, bins: int) -> Tensor:
+    """S[0], ..., S[bins - 2] of the values, (bins - 1,) float64."""
+    place = place.contiguous()
+    buffer = torch.empty_like(place)
+    sums = [torch.clamp(place, n, n + 1, out=buffer).sum() for n in range(bins - 1)]
+    return torch.stack(sums).double() - place.numel() * torch.arange(bins - 1, device=place.device)

@@ -1,0 +1,200 @@
+"""`hydra/launcher=slurm`: the cells as a SLURM array through submitit, every one of them waited for.
+
+submitit's own waiting needs `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has,
+says which jobs are still there; one that is gone without a result is a failed cell whose reason comes from `sacct` or
+`scontrol`, whichever answers. `fsseg.sweep.sweeper` also asks `squeue` before a launch, to leave waiting jobs alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from fsseg.errors import UserError
+from fsseg.sweep.launchers.base import CellLauncher, CellLost, Signals, Submitted, SweepInterrupted, failed, outcome
+
+log = logging.getLogger("fsseg.sweep")
+
+_LOOK_SECONDS = 1.0  # between looks for result files
+_LARGEST_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the cluster sets another
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that SLURM still has: its state (PENDING, RUNNING, COMPLETING, ...) and why it waits."""
+
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.state + (f" ({self.reason})" if self.reason not in ("None", "") else "")
+
+
+def queue() -> dict[str, Queued] | None:
+    """This user's jobs in the queue, under both names of an array's task (`12_3` and its own number).
+
+    None if SLURM is not here or does not answer: then nothing is known, which is not the same as an empty queue.
+    """
+    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%A|%T|%r")
+    if text is None:
+        return None
+    jobs: dict[str, Queued] = {}
+    for line in text.splitlines():
+        name, number, state, reason = (part.strip() for part in line.split("|", 3))
+        jobs[name] = jobs[number] = Queued(state, reason)
+    return jobs
+
+
+def cluster_name() -> str | None:
+    """Name of the cluster that `squeue` asks; None if there is none."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def last_state(job_id: str) -> str:
+    """How SLURM says a job ended that is no more in the queue, in words for a table."""
+    text = _ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,ExitCode", "-j", job_id) or ""
+    for line in text.splitlines():
+        fields = [part.strip() for part in line.split("|")]
+        if fields[0] == job_id and len(fields) > 1:
+            return _ending(fields[1], fields[2] if len(fields) > 2 else "")
+    text = _ask("scontrol", "-o", "show", "job", job_id) or ""
+    if found := re.search(r"\bJobState=(\S+)", text):
+        code = re.search(r"\bExitCode=(\S+)", text)
+        return _ending(found.group(1), code.group(1) if code else "")
+    return "gone from the queue, and neither sacct nor scontrol knows how"
+
+
+def _ending(state: str, code: str) -> str:
+    exit_code, _, number = code.partition(":")
+    how = ""
+    if number not in ("", "0") and number.isdigit():
+        name = signal.Signals(int(number)).name if int(number) in signal.valid_signals() else f"signal {number}"
+        how = f", killed by {name}"
+    elif exit_code not in ("", "0"):
+        how = f", exit status {exit_code}"
+        if exit_code == "137":
+            how += " (killed by SIGKILL)"
+    return state + how
+
+
+def _ask(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        log.debug("%s: %s", command[0], error)
+        return None
+
+
+class SlurmLauncher(CellLauncher):
+    """Submits one array, waits for every job of it, and raises for none."""
+
+    _EXECUTOR = "slurm"
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit and wait.
+
+        Raises:
+            UserError: there is no SLURM here, or it refuses the jobs.
+            SweepInterrupted: INT or TERM came; the jobs go on.
+        """
+        for program in ("sbatch", "srun", "squeue"):
+            if shutil.which(program) is None:
+                raise UserError(
+                    f"hydra/launcher=slurm: there is no {program} on this machine",
+                    "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
+                )
+        jobs = self._submit(job_overrides, initial_job_idx)
+        with Signals() as signals:
+            return self._wait(jobs, job_overrides, signals)
+
+    def _submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        import submitit
+
+        params = {
+            k: v for k, v in self.params.items() if k not in ("submitit_folder", "max_num_timeout", "poll_seconds")
+        }
+        common = {
+            "timeout_min",
+            "cpus_per_task",
+            "gpus_per_node",
+            "tasks_per_node",
+            "mem_gb",
+            "nodes",
+            "name",
+            "stderr_to_stdout",
+        }
+        folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
+        self.observer.before_submission()
+        arguments = self.job_arguments(job_overrides, initial_job_idx)
+        jobs: list[Any] = []
+        for start in range(0, len(arguments), _LARGEST_ARRAY):
+            try:
+                executor = submitit.AutoExecutor(
+                    folder, cluster="slurm", slurm_max_num_timeout=int(self.params["max_num_timeout"])
+                )
+                executor.update_parameters(**{k if k in common else f"slurm_{k}": v for k, v in params.items()})
+                jobs += executor.map_array(self, *zip(*arguments[start : start + _LARGEST_ARRAY]))
+            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+                lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
+                raise UserError(
+                    f"sbatch refused the sweep: {lines[-1].removeprefix('subprocess.CalledProcessError: ').strip()}",
+                    "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)",
+                ) from None
+        self.observer.submitted({i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(jobs)}, folder)
+        log.info("submitted to SLURM as %s, logs in %s",
+                 ", ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)), folder)  # fmt: skip
+        return jobs
+
+    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: Signals) -> list[JobReturn]:
+        every = float(self.params["poll_seconds"])
+        returns: dict[int, JobReturn] = {}
+        gone_since: dict[int, float] = {}
+        asked, held = 0.0, set[int]()
+        while len(returns) < len(jobs):
+            signals.sleep(_LOOK_SECONDS)
+            if signals.received:
+                ids = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
+                raise SweepInterrupted(signals.received[0], f"the SLURM jobs go on; `scancel {ids}` ends them")
+            present: dict[str, Queued] | None = None
+            if time.monotonic() - asked >= every:
+                present, asked = queue(), time.monotonic()
+            for i, job in enumerate(jobs):
+                if i in returns:
+                    continue
+                pickles = [task.paths.result_pickle for task in (job._sub_jobs or [job])]
+                returned = outcome(pickles, job_overrides[i]) if all(p.exists() for p in pickles) else None
+                if returned is None or returned.status != JobStatus.COMPLETED:
+                    # A job that stopped on a signal may leave an error and still be requeued: the queue decides.
+                    if present is None:
+                        continue
+                    if (entry := present.get(job.job_id)) is not None:
+                        gone_since.pop(i, None)
+                        if "held" in entry.reason.lower() and i not in held:
+                            held.add(i)
+                            log.warning("SLURM holds job %s: %s (`scontrol release %s`)", job.job_id, entry, job.job_id)
+                        continue
+                    # Result files show up late on a network file system.
+                    since = gone_since.setdefault(i, time.monotonic())
+                    if returned is None:
+                        if time.monotonic() - since < max(every, 5.0):
+                            continue
+                        returned = failed(
+                            CellLost(f"SLURM job {job.job_id}: {last_state(job.job_id)}"), job_overrides[i]
+                        )
+                returns[i] = returned
+                self.observer.ended(i, returned)
+        return [returns[i] for i in range(len(jobs))]

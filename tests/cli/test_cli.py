@@ -1,0 +1,125 @@
+"""The `fsseg` command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsseg.cell.key import CellKey
+from fsseg.process.files import write_json
+
+
+def fsseg(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fsseg.cli.app", *words], capture_output=True, text=True, cwd=cwd)
+
+
+def finished(root: Path, fold: int, miou: float) -> Path:
+    """A run directory with a result as run.py writes it."""
+    key = CellKey("runs", "shapes5i", "abcb", "tiny", 1, fold, 0, "default")
+    write_json(root / key.path / "status.json", {"state": "done"})
+    write_json(root / key.path / "result.json", {
+        "schema_version": 1, "fingerprint": "f", "cell": key.__dict__, "protocol": {"name": "standard"},
+        "metrics": {"miou": miou, "miou_std": 0.0, "fb_iou": 60.0, "fb_iou_std": 0.0, "per_seed": []},
+        "missing_classes": [],
+        "dataset": {"fingerprint_val": "v", "fingerprint_train": "t"}, "checkpoint": None,
+    })  # fmt: skip
+    return root / key.path
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    text = fsseg("--help").stdout
+    for command in (
+        "prepare",
+        "verify",
+        "episodes",
+        "plan",
+        "status",
+        "retry",
+        "clean",
+        "sync",
+        "aggregate",
+        "cost",
+        "bench",
+    ):
+        assert f"  {command} " in text
+    code = (
+        "import sys, json, fsseg.cli.app;"
+        "print(json.dumps([m for m in ('torch', 'hydra', 'omegaconf', 'pandas', 'fsspec') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["status", "no/such/folder"], "no/such/folder"),
+        (["plan", "train.lrr=1"], "train.lrr"),
+        (["plan", "fold=0", "--by", "fold"], "--servers"),
+        (["episodes", "fold=9"], "fold=9"),
+        (["bench", "data", "--shots", "x"], "'x'"),
+        (["aggregate", "nosuchthing://a/b"], "nosuchthing://a/b"),
+    ],
+)
+def test_a_users_fault_ends_in_two_lines_and_status_1(words: list[str], named: str, tmp_path: Path) -> None:
+    done = fsseg(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    what, fix = done.stderr.strip().splitlines()
+    assert what.startswith("error: ")
+    assert named in what + fix
+    assert fix.startswith("  -> ")
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_reports_a_missing_folder_and_leaves_with_status_1() -> None:
+    done = fsseg("verify", "dataset=pascal5i", "dataset.root=/no/such/folder")
+    assert done.returncode == 1
+    assert "/no/such/folder" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_plan_takes_a_pasted_line_with_its_m(tmp_path: Path) -> None:
+    done = fsseg(
+        "plan", "-m", "dataset=pascal5i", "fold=0,1", f"output_dir={tmp_path}", "--servers", "2", "--by", "fold"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 cells: 2 to do" in done.stdout
+    for fold in (0, 1):
+        assert f"python train.py -m dataset=pascal5i fold={fold} output_dir={tmp_path}" in done.stdout
+
+
+def test_status_clean_and_retry_work_on_a_folder(tmp_path: Path) -> None:
+    folder = finished(tmp_path, 0, 41.5)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.pt").write_bytes(b"x")
+    assert "1 cells: 1 done" in fsseg("status", str(tmp_path)).stdout
+    assert fsseg("retry", str(tmp_path)).stdout == "nothing to run again\n"
+    assert "nothing deleted yet" in fsseg("clean", str(tmp_path)).stdout
+    assert (folder / "checkpoints" / "last.pt").exists()
+    assert "deleted" in fsseg("clean", str(tmp_path), "--yes").stdout
+    assert not (folder / "checkpoints").exists()
+
+
+def test_watch_ends_when_nothing_runs(tmp_path: Path) -> None:
+    finished(tmp_path, 0, 41.5)
+    assert "1 done" in fsseg("status", str(tmp_path), "--watch").stdout
+
+
+def test_sync_copies_and_aggregate_reads_the_copy_like_the_original(tmp_path: Path) -> None:
+    for fold, miou in enumerate((40.0, 50.0, 60.0, 70.0)):
+        finished(tmp_path / "outputs", fold, miou)
+    url = f"file://{tmp_path}/store"
+    done = fsseg("sync", str(tmp_path / "outputs"), "--url", url)
+    assert done.returncode == 0, done.stderr
+    assert "4 cells: 8 files copied" in done.stdout
+    remote = fsseg("aggregate", url + "/runs", cwd=tmp_path)
+    assert remote.returncode == 0, remote.stderr
+    local = fsseg("aggregate", str(tmp_path / "outputs" / "runs"))
+    assert (tmp_path / "runs-summary" / "summary.md").read_bytes() == (
+        tmp_path / "outputs" / "runs" / "summary.md"
+    ).read_bytes()
+    assert "55.0" in local.stdout  # the mean over the folds, 40 to 70

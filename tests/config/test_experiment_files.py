@@ -1,0 +1,189 @@
+"""Every file under conf/experiment: what its line expands to, and all of it run at a tiny size, up to its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from runs import SMALL, cell_of, composed
+
+from fsseg.cell.record import open_cell
+from fsseg.config.checks import faults
+from fsseg.config.compose import Composed, composer, config_folder
+from fsseg.errors import UserError
+from fsseg.report.aggregate import aggregate
+from fsseg.run import _hydra_overrides, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CELLS = {
+    "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
+    "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
+}  # fmt: skip
+
+
+def cells(*line: str) -> list[Composed]:
+    with composer() as c:
+        found = [made for _, made in c.grid(line)]
+    assert not [made for made in found if isinstance(made, UserError)]
+    return [made for made in found if isinstance(made, Composed)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes5i")
+
+
+def test_every_file_is_counted_here() -> None:
+    assert {p.stem for p in (config_folder() / "experiment").glob("*.yaml")} == set(CELLS)
+
+
+@pytest.mark.parametrize("experiment", CELLS)
+def test_an_experiment_is_one_line(experiment: str) -> None:
+    found = cells(f"experiment={experiment}")
+    assert len(found) == CELLS[experiment]
+    assert [fault.what for made in found for fault in faults(made.cfg)] == []
+    keys = [open_cell(made.cfg, made.resolved, made.task_overrides).key for made in found]
+    assert len(set(keys)) == len(keys)
+    assert {key.name for key in keys} == {experiment}
+    # The folder's name says so already; but smoke changes settings, and must not look like a default run.
+    assert [key for key in keys if "experiment" in key.variant] == (keys if experiment == "smoke" else [])
+
+
+def test_directories_say_which_cell_is_which() -> None:
+    def variants(experiment: str) -> list[str]:
+        found = cells(f"experiment={experiment}")
+        return [open_cell(made.cfg, made.resolved, made.task_overrides).key.variant for made in found]
+
+    assert variants("table3_components") == ["ablation-baseline", "ablation-sm", "ablation-full"]
+    assert variants("table5_iterations")[:2] == ["model.iterations-1", "model.iterations-2"]
+    assert set(variants("paper")) == {"default"}  # what the tables compare with the paper's figures
+
+
+def test_the_papers_experiments_are_on_its_data_and_backbone() -> None:
+    for experiment in ("table3_components", "table4_evolution", "table5_iterations", "table6_rounds"):
+        for made in cells(f"experiment={experiment}"):
+            cfg = made.cfg
+            assert (cfg.dataset.name, cfg.backbone.name, cfg.fold, cfg.shot) == ("pascal5i", "resnet50", 0, 1)
+
+
+def test_the_command_line_wins_over_the_file() -> None:
+    assert len(cells("experiment=paper", "fold=2", "shot=1")) == 4
+    assert len(cells("experiment=table5_iterations", "model.iterations=2,7")) == 2
+    (made,) = cells("experiment=table6_rounds", "dataset=shapes5i", "fold=3")
+    assert (made.cfg.dataset.name, made.cfg.backbone.name, made.cfg.fold) == ("shapes5i", "tiny", 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["experiment=table3_components"], "ablation=baseline,sm,full"),
+        (["experiment=background_bias", "ablation=sm"], "fold=0,1,2,3 seed=0,1,2"),
+    ],
+)
+def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = hydra_compose("train", line, return_hydra_config=True)
+        whole = hydra_compose("train", ["experiment=table3_components", "ablation=sm"], return_hydra_config=True)
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    try:
+        holder.set_config(config)
+        with pytest.raises(UserError) as caught:
+            _hydra_overrides()
+        holder.set_config(whole)
+        assert _hydra_overrides() == ["experiment=table3_components", "ablation=sm"]  # one cell of it is fine
+    finally:
+        holder.cfg = before
+    assert told in caught.value.what
+    assert "-m" in caught.value.fix
+
+
+SMOKE = {
+    "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
+    "table5_iterations": ["model.iterations=1,3"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke"}))
+def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, tmp_path: Path) -> None:
+    own = [*SMOKE.get(experiment, []), "dataset=shapes5i", "backbone=tiny", "train.max_steps=1"]
+    keys = {o.partition("=")[0] for o in own} | {"variant"}
+    small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
+    made = cells(f"experiment={experiment}", *own, *small)
+    for cell in made:
+        result = run(cell.config, cell.task_overrides)
+        assert result["report"] == (None if experiment == "paper" else experiment)
+    folder = tmp_path / experiment
+    text = aggregate([folder])
+    assert len(list(folder.rglob("result.json"))) == len(made)
+    if experiment == "paper":
+        assert "2-shot" in text
+        return
+    table = [line for line in (folder / f"{experiment}.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) >= 3
+    missing = sum("—" in line for line in table)
+    assert missing == (3 if experiment == "table5_iterations" else 0)  # T = 2, 4, 5 were not run
+    pictures = {p.name for p in folder.glob("*.png")}
+    assert pictures == {
+        "figure5_distance": {"figure5_distance.png"},
+        "figure7_steps": {"figure7_steps.png"},
+        "background_bias": {"background_bias.png", "background_bias-distance.png"},
+    }.get(experiment, set())
+    if experiment == "table5_iterations":
+        costs = [json.loads(p.read_text())["cost"]["gmacs"] for p in sorted(folder.rglob("result.json"))]
+        assert 0 < costs[0] < costs[1]
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in metrics.items() if k not in ("by_background_shift", "foreground_distance")}
+
+
+def test_scores_by_shift_are_those_of_a_run_at_that_shift(root: Path, tmp_path: Path) -> None:
+    line = ("eval.background_shifts=[0,1]", "eval.diagnostics=true", "train.max_steps=4", "protocol.num_episodes=12")
+    trained = composed(root, tmp_path, *line, "variant=whole")
+    result = run(trained.config, trained.task_overrides)
+    assert list(result["metrics"]["by_background_shift"]) == ["0.0", "1.0"]
+    weights = cell_of(trained).checkpoint
+    for shift in ("0.0", "1.0"):
+        evaluated = composed(
+            root, tmp_path, "train.enabled=false", f"checkpoint={weights}", f"dataset.background_shift={shift}",
+            "protocol.num_episodes=12", f"variant=at{shift}",
+        )  # fmt: skip
+        alone = run(evaluated.config, evaluated.task_overrides)["metrics"]
+        assert scores(result["metrics"]["by_background_shift"][shift]) == alone
+    prints = {m["per_seed"][0]["episodes_fingerprint"] for m in result["metrics"]["by_background_shift"].values()}
+    assert len(prints) == 2
+    # Recording more changes no number.
+    bare = composed(root, tmp_path, "train.max_steps=4", "protocol.num_episodes=12", "variant=bare")
+    assert run(bare.config, bare.task_overrides)["metrics"] == scores(result["metrics"])
+    assert cell_of(bare).fingerprint != cell_of(trained).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (["eval.background_shifts=[0,2]"], "not within 0 and 1"),
+        (["dataset=pascal5i", "eval.background_shifts=[1]"], "no background families"),
+    ],
+)
+def test_a_shift_that_cannot_be_is_a_fault(line: list[str], named: str) -> None:
+    with composer() as c:
+        found = [fault.what for fault in faults(c.one(line).cfg)]
+    assert len(found) == 1
+    assert named in found[0]
+
+
+def test_the_estimate_counts_the_episodes_of_every_shift(root: Path, tmp_path: Path) -> None:
+    from fsseg.sweep.estimate import measure
+
+    made = composed(root, tmp_path, "eval.background_shifts=[0,1]", "variant=measured")
+    result = run(made.config, made.task_overrides)
+    found = measure(cell_of(made).directory)
+    assert found is not None
+    assert found.evaluate == pytest.approx(result["timing"]["evaluate_seconds"] / (3 * 6))  # 6 episodes, 3 times

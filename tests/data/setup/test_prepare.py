@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from server import Site, serve
+from trees import TRAIN_PAIRS, make_coco, make_voc
+
+from fsseg.config.schema import CocoConfig, PascalConfig
+from fsseg.data.setup.download import Archive
+from fsseg.data.setup.prepare import PARTS, Need, Part, prepare
+from fsseg.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+def tar_of_tree(root: Path, names: list[str], prefix: str, compress: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w{compress}") as tar:
+        for name in names:
+            tar.add(root / name, arcname=f"{prefix}/{name}")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> dict[str, bytes]:
+    """Archives of a small VOC2012 and SBD, laid out as the official ones."""
+    root = make_voc(tmp_path / "made", "sbd")
+    voc = tar_of_tree(root, ["JPEGImages", "SegmentationClass", "ImageSets"], "VOCdevkit/VOC2012")
+    sbd = tar_of_tree(root / "SBD", ["cls", "train.txt", "val.txt"], "benchmark_RELEASE/dataset", ":gz")
+    return {"/voc.tar": voc, "/sbd.tgz": sbd}
+
+
+def parts_at(site: Site) -> tuple[Part, ...]:
+    """The official parts with the small archives of `site`, and the counts of `make_voc`."""
+
+    def archive(part: Part, path: str) -> Archive:
+        content = site.files[path]
+        digest = hashlib.md5(content).hexdigest()
+        urls = (site.url + path,)
+        return replace(part.archive, name=path[1:], urls=urls, size=len(content), md5=digest, unpacked=0)
+
+    counts = {12031: 6, 2913: 4, 11355: 4}
+    found = []
+    for part, path in zip(PARTS["pascal5i"], ("/voc.tar", "/sbd.tgz")):
+        needs = tuple(replace(n, count=counts.get(n.count, n.count)) for n in part.needs)
+        instead = tuple(replace(n, count=counts.get(n.count, n.count)) for n in part.instead)
+        found.append(Part(archive(part, path), needs, instead))
+    return tuple(found)
+
+
+def config(root: Path, **changes) -> PascalConfig:
+    return PascalConfig(name="pascal5i", root=str(root), **changes)
+
+
+def test_what_is_missing_is_said_with_folder_size_and_archive(tmp_path: Path) -> None:
+    report = prepare(config(tmp_path / "VOC2012"))
+    text = report.text()
+    assert not report.complete
+    assert "VOCtrainval_11-May-2012.tar (2000 MB" in text
+    assert f"{tmp_path / 'VOC2012' / 'JPEGImages'}: 12031 files *.jpg expected, 0 found" in text
+    assert "benchmark.tgz" in text
+    command = f"fsseg prepare dataset=pascal5i dataset.root={tmp_path / 'VOC2012'} --download"
+    assert f"`{command}` fetches what is missing: 3.4 GB" in text
+    assert report.verified is None
+    assert not (tmp_path / "VOC2012").exists()
+
+
+def test_fetching_makes_a_tree_that_is_indexed_and_verified(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = tmp_path / "data" / "VOC2012"
+    with serve(Site(files=official, break_after=3000)) as site:
+        report = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+        assert report.complete
+        assert report.fetched == ["voc.tar", "sbd.tgz"]
+        assert report.verified is not None
+        assert report.verified.ready
+        assert report.verified.lists["train"][1] == 4
+        requests = len(site.requests)
+        again = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+        assert again.fetched == []
+        assert len(site.requests) == requests
+    assert sorted(p.name for p in root.iterdir() if p.name != ".fsseg") == [
+        "ImageSets",
+        "JPEGImages",
+        "SBD",
+        "SegmentationClass",
+    ]
+    assert list((root / ".fsseg" / "archives").iterdir()) == []
+    assert not (root / ".fsseg" / "prepare.lock").exists()
+
+
+def test_archives_are_kept_on_request(tmp_path: Path, official: dict[str, bytes]) -> None:
+    with serve(Site(files=official)) as site:
+        prepare(config(tmp_path / "v"), fetch=True, keep_archives=True, parts=parts_at(site), pause=0)
+    assert sorted(p.name for p in (tmp_path / "v" / ".fsseg" / "archives").iterdir()) == ["sbd.tgz", "voc.tar"]
+
+
+def test_only_what_is_missing_is_fetched(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = make_voc(tmp_path / "v", "sbd")
+    (root / "SBD").rename(tmp_path / "sbd")
+    with serve(Site(files=official)) as site:
+        there = prepare(config(root, sbd_root=str(tmp_path / "sbd")), fetch=True, parts=parts_at(site), pause=0)
+        assert there.fetched == []
+        absent = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+        assert absent.fetched == []  # found beside the root as well
+        (tmp_path / "sbd").rename(tmp_path / "hidden")
+        assert prepare(config(root), fetch=True, parts=parts_at(site), pause=0).fetched == ["sbd.tgz"]
+
+
+def test_a_complete_ready_made_mask_folder_needs_no_sbd(tmp_path: Path, official: dict[str, bytes]) -> None:
+    with serve(Site(files=official)) as site:
+        report = prepare(config(make_voc(tmp_path, "aug")), fetch=True, parts=parts_at(site))
+        assert report.complete
+        assert site.requests == []
+
+
+def test_a_folder_with_less_than_the_archive_brings_is_completed(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = make_voc(tmp_path / "v", "sbd")
+    (root / "JPEGImages" / "2007_t1.jpg").unlink()
+    (root / "JPEGImages" / "mine.txt").write_text("left alone")
+    with serve(Site(files=official)) as site:
+        assert prepare(config(root), fetch=True, parts=parts_at(site), pause=0).fetched == ["voc.tar"]
+    assert (root / "JPEGImages" / "2007_t1.jpg").is_file()
+    assert (root / "JPEGImages" / "mine.txt").read_text() == "left alone"
+
+
+def test_a_failed_fetch_leaves_nothing_that_looks_like_data(tmp_path: Path, official: dict[str, bytes]) -> None:
+    with (
+        serve(
+            Site(files=official, spoil=lambda body, number: body[:-1] + b"\0" if body[-1] else body[:-1] + b"\1")
+        ) as site,
+        pytest.raises(UserError, match="MD5"),
+    ):
+        prepare(config(tmp_path / "v"), fetch=True, parts=parts_at(site), pause=0)
+    assert [p.name for p in (tmp_path / "v").iterdir()] == [".fsseg"]
+    assert not (tmp_path / "v" / ".fsseg" / "prepare.lock").exists()
+
+
+_RUN = """
+import json, sys
+sys.path.insert(0, sys.argv[3])
+from fsseg.config.schema import PascalConfig
+from fsseg.data.setup.download import Archive
+from fsseg.data.setup.prepare import Need, Part, prepare
+raw = json.loads(sys.argv[2])
+parts = tuple(Part(Archive(**a), tuple(Need(*n) for n in needs), ()) for a, needs in raw)
+report = prepare(PascalConfig(name="pascal5i", root=sys.argv[1]), fetch=True, parts=parts, pause=0)
+print(json.dumps([report.fetched, report.verified.ready]))
+"""
+
+
+def test_two_processes_that_start_at_once_fetch_once_and_agree(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = tmp_path / "v"
+    with serve(Site(files=official)) as site:
+        raw = [
+            [vars(p.archive), [[n.folder, n.suffix, n.count] for n in p.needs]] for p in parts_at(site)
+        ]  # fmt: skip
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
+        command = [sys.executable, "-c", _RUN, str(root), json.dumps(raw), str(Path(__file__).parent)]
+        running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        results = [json.loads(process.communicate(timeout=100)[0]) for process in running]
+        assert len(site.requests) == 2
+    assert sorted(results) == [[[], True], [["voc.tar", "sbd.tgz"], True]]
+    from fsseg.data.sources.voc import PascalSource
+
+    index = PascalSource(config(root)).index("train")
+    assert list(zip(index.pair_image.tolist(), index.pair_class.tolist(), index.pair_pixels.tolist())) == TRAIN_PAIRS
+
+
+def test_coco_2017_is_not_fetched_but_verified(tmp_path: Path) -> None:
+    root = make_coco(tmp_path, 2017)
+    cfg = CocoConfig(name="coco20i", root=str(root), year=2017)
+    assert prepare(cfg).verified is not None
+    with pytest.raises(UserError, match="only COCO 2014"):
+        prepare(cfg, fetch=True)
+
+
+def test_coco_names_its_three_archives(tmp_path: Path) -> None:
+    text = prepare(CocoConfig(name="coco20i", root=str(tmp_path))).text()
+    for name in ("annotations_trainval2014.zip", "train2014.zip (13511 MB", "val2014.zip (6645 MB"):
+        assert name in text
+
+
+def test_needs_count_names_of_the_right_ending(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    for name in ("a.jpg", "b.jpg", "._a.jpg", "c.png"):
+        (tmp_path / "f" / name).write_text("")
+    assert Need("f", ".jpg", 2).found(tmp_path) == 2
+    assert Need("g", ".jpg", 1).found(tmp_path) == 0

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trees import SBD_MASKS, TRAIN_AUG, TRAIN_PAIRS, VAL_PAIRS, VOC_MASKS, make_voc, write_jpeg, write_list, write_png
+
+from fsseg.config.schema import PascalConfig
+from fsseg.data.source import ClassIndex, Split
+from fsseg.data.sources.voc import PascalSource
+from fsseg.errors import UserError
+
+
+def source(root: Path, **changes) -> PascalSource:
+    return PascalSource(PascalConfig(name="pascal5i", root=str(root), **changes))
+
+
+def triples(index: ClassIndex) -> list[tuple[int, int, int]]:
+    return list(zip(index.pair_image.tolist(), index.pair_class.tolist(), index.pair_pixels.tolist()))
+
+
+@pytest.mark.parametrize("masks", ["sbd", "aug", "both"])
+def test_png_mat_and_ready_made_masks_give_the_same_lists(tmp_path: Path, masks: str) -> None:
+    voc = source(make_voc(tmp_path / "VOC2012", masks))
+    train, val = voc.index("train"), voc.index("val")
+    assert list(train.image_ids) == TRAIN_AUG
+    assert triples(train) == TRAIN_PAIRS
+    assert list(val.image_ids) == ["2007_v1", "2007_v2"]
+    assert triples(val) == VAL_PAIRS
+
+
+def test_sbd_is_found_where_its_archive_unpacks(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "VOCdevkit" / "VOC2012")
+    (tmp_path / "benchmark_RELEASE").mkdir()
+    (root / "SBD").rename(tmp_path / "benchmark_RELEASE" / "dataset")
+    assert triples(source(root).index("train")) == TRAIN_PAIRS
+    assert triples(source(root, sbd_root=str(tmp_path / "benchmark_RELEASE")).index("train")) == TRAIN_PAIRS
+    with pytest.raises(UserError, match="sbd_root"):
+        source(root, sbd_root=str(root / "JPEGImages")).index("train")
+
+
+def test_derived_list_says_what_it_comes_from(tmp_path: Path) -> None:
+    assert "SBD" in source(make_voc(tmp_path / "a")).list_origin("train")
+    aug = make_voc(tmp_path / "b", "aug")
+    assert "all masks" in source(aug).list_origin("train")
+    write_list(aug / "ImageSets" / "Segmentation" / "train_aug.txt", TRAIN_AUG)
+    assert "list train_aug" in source(aug).list_origin("train")
+    assert list(source(aug).index("train").image_ids) == TRAIN_AUG
+
+
+def test_nothing_to_derive_the_training_list_from(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    (root / "SBD").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="nothing to derive train_aug from") as caught:
+        source(root).index("train")
+    assert "dataset.train_list=train" in caught.value.fix
+    assert list(source(root, train_list="train").index("train").image_ids) == ["2007_t1", "2007_t2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "JPEGImages/{}.jpg SegmentationClassAug/{}.png",
+        "/JPEGImages/{}.jpg /SegmentationClassAug/{}.png",
+        "{}__15",
+    ],
+)
+def test_lists_are_read_in_every_published_form_and_in_their_order(tmp_path: Path, line: str) -> None:
+    root = make_voc(tmp_path / "v")
+    write_list(tmp_path / "mine.lst", [line.replace("{}", i) for i in ("2008_s2", "2007_t1")] + [""])
+    assert source(root, train_list=str(tmp_path / "mine.lst")).index("train").image_ids == ("2008_s2", "2007_t1")
+
+
+def test_an_image_may_stand_in_a_pair_list_once_per_class(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "v")
+    write_list(tmp_path / "pairs.txt", ["2007_t1__01", "2008_s2__15", "2007_t1__15"])
+    assert source(root, train_list=str(tmp_path / "pairs.txt")).index("train").image_ids == ("2007_t1", "2008_s2")
+
+
+def test_unknown_list_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset\.val_list=vall: .*train, val"):
+        source(make_voc(tmp_path), val_list="vall").index("val")
+
+
+def test_every_fault_of_masks_and_list_is_told_in_one_go(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, "aug")
+    masks = root / "SegmentationClassAug"
+    (masks / "2007_t1.png").unlink()
+    (masks / "2007_t2.png").write_bytes(b"nonsense")
+    write_png(masks / "2008_s1.png", np.full((4, 5), 21, np.uint8))
+    write_list(tmp_path / "l.txt", [*TRAIN_AUG, "2008_s2"])
+    with pytest.raises(UserError) as caught:
+        source(root, train_list=str(tmp_path / "l.txt")).index("train")
+    message = str(caught.value)
+    for part in ("2007_t1", "2007_t2.png", "2008_s1.png: holds 21", "line 5 names 2008_s2 again"):
+        assert part in message
+
+
+def test_mask_marks_the_class_the_boundary_and_what_is_to_be_ignored(tmp_path: Path) -> None:
+    voc = source(make_voc(tmp_path))
+    labels = VOC_MASKS["2007_t1"]  # 500 pixels of value 1, 30 of 15, 20 of 255
+    expected = np.zeros_like(labels)
+    expected[labels == 1] = 1
+    expected[labels == 255] = 255
+    np.testing.assert_array_equal(voc.mask("train", "2007_t1", 0), expected)
+    expected[labels == 15] = 255
+    np.testing.assert_array_equal(voc.mask("train", "2007_t1", 0, ignore_classes=[14, 3]), expected)
+    assert not voc.mask("train", "2008_s1", 0).any()
+
+
+def test_sbd_mask_is_read_where_voc_has_none_and_vocs_where_both_are(tmp_path: Path) -> None:
+    voc = source(make_voc(tmp_path))
+    np.testing.assert_array_equal(voc.labels("2008_s1"), SBD_MASKS["2008_s1"])
+    np.testing.assert_array_equal(voc.labels("2007_t2"), VOC_MASKS["2007_t2"])
+
+
+def test_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    write_jpeg(root / "JPEGImages" / "2007_t1.jpg", (40, 51))
+    with pytest.raises(UserError, match=r"2007_t1\.png is 50x40 pixels, but image .*2007_t1\.jpg is 51x40"):
+        source(root).mask("train", "2007_t1", 0)
+
+
+def test_index_needs_no_images_but_check_does(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    (root / "JPEGImages" / "2008_s1.jpg").unlink()
+    voc = source(root)
+    assert triples(voc.index("train")) == TRAIN_PAIRS
+    assert voc.missing_images("train") == ["2008_s1"]
+    assert voc.missing_images("val") == []
+    with pytest.raises(UserError, match=r"missing images of the train list \(1\).*2008_s1\.jpg"):
+        voc.check()
+    voc.check(["val"])
+
+
+def test_pickled_source_is_small_and_works(tmp_path: Path) -> None:
+    voc = source(make_voc(tmp_path))
+    before = voc.index("train").fingerprint
+    copy = pickle.loads(pickle.dumps(voc))
+    assert len(pickle.dumps(voc)) < 2000
+    assert copy.index("train").fingerprint == before
+    assert copy.image("train", "2007_t1").shape == (40, 50, 3)
+
+
+def test_folder_check_says_what_is_expected_found_and_how_to_get_it(tmp_path: Path) -> None:
+    def check(root: Path) -> list[UserError]:
+        return PascalSource.check_folder(PascalConfig(name="pascal5i", root=str(root)))
+
+    (absent,) = check(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in absent.what
+    assert "SegmentationClass" in absent.what
+    assert f"fsseg prepare dataset=pascal5i dataset.root={tmp_path / 'nowhere'} --download" in absent.fix
+    (tmp_path / "empty").mkdir()
+    assert "it is empty" in check(tmp_path / "empty")[0].what
+    (tmp_path / "empty" / "VOCdevkit").mkdir()
+    assert "it holds VOCdevkit" in check(tmp_path / "empty")[0].what
+    assert check(make_voc(tmp_path / "good")) == []
+
+
+def real(shared: Path, tmp: Path, **changes) -> PascalSource:
+    return source(shared / "data" / "voc_part", cache=str(tmp), **changes)
+
+
+def with_area(index: ClassIndex, classes: list[int], least: int) -> dict[int, set[int]]:
+    keep = index.pair_pixels >= least
+    return {c: set(index.pair_image[keep & (index.pair_class == c)].tolist()) for c in classes}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("fold", range(4))
+def test_real_masks_give_the_published_list_sizes(shared_dir, voc_cache: Path, fold: int) -> None:
+    facts = json.loads((shared_dir / "facts" / "folds.json").read_text())["pascal5i"]
+    sizes = facts["list_sizes_from_masks"]["folds"][str(fold)]
+    names, novel = facts["classes"], facts["folds"][str(fold)]
+    base = [c for c in range(20) if c not in novel]
+
+    val = with_area(real(shared_dir, voc_cache).index("val"), novel, 2048)
+    assert {names[c]: len(images) for c, images in val.items()} == sizes["val"]["per_class"]
+    assert len(set().union(*val.values())) == sizes["val"]["images"]
+
+    for pool, train_list in (("train_aug_10582", None), ("pfenet_list_5953", "pfenet_train")):
+        index = real(shared_dir, voc_cache, train_list=train_list).index("train")
+        assert len(index.image_ids) == int(pool.rsplit("_", 1)[1])
+        train = with_area(index, base, 2048)
+        assert len(set().union(*train.values())) == sizes[pool]["images_keep"]
+        holds_novel = set().union(*with_area(index, novel, 1).values())
+        assert {names[c]: len(images - holds_novel) for c, images in train.items()} == sizes[pool]["per_class_drop"]
+        assert len(set().union(*train.values()) - holds_novel) == sizes[pool]["images_drop"]
+
+
+@pytest.mark.shared
+def test_lists_of_the_real_part_have_all_their_images(shared_dir, voc_cache: Path) -> None:
+    part = real(shared_dir, voc_cache, train_list="part_train", val_list="part_val")
+    splits: list[Split] = ["train", "val"]
+    part.check(splits)
+    assert [len(part.index(s).image_ids) for s in splits] == [422, 445]
+    assert len(real(shared_dir, voc_cache).missing_images("train")) == 10582 - 422

@@ -1,0 +1,239 @@
+"""Backbones: the right spacing, frozen where they should be, and weights that load or say why not."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fsseg.config.schema import STRIDES, BackboneConfig
+from fsseg.errors import UserError
+from fsseg.model.backbones.torchvision import ResNetBackbone, TinyBackbone, build_backbone, load_weights
+
+
+def randomise(network: nn.Module) -> None:
+    """Other statistics than 0 and 1, so that a BatchNorm in the wrong mode shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(1, 2)
+
+
+def save_resnet(path: Path, name: str = "resnet18", change=lambda state: state) -> dict:
+    torch.manual_seed(3)
+    network = getattr(torchvision.models, name)()
+    randomise(network)
+    state = network.state_dict()
+    torch.save(change(state), path)
+    return state
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_dilated_maps_agree_with_the_strided_network_where_it_has_positions(name: str, tmp_path: Path) -> None:
+    """The independent implementation is torchvision's own network at stride 32 with the same weights."""
+    state = save_resnet(tmp_path / "weights.pth", name)
+    backbone = build_backbone(BackboneConfig(name, weights=str(tmp_path / "weights.pth")))
+    original = getattr(torchvision.models, name)().eval()
+    original.load_state_dict(state)
+    images = torch.randn(1, 3, 65, 65)
+    ours = backbone(images)
+    with torch.no_grad():
+        x = original.layer1(original.maxpool(original.relu(original.bn1(original.conv1(images)))))
+        for stage, every in (("layer2", 1), ("layer3", 2), ("layer4", 4)):
+            x = getattr(original, stage)(x)
+            assert ours[stage].shape == (1, backbone.channels[stage], 9, 9)
+            torch.testing.assert_close(ours[stage][..., ::every, ::every], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_sides_shrink_by_the_declared_stride(name: str) -> None:
+    backbone = build_backbone(BackboneConfig(name, pretrained=False))
+    side = 3 * STRIDES[name] + 1
+    features = backbone(torch.randn(1, 3, side, side))
+    assert backbone.stride == STRIDES[name]
+    assert {k: tuple(v.shape) for k, v in features.items()} == {k: (1, c, 4, 4) for k, c in backbone.channels.items()}
+    assert list(features) == ["layer2", "layer3", "layer4"]
+
+
+def test_a_frozen_backbone_builds_no_graph_and_keeps_its_statistics() -> None:
+    backbone = build_backbone(BackboneConfig("resnet18", pretrained=False))
+    assert backbone.frozen
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    nn.Sequential(backbone).train()
+    assert not any(m.training for m in backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    features = backbone(torch.randn(2, 3, 33, 33))
+    assert not any(x.requires_grad for x in features.values())
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(("layers", "trained"), [(1, {"layer4"}), (2, {"layer3", "layer4"}), (5, None)])
+def test_trainable_layers_are_the_last_ones_and_batchnorm_still_keeps_its_statistics(
+    layers: int, trained: set | None
+) -> None:
+    backbone = build_backbone(BackboneConfig("resnet18", pretrained=False, trainable_layers=layers))
+    assert not backbone.frozen
+    backbone.train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items() if "running" in k}
+    sum(x.sum() for x in backbone(torch.randn(1, 3, 33, 33)).values()).backward()
+    with_gradient = {name.split(".")[0] for name, p in backbone.named_parameters() if p.grad is not None}
+    assert with_gradient == (trained or {"stem", "layer1", "layer2", "layer3", "layer4"})
+    assert all(torch.equal(backbone.state_dict()[k], v) for k, v in before.items())
+
+
+def test_frozen_features_do_not_depend_on_the_mode_or_the_neighbours() -> None:
+    backbone = build_backbone(BackboneConfig("resnet18", pretrained=False))
+    randomise(backbone)
+    images = torch.randn(3, 3, 33, 33)
+    whole = backbone.train()(images)["layer4"]
+    torch.testing.assert_close(backbone.eval()(images[1:2])["layer4"], whole[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_tiny_trains_and_an_image_does_not_see_its_neighbours() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("tiny", trainable_layers=5))  # pretrained says nothing to it
+    assert isinstance(backbone, TinyBackbone)
+    assert not backbone.frozen
+    images = torch.randn(3, 3, 33, 33)
+    whole = backbone.train()(images)
+    for stage, x in backbone.eval()(images[1:2]).items():
+        torch.testing.assert_close(x, whole[stage][1:2], rtol=1e-4, atol=1e-5)
+    optimiser = torch.optim.SGD(backbone.parameters(), lr=0.1)
+    for _ in range(3):  # a layer behind one that starts at zero feels nothing in the first step
+        optimiser.zero_grad()
+        backbone(images)["layer4"].square().mean().backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(("layers", "trained"), [(0, set()), (1, {"layer4"}), (3, {"layer2", "layer3", "layer4"})])
+def test_tiny_keeps_the_first_stages_as_they_are(layers: int, trained: set[str]) -> None:
+    backbone = build_backbone(BackboneConfig("tiny", trainable_layers=layers)).train()
+    assert backbone.frozen == (layers == 0)
+    features = backbone(torch.randn(1, 3, 33, 33))
+    assert {stage for stage, x in features.items() if x.requires_grad} == trained
+    if trained:
+        sum(x.sum() for x in features.values()).backward()
+    assert {name.split(".")[0] for name, p in backbone.named_parameters() if p.grad is not None} == trained
+
+
+def test_tiny_starts_from_the_callers_seed() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(torch.cat([p.flatten() for p in build_backbone(BackboneConfig("tiny")).parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+        lambda state: {k: v for k, v in state.items() if not k.startswith("fc.") and "num_batches" not in k},
+    ],
+)
+def test_weights_come_from_the_given_file_in_its_common_forms(tmp_path: Path, change) -> None:
+    state = save_resnet(tmp_path / "w.pth", change=change)
+    backbone = build_backbone(BackboneConfig("resnet18", weights=str(tmp_path / "w.pth")))
+    own = backbone.state_dict()
+    assert torch.equal(own["stem.0.weight"], state["conv1.weight"])
+    assert torch.equal(own["stem.1.running_var"], state["bn1.running_var"])
+    assert torch.equal(own["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+
+
+def test_weights_come_from_torchs_cache_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = save_resnet(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("went to the network"))
+    backbone = build_backbone(BackboneConfig("resnet18"))
+    assert torch.equal(backbone.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
+
+
+def test_absent_weights_are_downloaded_into_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked = []
+
+    def download(url: str, target: str, hash_prefix: str, progress: bool) -> None:
+        asked.append((url, Path(target).name, hash_prefix))
+        save_resnet(Path(target))
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    build_backbone(BackboneConfig("resnet18"))
+    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "resnet18-f37072fd.pth", "f37072fd")]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("resnet50", "resnet50-0676ba61.pth"), ("resnet101", "resnet101-63fe2227.pth")],
+)
+@pytest.mark.parametrize("error", [URLError("no route"), OSError("disk full"), RuntimeError("invalid hash value")])
+def test_offline_and_absent_names_file_folder_and_switch(
+    name: str, file: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def download(*args, **kwargs) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(UserError) as caught:
+        load_weights(ResNetBackbone.__new__(ResNetBackbone), name)
+    assert file in caught.value.what
+    for part in (file, str(tmp_path / "hub" / "checkpoints"), "backbone.weights="):
+        assert part in caught.value.fix
+
+
+class _Harmful:
+    def __reduce__(self):
+        return (print, ("code from a weights file ran",))
+
+
+def bad_file(path: Path, kind: str) -> None:
+    save_resnet(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "text":
+        path.write_text("<html>not found</html>")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(_Harmful(), protocol=2))
+    elif kind == "list":
+        torch.save([torch.zeros(3)], path)
+    elif kind == "other network":
+        save_resnet(path, "resnet34")
+    elif kind == "deeper blocks":
+        save_resnet(path, "resnet50")
+    elif kind == "shape":
+        save_resnet(path, change=lambda state: {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)})
+    elif kind == "missing":
+        save_resnet(path, change=lambda state: {k: v for k, v in state.items() if k != "bn1.running_mean"})
+    elif kind == "absent":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "text", "pickle", "list", "other network", "deeper blocks", "shape", "missing", "absent"]
+)
+def test_a_file_that_is_not_the_weights_is_refused_by_name(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "w.pth"
+    bad_file(path, kind)
+    with pytest.raises(UserError) as caught:
+        build_backbone(BackboneConfig("resnet18", weights=str(path)))
+    assert str(path) in caught.value.what
+    assert "\n" not in caught.value.what
+    assert caught.value.fix
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_an_unknown_backbone_is_refused() -> None:
+    with pytest.raises(UserError, match="vgg16"):
+        build_backbone(BackboneConfig("vgg16"))

@@ -1,0 +1,53 @@
+"""Readers beside writers: no state of a file that a reader can see is a part of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+WRITER = """
+import json, sys, zlib
+from pathlib import Path
+from fsseg.process.files import write_json
+folder, who = Path(sys.argv[1]), sys.argv[2]
+number = 0
+while not (folder / "stop").exists():
+    number += 1
+    for name in ("status.json", "result.json"):
+        body = [who, number, "x" * (number * 7919 % 50000)]
+        write_json(folder / name, {"body": body, "crc": zlib.crc32(json.dumps(body).encode())})
+print(number)
+"""
+
+
+def test_two_processes_write_and_one_reads_for_30_seconds_without_one_broken_read(tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), who], stdout=subprocess.PIPE, text=True)
+        for who in ("a", "b")
+    ]
+    files = [tmp_path / "status.json", tmp_path / "result.json"]
+    try:
+        patience = time.monotonic() + 60
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < patience, "the writers never wrote"
+            time.sleep(0.05)
+        reads, seen = 0, set()
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            for file in files:
+                value = json.loads(file.read_bytes())
+                assert zlib.crc32(json.dumps(value["body"]).encode()) == value["crc"]
+                seen.add(value["body"][0])
+                reads += 1
+    finally:
+        (tmp_path / "stop").touch()
+        written = [int(writer.communicate(timeout=60)[0]) for writer in writers]
+    assert all(writer.returncode == 0 for writer in writers)
+    assert seen == {"a", "b"}
+    assert reads > 100
+    assert min(written) > 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "status.json", "stop"]
