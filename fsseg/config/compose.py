@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsseg.config.entry import explain, typed  # registers the schemas
+from fsseg.config.hydra_internals import BasicSweeper
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
 

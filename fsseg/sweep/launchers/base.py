@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+
+from fsseg.config.hydra_internals import BasicLauncher
 
 RESTART_COUNT = "FSSEG_RESTART_COUNT"
 """Environment variable of a local worker: how often its cell was started again after a signal."""
