@@ -1,49 +1,59 @@
 """One cell from configuration to result.json: claim, resume, train, evaluate, draw, record. `train.py` calls `run`.
 
-Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do and takes the claim,
-`_attempt` keeps the records of one start, `_work` trains and evaluates, `fsseg.engine.result` says what came out.
+Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do, `_claimed` takes the
+cell, `_attempt` keeps the records of one start, `_work` trains and evaluates. `python -m fsseg.run <overrides>` runs
+one cell where there is no train.py.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell.attempt import Attempt, disk_fault, is_disk_fault, redone_by_this_job
-from fsseg.cell.claim import CellBusy, Claim, ClaimLost, acquire
-from fsseg.cell.record import Cell, open_cell
-from fsseg.cell.status import Status
+from fsseg.cell.attempt import AttemptFile, redone_by_this_job
+from fsseg.cell.claim import Busy, ClaimLost, acquire
+from fsseg.cell.record import Result, State, open_cell, write_record
+from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
 from fsseg.config.entry import typed
-from fsseg.config.schema import Config
 from fsseg.data.registry import build_source, folder_faults, needed_splits
-from fsseg.engine.devices import choose_device, describe_device
+from fsseg.engine.context import Run
+from fsseg.engine.devices import choose_device, describe_device, peak_memory
+from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors
-from fsseg.process.files import write_atomic, write_json
 from fsseg.process.logs import RunLog, configure_logging
-from fsseg.process.ranks import ALONE, Ranks, several_expected
-from fsseg.process.signals import Preempted, Signals
+from fsseg.process.ranks import several_expected
+from fsseg.process.signals import Preempted
 from fsseg.sweep.sync import sync_cell
-
-if TYPE_CHECKING:
-    import torch
-
-    from fsseg.data.source import Source
-
 
 log = logging.getLogger("fsseg")
 
 
-def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
-    """Bring one cell to its end and return its result.
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `run` came to.
+
+    Attributes:
+        state: DONE, or RUNNING where another process has the cell.
+        result: of a finished cell.
+        holder: who has it.
+    """
+
+    state: State
+    result: Result | None = None
+    holder: str = ""
+
+
+def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
+    """Bring one cell to its end.
 
     A cell that is done already returns at once; one that was interrupted goes on from its checkpoint; one that another
     process holds is left to it.
@@ -51,9 +61,6 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str,
     Args:
         config: composed from `conf/`.
         overrides: what it was composed with; None asks Hydra.
-
-    Returns:
-        What result.json holds; or {"state": "busy", "holder": ...} if another process holds the cell or has taken it.
 
     Raises:
         UserError: for every fault that the user can mend.
@@ -67,168 +74,121 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str,
         raise merge_errors(found + folder_faults(cfg))  # all in one go
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
-    cell = open_cell(cfg, {str(k): v for k, v in resolved.items()}, overrides)
+    here = Run(cfg, open_cell(cfg, {str(k): v for k, v in resolved.items()}, overrides))
     if not several_expected():
-        return _lead(cell, config, cfg, ALONE)
+        return _lead(here)
 
     from fsseg.engine import distributed
 
-    ranks = distributed.set_up(cfg.device)
-    if ranks.first:
-        return _lead(cell, config, cfg, ranks)
-    configure_logging("warning" if cfg.log_level == "info" else cfg.log_level)
-    return _follow(cell, cfg, ranks)
+    here.ranks = distributed.set_up(cfg.device)
+    if not here.ranks.first:
+        configure_logging("warning" if cfg.log_level == "info" else cfg.log_level)
+        return _follow(here)
+    return _lead(here)
 
 
-def _lead(cell: Cell, config: DictConfig, cfg: Config, ranks: Ranks) -> dict[str, Any]:
+def _lead(run: Run) -> Outcome:
     """The first process, or the only one: it alone looks at the directory and writes there."""
-    announce = _Announcement(ranks)
+    cfg, cell = run.cfg, run.cell
     try:
         redo = cfg.redo and not redone_by_this_job(cell)
         if not redo and (result := cell.finished()) is not None:
-            return _already_done(cell, result)
+            return _already_done(run, result)
         if found := folder_faults(cfg):
             raise merge_errors(found)
         if not redo:
             cell.check_same_settings()
-        with Signals() as signals:
-            result = _claimed(cell, config, cfg, ranks, signals, redo, announce)
+        with run.signals:
+            outcome = _claimed(run, redo)
         # Here the claim is given up and the former handlers are back.
-        if result is None:
-            signals.hand_over()
+        if outcome is None:
+            run.signals.hand_over()
             raise AssertionError("hand_over never returns")
-        signals.leave_if_asked()
-        return result
+        run.signals.leave_if_asked()
+        return outcome
     finally:
-        announce(False)
+        _announce(run, False)
 
 
-def _claimed(
-    cell: Cell,
-    config: DictConfig,
-    cfg: Config,
-    ranks: Ranks,
-    signals: Signals,
-    redo: bool,
-    announce: Callable[[bool], None],
-) -> dict[str, Any] | None:
+def _claimed(run: Run, redo: bool) -> Outcome | None:
     """Take the claim, work, give it up. None if a signal stopped the work."""
+    cell = run.cell
     try:
-        claim = acquire(cell.claim, cfg.lease_seconds)
-    except CellBusy as busy:
+        run.claim = acquire(cell.claim_file, run.cfg.lease_seconds)
+    except Busy as busy:
         if redo:
             raise UserError(f"redo=true: {cell.directory} is {busy}", "stop that run, or wait for its end") from None
         log.info("left alone: %s is %s", cell.directory, busy)
-        return {"state": "busy", "holder": str(busy.holder)}
+        return Outcome(State.RUNNING, holder=str(busy.holder))
     except OSError as error:
         raise disk_fault(error, cell.directory) from None
     try:
         if redo:
             cell.clear()
         elif (result := cell.finished()) is not None:  # another process had it until a moment ago
-            return _already_done(cell, result)
+            return _already_done(run, result)
         cell.check_same_settings()
-        return _attempt(cell, config, cfg, ranks, claim, signals, announce)
+        return _attempt(run)
     except ClaimLost as lost:
         log.warning("stopped, nothing more is written: %s (%s)", lost, cell.directory)
-        return {"state": "busy", "holder": str(lost)}
+        return Outcome(State.RUNNING, holder=str(lost))
     except OSError as error:
         if is_disk_fault(error):
             raise disk_fault(error, cell.directory) from error
         raise
     finally:
-        claim.release()
+        run.claim.release()
 
 
-def _attempt(
-    cell: Cell,
-    config: DictConfig,
-    cfg: Config,
-    ranks: Ranks,
-    claim: Claim,
-    signals: Signals,
-    announce: Callable[[bool], None],
-) -> dict[str, Any] | None:
+def _attempt(run: Run) -> Outcome | None:
     """One start of the cell, with its records: status, train.log, attempts/<n>.json. None if a signal stopped it."""
+    cell = run.cell
+    assert run.claim is not None
     try:
         cell.tidy()
-        write_json(cell.identity_file, {"fingerprint": cell.fingerprint, "identity": cell.identity})
-        write_atomic(cell.config, OmegaConf.to_yaml(config, resolve=True))
-        attempt = Attempt(cell)
-        handler = RunLog(cell.log)
+        cell.write_settings(OmegaConf.to_yaml(run.cfg, resolve=True))
+        attempt = AttemptFile(cell)
+        handler = RunLog(cell.log_file)
     except OSError as error:
         raise disk_fault(error, cell.directory) from None
-    status = Status(cell.status, guard=claim.check)
-
-    def close(state: str, reason: str | None, **fields: Any) -> None:
-        handler.strict = False
-        try:
-            status.update(state=state, phase=None, reason=reason, **fields)
-            attempt.end(state if reason is None else f"{state}: {reason}")
-        except (OSError, ClaimLost) as error:
-            log.debug("the end could not be recorded: %s", error)
-
-    def should_stop() -> str | None:
-        claim.check()
-        return signals.reason()
-
+    run.status = StatusFile(cell.status_file, guard=run.claim.check)
     logging.getLogger("fsseg").addHandler(handler)
-    claim.start(status.beat)
+    run.claim.start(run.status.beat)
     try:
-        status.update(state="running", phase="prepare")
+        run.status.update(state=State.RUNNING, phase="prepare")
         log.info("cell %s", cell.key)
-        announce(True)
-        done = _work(cell, cfg, ranks, status, signals, should_stop, claim.check)
-        status.update(phase="record")
-        result = build_result(cell, cfg, done)
-        claim.check()
-        write_json(cell.result, result)
+        _announce(run, True)
+        done = _work(run)
+        run.status.update(phase="record")
+        result = build_result(run, done)
+        run.still_ours()
+        write_record(cell.result_file, result)
         # The cell is done, whatever happens to the records from here on.
-        close("done", None, eta_seconds=0, peak_memory_bytes=result["peak_memory_bytes"])
+        _close(run, attempt, handler, Ending(State.DONE))
         with suppress(OSError):
             cell.previous_checkpoint.unlink(missing_ok=True)
-        sync_cell(cfg, cell)
-        log.info("done: %s%s", cell.directory, _score_line(result))
-        if ranks.world > 1:
+        sync_cell(run.cfg, cell)
+        log.info("done: %s%s", cell.directory, _score(result))
+        if run.ranks.world > 1:
             from fsseg.engine import distributed
 
-            distributed.broadcast(result, ranks)  # they leave when it is written
-        return result
+            distributed.broadcast(Outcome(State.DONE, result), run.ranks)  # they leave when it is written
+        return Outcome(State.DONE, result)
     except ClaimLost:
         raise
-    except Preempted as reason:
-        close("preempted", str(reason))
-        sync_cell(cfg, cell, final=False)
-        log.info("stopped by %s; the next start goes on from here", reason)
-        return None
-    except KeyboardInterrupt:
-        close("preempted", "interrupted twice at the keyboard")
-        log.info("stopped at once; the next start goes on from the last checkpoint")
-        if signals.received is None:  # not in the main thread
+    except (Exception, KeyboardInterrupt) as error:
+        ending = ending_of(error, cell.directory, run.signals)
+        if ending.traceback:
+            handler.note(f"error: {error}\n{traceback.format_exc()}")
+        _close(run, attempt, handler, ending)
+        if ending.state == State.PREEMPTED:
+            sync_cell(run.cfg, cell, final=False)
+            log.info("stopped (%s); the next start goes on from the last checkpoint", ending.reason)
+        if ending.error is error:
             raise
+        if ending.error is not None:
+            raise ending.error from error
         return None
-    except UserError as error:
-        handler.note(f"error: {error}\n{traceback.format_exc()}")
-        close("failed", error.what)
-        raise
-    except Exception as error:
-        if signals.received is not None and "DataLoader worker" in str(error):  # the signal hit it as well
-            close("preempted", str(signals.reason()))
-            return None
-        handler.note(traceback.format_exc())
-        if isinstance(error, OSError) and is_disk_fault(error):
-            fault = disk_fault(error, cell.directory)
-            close("failed", fault.what)
-            raise fault from error
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for its name
-            fault = UserError(
-                f"out of GPU memory: {(str(error).splitlines() or [''])[0]}",
-                "lower train.batch_size or eval.batch_size, or dataset.image_size",
-            )
-            close("failed", fault.what)
-            raise fault from error
-        close("failed", f"{type(error).__name__}: {error}"[:500])
-        raise
     finally:
         logging.getLogger("fsseg").removeHandler(handler)
         try:
@@ -237,104 +197,95 @@ def _attempt(
             log.debug("train.log: %s", error)
 
 
-def _follow(cell: Cell, cfg: Config, ranks: Ranks) -> dict[str, Any]:
-    """A process other than the first: works along, writes nothing, and learns the result from the first."""
+def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending) -> None:
+    """Record how the attempt ended, as far as that can be written."""
+    handler.strict = False
+    try:
+        memory = peak_memory(run.device) if ending.state == State.DONE and run.device is not None else None
+        left = {"eta_seconds": 0, "peak_memory_bytes": memory} if ending.state == State.DONE else {}
+        run.status.update(state=ending.state, phase=None, reason=ending.reason or None, **left)
+        attempt.end(f"{ending.state}: {ending.reason}" if ending.reason else str(ending.state))
+    except (OSError, ClaimLost) as error:
+        log.debug("the end could not be recorded: %s", error)
+
+
+def _follow(run: Run) -> Outcome:
+    """A process other than the first: works along, writes nothing, and learns the outcome from the first."""
     from fsseg.engine import distributed
 
-    if not distributed.broadcast(False, ranks):
-        return {"state": "left to the first process"}
-    with Signals() as signals:
+    if not distributed.broadcast(False, run.ranks):
+        return Outcome(State.RUNNING, holder="the first process")
+    with run.signals:
         try:
-            done = _work(cell, cfg, ranks, Status(None), signals, signals.reason, lambda: None)
+            done: Work | None = _work(run)
         except Preempted:
             done = None
     if done is None:
-        if signals.received is not None:
-            signals.hand_over()
+        if run.signals.received is not None:
+            run.signals.hand_over()
         raise SystemExit(0)  # another process was asked to stop
-    return distributed.broadcast({}, ranks)
+    return distributed.broadcast(Outcome(State.RUNNING), run.ranks)
 
 
-def _work(
-    cell: Cell,
-    cfg: Config,
-    ranks: Ranks,
-    status: Status,
-    signals: Signals,
-    should_stop: Callable[[], str | None],
-    still_ours: Callable[[], None],
-) -> Work:
+def _work(run: Run) -> Work:
     """Prepare, train, evaluate, draw; every process of the cell does this."""
-    started = time.monotonic()
-    with signals.at_once():
+    cfg, started = run.cfg, time.monotonic()
+    with run.signals.at_once():
         import torch
 
         from fsseg.engine import checkpoint
         from fsseg.engine.evaluate import evaluate
+        from fsseg.engine.pictures import draw
         from fsseg.engine.train import train
         from fsseg.model import build_model
 
-        device = choose_device(cfg.device, ranks)
+        device = run.device = choose_device(cfg.device, run.ranks)
         if cfg.num_threads:
             torch.set_num_threads(cfg.num_threads)
         source = build_source(cfg)
         source.check(needed_splits(cfg))
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
-        came_from = None
-        if cfg.checkpoint is not None:
-            came_from = _load_weights(model, cfg, source)
+        done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+    done.timing.prepare_seconds = round(time.monotonic() - started, 2)
     sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
     log.info(
         "%s on %s, %s: %.2f M parameters, %.2f M of them train",
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
-    done = Work(source, device, started, came_from)
 
     if cfg.train.enabled and model.trainable:
-        status.update(phase="train")
-        done.training = train(model, source, cfg, cell, status, device, should_stop, ranks, still_ours)
-        done.timing["train_seconds"] = done.training.seconds
+        run.status.update(phase="train")
+        done.training, done.train_data = train(run, model, source)
+        done.timing.train_seconds = done.training.seconds
     if cfg.eval.enabled:
-        status.update(phase="evaluate")
-        done.evaluation = evaluate(model, source, cfg, status, device, should_stop, ranks)
-        done.timing["evaluate_seconds"] = done.evaluation.seconds
-    if ranks.first:
-        still_ours()
+        run.status.update(phase="evaluate")
+        done.evaluation = evaluate(run, model, source)
+        done.timing.evaluate_seconds = done.evaluation.seconds
+    if run.ranks.first:
+        run.still_ours()
         started = time.monotonic()
-        _draw(cell, cfg, done)
-        done.timing["figures_seconds"] = round(time.monotonic() - started, 2)
+        draw(run, source, done.evaluation, curves=done.training is not None)
+        done.timing.figures_seconds = round(time.monotonic() - started, 2)
     return done
 
 
-def _draw(cell: Cell, cfg: Config, done: Work) -> None:
-    if done.evaluation is not None and cfg.logger.figures:
-        from fsseg.engine.pictures import draw
+def _announce(run: Run, work: bool) -> None:
+    """Tell the other processes, once, whether there is work for them; they wait for it in `_follow`."""
+    if run.ranks.world > 1 and not run.announced:
+        from fsseg.engine import distributed
 
-        draw(cell, cfg, done.source, done.evaluation)
-    if done.training is not None:
-        from fsseg.draw.sheets import training_curves
-
-        training_curves(cell.directory / "figures" / "curves.png", cell.directory / "metrics.csv")
+        run.announced = True
+        distributed.broadcast(work, run.ranks)
 
 
-class _Announcement:
-    """Tells the other processes, once, whether there is work for them; they wait for it in `_follow`."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.made = ranks, ranks.world == 1
-
-    def __call__(self, work: bool) -> None:
-        if not self.made:
-            from fsseg.engine import distributed
-
-            self.made = True
-            distributed.broadcast(work, self.ranks)
+def _already_done(run: Run, result: Result) -> Outcome:
+    log.info("already done: %s%s", run.cell.directory, _score(result))
+    return Outcome(State.DONE, result)
 
 
-def _already_done(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
-    log.info("already done: %s%s", cell.directory, _score_line(result))
-    return result
+def _score(result: Result) -> str:
+    return f"  {result.score_line()}" if result.metrics else ""
 
 
 def _hydra_overrides() -> list[str]:
@@ -354,34 +305,11 @@ def _hydra_overrides() -> list[str]:
     return overrides
 
 
-def _score_line(result: dict[str, Any]) -> str:
-    metrics = result.get("metrics")
-    return f"  mIoU {metrics['miou']:.2f}  FB-IoU {metrics['fb_iou']:.2f}" if metrics else ""
+if __name__ == "__main__":
+    from fsseg.config.compose import compose
 
-
-def _load_weights(model: torch.nn.Module, cfg: Config, source: Source) -> dict[str, Any]:
-    """Fill the model from `checkpoint=`; returns where it came from, for the record.
-
-    Raises:
-        UserError: it does not fit, or was trained on classes that are novel here.
-    """
-    from fsseg.engine import checkpoint
-
-    path = str(cfg.checkpoint)
-    state = checkpoint.load(Path(path))
-    trained = set(state["origin"]["base_classes"])
-    if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
-        raise UserError(
-            f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}",
-            f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}",
-        )
     try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        line = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
-        raise UserError(
-            f"checkpoint={path} does not fit this model: {line[:200]}",
-            "give the method, backbone and model.* settings it was trained with",
-        ) from None
-    log.info("weights from %s (step %s)", path, state["step"])
-    return {"path": path, "step": state["step"], "fingerprint": state["fingerprint"], **state["origin"]}
+        composed = compose(sys.argv[1:])
+        run(composed.config, composed.task_overrides)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,4 +1,5 @@
-"""Claims: a cell belongs to the one process that holds its `claim.json`. `fsseg.run` takes and keeps it.
+"""The lease: a folder belongs to the one process that holds its claim file. `fsseg.run` takes and keeps a cell's
+`claim.json`, `fsseg prepare` holds a data folder while it fetches.
 
 The file is created exclusively and renewed by a thread, which sets its modification time by the shared folder's own
 clock. Nobody's wall clock is trusted. Whoever finds a claim that has not been renewed for the lease watches it for some
@@ -16,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,8 +32,8 @@ _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts a
 _ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a contender that took the wrong claim puts it back at once
 
 
-class CellBusy(Exception):
-    """Another process holds the cell."""
+class Busy(Exception):
+    """Another process holds the claim."""
 
     def __init__(self, holder: Holder) -> None:
         super().__init__(f"held by {holder}")
@@ -111,6 +112,33 @@ def is_stale(path: Path, holder: Holder, sleep: Callable[[float], None] = time.s
     return True
 
 
+@dataclass(frozen=True)
+class ClaimView:
+    """A claim as one look shows it.
+
+    Attributes:
+        gone: its holder is known to have ended.
+        renewed: seconds since the epoch.
+    """
+
+    holder: Holder
+    gone: bool
+    renewed: float
+
+    def alive(self, now: float | None = None) -> bool:
+        """Whether its holder works, by this machine's clock, which may be off: `acquire` looks closer at old ones."""
+        return not self.gone and (time.time() if now is None else now) - self.renewed <= self.holder.lease
+
+
+def look(path: Path) -> ClaimView | None:
+    """The claim as it is now; None if there is none."""
+    holder = read_holder(path)
+    try:
+        return None if holder is None else ClaimView(holder, is_gone(holder), path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+
+
 def take_away(path: Path, holder: Holder) -> bool:
     """Remove the claim of `holder`, and no other one; False if it is not there any more."""
     now = read_holder(path)
@@ -141,7 +169,7 @@ def acquire(path: Path, lease: float) -> Claim:
         lease: seconds without renewal after which others may take it.
 
     Raises:
-        CellBusy: another process holds it.
+        Busy: another process holds it.
         OSError: the folder cannot be written to.
     """
     fields = {
@@ -159,9 +187,41 @@ def acquire(path: Path, lease: float) -> Claim:
         if not gone and not is_stale(path, holder):
             if read_holder(path) is None:
                 continue
-            raise CellBusy(holder)
+            raise Busy(holder)
         if take_away(path, holder):
-            log.info("taking the cell over from %s, which %s", holder, "has ended" if gone else "gives no sign of life")
+            log.info(
+                "taking %s over from %s, which %s",
+                path.parent,
+                holder,
+                "has ended" if gone else "gives no sign of life",
+            )
+
+
+@contextlib.contextmanager
+def held(path: Path, lease: float) -> Iterator[Claim]:
+    """Hold the claim, after a wait if need be.
+
+    Args:
+        path, lease: as for `acquire`.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    told = False
+    while True:
+        try:
+            claim = acquire(path, lease)
+            break
+        except Busy as busy:
+            if not told:
+                log.info("%s is %s; waiting for it", path.parent, busy)
+                told = True
+            time.sleep(min(1.0, busy.holder.interval / 4))
+    claim.start()
+    try:
+        yield claim
+    finally:
+        claim.release()
 
 
 class Claim:

@@ -26,6 +26,9 @@ _GRID_KEYS = ("name", "dataset", "method", "backbone", "shot", "fold", "seed", "
 _VARIANT_LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit too
 
 
+_LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)/([^/]+)/(\d+)shot/([^/]+)/fold(\d+)/seed(\d+)/?$")
+
+
 @dataclass(frozen=True)
 class CellKey:
     """Who a cell is."""
@@ -47,6 +50,15 @@ class CellKey:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @classmethod
+    def from_path(cls, directory: Path) -> CellKey | None:
+        """The inverse of `path`; None if the directory lies elsewhere."""
+        match = _LAYOUT.search(directory.as_posix()) or _LAYOUT.search(Path(os.path.abspath(directory)).as_posix())
+        if match is None:
+            return None
+        name, dataset, method, backbone, shot, variant, fold, seed = match.groups()
+        return cls(name, dataset, method, backbone, int(shot), int(fold), int(seed), variant)
 
 
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
@@ -94,6 +106,12 @@ def _short(text: str) -> str:
 # Paths that stand for what the file holds: their content is in the fingerprint, a digest of their name in the variant.
 _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 
+# The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: SHA-256 as their names tell it.
+_STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
+
+# Settings that are gone, with the value that every run had. Fingerprints of earlier runs hold them.
+_RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
+
 
 def is_neutral(key: str) -> bool:
     """Whether a configuration key cannot change the numbers of a cell."""
@@ -115,10 +133,14 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """What of a resolved configuration can change the numbers: flat, files replaced by digests of their content."""
     flat = flatten(resolved)
-    kept = {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
+    kept = _RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
     for key in _PATHS_BY_CONTENT:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))
+    if (weights := flat.get("backbone.weights")) is not None and flat.get("backbone.pretrained"):
+        digest = file_digest(Path(weights))
+        if not digest.startswith(_STANDARD_WEIGHTS.get(flat["backbone.name"], "none")):
+            kept["backbone.weights (content)"] = digest
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: where it lies cannot change anything
         value = flat.get(key)
         if isinstance(value, str) and os.sep in value and Path(value).is_file():

@@ -1,37 +1,314 @@
-"""A cell on disk: its directory and what is in it. `fsseg.run` works there; `fsseg.sweep` and `fsseg.report` read."""
+"""What a run directory holds: every file of it is named, written and read here, and nowhere else.
+
+`fsseg.run` works in a directory through `Cell`; `fsseg.sweep` and `fsseg.report` look at directories through
+`RunDirectory` and `find_runs`. A file is either understood or refused with the reason; nothing is guessed. Files of
+schema version 1 are read too. No torch and no Hydra here: a thousand directories are read in well under a second.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import msgspec
+from msgspec import Meta, Struct
+
+from fsseg.cell.claim import ClaimView, look
 from fsseg.cell.key import CellKey, cell_key, fingerprint, identity
 from fsseg.errors import UserError
-from fsseg.process.files import read_json
+from fsseg.process.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of everything written here. 1 had no overrides in identity.json and no `training.seconds` in result.json."""
+
+T = TypeVar("T")
+_LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard"))  # folders of a run: they hold no runs
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+
+
+class Unreadable(Exception):
+    """Why a file is not what its name says, as the end of a sentence that begins with the file's name."""
+
+
+class State(str, Enum):
+    """How a cell stands.
+
+    The first seven are read off a directory; a grid adds those that have none yet, and those that cannot start.
+    """
+
+    DONE = "done"
+    """A result is there."""
+    RUNNING = "running"
+    """Heard of within its lease."""
+    QUEUED = "queued"
+    """Handed to a launcher."""
+    PREEMPTED = "preempted"
+    """Saved on a signal, waiting to go on."""
+    STALE = "stale"
+    """Says that it runs, but is silent for longer than its lease."""
+    FAILED = "failed"
+    BROKEN = "broken"
+    """Its files cannot be read."""
+    TODO = "to do"
+    STOPPED = "stopped"
+    """The sweep ended before its turn."""
+    FAULTY = "faulty"
+    """Its configuration cannot start."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Identity(Struct):
+    """`identity.json`: which cell this is.
+
+    Attributes:
+        identity: all settings that can change the numbers, flat.
+        overrides: the cell's part of its command line; None in version 1.
+    """
+
+    fingerprint: str
+    identity: dict[str, Any] = {}
+    overrides: list[str] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+class Status(Struct):
+    """`status.json`: how far a run is; `fsseg.cell.status` writes it."""
+
+    state: str = "queued"
+    phase: str | None = None
+    step: int | None = 0
+    steps: int | None = None
+    seconds_per_step: float | None = None
+    eta_seconds: float | None = None
+    miou: float | None = None
+    reason: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    slurm_job: str | None = None
+    started: float | None = None
+    heartbeat: float | None = None
+    peak_memory_bytes: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+class Attempt(Struct):
+    """`attempts/<n>.json`: one start, and why it ended. `provenance` is `fsseg.process.provenance.provenance()`."""
+
+    started_at: str
+    ended: str | None = None
+    ended_at: str | None = None
+    pid: int | None = None
+    fsseg: str | None = None
+    git: dict[str, Any] = {}
+    python: str | None = None
+    packages: dict[str, str | None] = {}
+    host: str | None = None
+    platform: str | None = None
+    cpus: int | None = None
+    device: str | None = None
+    command: list[str] = []
+    slurm_job: str | None = None
+    slurm_restarts: str | None = None
+
+
+class SeedScore(Struct):
+    """The score of one evaluation seed, in percent."""
+
+    seed: int
+    miou: float
+    fb_iou: float | None = None
+    miou_all_foreground: float | None = None
+    num_episodes: int = 0
+    episodes_fingerprint: str | None = None
+    classes_without_episode: list[str] = []
+
+
+class Distances(Struct):
+    """Cosine distances between support and query foreground (Figure 5 of the paper): counts a bin, mean, spread."""
+
+    bins: list[float]
+    counts: list[int]
+    mean: float
+    std: float
+    episodes: int
+    without_foreground: int
+
+
+class Metrics(Struct):
+    """The score, in percent: means over the evaluation seeds, and what they are means of."""
+
+    miou: Percent
+    miou_std: float | None = None
+    miou_all_foreground: float | None = None
+    fb_iou: float | None = None
+    fb_iou_std: float | None = None
+    per_seed: list[SeedScore] = []
+    per_class: dict[str, float | None] = {}
+    miou_per_round: list[float] = []
+    foreground_distance: Distances | None = None
+    by_background_shift: dict[str, Metrics] = {}
+
+
+class DataRecord(Struct):
+    """Which data the numbers are of."""
+
+    name: str | None = None
+    novel_classes: list[str] = []
+    num_val_images: int | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    mask_rule: str | None = None
+    fingerprint_train: str | None = None
+    fingerprint_val: str | None = None
+    episodes_fingerprint: str | None = None
+
+
+class Training(Struct):
+    """What was trained; `seconds` is None in version 1, where `Timing.train_seconds` says it."""
+
+    steps: int
+    epochs: float | None = None
+    images: int | None = None
+    batch_size: int | None = None
+    final_loss: float | None = None
+    seconds: float | None = None
+
+
+class Timing(Struct):
+    prepare_seconds: float | None = None
+    train_seconds: float | None = None
+    evaluate_seconds: float | None = None
+    figures_seconds: float | None = None
+
+
+class Cost(Struct):
+    """Parameters, and multiply-adds of an episode in 1e9."""
+
+    parameters: int | None = None
+    gmacs: float | None = None
+    gmacs_dense: float | None = None
+
+
+class Origin(Struct):
+    """The checkpoint that a run began from, and what it had been trained on."""
+
+    path: str
+    step: int | None = None
+    fingerprint: str | None = None
+    dataset: str | None = None
+    fold: int | None = None
+    method: str | None = None
+    backbone: str | None = None
+    base_classes: list[str] = []
+
+
+class Result(Struct):
+    """`result.json`: written once, last; its presence means done."""
+
+    cell: CellKey
+    fingerprint: str
+    protocol: dict[str, Any]
+    report: str | None = None
+    model: dict[str, Any] = {}
+    metrics: Metrics | None = None
+    partial: bool = False
+    missing_classes: list[str] = []
+    dataset: DataRecord = msgspec.field(default_factory=DataRecord)
+    training: Training | None = None
+    cost: Cost | None = None
+    checkpoint: Origin | None = None
+    timing: Timing = msgspec.field(default_factory=Timing)
+    peak_memory_bytes: int | None = None
+    provenance: dict[str, Any] = {}
+    finished_at: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def miou(self) -> float | None:
+        return None if self.metrics is None else self.metrics.miou
+
+    @property
+    def train_seconds(self) -> float | None:
+        return self.training.seconds if self.training and self.training.seconds else self.timing.train_seconds
+
+    def score_line(self) -> str:
+        """`mIoU 72.66  FB-IoU 84.51`, or `trained` for a cell that was not evaluated."""
+        if self.metrics is None:
+            return "trained"
+        foreground = "" if self.metrics.fb_iou is None else f"  FB-IoU {self.metrics.fb_iou:.2f}"
+        return f"mIoU {self.metrics.miou:.2f}{foreground}"
+
+
+class _Head(Struct):
+    schema_version: Any = None
+
+
+class Copied(Struct):
+    """`sync.json`: what of the directory has arrived on a remote store.
+
+    Attributes:
+        files: name -> [bytes, time of change in ns] of each file that arrived.
+    """
+
+    url: str | None = None
+    checkpoints: bool = False
+    at: float = 0.0
+    error: str = ""
+    pending: list[str] = []
+    files: dict[str, list[int]] = {}
+
+
+def read(path: Path, kind: type[T]) -> T | None:
+    """A JSON file as its model; None if there is none.
+
+    Raises:
+        Unreadable: it cannot be opened, is no JSON, of an unknown version, or a field makes no sense.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror})") from None
+    except msgspec.ValidationError as error:
+        raise Unreadable(_in_words(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unreadable(f"is not JSON ({error})") from None
+
+
+def _in_words(text: str) -> str:
+    """msgspec's "Expected `float`, got `str` - at `$.metrics.miou`", with the field first."""
+    what, _, where = text.partition(" - at `$")
+    name = where.rstrip("`").lstrip(".")
+    return f"has a wrong {name}: {what[0].lower()}{what[1:]}" if name else what[0].lower() + what[1:]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell's directory and the files in it."""
+class RunDirectory:
+    """One run directory: where its files are, and what they say."""
 
-    key: CellKey
     directory: Path
-    fingerprint: str
-    identity: dict[str, Any]
 
     @property
-    def config(self) -> Path:
+    def config_file(self) -> Path:
         return self.directory / "config.yaml"
 
     @property
@@ -39,20 +316,36 @@ class Cell:
         return self.directory / "identity.json"
 
     @property
-    def result(self) -> Path:
+    def result_file(self) -> Path:
         return self.directory / "result.json"
 
     @property
-    def status(self) -> Path:
+    def status_file(self) -> Path:
         return self.directory / "status.json"
 
     @property
-    def claim(self) -> Path:
+    def claim_file(self) -> Path:
         return self.directory / "claim.json"
 
     @property
-    def log(self) -> Path:
+    def sync_file(self) -> Path:
+        return self.directory / "sync.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.directory / "metrics.csv"
+
+    @property
+    def log_file(self) -> Path:
         return self.directory / "train.log"
+
+    @property
+    def attempts(self) -> Path:
+        return self.directory / "attempts"
+
+    @property
+    def figures(self) -> Path:
+        return self.directory / "figures"
 
     @property
     def checkpoint(self) -> Path:
@@ -63,6 +356,245 @@ class Cell:
         """The checkpoint before the last, for the case that the last one is damaged."""
         return self.directory / "checkpoints" / "previous.pt"
 
+    def result(self) -> Result | None:
+        """Raises: Unreadable."""
+        if (head := read(self.result_file, _Head)) is None:
+            return None
+        if head.schema_version is None:
+            raise Unreadable("has no schema_version: no result of fsseg")
+        if head.schema_version not in range(1, SCHEMA_VERSION + 1):
+            raise Unreadable(
+                f"has schema_version {head.schema_version!r}; this fsseg reads versions 1 to {SCHEMA_VERSION}"
+            )
+        return read(self.result_file, Result)
+
+    def status(self) -> Status | None:
+        """Raises: Unreadable."""
+        return read(self.status_file, Status)
+
+    def identity_record(self) -> Identity | None:
+        """Raises: Unreadable."""
+        return read(self.identity_file, Identity)
+
+    def copied(self) -> Copied:
+        """What the store has; nothing where the file is absent or damaged, so that everything is copied again."""
+        try:
+            return read(self.sync_file, Copied) or Copied()
+        except Unreadable:
+            return Copied()
+
+    def config(self) -> dict[str, Any]:
+        """The whole configuration, {} if there is none.
+
+        Raises:
+            Unreadable: it is no YAML, or no mapping.
+        """
+        import yaml
+
+        try:
+            text = self.config_file.read_text(encoding="utf-8")
+            value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise Unreadable(f"cannot be read ({str(error).splitlines()[0]})") from None
+        if not isinstance(value, dict):
+            raise Unreadable("holds no configuration")
+        return value
+
+    def last_attempt(self) -> tuple[int, Attempt | None]:
+        """Number and record of the newest start; 0 and None if there was none, None if its file is damaged."""
+        number = max((int(p.stem) for p in self.attempts.glob("*.json") if p.stem.isdigit()), default=0)
+        try:
+            return number, read(self.attempts / f"{number}.json", Attempt)
+        except Unreadable:
+            return number, None
+
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Column of metrics.csv -> (steps, values), steps rising.
+
+        What is no finite number is skipped, and so are lines that a kill cut short. Where a resumed run wrote a step
+        twice, the later line counts. {} if there is no file.
+        """
+        found: dict[str, dict[float, float]] = {}
+        try:
+            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return {}
+        for line in csv.DictReader(io.StringIO(text, newline="")):
+            if (step := _finite(line.get("step"))) is None:
+                continue
+            for name, cell in line.items():
+                if name and name != "step" and (value := _finite(cell)) is not None:
+                    found.setdefault(name, {})[step] = value
+        return {name: (sorted(values), [values[s] for s in sorted(values)]) for name, values in found.items()}
+
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """metrics.csv as a whole; a column for every key, in the order in which they first come up."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        write_atomic(self.metrics_file, text.getvalue())
+
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(p.stat().st_size for p in self.directory.rglob("*") if p.is_file())
+
+    def find_key(self) -> CellKey | None:
+        """Read off the path; of a directory that was copied out of its tree, off its configuration."""
+        if (key := CellKey.from_path(self.directory)) is not None:
+            return key
+        try:
+            config = self.config()
+            return CellKey(
+                str(config["name"]), str(config["dataset"]["name"]), str(config["model"]["name"]),
+                str(config["backbone"]["name"]), int(config["shot"]), int(config["fold"]), int(config["seed"]),
+                "unknown",
+            )  # fmt: skip
+        except (Unreadable, KeyError, TypeError, ValueError):
+            return None
+
+    def look(self, now: float | None = None) -> Snapshot:
+        """How the run stands.
+
+        Args:
+            now: seconds since the epoch; None takes the clock.
+        """
+        try:
+            if (result := self.result()) is not None:
+                return Snapshot(self, State.DONE, result=result)
+        except Unreadable as error:
+            return Snapshot(self, State.BROKEN, f"result.json {error}")
+        try:
+            status = self.status()
+        except Unreadable as error:
+            return Snapshot(self, State.BROKEN, f"status.json {error}")
+        if status is None:
+            return Snapshot(self, State.FAILED, "ended before its first status")
+        claim = look(self.claim_file)
+        age = _age(status, claim, time.time() if now is None else now)
+        reason = status.reason or ""
+        if status.state == State.DONE:
+            return Snapshot(self, State.BROKEN, "status.json says done, but there is no result.json", status, None, age)
+        if status.state not in (State.RUNNING, State.QUEUED, State.PREEMPTED, State.FAILED, State.STALE):
+            return Snapshot(self, State.BROKEN, f"status.json has state {status.state!r}", status, None, age)
+        state = State(status.state)
+        if state == State.RUNNING and claim is not None and claim.gone:
+            state = State.STALE
+            reason = reason or "its process has ended without a word: killed, or out of memory"
+        elif state == State.RUNNING and (age is None or age > (claim.holder.lease if claim else _LEASE_SECONDS)):
+            state, reason = State.STALE, reason or "no sign of life: killed, or its host is gone"
+        return Snapshot(self, state, reason, status, None, age)
+
+
+def _age(status: Status, claim: ClaimView | None, now: float) -> float | None:
+    """Seconds since a run was last heard of, by its status or its claim."""
+    beats = [status.heartbeat]
+    if status.state == State.RUNNING and claim is not None:
+        beats.append(claim.renewed)
+    last = max((b for b in beats if b is not None), default=None)
+    return None if last is None else max(0.0, now - last)  # clocks of two hosts differ: never less than nothing
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a run stood when one looked.
+
+    Attributes:
+        reason: why it is not done, for people; empty where there is nothing to say.
+        status: what status.json says; None for a finished run, or where it cannot be read.
+        result: of a finished run.
+        age: seconds since it was last heard of; None if never.
+    """
+
+    run: RunDirectory
+    state: State
+    reason: str = ""
+    status: Status | None = None
+    result: Result | None = None
+    age: float | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.run.directory
+
+    @property
+    def key(self) -> CellKey | None:
+        return self.run.find_key()
+
+    @property
+    def label(self) -> str:
+        return str(self.key or self.directory)
+
+    @property
+    def miou(self) -> float | None:
+        """Of the result, or of the evaluation so far."""
+        return self.result.miou if self.result else self.status.miou if self.status else None
+
+    @property
+    def progress(self) -> tuple[str, int, int] | None:
+        """Phase, step and steps within it; None where that is not known."""
+        s = self.status
+        return (s.phase or "stopped", s.step, s.steps) if s is not None and s.step is not None and s.steps else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody works on the cell, or will, as far as one look can tell."""
+        claim = look(self.run.claim_file)
+        return self.state in (State.RUNNING, State.QUEUED) or (claim is not None and claim.alive())
+
+
+@dataclass(frozen=True)
+class Cell(RunDirectory):
+    """The directory of a composed configuration. Whoever writes in it holds its claim.
+
+    Attributes:
+        identity: all settings that can change the numbers, flat.
+        overrides: what it was composed from.
+    """
+
+    key: CellKey
+    fingerprint: str
+    identity: dict[str, Any] = field(repr=False)
+    overrides: tuple[str, ...] = ()
+
+    def finished(self) -> Result | None:
+        """The result, if this very cell (same fingerprint) is done."""
+        try:
+            result = self.result()
+        except Unreadable:
+            return None
+        return result if result is not None and result.fingerprint == self.fingerprint else None
+
+    def check_same_settings(self) -> None:
+        """Refuse a directory that holds a run with other settings.
+
+        Raises:
+            UserError: naming the keys that differ, and the ways out.
+        """
+        try:
+            stored = self.identity_record()
+        except Unreadable:
+            return
+        if stored is None or stored.fingerprint == self.fingerprint:
+            return
+        theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
+        differing = [
+            f"{key}: {theirs.get(key, '(absent)')} there, {ours.get(key, '(absent)')} now"
+            for key in sorted(set(theirs) | set(ours))
+            if theirs.get(key) != ours.get(key)
+        ]
+        raise UserError(
+            f"{self.directory} holds a run with other settings: " + "; ".join(differing),
+            "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
+        )
+
+    def write_settings(self, config: str) -> None:
+        """identity.json, and config.yaml with the text given."""
+        write_record(self.identity_file, Identity(self.fingerprint, self.identity, list(self.overrides)))
+        write_atomic(self.config_file, config)
+
     def clear(self) -> None:
         """Empty the directory, but for the claim, which the caller holds.
 
@@ -71,9 +603,10 @@ class Cell:
         """
         old = self.directory / f".old-{uuid.uuid4().hex}"
         old.mkdir()
-        entries = [p for p in self.directory.iterdir() if not p.name.startswith((".old-", f".{self.claim.name}"))]
-        turn = {self.result: 0, self.identity_file: 2}
-        for path in sorted((p for p in entries if p != self.claim), key=lambda p: turn.get(p, 1)):
+        claim = self.claim_file
+        entries = [p for p in self.directory.iterdir() if not p.name.startswith((".old-", f".{claim.name}"))]
+        turn = {self.result_file: 0, self.identity_file: 2}
+        for path in sorted((p for p in entries if p != claim), key=lambda p: turn.get(p, 1)):
             os.rename(path, old / path.name)
         self.tidy()
 
@@ -82,44 +615,97 @@ class Cell:
         for path in [*self.directory.glob(".*"), *self.directory.glob("*/.*.tmp"), *self.directory.glob("*/*.new")]:
             if path.name.startswith(".old-"):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix in (".tmp", ".new") and not path.name.startswith((f".{self.claim.name}", ".clock")):
+            elif path.suffix in (".tmp", ".new") and not path.name.startswith((f".{self.claim_file.name}", ".clock")):
                 path.unlink(missing_ok=True)
-
-    def finished(self) -> dict[str, Any] | None:
-        """The result, if this very cell (same fingerprint) is done."""
-        result = read_json(self.result)
-        return result if result is not None and result.get("fingerprint") == self.fingerprint else None
-
-    def check_same_settings(self) -> None:
-        """Refuse a directory that holds a run with other settings.
-
-        Raises:
-            UserError: naming the keys that differ, and the ways out.
-        """
-        stored = read_json(self.identity_file)
-        if stored is None:
-            return
-        if stored.get("fingerprint") == self.fingerprint:
-            return
-        theirs = stored.get("identity", {})
-        differing = [
-            f"{key}: {theirs.get(key, '(absent)')} there, {self.identity.get(key, '(absent)')} now"
-            for key in sorted(set(theirs) | set(self.identity))
-            if theirs.get(key) != json.loads(json.dumps(self.identity.get(key), default=str))
-        ]
-        raise UserError(
-            f"{self.directory} holds a run with other settings: " + "; ".join(differing),
-            "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
-        )
 
 
 def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:
-    """The cell of a composed configuration; nothing is written."""
+    """The cell of a composed configuration; nothing is written.
+
+    Raises:
+        UserError: a file whose content is part of the identity cannot be read.
+    """
+    overrides = tuple(overrides)
     key = cell_key(cfg, overrides)
     kept = identity(resolved)
-    return Cell(key, Path(cfg.output_dir, key.path), fingerprint(kept), kept)
+    return Cell(Path(cfg.output_dir, key.path), key, fingerprint(kept), kept, overrides)
 
 
-def key_dict(key: CellKey) -> dict[str, Any]:
-    """A key as it stands in result.json."""
-    return asdict(key)
+def write_record(path: Path, record: Struct) -> None:
+    """Write a model as its JSON file, atomically.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+        OSError: it cannot be written.
+    """
+    write_json(path, msgspec.to_builtins(record))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that should have told something and did not."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[RunDirectory]:
+    """All run directories below the folders (or the folders themselves), each once, sorted by path.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    roots = [Path(folder) for folder in folders]
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder", "name a folder that holds runs, e.g. outputs/runs")
+    seen: set[tuple[int, int]] = set()
+    found = [Path(folder) for root in roots for folder, names in walk(root, seen) if is_run(Path(folder), names)]
+    return [RunDirectory(path) for path in sorted(found)]
+
+
+def is_run(folder: Path, names: set[str]) -> bool:
+    """Whether a folder with these files is a run; a config.yaml alone must name a cell."""
+    if "result.json" in names or "status.json" in names or "identity.json" in names:
+        return True
+    return "config.yaml" in names and RunDirectory(folder).find_key() is not None
+
+
+def walk(
+    root: str | Path, seen: set[tuple[int, int]], problems: list[Problem] | None = None
+) -> Iterator[tuple[str, set[str]]]:
+    """Every visible folder with the names of its files; links are followed, the insides of runs left out.
+
+    Args:
+        seen: folders that were visited before, by device and inode; each is visited once. Filled here.
+        problems: takes the folders that cannot be read.
+    """
+    try:
+        about = os.stat(root)
+        with os.scandir(root) as listing:
+            entries = sorted(listing, key=lambda e: e.name)
+    except OSError as error:
+        if problems is not None:
+            problems.append(Problem(Path(root), f"cannot be read ({error.strerror})"))
+        return
+    if (mark := (about.st_dev, about.st_ino)) in seen:
+        return
+    seen.add(mark)
+    folders = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+    names = {e.name for e in entries if not e.is_dir()}
+    yield str(root), names
+    inside = _INSIDE if {"result.json", "status.json", "config.yaml"} & names else frozenset[str]()
+    for entry in folders:
+        if entry.name not in inside:
+            yield from walk(entry.path, seen, problems)
+
+
+def _finite(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

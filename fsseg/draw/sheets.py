@@ -6,10 +6,8 @@ display is needed and no figure stays open.
 
 from __future__ import annotations
 
-import csv
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,20 +179,21 @@ def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], t
     save_figure(figure, Path(path))
 
 
-def training_curves(path: str | Path, metrics_csv: str | Path, title: str = "") -> bool:
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def training_curves(path: str | Path, curves: Curves, title: str = "") -> bool:
     """Loss, learning rate and, where recorded, validation mIoU over the steps of a metrics.csv, as a PNG.
 
-    The columns are found by name: `step`, those that contain `loss`, `lr`, and those that contain `miou`; a prefix such
-    as `train/` may stand before each. Empty cells are skipped, and so are lines that a kill cut short. Where a resumed
-    run wrote a step twice, the later line counts. Written atomically.
+    The columns are found by name: those that contain `loss`, `lr`, and those that contain `miou`; a prefix such as
+    `train/` may stand before each. Written atomically.
+
+    Args:
+        curves: column -> (steps, values), as `RunDirectory.curves` reads them.
 
     Returns:
-        False, with nothing written, if the file holds no step with a loss, a learning rate or an mIoU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
+        False, with nothing written, if there is no loss, learning rate or mIoU.
     """
-    curves = read_curves(Path(metrics_csv))
     groups = [
         ("loss", {k: v for k, v in curves.items() if "loss" in k.lower()}),
         ("learning rate", {k: v for k, v in curves.items() if k.rsplit("/", 1)[-1].lower() == "lr"}),
@@ -225,21 +224,9 @@ def training_curves(path: str | Path, metrics_csv: str | Path, title: str = "") 
     return True
 
 
-def read_curves(metrics_csv: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Column -> (steps, values) of a metrics.csv, steps rising; values that are no finite numbers are skipped."""
-    found: dict[str, dict[float, float]] = {}
-    with metrics_csv.open(newline="", encoding="utf-8", errors="replace") as file:
-        for line in csv.DictReader(file):
-            step = _number(line.get("step"))
-            if step is None:
-                continue
-            for name, text in line.items():
-                if name and name != "step" and (value := _number(text)) is not None:
-                    found.setdefault(name, {})[step] = value
-    return {name: (sorted(values), [values[s] for s in sorted(values)]) for name, values in found.items()}
-
-
-def _draw_curve(axes: Axes, steps: list[float], values: list[float], colour: str, name: str, smooth: bool) -> None:
+def _draw_curve(
+    axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, name: str, smooth: bool
+) -> None:
     window = len(values) // 20
     if not smooth or window < 3:
         axes.plot(
@@ -330,11 +317,3 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def _to_bytes(canvas: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8)
-
-
-def _number(text: Any) -> float | None:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

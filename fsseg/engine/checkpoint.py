@@ -10,13 +10,19 @@ import pickle
 import random
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from fsseg.cell.record import Origin
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import Config
+    from fsseg.data.source import Source
 
 log = logging.getLogger("fsseg")
 
@@ -88,6 +94,32 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise Damaged(f"{path}: not a checkpoint of fsseg (format {FORMAT})", "give the path of a checkpoints/last.pt")
     return state
+
+
+def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
+    """Fill the model from `checkpoint=`; returns where it came from, for the record.
+
+    Raises:
+        UserError: it does not fit, or was trained on classes that are novel here.
+    """
+    path = str(cfg.checkpoint)
+    state = load(Path(path))
+    trained = set(state["origin"]["base_classes"])
+    if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
+        raise UserError(
+            f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}",
+            f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}",
+        )
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        line = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+        raise UserError(
+            f"checkpoint={path} does not fit this model: {line[:200]}",
+            "give the method, backbone and model.* settings it was trained with",
+        ) from None
+    log.info("weights from %s (step %s)", path, state["step"])
+    return Origin(path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"])
 
 
 def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsseg.cell.record import Cost, Distances
 from fsseg.model.base import Prediction
 from fsseg.model.blocks.tokens import downsample_masks
 
@@ -53,7 +54,7 @@ def foreground_distances(prediction: Prediction, query_mask: Tensor) -> list[flo
     return found
 
 
-def distance_summary(distances: list[float | None]) -> dict[str, Any] | None:
+def distance_summary(distances: list[float | None]) -> Distances | None:
     """Counts a bin of `DISTANCE_BINS`, mean and spread of the distances; None if there is none."""
     known = sorted(d for d in distances if d is not None)  # sorted: the sum must not depend on the order of the ranks
     if not known:
@@ -63,10 +64,7 @@ def distance_summary(distances: list[float | None]) -> dict[str, Any] | None:
         counts[sum(distance >= edge for edge in DISTANCE_BINS[1:])] += 1
     mean = math.fsum(known) / len(known)
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in known) / (len(known) - 1)) if len(known) > 1 else 0.0
-    return {
-        "bins": list(DISTANCE_BINS), "counts": counts, "mean": mean, "std": spread, "episodes": len(known),
-        "without_foreground": len(distances) - len(known),
-    }  # fmt: skip
+    return Distances(list(DISTANCE_BINS), counts, mean, spread, len(known), len(distances) - len(known))
 
 
 def steps(prediction: Prediction) -> list[tuple[str, Tensor]]:
@@ -84,7 +82,7 @@ def steps(prediction: Prediction) -> list[tuple[str, Tensor]]:
     return found
 
 
-def cost_summary(cfg: Config) -> dict[str, Any] | None:
+def cost_summary(cfg: Config) -> Cost | None:
     """Parameters and GMACs of one episode as the model runs, and in the paper's dense form; None if they cannot be had.
 
     Counted by `fsseg.model.cost`, which tells what is in either form.
@@ -100,4 +98,4 @@ def cost_summary(cfg: Config) -> dict[str, Any] | None:
     row = rows.get(f"T = {iterations}") or rows.get("baseline")
     if row is None:
         return None
-    return {"parameters": row.parameters, "gmacs": row.macs / 1e9, "gmacs_dense": row.dense_macs / 1e9}
+    return Cost(row.parameters, row.macs / 1e9, row.dense_macs / 1e9)

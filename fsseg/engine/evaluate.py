@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.cell.status import Status
+from fsseg.cell.record import Metrics, SeedScore
 from fsseg.config.schema import Config
 from fsseg.data.episodes import fingerprint, head_of
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine import diagnostics, distributed
+from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.model.base import FewShotModel, Prediction, upsample
-from fsseg.process.ranks import ALONE, Ranks
+from fsseg.process.ranks import Ranks
 
 log = logging.getLogger("fsseg")
 
@@ -55,7 +56,7 @@ class EvaluationRecord:
         protocol: fields of the protocol that `protocol.episodes_file` decided instead; empty without one.
     """
 
-    metrics: dict[str, Any]
+    metrics: Metrics
     missing_classes: list[str]
     dataset_fingerprint: str
     episodes_fingerprint: str
@@ -85,29 +86,18 @@ def predicted_foreground(
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
-def evaluate(
-    model: FewShotModel,
-    source: Source,
-    cfg: Config,
-    status: Status,
-    device: torch.device,
-    should_stop: Callable[[], str | None] = lambda: None,
-    ranks: Ranks = ALONE,
-) -> EvaluationRecord:
-    """Score `model` on the fold's novel classes under `cfg.protocol`.
+def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
+    """Score `model` on the fold's novel classes under the run's protocol.
 
     A novel class too small to form an episode, or not drawn in one of the seeds, is left out there and named; the
-    result is then partial.
-
-    Args:
-        should_stop: asked before every batch; a reason to stop, or None.
-        ranks: the processes that evaluate together; each takes whole batches in turn, so that the score is the same to
-            the last digit on any number of them.
+    result is then partial. Each of several processes takes whole batches in turn, so that the score is the same to the
+    last digit on any number of them.
 
     Raises:
         UserError: if no episode can be formed, or the data is at fault.
-        Preempted: when `should_stop` names a reason.
+        Preempted: when the run was asked to stop.
     """
+    cfg = run.cfg
     started = time.monotonic()
     plan = evaluation_plan(source, cfg)
     shifted = {str(float(shift)): _shifted_plan(source, cfg, shift) for shift in cfg.eval.background_shifts}
@@ -122,20 +112,20 @@ def evaluate(
     wanted = _figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
     with torch.inference_mode(), Progress("evaluate", total) as progress:
-        scoring = _Scoring(model, source, cfg, status, device, should_stop, ranks, progress, total)
-        metrics = scoring.run(plan, wanted)
+        scoring = _Scoring(run, model, source, progress)
+        metrics = scoring.score(plan, wanted)
         if shifted:
-            metrics["by_background_shift"] = {shift: scoring.run(p) for shift, p in shifted.items()}
+            metrics.by_background_shift = {shift: scoring.score(p) for shift, p in shifted.items()}
 
     seconds = time.monotonic() - started
     log.info("mIoU %.2f (std %.2f over %d seeds; answering \"all foreground\" scores %.2f), FB-IoU %.2f, in %s",
-             metrics["miou"], metrics["miou_std"], len(plan.episodes), metrics["miou_all_foreground"],
-             metrics["fb_iou"], duration(seconds))  # fmt: skip
-    for shift, of_shift in metrics.get("by_background_shift", {}).items():
-        log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift["miou"], of_shift["miou_std"])
-    pictures = [picture for part in distributed.gather(scoring.pictures, ranks) for picture in part]
+             metrics.miou, metrics.miou_std, len(plan.episodes), metrics.miou_all_foreground, metrics.fb_iou,
+             duration(seconds))  # fmt: skip
+    for shift, of_shift in metrics.by_background_shift.items():
+        log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift.miou, of_shift.miou_std)
+    pictures = [picture for part in distributed.gather(scoring.pictures, run.ranks) for picture in part]
     lacking = {source.classes[c] for c in (*plan.missing_classes, *plan.not_drawn)}
-    lacking.update(name for seed in metrics["per_seed"] for name in seed["classes_without_episode"])
+    lacking.update(name for seed in metrics.per_seed for name in seed.classes_without_episode)
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
@@ -175,68 +165,64 @@ def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:
 class _Scoring:
     """Walks through plans with one model; the arguments of `evaluate`, and what lasts from one plan to the next."""
 
+    run: Run
     model: FewShotModel
     source: Source
-    cfg: Config
-    status: Status
-    device: torch.device
-    should_stop: Callable[[], str | None]
-    ranks: Ranks
     progress: Progress
-    total: int
     pictures: list[Picture] = field(default_factory=list)
 
-    def run(self, plan: EvaluationPlan, wanted: Sequence[int] = ()) -> dict[str, Any]:
+    def score(self, plan: EvaluationPlan, wanted: Sequence[int] = ()) -> Metrics:
         """The metrics of all seeds of a plan; episodes `wanted` of its first seed are added to `pictures`."""
-        classes, names = list(plan.classes), self.source.classes
-        per_seed: list[dict[str, Any]] = []
+        classes, names, ranks = list(plan.classes), self.source.classes, self.run.ranks
+        per_seed: list[SeedScore] = []
         ious: list[list[float]] = []
         rounds: list[list[float]] = []
         distances: list[float | None] = []
         for position, (seed, specs) in enumerate(plan.episodes.items()):
             scores, own_distances = self._seed(specs, classes, wanted if position == 0 else ())
-            scores = _pool(scores, len(names), self.ranks)
+            scores = _pool(scores, len(names), ranks)
             counted = [c for c in classes if scores[-1].episodes[c]]
             if len(counted) < len(classes):
                 absent = ", ".join(names[c] for c in classes if c not in counted)
                 log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
-            per_seed.append({
-                "seed": seed, "miou": scores[-1].miou(counted), "fb_iou": scores[-1].fb_iou(),
-                "miou_all_foreground": scores[-1].miou_all_foreground(counted),
-                "num_episodes": len(specs), "episodes_fingerprint": fingerprint({seed: specs}),
-                "classes_without_episode": [names[c] for c in classes if c not in counted],
-            })  # fmt: skip
+            per_seed.append(SeedScore(
+                seed=seed, miou=scores[-1].miou(counted), fb_iou=scores[-1].fb_iou(),
+                miou_all_foreground=scores[-1].miou_all_foreground(counted),
+                num_episodes=len(specs), episodes_fingerprint=fingerprint({seed: specs}),
+                classes_without_episode=[names[c] for c in classes if c not in counted],
+            ))  # fmt: skip
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
             rounds.append([score.miou(counted) for score in scores])
-            distances += [d for part in distributed.gather(own_distances, self.ranks) for d in part]
-        metrics = {
-            "miou": statistics.fmean(s["miou"] for s in per_seed),
-            "miou_std": _deviation([s["miou"] for s in per_seed]),
-            "miou_all_foreground": statistics.fmean(s["miou_all_foreground"] for s in per_seed),
-            "fb_iou": statistics.fmean(s["fb_iou"] for s in per_seed),
-            "fb_iou_std": _deviation([s["fb_iou"] for s in per_seed]),
-            "per_seed": per_seed,
-            "per_class": {names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
-            "miou_per_round": [statistics.fmean(column) for column in zip(*rounds)],
-        }
-        if self.cfg.eval.diagnostics:
-            metrics["foreground_distance"] = diagnostics.distance_summary(distances)
-        return metrics
+            distances += [d for part in distributed.gather(own_distances, ranks) for d in part]
+        miou, foreground = [s.miou for s in per_seed], [s.fb_iou or 0.0 for s in per_seed]
+        return Metrics(
+            miou=statistics.fmean(miou),
+            miou_std=_deviation(miou),
+            miou_all_foreground=statistics.fmean(s.miou_all_foreground or 0.0 for s in per_seed),
+            fb_iou=statistics.fmean(foreground),
+            fb_iou_std=_deviation(foreground),
+            per_seed=per_seed,
+            per_class={names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
+            miou_per_round=[statistics.fmean(column) for column in zip(*rounds)],
+            foreground_distance=diagnostics.distance_summary(distances) if self.run.cfg.eval.diagnostics else None,
+        )
 
     def _seed(
         self, specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
-        cfg, ranks, progress = self.cfg, self.ranks, self.progress
+        run, progress = self.run, self.progress
+        cfg, ranks, device = run.cfg, run.ranks, run.device
+        assert device is not None
         scores: list[PooledScore] = []
         distances: list[float | None] = []
         own = distributed.batches_of_rank(specs, cfg.eval.batch_size, ranks)
         batches = iter(evaluation_loader(self.source, cfg, own))
         for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
-            batch = distributed.next_batch(batches, self.should_stop, ranks, self.device)
+            batch = distributed.next_batch(batches, run.should_stop, ranks, device)
             if batch is None:
                 continue  # the last turn has a batch for some of the processes only
-            batch = batch.to(self.device)
+            batch = batch.to(device)
             prediction: Prediction = self.model(batch)
             size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
             scores += [PooledScore(len(self.source.classes)) for _ in range(len(prediction.rounds) - len(scores))]
@@ -257,9 +243,11 @@ class _Scoring:
                     self.pictures.append(Picture(spec, mask, iou, drawn))
             so_far = scores[-1]
             seen = [c for c in classes if so_far.episodes[c]]
-            progress.step(f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, self.total - progress.done))
-            self.status.update(
-                phase="evaluate", step=progress.done, steps=self.total, miou=round(so_far.miou(seen), 3),
+            progress.step(
+                f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, progress.total - progress.done)
+            )
+            run.status.update(
+                phase="evaluate", step=progress.done, steps=progress.total, miou=round(so_far.miou(seen), 3),
                 seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
             )  # fmt: skip
         return scores, distances

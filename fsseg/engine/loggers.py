@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from pathlib import Path
 from typing import Any
 
-from fsseg.process.files import write_atomic
+from fsseg.cell.record import RunDirectory
 
 
 class MetricsLog:
     """Rows of metrics.csv, kept whole in memory so that every state on disk is a whole file.
 
     Args:
-        directory: the run directory.
+        run: the directory.
         tensorboard: also write TensorBoard events.
         rows: rows of the checkpoint from which a run is resumed.
     """
 
-    def __init__(self, directory: Path, tensorboard: bool, rows: list[dict[str, Any]] | None = None) -> None:
-        self.path = directory / "metrics.csv"
+    def __init__(self, run: RunDirectory, tensorboard: bool, rows: list[dict[str, Any]] | None = None) -> None:
+        self.run = run
         self.rows = list(rows or [])
         self._written = 0.0
         self._board = None
@@ -30,7 +27,7 @@ class MetricsLog:
 
             # purge_step hides what a killed attempt wrote beyond the checkpoint
             purge = self.rows[-1]["step"] + 1 if self.rows else 0
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=purge, flush_secs=30)
+            self._board = SummaryWriter(str(run.directory / "tensorboard"), purge_step=purge, flush_secs=30)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; the file is written at most every other second."""
@@ -43,11 +40,7 @@ class MetricsLog:
             self.write()
 
     def write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(k for row in self.rows for k in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
-        write_atomic(self.path, text.getvalue())
+        self.run.write_metrics(self.rows)
         self._written = time.monotonic()
 
     def close(self) -> None:

@@ -8,15 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.cell.record import Cell
-from fsseg.config.schema import Config
 from fsseg.data.source import Source
-from fsseg.draw.sheets import SheetRow, episode_sheet
+from fsseg.draw.sheets import SheetRow, episode_sheet, training_curves
+from fsseg.engine.context import Run
 from fsseg.engine.evaluate import EvaluationRecord
 
 
-def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
-    """A sheet of support | query | truth | prediction, at original size; another with every step (`logger.steps`)."""
+def draw(run: Run, source: Source, evaluation: EvaluationRecord | None, curves: bool) -> None:
+    """What belongs into figures/: the sheets of an evaluation, if there was one, and the curves of a training."""
+    if evaluation is not None and evaluation.pictures:
+        _sheets(run, source, evaluation)
+    if curves:
+        training_curves(run.cell.figures / "curves.png", run.cell.curves())
+
+
+def _sheets(run: Run, source: Source, evaluation: EvaluationRecord) -> None:
+    """Support | query | truth | prediction, at original size; another with every step (`logger.steps`)."""
     rows = []
     for picture in evaluation.pictures:
         spec = picture.spec
@@ -34,11 +41,11 @@ def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) 
                 steps=[(name, _fitted(mask, query)) for name, mask in picture.steps],
             )
         )
-    if rows:
-        title = f"{cell.key.method}, {cell.key.dataset} fold {cell.key.fold}, {cell.key.backbone}, {cell.key.shot}-shot"
-        episode_sheet(cell.directory / "figures" / "episodes.png", [replace(row, steps=[]) for row in rows], title)
-        if cfg.logger.steps:
-            episode_sheet(cell.directory / "figures" / "steps.png", rows, title)
+    key, folder = run.cell.key, run.cell.figures
+    title = f"{key.method}, {key.dataset} fold {key.fold}, {key.backbone}, {key.shot}-shot"
+    episode_sheet(folder / "episodes.png", [replace(row, steps=[]) for row in rows], title)
+    if run.cfg.logger.steps:
+        episode_sheet(folder / "steps.png", rows, title)
 
 
 def _fitted(prediction: NDArray[np.bool_], query: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -10,76 +10,50 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsseg.cell.claim import ClaimLost
-from fsseg.cell.record import Cell
-from fsseg.cell.status import Status
+from fsseg.cell.record import Cell, Training
 from fsseg.config.schema import Config
 from fsseg.data.loader import training_loader, training_plan
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.engine import checkpoint, distributed
+from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
-from fsseg.process.ranks import ALONE, Ranks
+from fsseg.process.ranks import Ranks
 from fsseg.process.signals import Preempted
 
 log = logging.getLogger("fsseg")
 
 
-@dataclass
-class TrainingRecord:
-    """What result.json says of the training."""
-
-    steps: int
-    epochs: float
-    images: int
-    seconds: float
-    final_loss: float
-    dataset_fingerprint: str
-
-
 def learning_rate(cfg: Config, step: int, total: int) -> float:
-    """Poly schedule: lr * (1 - step / total) ** power, after an optional linear warm-up. `step` counts from 0."""
-    rate = cfg.train.lr * (1 - step / total) ** cfg.train.poly_power
-    if step < cfg.train.warmup_steps:
-        rate *= (step + 1) / cfg.train.warmup_steps
-    return rate
+    """Poly schedule: lr * (1 - step / total) ** power. `step` counts from 0."""
+    return cfg.train.lr * (1 - step / total) ** cfg.train.poly_power
 
 
-def train(
-    model: FewShotModel,
-    source: Source,
-    cfg: Config,
-    cell: Cell,
-    status: Status,
-    device: torch.device,
-    should_stop: Callable[[], str | None] = lambda: None,
-    ranks: Ranks = ALONE,
-    still_ours: Callable[[], None] = lambda: None,
-) -> TrainingRecord:
+def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]:
     """Train `model` in place, from the cell's checkpoint if there is one.
 
     The batch of step s is a pure function of (data, configuration, s), the learning rate one of s; so weights,
     momentum, generators and s are all a checkpoint needs for the resumed run to equal one that was never stopped.
 
-    Args:
-        should_stop: asked before every step; a reason to stop, or None.
-        ranks: the processes that train together; every one of them calls this.
-        still_ours: called before a checkpoint is written; raises `ClaimLost` if the cell is another process's by now.
+    Returns:
+        What result.json says of the training, and the fingerprint of the training split's index.
 
     Raises:
-        Preempted: after saving, when `should_stop` names a reason.
+        Preempted: after saving, when the run was asked to stop.
+        ClaimLost: another process has taken the cell over.
         UserError: on faults of the data, or a loss that is no number.
     """
+    cfg, cell, ranks, device = run.cfg, run.cell, run.ranks, run.device
+    assert device is not None
     plan = training_plan(source, cfg)
     total = plan.steps_per_epoch * cfg.train.epochs
     if cfg.train.max_steps is not None:
@@ -96,7 +70,7 @@ def train(
 
     step, seconds, rows, last_loss = 0, 0.0, [], math.nan
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
-    if (state := _resumable(cell, plan.index_fingerprint, device, ranks)) is not None:
+    if (state := _resumable(run, plan.index_fingerprint)) is not None:
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state["metrics"], state["loss"]
         window = state["window"]
@@ -104,12 +78,12 @@ def train(
     distributed.broadcast_weights(model, ranks)
 
     started = time.monotonic() - seconds
-    metrics = MetricsLog(cell.directory, cfg.logger.tensorboard, rows) if ranks.first else None
+    metrics = MetricsLog(cell, cfg.logger.tensorboard, rows) if ranks.first else None
 
     def save() -> None:
         if metrics is None:
             return
-        still_ours()
+        run.still_ours()
         checkpoint.save(
             cell.checkpoint,
             {
@@ -139,7 +113,7 @@ def train(
         with Progress("train", total, done=step) as progress:
             while step < total:
                 try:
-                    batch = distributed.next_batch(batches, should_stop, ranks, device)
+                    batch = distributed.next_batch(batches, run.should_stop, ranks, device)
                 except Preempted:
                     save()
                     raise
@@ -181,8 +155,8 @@ def train(
                             "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
                         })  # fmt: skip
                     window = []
-                status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
-                              eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
+                run.status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
+                                  eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
                 every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
                 if time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes or (every and step % every == 0):
                     save()
@@ -200,10 +174,11 @@ def train(
         metrics.close()
     seconds = time.monotonic() - started
     log.info("trained %d steps in %s, last loss %.4f", total, duration(seconds), last_loss)
-    return TrainingRecord(
-        steps=total, epochs=total / plan.steps_per_epoch, images=plan.num_images, seconds=round(seconds, 2),
-        final_loss=last_loss, dataset_fingerprint=plan.index_fingerprint,
+    made = Training(
+        steps=total, epochs=total / plan.steps_per_epoch, images=plan.num_images, batch_size=cfg.train.batch_size,
+        final_loss=last_loss, seconds=round(seconds, 2),
     )  # fmt: skip
+    return made, plan.index_fingerprint
 
 
 def origin(cfg: Config, source: Source) -> dict[str, Any]:
@@ -254,7 +229,9 @@ def _restore(
     checkpoint.set_rng_state(state["rng"])
 
 
-def _resumable(cell: Cell, dataset_fingerprint: str, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
+def _resumable(run: Run, dataset_fingerprint: str) -> dict[str, Any] | None:
+    cell, ranks, device = run.cell, run.ranks, run.device
+    assert device is not None
     state = checkpoint.recover(cell.checkpoint, cell.previous_checkpoint, device) if ranks.first else None
     if not distributed.broadcast(state is not None, ranks):
         return None

@@ -96,7 +96,7 @@ def _look(point: Point, redo: bool) -> None:
     except UserError as error:
         point.faults = [error]
         return
-    if point.cell.status.exists():
+    if point.cell.status_file.exists():
         point.status = read_state(point.cell.directory)
         point.state = point.status.state
 

@@ -20,8 +20,8 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from fsseg.cell.claim import Holder, is_gone, read_holder, take_away
-from fsseg.cell.record import Cell
-from fsseg.cell.status import Status
+from fsseg.cell.record import Cell, Result
+from fsseg.cell.status import StatusFile
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.files import read_json
 from fsseg.sweep.launchers.base import CellLost
@@ -62,7 +62,7 @@ class Job:
     def label(self) -> str:
         return str(self.cell.key) if self.cell else " ".join(self.overrides)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """What result.json says, if it counts."""
         assert self.cell is not None
         if self.old_result is not None and result_time(self.cell) == self.old_result:
@@ -73,7 +73,7 @@ class Job:
 def result_time(cell: Cell) -> int | None:
     """When result.json was written, in nanoseconds; None if there is none."""
     try:
-        return cell.result.stat().st_mtime_ns
+        return cell.result_file.stat().st_mtime_ns
     except OSError:
         return None
 
@@ -99,11 +99,11 @@ class Elsewhere:
 
     def owner(self, cell: Cell) -> tuple[str, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""
-        holder = read_holder(cell.claim)
-        if holder is not None and not is_gone(holder) and _renewed_lately(cell.claim, holder):
+        holder = read_holder(cell.claim_file)
+        if holder is not None and not is_gone(holder) and _renewed_lately(cell.claim_file, holder):
             if not self._has_ended_in_slurm(cell, holder):
                 return "running", str(holder)
-            take_away(cell.claim, holder)
+            take_away(cell.claim_file, holder)
         for job_id in self._jobs.get(str(cell.directory.absolute()), ()):
             if (entry := (self._ask_queue() or {}).get(job_id)) is not None:
                 return (
@@ -122,7 +122,7 @@ class Elsewhere:
         if not job or not cluster:
             return False
         try:
-            if cell.claim.stat().st_uid != os.getuid():  # a cluster may hide the jobs of others
+            if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide the jobs of others
                 return False
         except OSError:
             return False
@@ -167,7 +167,7 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere, sleep: Any
 def _claim_time(job: Job) -> int | None:
     assert job.cell is not None
     try:
-        return job.cell.claim.stat().st_mtime_ns
+        return job.cell.claim_file.stat().st_mtime_ns
     except OSError:
         return None
 
@@ -198,10 +198,10 @@ def write_state(cell: Cell, state: str, reason: str | None) -> None:
     """Write a state on behalf of a process that cannot; the other fields stay as they are."""
     kept = {
         key: value
-        for key, value in (read_json(cell.status) or {}).items()
+        for key, value in (read_json(cell.status_file) or {}).items()
         if key in ("step", "steps", "seconds_per_step", "miou", "peak_memory_bytes", "host", "pid", "slurm_job")
     }
-    Status(cell.status, interval=0).update(**kept, state=state, phase=None, reason=reason)
+    StatusFile(cell.status_file, interval=0).update(**kept, state=state, phase=None, reason=reason)
 
 
 def settle(job: Job, returned: JobReturn | None, elsewhere: Elsewhere, job_log: Path | None = None) -> None:
@@ -216,16 +216,15 @@ def settle(job: Job, returned: JobReturn | None, elsewhere: Elsewhere, job_log: 
     assert job.cell is not None
     job.note, job.log = "", None
     if (result := job.result()) is not None:
-        metrics = result.get("metrics") or {}
-        job.state, job.note = "done", f"mIoU {metrics['miou']:.2f}" if metrics else "trained"
+        job.state, job.note = "done", f"mIoU {result.miou:.2f}" if result.miou is not None else "trained"
         return
     lost = returned is not None and isinstance(returned._return_value, CellLost)
     if (owner := elsewhere.owner(job.cell)) is not None:
         job.state, job.note = owner
         return
-    status = read_json(job.cell.status) or {}
+    status = read_json(job.cell.status_file) or {}
     state, reason = status.get("state"), str(status.get("reason") or "")
-    job.log = job.cell.log if job.cell.log.exists() else job_log
+    job.log = job.cell.log_file if job.cell.log_file.exists() else job_log
     if returned is None or returned.status == JobStatus.COMPLETED:
         # Not started, or held by a process that has let go of it since.
         if state in ("failed", "preempted"):
@@ -251,7 +250,7 @@ def settle(job: Job, returned: JobReturn | None, elsewhere: Elsewhere, job_log: 
 def _write_down(cell: Cell, reason: str) -> None:
     try:
         write_state(cell, "failed", reason[:500])
-        with cell.log.open("a", encoding="utf-8") as file:
+        with cell.log_file.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now():%H:%M:%S} {reason}\n")
     except OSError as error:
         log.warning("%s: the reason of the failure cannot be written (%s)", cell.directory, error.strerror)

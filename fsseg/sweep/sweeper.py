@@ -223,8 +223,7 @@ def examine(composer: QuickComposer, overrides: Sequence[str]) -> Job:
                 raise
             return job
         if not cfg.redo and (result := job.cell.finished()) is not None:
-            metrics = result.get("metrics") or {}
-            job.state, job.note = "done", f"mIoU {metrics['miou']:.2f}" if metrics else "trained"
+            job.state, job.note = "done", f"mIoU {result.miou:.2f}" if result.miou is not None else "trained"
             return job
         job.faults = faults(cfg) or folder_faults(cfg)
         if not job.faults:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.data.lock import folder_lock
+from fsseg.cell.claim import held
 from fsseg.data.setup.download import Archive, download
 from fsseg.data.setup.unpack import unpack
 from fsseg.data.sources.voc_lists import find_sbd
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fsseg.data.setup.verify import VerifyReport
 
 log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 120.0  # of the folder, while a process that fetches gives no sign of life
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def prepare(
     missing, lines = inspect(root, parts, sbd_root)
     fetched = []
     if missing and fetch:
-        with folder_lock(root / ".fsseg" / "prepare.lock"):
+        with held(root / ".fsseg" / "prepare.lock", _LEASE_SECONDS):
             for part in inspect(root, parts, sbd_root)[0]:  # another host may have done it while this one waited
                 fetch_part(part, root, keep_archives, pause)
                 fetched.append(part.archive.name)

@@ -1,0 +1,60 @@
+"""`Run`: one start of a cell, as everything that works on it sees it. Made by `fsseg.run`, handed down from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fsseg.cell.claim import Claim
+from fsseg.cell.record import Cell
+from fsseg.cell.status import StatusFile
+from fsseg.process.ranks import ALONE, Ranks
+from fsseg.process.signals import Signals
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsseg.config.schema import Config
+
+
+@dataclass
+class Run:
+    """What training and evaluation need beside model and data.
+
+    Attributes:
+        cfg: the composed configuration.
+        cell: the directory to work in; only the first of several processes writes there.
+        device: where to compute; None until `fsseg.run` has chosen it.
+        ranks: the processes that work on the cell together.
+        claim: held by the first process; None in the others.
+        signals: what asks the run to stop.
+        status: how far it is, for others to see.
+        announced: whether the other processes know if there is work.
+    """
+
+    cfg: Config
+    cell: Cell
+    device: torch.device | None = None
+    ranks: Ranks = ALONE
+    claim: Claim | None = None
+    signals: Signals = field(default_factory=Signals)
+    status: StatusFile = field(default_factory=lambda: StatusFile(None))
+    announced: bool = False
+
+    def still_ours(self) -> None:
+        """To be called before anything is written to the cell.
+
+        Raises:
+            ClaimLost: another process has taken the cell over.
+        """
+        if self.claim is not None:
+            self.claim.check()
+
+    def should_stop(self) -> str | None:
+        """A reason to stop, or None; asked at every step.
+
+        Raises:
+            ClaimLost: another process has taken the cell over.
+        """
+        self.still_ours()
+        return self.signals.reason()

@@ -1,0 +1,77 @@
+"""How an attempt ends when it does not end well: the table of all endings. Called by `fsseg.run`."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsseg.cell.record import State
+from fsseg.errors import UserError
+from fsseg.process.signals import Preempted, Signals
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is recorded and what follows.
+
+    Attributes:
+        state, reason: for status.json and attempts/<n>.json.
+        error: what the caller of the run gets; None where a signal stopped it, which then has the word.
+        traceback: whether train.log gets the traceback.
+    """
+
+    state: State
+    reason: str = ""
+    error: BaseException | None = None
+    traceback: bool = False
+
+
+def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending:
+    """The ending that an exception stands for.
+
+    Args:
+        directory: of the run.
+        signals: of the run.
+    """
+    match error:
+        case Preempted():
+            return Ending(State.PREEMPTED, str(error))
+        case KeyboardInterrupt():
+            # without a signal noted this is not the main thread: whoever started it must know
+            return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)
+        case UserError():
+            return Ending(State.FAILED, error.what, error, traceback=True)
+        case RuntimeError() if signals.received is not None and "DataLoader worker" in str(error):
+            return Ending(State.PREEMPTED, str(signals.reason()))  # the signal hit the worker as well
+        case OSError() if is_disk_fault(error):
+            fault = disk_fault(error, directory)
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for its name
+            fault = UserError(
+                f"out of GPU memory: {(str(error).splitlines() or [''])[0]}",
+                "lower train.batch_size or eval.batch_size, or dataset.image_size",
+            )
+        case _:
+            return Ending(State.FAILED, f"{type(error).__name__}: {error}"[:500], error, traceback=True)
+    return Ending(State.FAILED, fault.what, fault, traceback=True)
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether the disk is full, read-only, forbidden or broken: nothing that a traceback would explain."""
+    return isinstance(error, OSError) and error.errno in _DISK_FAULTS
+
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+
+
+def disk_fault(error: OSError, directory: Path) -> UserError:
+    """The same for the user, naming the run directory, or the file if it lies elsewhere."""
+    name = str(error.filename or directory)
+    where = directory if name.startswith(str(directory)) else name
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{where}: cannot be written ({reason})",
+            "free space and start again: the run goes on from its last checkpoint; or set output_dir= to another disk",
+        )
+    return UserError(f"{where}: cannot be used ({reason})", "mend the permissions, or set output_dir= elsewhere")
