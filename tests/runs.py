@@ -11,7 +11,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.record import Cell, open_cell
+import msgspec
+
+from fsseg.cell.record import Cell, Result, open_cell
 from fsseg.config.compose import Composed, compose
 
 SMALL = (
@@ -39,10 +41,23 @@ def cell_of(c: Composed) -> Cell:
     return open_cell(c.cfg, c.resolved, c.task_overrides)
 
 
-def numbers(result: dict[str, Any]) -> str:
+def done(c: Composed) -> Result:
+    """The result of the cell, which is run if need be."""
+    from fsseg.run import run
+
+    result = run(c.config, c.task_overrides).result
+    assert result is not None
+    return result
+
+
+def numbers(result: Result | None) -> str:
     """What of a result must not depend on interruptions, as text."""
+    assert result is not None
+    plain = msgspec.to_builtins(result)
+    if plain["training"] is not None:
+        del plain["training"]["seconds"]
     left_out = ("timing", "provenance", "finished_at", "peak_memory_bytes")
-    return json.dumps({k: v for k, v in result.items() if k not in left_out}, sort_keys=True)
+    return json.dumps({k: v for k, v in plain.items() if k not in left_out}, sort_keys=True)
 
 
 def start(c: Composed, log: Path) -> ForkServerProcess:
@@ -53,7 +68,8 @@ def start(c: Composed, log: Path) -> ForkServerProcess:
 def run_and_print(c: Composed) -> None:
     from fsseg.run import run
 
-    print("returned", json.dumps(run(c.config, c.task_overrides)), flush=True)
+    outcome = run(c.config, c.task_overrides)
+    print("returned", json.dumps([outcome.state, outcome.holder, msgspec.to_builtins(outcome.result)]), flush=True)
 
 
 def fork(

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from runs import cell_of, composed, numbers, start
+from runs import cell_of, composed, done, numbers, start
 
 from fsseg import run as run_module
 from fsseg.cell.claim import acquire
-from fsseg.cell.record import Cell
-from fsseg.cell.status import Status
+from fsseg.cell.record import Cell, Result, State, write_record
+from fsseg.cell.status import StatusFile
 from fsseg.errors import UserError
-from fsseg.process.files import read_json, write_json
+from fsseg.process.files import write_json
 from fsseg.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,10 +36,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, dict[str, Any]]:
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Result]:
     """The cell, never interrupted: its directory and result."""
     c = composed(root, tmp_path_factory.mktemp("whole"))
-    return cell_of(c), run(c.config, c.task_overrides)
+    return cell_of(c), done(c)
 
 
 def wait_for(condition: Callable[[], object], process: Any = None) -> None:
@@ -54,17 +54,15 @@ def weights(cell: Cell) -> dict[str, torch.Tensor]:
     return torch.load(cell.checkpoint, weights_only=True)["model"]
 
 
-def assert_same(cell: Cell, whole: tuple[Cell, dict[str, Any]]) -> None:
-    result = read_json(cell.result)
-    assert result is not None
-    assert numbers(result) == numbers(whole[1])
+def assert_same(cell: Cell, whole: tuple[Cell, Result]) -> None:
+    assert numbers(cell.result()) == numbers(whole[1])
     theirs = weights(whole[0])
     for name, tensor in weights(cell).items():
         assert torch.equal(tensor, theirs[name]), name
 
 
 def attempts(cell: Cell) -> list[str]:
-    files = sorted((cell.directory / "attempts").glob("*.json"), key=lambda p: int(p.stem))
+    files = sorted(cell.attempts.glob("*.json"), key=lambda p: int(p.stem))
     return [json.loads(p.read_text())["ended"] for p in files]
 
 
@@ -96,14 +94,14 @@ def test_killed_at_any_moment_it_ends_as_if_never_killed(root: Path, tmp_path: P
     assert sum(ended.startswith("without a word") for ended in attempts(cell)) >= 2  # the kills did hit
     left = [p.name for p in cell.directory.rglob("*") if p.name.startswith(".") or p.suffix == ".new"]
     assert left == []
-    assert not cell.claim.exists()
+    assert not cell.claim_file.exists()
 
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_never_killed(root: Path, tmp_path: Path) -> None:
     steps = "train.max_steps=60"
     reference = composed(root, tmp_path / "whole", steps)
-    result = run(reference.config, reference.task_overrides)
+    result = done(reference)
     c = composed(root, tmp_path / "killed", steps, "train.checkpoint_minutes=0")
     cell = cell_of(c)
     kill_often(c, cell, 20, tmp_path / "log")
@@ -118,19 +116,20 @@ def test_a_signal_saves_gives_up_the_cell_and_tells_the_shell(
     c = composed(root, tmp_path, "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
     cell = cell_of(c)
     process = start(c, tmp_path / "log")
-    wait_for(lambda: (cell.directory / "metrics.csv").exists(), process)  # written with the first step
+    wait_for(lambda: cell.metrics_file.exists(), process)  # written with the first step
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == status
-    told = read_json(cell.status)
+    told = cell.status()
     assert told is not None
-    assert (told["state"], told["reason"]) == ("preempted", f"signal {signal.Signals(number).name}")
-    assert not cell.claim.exists()
+    assert (told.state, told.reason) == ("preempted", f"signal {signal.Signals(number).name}")
+    assert not cell.claim_file.exists()
     saved = torch.load(cell.checkpoint, weights_only=True)["step"]
     assert 1 <= saved <= 8
-    again = run(c.config, c.task_overrides)
-    assert again["training"]["steps"] == 8
+    again = done(c)
+    assert again.training is not None
+    assert again.training.steps == 8
     assert_same(cell, whole)
     assert attempts(cell)[0].startswith("preempted")
     assert attempts(cell)[1] == "done"
@@ -148,7 +147,7 @@ def test_a_signal_while_preparing_ends_the_run_at_once(root: Path, tmp_path: Pat
     with pytest.raises(SystemExit) as caught:
         run(c.config, c.task_overrides)
     assert caught.value.code == 128 + signal.SIGTERM
-    assert (read_json(cell.status) or {})["state"] == "preempted"
+    assert cell.look().state == State.PREEMPTED
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -158,7 +157,7 @@ def test_submitits_handler_is_called_after_all_is_saved(root: Path, tmp_path: Pa
     seen: list[Any] = []
 
     def requeue(number: int, frame: Any) -> None:
-        seen.append((number, (read_json(cell.status) or {})["state"], cell.checkpoint.exists(), cell.claim.exists()))
+        seen.append((number, cell.look().state, cell.checkpoint.exists(), cell.claim_file.exists()))
         sys.exit(-1)
 
     import fsseg.engine.train as train_module
@@ -179,7 +178,7 @@ def test_submitits_handler_is_called_after_all_is_saved(root: Path, tmp_path: Pa
     finally:
         signal.signal(signal.SIGUSR2, former)
     assert caught.value.code == -1
-    assert seen == [(signal.SIGUSR2, "preempted", True, False)]
+    assert seen == [(signal.SIGUSR2, State.PREEMPTED, True, False)]
     assert torch.load(cell.checkpoint, weights_only=True)["step"] == 3
 
 
@@ -188,7 +187,7 @@ def test_a_finished_cell_is_not_touched(whole: Any, root: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in cell.directory.rglob("*")}
     c = composed(root, Path(str(cell.directory).split("/runs/")[0]))
     assert cell_of(c).directory == cell.directory
-    assert run(c.config, c.task_overrides) == result
+    assert done(c) == result
     assert {p: p.stat().st_mtime_ns for p in cell.directory.rglob("*")} == before
 
 
@@ -196,11 +195,11 @@ def test_a_held_cell_is_left_alone(root: Path, tmp_path: Path, caplog: Any) -> N
     c = composed(root, tmp_path)
     cell = cell_of(c)
     cell.directory.mkdir(parents=True)
-    claim = acquire(cell.claim, 300)
+    claim = acquire(cell.claim_file, 300)
     try:
         left = run(c.config, c.task_overrides)
-        assert left["state"] == "busy"
-        assert f"process {os.getpid()}" in left["holder"]
+        assert (left.state, left.result) == (State.RUNNING, None)
+        assert f"process {os.getpid()}" in left.holder
         assert [p.name for p in cell.directory.iterdir()] == ["claim.json"]
         redo = composed(root, tmp_path, "redo=true")
         with pytest.raises(UserError, match="held by process"):
@@ -214,12 +213,12 @@ def test_the_result_another_process_wrote_meanwhile_counts(root: Path, tmp_path:
     cell = cell_of(c)
 
     def finished_meanwhile(path: Path, lease: float) -> Any:
-        write_json(cell.result, {"fingerprint": cell.fingerprint, "metrics": None, "by": "the other"})
+        write_record(cell.result_file, Result(cell.key, cell.fingerprint, {}, finished_at="by the other"))
         return acquire(path, lease)
 
     monkeypatch.setattr(run_module, "acquire", finished_meanwhile)
-    assert run(c.config, c.task_overrides)["by"] == "the other"
-    assert not cell.claim.exists()
+    assert done(c).finished_at == "by the other"
+    assert not cell.claim_file.exists()
 
 
 def test_a_holder_that_lost_its_cell_stops_and_writes_nothing(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -231,14 +230,14 @@ def test_a_holder_that_lost_its_cell_stops_and_writes_nothing(root: Path, tmp_pa
 
     def others_take_it(cfg: Any, step: int, total: int) -> float:
         if step == 3:
-            os.replace(cell.claim, tmp_path / "old claim")
-            write_json(cell.claim, {"host": "elsewhere", "pid": 7})
+            os.replace(cell.claim_file, tmp_path / "old claim")
+            write_json(cell.claim_file, {"host": "elsewhere", "pid": 7})
             kept.update({p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()})
         return rate(cfg, step, total)
 
     monkeypatch.setattr(train_module, "learning_rate", others_take_it)
     left = run(c.config, c.task_overrides)
-    assert left == {"state": "busy", "holder": "the cell was taken over by process 7 on elsewhere"}
+    assert (left.state, left.holder) == (State.RUNNING, "the cell was taken over by process 7 on elsewhere")
     assert {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()} == kept
 
 
@@ -251,7 +250,9 @@ def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path:
     with pytest.raises(UserError, match=r"train\.max_steps: 1 there, 2 now"):
         run(other.config, other.task_overrides)
     redo = composed(root, tmp_path, "train.max_steps=2", "redo=true")
-    assert run(redo.config, redo.task_overrides)["training"]["steps"] == 2
+    training = done(redo).training
+    assert training is not None
+    assert training.steps == 2
     assert not (cell.directory / "left.txt").exists()
     assert attempts(cell) == ["done"]
     assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
@@ -260,11 +261,11 @@ def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path:
 def test_redo_is_obeyed_once_by_a_requeued_job(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     c = composed(root, tmp_path, "train.max_steps=1", "redo=true")
     monkeypatch.setenv("SLURM_JOB_ID", "55")
-    first = run(c.config, c.task_overrides)
+    first = done(c)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert run(c.config, c.task_overrides) == first
+    assert done(c) == first
     monkeypatch.setenv("SLURM_JOB_ID", "56")
-    assert run(c.config, c.task_overrides)["finished_at"] >= first["finished_at"]
+    assert str(done(c).finished_at) >= str(first.finished_at)
     assert attempts(cell_of(c)) == ["done"]
 
 
@@ -272,19 +273,19 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(root: Path, tmp_path:
     c = composed(root, tmp_path, "train.checkpoint_minutes=0")
     cell = cell_of(c)
     run(c.config, c.task_overrides)
-    cell.result.unlink()
+    cell.result_file.unlink()
     shutil.copy(cell.checkpoint, cell.previous_checkpoint)
     cell.checkpoint.write_bytes(cell.checkpoint.read_bytes()[:5000])
     run(c.config, c.task_overrides)
-    log = cell.log.read_text()
+    log = cell.log_file.read_text()
     assert f"{cell.checkpoint}: the checkpoint is damaged" in log
     assert f"going on from the checkpoint before it, {cell.previous_checkpoint}" in log
     assert_same(cell, whole)
 
-    cell.result.unlink()
+    cell.result_file.unlink()
     cell.checkpoint.write_bytes(b"")
     run(c.config, c.task_overrides)
-    assert "no checkpoint here is usable: training starts anew" in cell.log.read_text()
+    assert "no checkpoint here is usable: training starts anew" in cell.log_file.read_text()
     assert_same(cell, whole)
 
 
@@ -296,10 +297,10 @@ def test_a_fault_of_the_run_is_a_failed_state_with_its_traceback_in_the_log(
     monkeypatch.setattr(run_module, "build_source", lambda cfg: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         run(c.config, c.task_overrides)
-    told = read_json(cell.status) or {}
-    assert (told["state"], told["reason"][:17]) == ("failed", "ZeroDivisionError")
-    assert "Traceback" in cell.log.read_text()
-    assert not cell.claim.exists()
+    told = cell.look()
+    assert (told.state, told.reason[:17]) == (State.FAILED, "ZeroDivisionError")
+    assert "Traceback" in cell.log_file.read_text()
+    assert not cell.claim_file.exists()
     assert attempts(cell)[0].startswith("failed: ZeroDivisionError")
 
 
@@ -344,16 +345,16 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
     monkeypatch.setattr(train_module, "learning_rate", watch)
     monkeypatch.setattr(files.os, "replace", no_room)
     if file == "status.json":
-        monkeypatch.setattr(run_module, "Status", functools.partial(Status, interval=0.0))
+        monkeypatch.setattr(run_module, "StatusFile", functools.partial(StatusFile, interval=0.0))
     with pytest.raises(UserError) as caught:
         run(c.config, c.task_overrides)
     assert str(cell.directory) in caught.value.what
     assert "No space left" in caught.value.what
-    assert not cell.result.exists()
-    assert not cell.claim.exists()
+    assert not cell.result_file.exists()
+    assert not cell.claim_file.exists()
     monkeypatch.undo()
     run(c.config, c.task_overrides)
-    assert "resuming at step" in cell.log.read_text()
+    assert "resuming at step" in cell.log_file.read_text()
     assert_same(cell, whole)
 
 
@@ -369,7 +370,7 @@ try:
     run(c.config, c.task_overrides)
 except UserError as error:
     print("UserError", error.what)
-print("result", cell.result.exists())
+print("result", cell.result_file.exists())
 for path in (cell.checkpoint, cell.previous_checkpoint):
     if path.exists():
         from fsseg.engine.checkpoint import load

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fsseg.cell import claim as claims
-from fsseg.cell.claim import CellBusy, Claim, ClaimLost, acquire, is_gone, is_stale, read_holder, take_away
+from fsseg.cell.claim import Busy, Claim, ClaimLost, acquire, held, is_gone, is_stale, look, read_holder, take_away
 from fsseg.process.files import create_exclusive, write_json
 
 LEASE = 0.5  # renewed every 0.05 s
@@ -39,7 +39,7 @@ def names(path: Path) -> list[str]:
 def test_a_claim_is_one_file_that_names_its_holder_and_goes_at_release(path: Path) -> None:
     claim = acquire(path, 300)
     assert names(path) == ["claim.json"]
-    with pytest.raises(CellBusy, match=f"process {os.getpid()} on "):
+    with pytest.raises(Busy, match=f"process {os.getpid()} on "):
         acquire(path, 300)
     claim.release()
     claim.release()
@@ -49,7 +49,7 @@ def test_a_claim_is_one_file_that_names_its_holder_and_goes_at_release(path: Pat
 
 def test_a_claim_renewed_within_its_lease_is_respected_at_once(path: Path) -> None:
     foreign(path, seconds_ago=100, lease_seconds=300, interval_seconds=10)
-    with pytest.raises(CellBusy, match="process 1 on elsewhere"):
+    with pytest.raises(Busy, match="process 1 on elsewhere"):
         acquire(path, 300)
     assert names(path) == ["claim.json"]
 
@@ -73,7 +73,7 @@ def test_a_living_holder_keeps_its_claim_though_the_clock_jumps(path: Path) -> N
             moment = time.time() + jump
             os.utime(path, (moment, moment))
             assert not is_stale(path, holder)
-            with pytest.raises(CellBusy):
+            with pytest.raises(Busy):
                 acquire(path, LEASE)
         claim.check()
     finally:
@@ -131,7 +131,7 @@ def test_an_earlier_start_of_the_same_slurm_job_is_known_to_be_over(monkeypatch:
 
 def test_an_unreadable_claim_is_judged_by_its_age(path: Path) -> None:
     path.write_bytes(b"")
-    with pytest.raises(CellBusy, match="unknown process"):
+    with pytest.raises(Busy, match="unknown process"):
         acquire(path, 300)
     assert names(path) == ["claim.json"]
     holder = read_holder(path)
@@ -226,7 +226,7 @@ def _contend(path: str, start: Any, held: Any, answers: Any) -> None:
     for _ in range(10):
         try:
             claim = acquire(Path(path), 30.0)
-        except CellBusy:
+        except Busy:
             answers.put("busy")
             continue
         with held.get_lock():
@@ -261,7 +261,7 @@ def _take_once(path: str, start: Any, answers: Any) -> None:
     start.wait()
     try:
         claim: Claim | None = acquire(Path(path), 30.0)
-    except CellBusy:
+    except Busy:
         claim = None
     answers.put(claim is not None)
     time.sleep(0.5)  # still held when the last one asks
@@ -285,3 +285,51 @@ def test_a_stale_claim_goes_to_exactly_one(path: Path) -> None:
 
 def _repo() -> str:
     return str(Path(__file__).resolve().parents[2])
+
+
+def test_of_many_that_wait_one_at_a_time_holds_it_and_nobody_is_left_out(path: Path) -> None:
+    inside, most, turns = 0, 0, 0
+    guard = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, turns
+        with held(path, LEASE):
+            with guard:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.01)
+            with guard:
+                inside -= 1
+                turns += 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, turns) == (1, 6)
+    assert names(path) == []
+
+
+def test_who_waits_says_for_whom_and_a_stale_one_is_not_waited_for(path: Path, caplog: Any) -> None:
+    claims.log.propagate = True
+    foreign(path, seconds_ago=LEASE * 0.6)  # renewed a moment ago, and never again
+    with caplog.at_level("INFO"), held(path, LEASE) as claim:
+        claim.check()
+    assert f"{path.parent} is held by process 1 on elsewhere; waiting for it" in caplog.text
+    assert f"taking {path.parent} over from process 1 on elsewhere" in caplog.text
+
+
+def test_a_look_tells_who_holds_it_and_whether_he_lives(path: Path) -> None:
+    assert look(path) is None
+    foreign(path, seconds_ago=LEASE / 2)
+    view = look(path)
+    assert view is not None
+    assert (str(view.holder), view.gone) == ("process 1 on elsewhere", False)
+    assert view.alive()
+    assert not view.alive(now=view.renewed + LEASE + 0.01)
+    claim = acquire(path.with_name("mine.json"), 300)
+    mine = look(claim.path)
+    assert mine is not None
+    assert mine.alive()
+    claim.release()

@@ -1,29 +1,20 @@
-"""Identity of cells, atomic files, refusal of directories that hold something else."""
+"""Who a cell is: its directory, and what of its settings counts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
-import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fsseg.cell import key as keys
 from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
-from fsseg.cell.record import Cell
-from fsseg.cell.status import Status
-from fsseg.errors import UserError
-from fsseg.process.files import read_json, write_atomic, write_json
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
-
-
-def cell(folder: Path, **settings: object) -> Cell:
-    kept = identity({"train": settings})
-    return Cell(KEY, folder, fingerprint(kept), kept)
 
 
 def test_directory_is_the_key_without_time_stamps() -> None:
@@ -87,137 +78,48 @@ def test_flatten_joins_keys_with_dots() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [1]}) == {"a.b": 1, "a.c.d": 2, "e": [1]}
 
 
-def test_other_settings_are_refused_with_the_differing_keys(tmp_path: Path) -> None:
-    old = cell(tmp_path, lr=0.1, epochs=2)
-    write_json(old.identity_file, {"fingerprint": old.fingerprint, "identity": old.identity})
-    old.check_same_settings()
-    with pytest.raises(UserError) as caught:
-        cell(tmp_path, lr=0.2, epochs=2).check_same_settings()
-    assert "train.lr: 0.1 there, 0.2 now" in caught.value.what
-    assert "epochs" not in caught.value.what
-    assert "name=" in caught.value.fix
-    assert "redo=true" in caught.value.fix
+@given(st.builds(
+    CellKey, *[st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,30}", fullmatch=True)] * 4,
+    *[st.integers(1, 50), st.integers(0, 9), st.integers(0, 10**6)],
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,90}", fullmatch=True),
+))  # fmt: skip
+def test_the_key_is_read_back_from_its_path(key: CellKey) -> None:
+    assert CellKey.from_path(Path("/somewhere/outputs") / key.path) == key
+    assert CellKey.from_path(Path(key.path)) == key
+    assert CellKey.from_path(Path("/somewhere") / key.path / "figures") is None
 
 
-def test_finished_means_a_result_of_the_same_settings(tmp_path: Path) -> None:
-    mine = cell(tmp_path, lr=0.1)
-    assert mine.finished() is None
-    write_json(mine.result, {"fingerprint": "other", "metrics": {}})
-    assert mine.finished() is None
-    write_json(mine.result, {"fingerprint": mine.fingerprint, "metrics": {}})
-    assert mine.finished() == {"fingerprint": mine.fingerprint, "metrics": {}}
-    mine.result.write_text('{"fingerprint": ')
-    assert mine.finished() is None
+def test_weights_count_by_content_unless_they_are_the_standard_ones(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("mine.pth", "same.pth", "other.pth")}
+    for name, content in (("mine.pth", b"1"), ("same.pth", b"1"), ("other.pth", b"2")):
+        files[name].write_bytes(content)
+
+    def found(weights: Path | None, pretrained: bool = True) -> dict[str, object]:
+        own = None if weights is None else str(weights)
+        return identity({"backbone": {"name": "resnet50", "pretrained": pretrained, "weights": own}})
+
+    key = "backbone.weights (content)"
+    assert found(files["mine.pth"])[key] == hashlib.sha256(b"1").hexdigest()[:16]
+    assert found(files["mine.pth"]) == found(files["same.pth"]) != found(files["other.pth"])
+    assert key not in found(None)
+    assert found(files["mine.pth"], pretrained=False) == found(None, pretrained=False)  # not read then
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path, stop = tmp_path / "status.json", threading.Event()
+def test_the_standard_weights_are_known_by_the_digest_in_torchvisions_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
 
-    def write() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            write_json(path, {"number": number, "filler": [number] * 2000})
-
-    threads = [threading.Thread(target=write) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        seen = 0
-        while seen < 300:
-            if path.exists():
-                value = json.loads(path.read_text())
-                assert set(value["filler"]) == {value["number"]}
-                seen += 1
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+    for name, digest in keys._STANDARD_WEIGHTS.items():
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+        assert url.endswith(f"{name}-{digest}.pth")
+        monkeypatch.setattr(keys, "file_digest", lambda path, digest=digest: f"{digest}00000000")
+        given_them = {"backbone": {"name": name, "pretrained": True, "weights": "a/copy.pth"}}
+        assert "backbone.weights (content)" not in identity(given_them)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "result.json"
-    write_atomic(path, "old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_read_json_takes_only_objects(tmp_path: Path) -> None:
-    assert read_json(tmp_path / "absent.json") is None
-    (tmp_path / "list.json").write_text("[1]")
-    assert read_json(tmp_path / "list.json") is None
-
-
-def test_status_writes_changes_of_state_at_once_and_the_rest_now_and_then(tmp_path: Path) -> None:
-    status = Status(tmp_path / "status.json", interval=3600)
-    status.update(state="running", phase="train", step=1)
-    status.update(step=2)
-    first = read_json(status.path)
-    assert first is not None
-    assert first["step"] == 1
-    status.update(state="done")
-    last = read_json(status.path)
-    assert last is not None
-    assert (last["state"], last["step"]) == ("done", 2)
-    with pytest.raises(ValueError, match="unknown status fields"):
-        status.update(stat="done")
-
-
-def test_status_beats_while_running_and_never_for_another_process(tmp_path: Path) -> None:
-    taken = False
-
-    def guard() -> None:
-        if taken:
-            raise RuntimeError("not ours")
-
-    status = Status(tmp_path / "status.json", interval=0.0, guard=guard)
-    status.beat()
-    assert not status.path.exists()  # type: ignore[union-attr]
-    status.update(state="running")
-    first = read_json(tmp_path / "status.json")
-    status.beat()
-    second = read_json(tmp_path / "status.json")
-    assert first is not None
-    assert second is not None
-    assert second["heartbeat"] > first["heartbeat"]
-    taken = True
-    with pytest.raises(RuntimeError):
-        status.beat()
-    assert read_json(tmp_path / "status.json") == second
-
-
-def test_clearing_keeps_the_claim_and_removes_the_result_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = cell(tmp_path, lr=0.1)
-    for path in (mine.claim, mine.result, mine.identity_file, mine.config, mine.checkpoint, tmp_path / ".x.1.tmp"):
-        write_atomic(path, "x")
-    moved: list[str] = []
-    rename = os.rename
-
-    def note(source: Path, target: Path) -> None:
-        moved.append(source.name)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", note)
-    mine.clear()
-    assert moved[0] == "result.json"
-    assert moved[-1] == "identity.json"
-    assert [p.name for p in tmp_path.iterdir()] == ["claim.json"]
-
-
-def test_tidying_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
-    mine = cell(tmp_path, lr=0.1)
-    kept = (mine.claim, mine.result, mine.checkpoint, mine.previous_checkpoint, tmp_path / ".claim.json.5.tmp")
-    left = (mine.checkpoint.with_name("last.pt.new"), mine.checkpoint.with_name(".last.pt.new.ab.tmp"),
-            tmp_path / ".status.json.cd.tmp", tmp_path / ".old-1" / "result.json")  # fmt: skip
-    for path in (*kept, *left):
-        write_atomic(path, "x")
-    mine.tidy()
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+def test_settings_that_are_gone_still_count_with_the_value_they_had() -> None:
+    """Fingerprints of runs made before must stay: this one was computed before the two settings went."""
+    flat = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0, "train.lr": 0.1}
+    text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
+    assert fingerprint(identity({"train": {"lr": 0.1}})) == hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from runs import SMALL, cell_of, composed
+from runs import SMALL, cell_of, composed, done
 
-from fsseg.cell.record import open_cell
+from fsseg.cell.record import Metrics, find_runs, open_cell
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed, composer, config_folder
 from fsseg.errors import UserError
 from fsseg.report.aggregate import aggregate
-from fsseg.run import _hydra_overrides, run
+from fsseg.run import _hydra_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -117,11 +116,10 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
     small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
     made = cells(f"experiment={experiment}", *own, *small)
     for cell in made:
-        result = run(cell.config, cell.task_overrides)
-        assert result["report"] == (None if experiment == "paper" else experiment)
+        assert done(cell).report == (None if experiment == "paper" else experiment)
     folder = tmp_path / experiment
     text = aggregate([folder])
-    assert len(list(folder.rglob("result.json"))) == len(made)
+    assert len(find_runs([folder])) == len(made)
     if experiment == "paper":
         assert "2-shot" in text
         return
@@ -136,32 +134,35 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
         "background_bias": {"background_bias.png", "background_bias-distance.png"},
     }.get(experiment, set())
     if experiment == "table5_iterations":
-        costs = [json.loads(p.read_text())["cost"]["gmacs"] for p in sorted(folder.rglob("result.json"))]
+        results = [run.result() for run in find_runs([folder])]
+        costs = [result.cost.gmacs for result in results if result and result.cost and result.cost.gmacs]
+        assert len(costs) == 2
         assert 0 < costs[0] < costs[1]
 
 
-def scores(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in metrics.items() if k not in ("by_background_shift", "foreground_distance")}
+def scores(metrics: Metrics | None) -> Metrics:
+    assert metrics is not None
+    return msgspec.structs.replace(metrics, by_background_shift={}, foreground_distance=None)
 
 
 def test_scores_by_shift_are_those_of_a_run_at_that_shift(root: Path, tmp_path: Path) -> None:
     line = ("eval.background_shifts=[0,1]", "eval.diagnostics=true", "train.max_steps=4", "protocol.num_episodes=12")
     trained = composed(root, tmp_path, *line, "variant=whole")
-    result = run(trained.config, trained.task_overrides)
-    assert list(result["metrics"]["by_background_shift"]) == ["0.0", "1.0"]
+    metrics = done(trained).metrics
+    assert metrics is not None
+    assert list(metrics.by_background_shift) == ["0.0", "1.0"]
     weights = cell_of(trained).checkpoint
     for shift in ("0.0", "1.0"):
         evaluated = composed(
             root, tmp_path, "train.enabled=false", f"checkpoint={weights}", f"dataset.background_shift={shift}",
             "protocol.num_episodes=12", f"variant=at{shift}",
         )  # fmt: skip
-        alone = run(evaluated.config, evaluated.task_overrides)["metrics"]
-        assert scores(result["metrics"]["by_background_shift"][shift]) == alone
-    prints = {m["per_seed"][0]["episodes_fingerprint"] for m in result["metrics"]["by_background_shift"].values()}
+        assert scores(metrics.by_background_shift[shift]) == done(evaluated).metrics
+    prints = {m.per_seed[0].episodes_fingerprint for m in metrics.by_background_shift.values()}
     assert len(prints) == 2
     # Recording more changes no number.
     bare = composed(root, tmp_path, "train.max_steps=4", "protocol.num_episodes=12", "variant=bare")
-    assert run(bare.config, bare.task_overrides)["metrics"] == scores(result["metrics"])
+    assert done(bare).metrics == scores(metrics)
     assert cell_of(bare).fingerprint != cell_of(trained).fingerprint
 
 
@@ -183,7 +184,8 @@ def test_the_estimate_counts_the_episodes_of_every_shift(root: Path, tmp_path: P
     from fsseg.sweep.estimate import measure
 
     made = composed(root, tmp_path, "eval.background_shifts=[0,1]", "variant=measured")
-    result = run(made.config, made.task_overrides)
+    seconds = done(made).timing.evaluate_seconds
+    assert seconds is not None
     found = measure(cell_of(made).directory)
     assert found is not None
-    assert found.evaluate == pytest.approx(result["timing"]["evaluate_seconds"] / (3 * 6))  # 6 episodes, 3 times
+    assert found.evaluate == pytest.approx(seconds / (3 * 6))  # 6 episodes, 3 times

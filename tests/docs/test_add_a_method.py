@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 from hydra.core.config_store import ConfigStore
 from runs import SMALL
@@ -43,7 +44,7 @@ def test_the_method_of_the_page_trains_and_is_scored(tmp_path: Path, monkeypatch
             f"hydra.searchpath=[file://{tmp_path}/conf]", "method=cosine", "model.layer=layer2", "shot=2",
             f"dataset.root={tmp_path}/shapes", f"output_dir={tmp_path}/outputs", "eval.diagnostics=true", *small,
         ])  # fmt: skip
-        result = run(made.config, made.task_overrides)
+        result = msgspec.to_builtins(run(made.config, made.task_overrides).result)
     finally:
         del store.repo["schema"]["method"]["cosine.yaml"]
     assert result["cell"]["method"] == "cosine"

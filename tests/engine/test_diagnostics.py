@@ -45,9 +45,9 @@ def test_a_method_without_these_features_has_none() -> None:
 def test_distances_are_counted_by_bin() -> None:
     summary = distance_summary([0.0, 0.05, 0.15, 0.59, 0.61, 2.0, None])
     assert summary is not None
-    assert summary["counts"] == [2, 1, 0, 0, 0, 1, 2]
-    assert summary["mean"] == pytest.approx((0.05 + 0.15 + 0.59 + 0.61 + 2.0) / 6)
-    assert (summary["episodes"], summary["without_foreground"]) == (6, 1)
+    assert summary.counts == [2, 1, 0, 0, 0, 1, 2]
+    assert summary.mean == pytest.approx((0.05 + 0.15 + 0.59 + 0.61 + 2.0) / 6)
+    assert (summary.episodes, summary.without_foreground) == (6, 1)
     assert distance_summary([0.3, 0.1, 0.2]) == distance_summary([0.1, 0.2, 0.3])
 
 
@@ -64,11 +64,11 @@ def test_steps_follow_one_another_as_the_method_makes_them() -> None:
 def test_cost_is_of_the_rounds_that_the_model_has() -> None:
     small = ["dataset.image_size=25", "model.channels=16"]
     costs = [cost_summary(compose([*small, f"model.iterations={t}"]).cfg) for t in (1, 2, 3, 4)]
-    gmacs = [c["gmacs"] for c in costs if c]
+    gmacs = [c.gmacs for c in costs if c and c.gmacs]
     assert len(gmacs) == 4
     assert gmacs[0] < gmacs[1] < gmacs[2]
     assert gmacs[3] - gmacs[2] == pytest.approx(gmacs[2] - gmacs[1])  # a further round costs what one round costs
     baseline = cost_summary(compose([*small, "ablation=baseline"]).cfg)
     assert baseline is not None
-    assert baseline["gmacs"] == gmacs[0]  # SM and IC of the last round do not run
+    assert baseline.gmacs == gmacs[0]  # SM and IC of the last round do not run
     assert cost_summary(compose(["method=prototype"]).cfg) is None

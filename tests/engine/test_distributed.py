@@ -9,15 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from runs import cell_of, composed, fork_ranks, run_and_print
+from runs import cell_of, composed, done, fork_ranks, run_and_print
 from torch import nn
 
 from fsseg.engine import distributed
 from fsseg.engine.distributed import batches_of_rank, share
 from fsseg.errors import UserError
-from fsseg.process.files import read_json
 from fsseg.process.ranks import Ranks, several_expected
 from fsseg.process.signals import Preempted
 from fsseg.run import run
@@ -38,14 +38,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, tmp_path: Path) -> None:
     one = composed(root, tmp_path / "one", *SETTINGS)
-    alone = run(one.config, one.task_overrides)
+    alone = done(one)
     both = fork_ranks(run_and_print, composed(root, tmp_path / "two", *SETTINGS), folder=tmp_path / "logs")
     two = cell_of(composed(root, tmp_path / "two", *SETTINGS))
-    together = read_json(two.result)
+    together = two.result()
     assert together is not None
     for status, text in both:
         assert status == 0, text
-        assert json.loads(text.rpartition("returned ")[2]) == together
+        assert json.loads(text.rpartition("returned ")[2]) == ["done", "", msgspec.to_builtins(together)]
 
     single, double = losses(cell_of(one).directory), losses(two.directory)
     assert len(single) == 5
@@ -56,32 +56,36 @@ def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, 
     for name, tensor in first.items():
         assert torch.allclose(second[name], tensor, rtol=1e-3, atol=1e-5), name
     assert [p.name for p in (two.directory / "attempts").iterdir()] == ["1.json"]
-    assert not two.claim.exists()
-    assert together["training"]["images"] == alone["training"]["images"]
+    assert not two.claim_file.exists()
+    assert together.training is not None
+    assert alone.training is not None
+    assert together.training.images == alone.training.images
 
     # the same weights, on one process and on three
     settings = [*SETTINGS, "train.enabled=false", f"checkpoint={two.checkpoint}", "variant=scored"]
     again = composed(root, tmp_path / "one", *settings)
-    scored = run(again.config, again.task_overrides)
+    scored = done(again)
     three = composed(root, tmp_path / "two", *settings)
     fork_ranks(run_and_print, three, folder=tmp_path / "logs", world=3)
-    apart = read_json(cell_of(three).result)
+    apart = cell_of(three).result()
     assert apart is not None
-    assert apart["metrics"] == scored["metrics"]
-    assert scored["metrics"]["per_seed"][0]["num_episodes"] == 11
-    assert together["metrics"] == scored["metrics"]
+    assert scored.metrics is not None
+    assert apart.metrics == scored.metrics
+    assert scored.metrics.per_seed[0].num_episodes == 11
+    assert together.metrics == scored.metrics
 
 
 def test_a_score_that_depends_on_every_pixel_is_the_same_on_three_processes(root: Path, tmp_path: Path) -> None:
     settings = ("method=prototype", "backbone.pretrained=false", "protocol.num_episodes=11", "eval.batch_size=2")
     one = composed(root, tmp_path / "one", *settings)
-    alone = run(one.config, one.task_overrides)["metrics"]
-    assert 1 < alone["miou"] != alone["miou_all_foreground"]  # it answers neither nothing nor everything
+    alone = done(one).metrics
+    assert alone is not None
+    assert 1 < alone.miou != alone.miou_all_foreground  # it answers neither nothing nor everything
     three = composed(root, tmp_path / "three", *settings)
     fork_ranks(run_and_print, three, folder=tmp_path / "logs", world=3)
-    apart = read_json(cell_of(three).result)
+    apart = cell_of(three).result()
     assert apart is not None
-    assert apart["metrics"] == alone
+    assert apart.metrics == alone
 
 
 def exchange() -> None:
@@ -144,7 +148,7 @@ def test_a_cell_that_is_done_or_refused_keeps_no_process_waiting(root: Path, tmp
     (refused, why), (_, left) = fork_ranks(run_and_print, other, folder=tmp_path / "refused")
     assert refused != 0
     assert "train.max_steps: 1 there, 2 now" in why
-    assert "left to the first process" in left
+    assert '["running", "the first process", null]' in left
 
 
 def test_shares_cover_each_batch_once() -> None:

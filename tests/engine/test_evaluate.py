@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from runs import composed
+from runs import composed, done
 
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine.evaluate import _figure_numbers, predicted_foreground
-from fsseg.run import run
 
 
 def half_plane(border: float, cells: int = 3, stride: int = 8) -> torch.Tensor:
@@ -118,7 +117,7 @@ def listed(root: Path, output: Path, name: str, episodes: dict[int, list[int]], 
 
 def evaluated(root: Path, output: Path, *overrides: str) -> dict[str, Any]:
     c = composed(root, output, *PROTOTYPE, f"name=run{len(list(output.iterdir()))}", *overrides)
-    return json.loads(json.dumps(run(c.config, c.task_overrides)))
+    return msgspec.to_builtins(done(c))
 
 
 def test_a_class_that_one_seed_lacks_makes_the_result_partial(root: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import cell_of, composed
+from runs import cell_of, composed, done
 
 from fsseg.engine import checkpoint
 from fsseg.engine.train import learning_rate
@@ -37,22 +37,17 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("lr", "power", "warmup", "expected"),
+    ("lr", "power", "expected"),
     [
         # four steps at power 2: (1, 3/4, 2/4, 1/4) squared
-        (0.16, 2.0, 0, [0.16, 0.09, 0.04, 0.01]),
-        # with two of warm-up, the first is halved, the second whole
-        (0.16, 2.0, 2, [0.08, 0.09, 0.04, 0.01]),
-        (0.16, 2.0, 4, [0.04, 0.045, 0.03, 0.01]),
-        (0.3, 0.0, 3, [0.1, 0.2, 0.3, 0.3]),
+        (0.16, 2.0, [0.16, 0.09, 0.04, 0.01]),
+        (0.3, 0.0, [0.3, 0.3, 0.3, 0.3]),
         # 0.75 ** 0.9 = exp(0.9 * -0.2876821), 0.5 ** 0.9 = exp(0.9 * -0.6931472), 0.25 ** 0.9 = (0.5 ** 0.9) ** 2
-        (0.002, 0.9, 0, [0.002, 0.00154378, 0.00107177, 0.000574349]),
+        (0.002, 0.9, [0.002, 0.00154378, 0.00107177, 0.000574349]),
     ],
 )
-def test_the_learning_rate_is_poly_after_a_linear_warm_up(
-    lr: float, power: float, warmup: int, expected: list[float]
-) -> None:
-    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power, warmup_steps=warmup))
+def test_the_learning_rate_is_poly(lr: float, power: float, expected: list[float]) -> None:
+    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power))
     assert [learning_rate(cfg, step, 4) for step in range(4)] == pytest.approx(expected, rel=1e-5)
 
 
@@ -65,7 +60,9 @@ def test_a_checkpoint_is_written_every_so_many_epochs_and_at_the_end(
     epochs: int, steps: list[int], root: Path, tmp_path: Path, saved: list[int]
 ) -> None:
     c = composed(root, tmp_path, *EPOCHS, f"train.checkpoint_epochs={epochs}")
-    assert run(c.config, c.task_overrides)["training"]["images"] == 30
+    training = done(c).training
+    assert training is not None
+    assert training.images == 30
     assert saved == steps
 
 
@@ -81,7 +78,7 @@ def test_a_row_of_the_metrics_holds_the_mean_loss_of_its_steps(root: Path, tmp_p
         c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=5", f"logger.every_steps={every}",
                      f"name=every{every}")  # fmt: skip
         run(c.config, c.task_overrides)
-        with (cell_of(c).directory / "metrics.csv").open() as file:
+        with cell_of(c).metrics_file.open() as file:
             losses[every] = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file)}
     single = losses[1]
     assert list(single) == [1, 2, 3, 4, 5]
@@ -101,7 +98,7 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused(root: Path, tmp_
         ({"dataset_fingerprint": "0"}, "the training data changed since"),
         ({"model": {"w": torch.zeros(1)}}, "does not fit the model as it is now"),
     ):
-        cell.result.unlink(missing_ok=True)
+        cell.result_file.unlink(missing_ok=True)
         torch.save({**whole, **change}, cell.checkpoint)
         with pytest.raises(UserError, match=message) as caught:
             run(c.config, c.task_overrides)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
+
+import pytest
+
+from fsseg.process.files import read_json, write_atomic, write_json
 
 WRITER = """
 import json, sys, zlib
@@ -51,3 +57,49 @@ def test_two_processes_write_and_one_reads_for_30_seconds_without_one_broken_rea
     assert reads > 100
     assert min(written) > 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "status.json", "stop"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path, stop = tmp_path / "status.json", threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            write_json(path, {"number": number, "filler": [number] * 2000})
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        seen = 0
+        while seen < 300:
+            if path.exists():
+                value = json.loads(path.read_text())
+                assert set(value["filler"]) == {value["number"]}
+                seen += 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "result.json"
+    write_atomic(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_read_json_takes_only_objects(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "absent.json") is None
+    (tmp_path / "list.json").write_text("[1]")
+    assert read_json(tmp_path / "list.json") is None
