@@ -1,4 +1,4 @@
-"""How the code is built, held to numbers: functions of a size one can read, no arrow back up, no two things of one name."""
+"""How the code is built, held to numbers: functions of a readable size, no arrow back up, one name for one thing."""
 
 from __future__ import annotations
 

@@ -2,106 +2,103 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import shutil
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from fsseg.cell.record import Result, RunDirectory, State, find_runs
 from fsseg.cli.app import app
 
-from .conftest import SMALL, Command
+from .conftest import SMALL, Command, command
+
+Trained = tuple[RunDirectory, CompletedProcess[str]]
 
 
-def result_in(folder: Path) -> dict[str, Any]:
-    found = list(folder.rglob("result.json"))
-    assert len(found) == 1, found
-    return json.loads(found[0].read_text())
+def result_in(folder: Path) -> Result:
+    (run,) = find_runs([folder])
+    result = run.result()
+    assert result is not None
+    return result
 
 
-def test_one_cell_from_nothing_to_a_number(train: Command, tmp_path: Path) -> None:
-    done = train()
-    assert done.returncode == 0, done.stderr
-    directory = next((tmp_path / "outputs").rglob("result.json")).parent
-    relative = directory.relative_to(tmp_path / "outputs").parts
-    assert relative[:5] == ("runs", "shapes5i", "abcb", "tiny", "1shot")
-    assert relative[-2:] == ("fold0", "seed0")
-    present = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
-    assert {"config.yaml", "status.json", "metrics.csv", "train.log", "result.json", "checkpoints/last.pt",
-            "figures/episodes.png", "figures/curves.png", "attempts/1.json"} <= present  # fmt: skip
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    return torch.load(run.checkpoint, weights_only=True)["model"]
+
+
+def test_one_cell_from_nothing_to_a_number(trained: Trained, shapes_root: Path) -> None:
+    run, done = trained
+    folder = Path(str(run.directory).partition("/outputs/")[0])
+    key = run.find_key()
+    assert key is not None
+    assert (key.name, key.dataset, key.method, key.backbone, key.shot) == ("runs", "shapes5i", "abcb", "tiny", 1)
+    assert (key.fold, key.seed) == (0, 0)
+    present = {str(p.relative_to(run.directory)) for p in run.directory.rglob("*") if p.is_file()}
+    assert {"config.yaml", "identity.json", "status.json", "metrics.csv", "train.log", "result.json",
+            "checkpoints/last.pt", "figures/episodes.png", "figures/curves.png",
+            "attempts/1.json"} <= present  # fmt: skip
     assert not [p for p in present if p.endswith(".tmp")]
 
-    result = json.loads((directory / "result.json").read_text())
-    assert result["schema_version"] == 1
-    assert result["cell"]["fold"] == 0
-    assert len(result["metrics"]["per_seed"]) == 2
-    assert len(result["metrics"]["miou_per_round"]) == 3
-    assert 0 <= result["metrics"]["miou"] <= 100
-    assert result["metrics"]["miou"] == pytest.approx(sum(s["miou"] for s in result["metrics"]["per_seed"]) / 2)
-    assert result["training"]["steps"] == 3
-    assert json.loads((directory / "status.json").read_text())["state"] == "done"
-    rows = list(csv.DictReader((directory / "metrics.csv").open()))
-    assert rows[-1]["step"] == "3"
-    Image.open(directory / "figures" / "episodes.png").verify()
-    assert f"done: {directory}" in done.stderr
+    result = run.result()
+    assert result is not None
+    assert result.metrics is not None
+    assert result.training is not None
+    assert (result.schema_version, result.cell) == (2, key)
+    assert len(result.metrics.per_seed) == 2
+    assert len(result.metrics.miou_per_round) == 3
+    assert result.metrics.miou == pytest.approx(sum(s.miou for s in result.metrics.per_seed) / 2)
+    assert result.training.steps == 3
+    assert run.look().state == State.DONE
+    assert max(run.curves()["train/loss"][0]) == 3
+    Image.open(run.figures / "episodes.png").verify()
+    assert f"done: {run.directory}" in done.stderr
 
-    again = train()
+    again = command(folder, shapes_root)()
     assert again.returncode == 0
     assert "already done" in again.stderr
-    assert (directory / "attempts").is_dir()
-    assert len(list((directory / "attempts").iterdir())) == 1
+    assert len(list(run.attempts.iterdir())) == 1
 
 
-def test_a_second_run_gives_the_same_numbers_and_weights(train: Command, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        assert train(f"name={name}").returncode == 0
-    first, second = (result_in(tmp_path / "outputs" / name) for name in ("first", "second"))
-    assert first["metrics"] == second["metrics"]
-    one, two = (
-        torch.load(next((tmp_path / "outputs" / name).rglob("last.pt")), weights_only=True)["model"]
-        for name in ("first", "second")
-    )
+@pytest.mark.parametrize("override", ["seed=0", "num_workers=2"])
+def test_a_second_run_and_more_workers_give_the_same_numbers_and_weights(
+    override: str, train: Command, trained: Trained, tmp_path: Path
+) -> None:
+    assert train(override).returncode == 0
+    (second,) = find_runs([tmp_path / "outputs"])
+    first = trained[0].result()
+    assert first is not None
+    assert result_in(tmp_path / "outputs").metrics == first.metrics
+    one, two = weights(trained[0]), weights(second)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_the_number_of_workers_changes_nothing(train: Command, tmp_path: Path) -> None:
-    assert train("name=none").returncode == 0
-    assert train("name=two", "num_workers=2").returncode == 0
-    assert result_in(tmp_path / "outputs/none")["metrics"] == result_in(tmp_path / "outputs/two")["metrics"]
-
-
 def test_a_checkpoint_is_evaluated_under_another_shot_into_a_directory_of_its_own(
-    train: Command, tmp_path: Path
+    train: Command, trained: Trained, tmp_path: Path
 ) -> None:
-    assert train().returncode == 0
-    trained = next((tmp_path / "outputs").rglob("last.pt"))
-    before = (trained.parents[1] / "result.json").read_bytes()
-    done = train("shot=5", "train.enabled=false", f"checkpoint={trained}", "protocol.seeds=[7]")
+    before = trained[0].result_file.read_bytes()
+    line = ("shot=5", "train.enabled=false", f"checkpoint={trained[0].checkpoint}", "protocol.seeds=[7]")
+    done = train(*line)
     assert done.returncode == 0, done.stderr
-    results = sorted((tmp_path / "outputs").rglob("result.json"))
-    assert len(results) == 2
-    other = next(r for r in results if "5shot" in str(r))
-    assert json.loads(other.read_text())["training"] is None
-    assert [s["seed"] for s in json.loads(other.read_text())["metrics"]["per_seed"]] == [7]
-    assert (trained.parents[1] / "result.json").read_bytes() == before
-    assert not (other.parent / "checkpoints").exists()
+    (other,) = find_runs([tmp_path / "outputs"])
+    result = result_in(tmp_path / "outputs")
+    assert result.training is None
+    assert result.metrics is not None
+    assert [s.seed for s in result.metrics.per_seed] == [7]
+    assert (result.checkpoint is not None and result.checkpoint.fold, result.cell.shot) == (0, 5)
+    assert trained[0].result_file.read_bytes() == before
+    assert not other.checkpoint.exists()
 
 
-def test_a_checkpoint_is_not_scored_on_classes_it_was_trained_on(train: Command, tmp_path: Path) -> None:
-    assert train("fold=2", "eval.enabled=false").returncode == 0
-    trained = next((tmp_path / "outputs").rglob("last.pt"))
-    refused = train("fold=0", "train.enabled=false", f"checkpoint={trained}")
+def test_a_checkpoint_is_not_scored_on_classes_it_was_trained_on(train: Command, trained: Trained) -> None:
+    refused = train("fold=2", "train.enabled=false", f"checkpoint={trained[0].checkpoint}")
     assert refused.returncode == 1
     assert "was trained on" in refused.stderr
-    assert "fold=2" in refused.stderr.splitlines()[-1]
-    assert train("fold=2", "train.enabled=false", f"checkpoint={trained}").returncode == 0
-    results = [json.loads(path.read_text()) for path in (tmp_path / "outputs").rglob("result.json")]
-    assert [r["checkpoint"]["fold"] for r in results if r["checkpoint"]] == [2]
+    assert "fold=0" in refused.stderr.splitlines()[-1]
 
 
 def test_a_sweep_over_folds_then_the_table(train: Command, tmp_path: Path) -> None:
@@ -112,13 +109,15 @@ def test_a_sweep_over_folds_then_the_table(train: Command, tmp_path: Path) -> No
     assert rerun.returncode == 0, rerun.stderr
     assert "3 of 4 cells done, 1 to run" in rerun.stderr
     folder = tmp_path / "outputs" / "runs"
-    (next(folder.rglob("fold1/seed0/result.json"))).unlink()
+    found = {run.find_key().fold: run for run in find_runs([folder])}  # type: ignore[union-attr]
+    found[1].result_file.unlink()
     table = CliRunner().invoke(app, ["aggregate", str(folder)])
     assert table.exit_code == 0, table.output
     text = table.output
     for fold in (0, 2, 3):
-        miou = json.loads(next(folder.rglob(f"fold{fold}/seed0/result.json")).read_text())["metrics"]["miou"]
-        assert f"{miou:.1f}" in text
+        result = found[fold].result()
+        assert result is not None
+        assert f"{result.miou:.1f}" in text
     assert "—" in text
     assert (folder / "summary.csv").is_file()
     assert (folder / "summary.md").is_file()
@@ -130,7 +129,7 @@ def test_the_sweep_goes_on_past_a_faulty_cell_and_ends_with_a_status(train: Comm
     assert "fold=7 does not exist" in done.stderr
     assert "1 of 2 cells are not done" in done.stderr
     assert "Traceback" not in done.stderr
-    assert result_in(tmp_path / "outputs")["cell"]["fold"] == 0
+    assert result_in(tmp_path / "outputs").cell.fold == 0
 
 
 def test_two_cells_with_one_directory_are_refused_before_anything_starts(train: Command, tmp_path: Path) -> None:
@@ -138,20 +137,21 @@ def test_two_cells_with_one_directory_are_refused_before_anything_starts(train: 
     assert done.returncode == 1
     assert "share the directory" in done.stderr
     assert "variant=" in done.stderr
-    assert not list((tmp_path / "outputs").rglob("status.json"))
+    assert not (tmp_path / "outputs" / "runs").exists() or find_runs([tmp_path / "outputs"]) == []
 
 
 def test_other_settings_in_the_same_directory_are_refused_and_redo_replaces_them(
-    train: Command, tmp_path: Path
+    train: Command, trained: Trained, tmp_path: Path
 ) -> None:
-    assert train("variant=v").returncode == 0
+    variant = f"variant={trained[0].directory.parents[1].name}"
+    shutil.copytree(Path(str(trained[0].directory).partition("/outputs/")[0]) / "outputs", tmp_path / "outputs")
     before = result_in(tmp_path / "outputs")
-    refused = train("variant=v", "train.lr=0.5")
+    refused = train(variant, "train.lr=0.5")
     assert refused.returncode == 1
     assert "train.lr: 0.02 there, 0.5 now" in refused.stderr
     assert result_in(tmp_path / "outputs") == before
-    assert train("variant=v", "train.lr=0.5", "redo=true").returncode == 0
-    assert result_in(tmp_path / "outputs")["fingerprint"] != before["fingerprint"]
+    assert train(variant, "train.lr=0.5", "redo=true").returncode == 0
+    assert result_in(tmp_path / "outputs").fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,6 @@ def test_missing_data_names_the_folder_and_the_command_for_each_data_set(train: 
 
 def damaged(shapes_root: Path, copy: Path, train: Command) -> Path:
     """A copy of a generated data set, in PASCAL's layout with the classes of PASCAL."""
-    import shutil
-
     if not list(shapes_root.rglob("generator.json")):
         assert train("train.max_steps=1").returncode == 0
     tree = next(shapes_root.rglob("generator.json")).parent
@@ -230,9 +228,8 @@ def test_a_broken_tree_names_the_file_and_leaves_nothing_that_looks_done(
     assert "\n  -> " in done.stderr
     error = done.stderr[done.stderr.index("error: ") :]
     assert named in error
-    assert not list((tmp_path / "outputs" / "broken").rglob("result.json"))
-    for status in (tmp_path / "outputs" / "broken").rglob("status.json"):
-        assert json.loads(status.read_text())["state"] == "failed"
+    for run in find_runs([tmp_path / "outputs"]) if (tmp_path / "outputs").exists() else []:
+        assert run.look().state == State.FAILED
 
 
 @pytest.mark.parametrize("content", ["not json at all", '{"images": 3}', "[]"])
@@ -258,6 +255,8 @@ def test_smoke_on_real_coco_images(train: Command, tmp_path: Path, shared_dir: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = result_in(tmp_path / "outputs")
-    assert result["partial"] is True
-    assert result["training"]["steps"] == 4
-    assert {s["num_episodes"] for s in result["metrics"]["per_seed"]} == {8}
+    assert result.partial
+    assert result.training is not None
+    assert result.metrics is not None
+    assert result.training.steps == 4
+    assert {s.num_episodes for s in result.metrics.per_seed} == {8}
