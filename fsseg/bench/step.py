@@ -165,8 +165,10 @@ def _batch(size: int, shots: int, side: int, share: float) -> Batch:
     return Batch(
         support_images=torch.randn(size, shots, 3, side, side, generator=generator),
         support_masks=mask.expand(size, shots, -1, -1).contiguous(),
+        support_pictures=torch.ones(size, shots, side, side, dtype=torch.bool),
         query_image=torch.randn(size, 3, side, side, generator=generator),
         query_mask=mask.expand(size, -1, -1).contiguous(),
+        query_picture=torch.ones(size, side, side, dtype=torch.bool),
         specs=[EpisodeSpec(b, 0, "random", ("random",) * shots) for b in range(size)],
         valid_sizes=[(side, side)] * size,
         query_truths=[None] * size,

@@ -74,8 +74,8 @@ class Baseline(FewShotModel):
         cells = (query["layer2"].shape[2], query["layer2"].shape[3])
         names = [spec.support_ids for spec in batch.specs]
         masks = downsample_masks(batch.support_masks, cells, self.vanished_mask, names)
-        picture = picture_cells(batch.query_image, cells)
-        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_images.flatten(0, 1), cells), picture)
+        picture = picture_cells(batch.query_picture, cells)
+        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_pictures.flatten(0, 1), cells), picture)
         shots = masks.shape[1]
         if self.shot_fusion == "logits" and shots > 1:
             tokens = gather(flatten(f_s.flatten(0, 1)), masks.flatten(0, 1).flatten(1))

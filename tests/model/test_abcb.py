@@ -323,8 +323,9 @@ def test_copies_of_a_shot_give_the_answer_of_one(method: str) -> None:
 def test_what_is_padding_is_told_to_the_neck_and_the_rounds(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(samples.cell(samples.abcb(shot_fusion=fusion)))
     batch = samples.batch(samples.square_masks([[9, 20]], 33), 33)
-    batch.query_image[..., 16:, :] = 0  # cells lie at pixels 0, 4, ..., 32: the last five rows of nine
-    batch.support_images[0, 1, ..., 28:] = 0
+    batch.query_image[..., :16, :] = 0  # the mean colour: picture all the same
+    batch.query_picture[..., 16:, :] = False  # cells lie at pixels 0, 4, ..., 32: the last five rows of nine
+    batch.support_pictures[0, 1, ..., 28:] = False
     expected_q, expected_s = torch.ones(1, 9, 9, dtype=torch.bool), torch.ones(2, 9, 9, dtype=torch.bool)
     expected_q[:, 4:], expected_s[1, :, 7:] = False, False
     seen = []
@@ -341,10 +342,8 @@ def test_shots_may_answer_one_by_one_and_their_logits_be_averaged() -> None:
     model = build_model(samples.cell(samples.abcb(shot_fusion="logits"))).double()
     batch = samples.batch(samples.square_masks([[9, 20], [4, 12]], 33), 33, dtype=torch.float64)
     together = model(batch)
-    images, masks = batch.support_images, batch.support_masks
-    alone = [
-        model(replace(batch, support_images=images[:, k : k + 1], support_masks=masks[:, k : k + 1])) for k in (0, 1)
-    ]
+    names = ("support_images", "support_masks", "support_pictures")
+    alone = [model(replace(batch, **{name: getattr(batch, name)[:, k : k + 1] for name in names})) for k in (0, 1)]
     for number, logits in enumerate(all_logits(together)):
         torch.testing.assert_close(logits, (all_logits(alone[0])[number] + all_logits(alone[1])[number]) / 2)
     torch.testing.assert_close(

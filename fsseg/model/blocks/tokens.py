@@ -101,16 +101,23 @@ def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
     return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
 
 
-def picture_cells(images: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Feature cells that lie on the picture, not on padding: (N, 3, H, W) -> (N, h, w) bool; None if all do.
+def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
 
-    Padding is exactly 0 in all channels (the mean colour), which no pixel of a picture is; cell i of a side lies at
-    pixel stride * i. An image of nothing but padding counts as a picture.
+    An image so thin or so turned that no cell lies on its picture counts as picture everywhere: attention and prior map
+    need something to look at.
+
+    Args:
+        pictures: (N, H, W) bool, as in `Batch`.
+        size: (h, w).
+
+    Returns:
+        (N, h, w) bool; None if all cells are picture.
     """
-    rows, columns = _strides(images, size)
-    valid = (images[..., ::rows, ::columns] != 0).any(1)
-    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
-    return None if bool(valid.all()) else valid
+    rows, columns = _strides(pictures, size)
+    cells = pictures[..., ::rows, ::columns]
+    cells = cells | ~cells.flatten(1).any(1)[:, None, None]
+    return None if bool(cells.all()) else cells
 
 
 def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -110,17 +110,26 @@ def test_flatten_is_in_raster_order() -> None:
 
 
 def test_a_cell_is_padding_if_its_own_pixel_is() -> None:
-    images = torch.ones(3, 3, 9, 9)
-    images[0, :, 4:] = 0  # cells lie at pixels 0, 4 and 8
-    images[1, :, :, 5:] = 0
-    images[2, :2] = 0  # no padding: one channel is not the mean colour
+    pictures = torch.ones(3, 9, 9, dtype=torch.bool)
+    pictures[0, 4:] = False  # cells lie at pixels 0, 4 and 8
+    pictures[1, :, 5:] = False
+    pictures[2, 1:4] = False  # between the cells
     expected = torch.ones(3, 3, 3, dtype=torch.bool)
     expected[0, 1:], expected[1, :, 2] = False, False
-    found = picture_cells(images, (3, 3))
+    found = picture_cells(pictures, (3, 3))
     assert found is not None
     assert torch.equal(found, expected)
-    assert picture_cells(images[2:], (3, 3)) is None
-    assert picture_cells(torch.zeros(1, 3, 9, 9), (3, 3)) is None
+    assert picture_cells(pictures[2:], (3, 3)) is None
+
+
+def test_a_picture_without_a_cell_counts_as_picture_everywhere() -> None:
+    pictures = torch.zeros(2, 9, 9, dtype=torch.bool)
+    pictures[:, 1:4] = True  # cells lie at pixels 0, 4 and 8
+    assert picture_cells(pictures, (3, 3)) is None
+    pictures[0, :5] = True
+    found = picture_cells(pictures, (3, 3))
+    assert found is not None
+    assert found.tolist() == [[[True] * 3, [True] * 3, [False] * 3], [[True] * 3] * 3]
 
 
 def test_split_leaves_out_what_is_not_valid() -> None:
