@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.config.schema import BackboneConfig
 from fsseg.model import METHODS
-from fsseg.model.abcb import Abcb, CleansingMemory, InformationCleansing, SupportModulation
+from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
 from fsseg.model.backbones.torchvision import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
+from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, prior_map
 from fsseg.model.blocks.tokens import Tokens, flatten
 
@@ -229,9 +230,9 @@ def _cleansing(ic: InformationCleansing, scene: _Scene) -> tuple[int, int]:
     """Once for all rounds, and once a round."""
     f_q = flatten(scene.f_q)
     support = torch.empty(1, scene.shots * scene.num_foreground, f_q.shape[2])
-    memory = CleansingMemory(torch.empty_like(f_q), torch.empty_like(f_q))
+    keys = Keys(torch.empty_like(f_q), torch.empty_like(f_q))
     rise = torch.empty(1, f_q.shape[1])
-    return _macs(lambda: ic.prepare(f_q)), _macs(lambda: ic(support, support, memory, rise))
+    return _macs(lambda: ic.prepare(f_q)), _macs(lambda: ic(support, support, keys, rise))
 
 
 def render(rows: list[CostRow]) -> str:

@@ -282,7 +282,7 @@ def test_gradients_of_cleansing_agree_with_finite_differences() -> None:
     def run(
         before: torch.Tensor, after: torch.Tensor, f_q: torch.Tensor, rise: torch.Tensor, *_: torch.Tensor
     ) -> torch.Tensor:
-        return ic(before, after, ic.prepare(f_q), rise, valid)
+        return ic(before, after, ic.prepare(f_q, valid), rise)
 
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs] + list(ic.parameters()), atol=1e-5)
 
