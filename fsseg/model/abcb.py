@@ -20,7 +20,7 @@ from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.blocks.attention import Attention, Keys, attend
 from fsseg.model.blocks.histogram import normalised_cosine_histogram
-from fsseg.model.blocks.tokens import Tokens, area_average, flatten, split
+from fsseg.model.blocks.tokens import Tokens, area_average, flatten, inside_and_outside
 
 if TYPE_CHECKING:
     from fsseg.config.schema import AbcbConfig
@@ -180,7 +180,7 @@ class Abcb(Baseline):
             if t == self.iterations or self.sm is None:
                 result.support_foreground = mean
                 break
-            inside, outside = split((p[:, 1] > p[:, 0]).flatten(1), valid)
+            inside, outside = inside_and_outside((p[:, 1] > p[:, 0]).flatten(1), valid)
             active = (inside.valid.any(1) & outside.valid.any(1))[:, None, None]
             modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
             s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))

@@ -13,7 +13,7 @@ import torch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
-from fsseg.model.blocks.tokens import Tokens, gather, positions, split
+from fsseg.model.blocks.tokens import Positions, Tokens, inside_and_outside, tokens_under
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS
@@ -42,7 +42,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 def support_of(counts: list[int]) -> Tokens:
     width = max(counts)
-    return gather(draw(len(counts), width, C), torch.arange(width) < torch.tensor(counts)[:, None])
+    return tokens_under(torch.arange(width) < torch.tensor(counts)[:, None], draw(len(counts), width, C))
 
 
 def vectors(x: torch.Tensor) -> list[np.ndarray]:
@@ -80,7 +80,7 @@ def test_support_modulation_equals_the_loops(mask: str, changes: dict) -> None:
     assert sm is not None
     support, image, f_q = support_of([6, 3]), draw(2, N, 3), draw(2, N, C)
     foreground = torch.stack((MASKS[mask], MASKS["half"]))
-    inside, outside = split(foreground)
+    inside, outside = inside_and_outside(foreground)
     result = sm(support, inside.gather(image), inside.gather(f_q), outside.gather(f_q))
     for b, count in enumerate(support.counts):
         expected = reference.support_modulation(
@@ -96,7 +96,7 @@ def test_both_evolutions_equal_the_loops(mask: str) -> None:
     assert sm.pixel is not None
     assert sm.structure is not None
     image, f_q = draw(1, N, 3), draw(1, N, C)
-    where = positions(MASKS[mask][None])
+    where = Positions.under(MASKS[mask][None])
     tokens, features = where.gather(image), where.gather(f_q)
     expected = reference.pixel_evolution(sm.pixel, vectors(tokens.values[0]), vectors(features.values[0]))
     np.testing.assert_allclose(sm.pixel(tokens.values, features.values)[0].detach(), expected, atol=1e-6)
@@ -230,7 +230,7 @@ def test_a_batch_gives_each_sample_its_own_numbers() -> None:
     assert predicted[:3] == [0, N, 1]
     for b in range(4):
         part = slice(b, b + 1)
-        alone = model.rounds(gather(support.values[part], support.valid[part]), f_q[part], image[part])
+        alone = model.rounds(tokens_under(support.valid[part], support.values[part]), f_q[part], image[part])
         for one, many in zip(alone.rounds + alone.hats, whole.rounds + whole.hats):
             torch.testing.assert_close(one[0], many[b], rtol=1e-9, atol=1e-9)
 
@@ -259,8 +259,8 @@ def gradcheck_modulation(sm: SupportModulation, foreground: torch.Tensor) -> boo
     inputs = [draw(2, 3, 4), draw(2, 6, 3), draw(2, 6, 4)]
 
     def run(values: torch.Tensor, image: torch.Tensor, f_q: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        inside, outside = split(foreground)
-        return sm(gather(values, where), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
+        inside, outside = inside_and_outside(foreground)
+        return sm(tokens_under(where, values), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
 
     leaves = [x.requires_grad_() for x in inputs] + list(sm.parameters())
     return torch.autograd.gradcheck(run, leaves, atol=1e-5)

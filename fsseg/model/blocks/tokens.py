@@ -61,6 +61,14 @@ class Positions:
     valid: Tensor
     counts: list[int]
 
+    @classmethod
+    def under(cls, mask: Tensor, counts: list[int] | None = None) -> Positions:
+        """The True positions of each sample's mask, (B, n) bool; `counts`: how many they are, where that is known."""
+        counts = mask.sum(1).tolist() if counts is None else counts
+        order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
+        valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
+        return cls(order[:, : max(counts)], valid, counts)
+
     def gather(self, features: Tensor) -> Tokens:
         """(B, n, C) -> its tokens."""
         values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
@@ -68,27 +76,16 @@ class Positions:
         return tokens if tokens.full else tokens.with_values(values)
 
 
-def positions(mask: Tensor) -> Positions:
-    """The True positions of each sample's mask, (B, n) bool."""
-    return _positions(mask, mask.sum(1).tolist())
+def tokens_under(mask: Tensor, features: Tensor) -> Tokens:
+    """Tokens of (B, n, C) where the mask (B, n) is True."""
+    return Positions.under(mask).gather(features)
 
 
-def split(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
+def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
     """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither."""
     inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
     counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # the device is waited for once
-    return _positions(inside, counts[0]), _positions(outside, counts[1])
-
-
-def _positions(mask: Tensor, counts: list[int]) -> Positions:
-    order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-    valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
-    return Positions(order[:, : max(counts)], valid, counts)
-
-
-def gather(features: Tensor, mask: Tensor) -> Tokens:
-    """Tokens of (B, n, C) where the mask (B, n) is True."""
-    return positions(mask).gather(features)
+    return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
 def flatten(maps: Tensor) -> Tensor:
