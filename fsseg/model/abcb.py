@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.pixels import MEAN, STD
-from fsseg.model.backbones.torchvision import Backbone
+from fsseg.model.backbones import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.blocks.attention import Attention, Keys, attend

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.types import Batch
-from fsseg.model.backbones.torchvision import Backbone, Features, build_backbone
+from fsseg.model.backbones import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.neck import CorrelationNeck
 from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, picture_cells, tokens_under

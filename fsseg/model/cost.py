@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsseg.config.schema import BackboneConfig
 from fsseg.model import METHODS
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
-from fsseg.model.backbones.torchvision import Features, build_backbone
+from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, prior_map

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
-from fsseg.model.backbones.torchvision import LAYERS, Backbone, build_backbone
+from fsseg.model.backbones import LAYERS, Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten, picture_cells
 

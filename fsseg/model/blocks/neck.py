@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsseg.model.backbones.torchvision import Features
+from fsseg.model.backbones import Features
 from fsseg.model.blocks.attention import Attention
 from fsseg.model.blocks.tokens import Tokens, flatten, tokens_under
 
