@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fsseg.data.types import Batch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
@@ -403,6 +404,26 @@ def test_evaluation_is_deterministic() -> None:
         assert torch.equal(model(batch).logits, model(batch).logits)
 
 
+def test_bf16_answers_stay_close_to_float32() -> None:
+    torch.manual_seed(0)
+    model = build_model(samples.cell(samples.abcb())).eval()
+    batch = samples.batch(samples.square_masks([[25]], 65), 65)
+    bend_round_one(model, batch)
+    with torch.no_grad():
+        exact = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batch)
+    before, after = (p.logits.float().softmax(1)[:, 1] for p in (exact, rounded))
+    assert 0 < (before - after).abs().max() < 0.1  # 0 would mean that autocast did nothing
+    assert ((before > 0.5) != (after > 0.5)).float().mean() < 0.1
+
+
+def bend_round_one(model: Abcb, batch: Batch) -> None:
+    """Shift phi_p's last bias until round 1 predicts about half of the positions as foreground."""
+    p = model(batch).rounds[0]
+    model.qp.second.bias.data[0] += (p[:, 1] - p[:, 0]).median().detach()
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     torch.manual_seed(1)
     model = build_model(samples.cell(samples.abcb()))
@@ -413,8 +434,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         model.loss(model(batch), batch.query_mask)[0].backward()
         optimiser.step()
     optimiser.zero_grad()
-    p = model(batch).rounds[0]
-    model.qp.second.bias.data[0] += (p[:, 1] - p[:, 0]).median().detach()
+    bend_round_one(model, batch)
     prediction = model(batch)
     share = (prediction.rounds[0][:, 1] > prediction.rounds[0][:, 0]).double().mean().item()
     assert 0 < share < 1, "the test needs both classes predicted"

@@ -25,12 +25,8 @@ class ResNetBackbone(Backbone):
         super().__init__()
         network = _dilated_resnet(name)
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            network.layer1,
-            network.layer2,
-            network.layer3,
-            network.layer4,
-        )
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
         expansion = network.layer1[0].expansion
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
         self._freeze(trainable_layers)
@@ -52,9 +48,8 @@ def _dilated_resnet(name: str) -> ResNet:
     maker = getattr(torchvision.models, name)
     if name != "resnet18":
         return maker(weights=None, replace_stride_with_dilation=[False, True, True])
-    network: ResNet = maker(
-        weights=None
-    )  # torchvision refuses to dilate BasicBlock, so it is done here by the same rule
+    network: ResNet = maker(weights=None)
+    # torchvision refuses to dilate BasicBlock, so it is done here by the same rule.
     for stage, before, after in ((network.layer3, 1, 2), (network.layer4, 2, 4)):
         for number, block in enumerate(stage):
             assert isinstance(block, BasicBlock)
