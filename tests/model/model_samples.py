@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -58,6 +59,15 @@ def baseline(**changes) -> BaselineConfig:
 
 def prototype(**changes) -> PrototypeConfig:
     return PrototypeConfig(**{"name": "prototype", **changes})
+
+
+def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:
+    """Whether the gradient by each leaf agrees with finite differences, along one random direction a leaf and output.
+
+    One direction says as much as all single entries do where the tolerance is as far below gradcheck's usual one (1e-3)
+    as the entries are many.
+    """
+    return torch.autograd.gradcheck(run, leaves, fast_mode=True, atol=1e-7, rtol=1e-6)
 
 
 def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:

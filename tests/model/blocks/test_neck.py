@@ -163,7 +163,7 @@ def test_gradients_agree_with_finite_differences(case: str) -> None:
         return neck(dict(zip(support, ours)), dict(zip(query, theirs)), mask, *pictures)
 
     leaves = [x.requires_grad_() for x in (*support.values(), *query.values())]
-    assert torch.autograd.gradcheck(run, [*leaves, *neck.parameters()], atol=1e-5)
+    assert samples.gradients_agree(run, [*leaves, *neck.parameters()])
 
 
 def test_support_background_reaches_f_s_but_not_f_q() -> None:
