@@ -51,8 +51,9 @@ def test_dilated_maps_agree_with_the_strided_network_where_it_has_positions(name
     """The independent implementation is torchvision's own network at stride 32 with the same weights."""
     state = save_resnet(tmp_path / "weights.pth", name)
     backbone = build_backbone(BackboneConfig(name, weights=str(tmp_path / "weights.pth")))
-    original = getattr(torchvision.models, name)().eval()
-    original.load_state_dict(state)
+    with torch.device("meta"):
+        original = getattr(torchvision.models, name)().eval()
+    original.load_state_dict(state, assign=True)
     images = torch.randn(1, 3, 65, 65)
     ours = backbone(images)
     with torch.no_grad():
@@ -65,9 +66,10 @@ def test_dilated_maps_agree_with_the_strided_network_where_it_has_positions(name
 
 @pytest.mark.parametrize("name", STRIDES)
 def test_sides_shrink_by_the_declared_stride(name: str) -> None:
-    backbone = build_backbone(BackboneConfig(name, pretrained=False))
     side = 3 * STRIDES[name] + 1
-    features = backbone(torch.randn(1, 3, side, side))
+    with torch.device("meta"):  # shapes alone
+        backbone = build_backbone(BackboneConfig(name, pretrained=False))
+        features = backbone(torch.empty(1, 3, side, side))
     assert {k: tuple(v.shape) for k, v in features.items()} == {k: (1, c, 4, 4) for k, c in backbone.channels.items()}
     assert list(features) == ["layer2", "layer3", "layer4"]
 
@@ -228,22 +230,27 @@ def bad_file(path: Path, kind: str) -> None:
         save_zeros(path, change=lambda state: {k: v for k, v in state.items() if k != "bn1.running_mean"})
 
 
-def test_names_and_shapes_are_all_that_a_file_needs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain() -> ResNetBackbone:
+    return ResNetBackbone("resnet18")
+
+
+def test_names_and_shapes_are_all_that_a_file_needs(tmp_path: Path, plain: ResNetBackbone) -> None:
     """So that the files refused below are refused for what is changed in them."""
     save_zeros(tmp_path / "w.pth")
-    build_backbone(BackboneConfig("resnet18", weights=str(tmp_path / "w.pth")))
+    load_weights(plain, "resnet18", str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize(
     "kind", ["truncated", "text", "pickle", "list", "other network", "deeper blocks", "shape", "missing", "absent"]
 )
 def test_a_file_that_is_not_the_weights_is_refused_by_name(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture, plain: ResNetBackbone
 ) -> None:
     path = tmp_path / "w.pth"
     bad_file(path, kind)
     with pytest.raises(UserError) as caught:
-        build_backbone(BackboneConfig("resnet18", weights=str(path)))
+        load_weights(plain, "resnet18", str(path))
     assert str(path) in caught.value.what
     assert "\n" not in caught.value.what
     assert caught.value.fix
