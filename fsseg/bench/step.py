@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +14,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.data.types import Batch, EpisodeSpec
+from fsseg.engine.devices import choose_device, describe_device, peak_memory
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb
 from fsseg.model.baseline import Baseline
 from fsseg.model.cost import OBJECT_SHARE
+from fsseg.process.tables import aligned
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -33,7 +33,7 @@ class BenchResult:
     """What one run of `bench_model` measured.
 
     Attributes:
-        device: name of the machine's processor or GPU as torch knows it, with the number of CPU threads.
+        device: name of the GPU as torch knows it, or the number of CPU threads.
         batch_size, image_size, shot, amp: the setting.
         backbone_seconds: median time of the bare backbone on all images of the batch, without a graph.
         step_seconds: median time of a training step (forward, loss, backward, optimiser).
@@ -70,15 +70,10 @@ class BenchResult:
         return self.step_tflop / self.quickest_step_seconds / self.matmul_tflops
 
 
-def bench_model(
-    cfg: Config,
-    batch_size: int = 1,
-    device: str = "cpu",
-    amp: str = "off",
-    repeats: int = 5,
-    share: float = OBJECT_SHARE,
-) -> BenchResult:
-    """Measure a method at `cfg`'s backbone, image size and shots; random images, weights as `cfg.backbone` says.
+def bench_model(cfg: Config, batch_size: int = 1, repeats: int = 5, share: float = OBJECT_SHARE) -> BenchResult:
+    """Measure a method at `cfg`'s backbone, image size, shots, device and, on a GPU, mixed precision.
+
+    Images are random, weights as `cfg.backbone` says.
 
     Backbone and step are timed in turn, so that whatever else the machine does falls on both. The step runs with lr 0:
     its work is the same, and the share of predicted foreground, which is set to `share`, stays where it is.
@@ -89,10 +84,9 @@ def bench_model(
     model = build_model(cfg)
     if not model.trainable or not isinstance(model, Baseline):
         raise UserError(f"method={cfg.model.name} has no training step to time", "choose method=abcb or baseline")
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}", "choose device=cpu") from error
+    device = choose_device(cfg.device)
+    amp = cfg.train.amp if device.type == "cuda" else "off"
+    model.to(device)
     batch = _batch(batch_size, cfg.shot, cfg.dataset.image_size, share).to(device)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
     cast, number_format = _autocast(device, amp), _number_format(device, amp)
@@ -115,12 +109,12 @@ def bench_model(
     backbone()  # warm-up; the step's is the counted one
     with FlopCounterMode(display=False) as counter:
         step()
-    if device != "cpu":
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times = [(_seconds(backbone, device), _seconds(step, device)) for _ in range(repeats)]
-    peak = _peak_memory(device)
+    peak = peak_memory(device)
     return BenchResult(
-        device=_device_name(device),
+        device=describe_device(device),
         batch_size=batch_size,
         image_size=cfg.dataset.image_size,
         shot=cfg.shot,
@@ -136,25 +130,6 @@ def bench_model(
     )
 
 
-def compare_precision(cfg: Config, amp: str = "bf16", device: str = "cuda", batch_size: int = 4) -> tuple[float, float]:
-    """How far answers under autocast lie from float32, on random images.
-
-    Returns:
-        Largest difference of a foreground probability of the last round, and the share of pixels whose class differs.
-    """
-    model = build_model(cfg).to(device).eval()
-    batch = _batch(batch_size, cfg.shot, cfg.dataset.image_size, OBJECT_SHARE).to(device)
-    answers = []
-    with torch.no_grad():
-        if isinstance(model, Baseline):
-            _predict_share(model, batch, OBJECT_SHARE)
-        for precision in ("off", amp):
-            with _autocast(device, precision)():
-                answers.append(model(batch).logits.float().softmax(1)[:, 1])
-    exact, rounded = answers
-    return (exact - rounded).abs().max().item(), ((exact > 0.5) != (rounded > 0.5)).float().mean().item()
-
-
 def _batch(size: int, shots: int, side: int, share: float) -> Batch:
     """Random images, each with a square object of the given share in its middle."""
     generator = torch.Generator().manual_seed(0)
@@ -165,8 +140,10 @@ def _batch(size: int, shots: int, side: int, share: float) -> Batch:
     return Batch(
         support_images=torch.randn(size, shots, 3, side, side, generator=generator),
         support_masks=mask.expand(size, shots, -1, -1).contiguous(),
+        support_pictures=torch.ones(size, shots, side, side, dtype=torch.bool),
         query_image=torch.randn(size, 3, side, side, generator=generator),
         query_mask=mask.expand(size, -1, -1).contiguous(),
+        query_picture=torch.ones(size, side, side, dtype=torch.bool),
         specs=[EpisodeSpec(b, 0, "random", ("random",) * shots) for b in range(size)],
         valid_sizes=[(side, side)] * size,
         query_truths=[None] * size,
@@ -196,13 +173,13 @@ def _predict_share(model: Baseline, batch: Batch, share: float) -> tuple[float, 
     return tuple((p[:, 1] > p[:, 0]).float().mean().item() for p in model(batch).rounds)
 
 
-def _autocast(device: str, amp: str) -> Callable[[], contextlib.AbstractContextManager]:
+def _autocast(device: torch.device, amp: str) -> Callable[[], contextlib.AbstractContextManager]:
     if amp == "off":
         return contextlib.nullcontext
-    return lambda: torch.autocast(torch.device(device).type, dtype=_DTYPES[amp])
+    return lambda: torch.autocast(device.type, dtype=_DTYPES[amp])
 
 
-def _seconds(run: Callable[[], object], device: str) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     _synchronise(device)
     start = time.perf_counter()
     run()
@@ -210,39 +187,27 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _synchronise(device: str) -> None:
-    if device != "cpu":
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _device_name(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _number_format(device: str, amp: str) -> str:
+def _number_format(device: torch.device, amp: str) -> str:
     """What the step's convolutions compute in: without autocast cuDNN takes TF32 where the GPU has it."""
     if amp != "off":
         return amp
-    if device == "cpu" or not torch.backends.cudnn.allow_tf32:
+    if device.type == "cpu" or not torch.backends.cudnn.allow_tf32:
         return "float32"
     return "TF32" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
 
 
-def _matmul_rate(device: str, number_format: str) -> float:
+def _matmul_rate(device: torch.device, number_format: str) -> float:
     """Floating point operations a second of a square matrix product in the number format of the convolutions.
 
     torch multiplies float32 matrices without TF32 unless told so, even where it convolves with it: measured as it is,
     the product would be the slower of the two, and no bound for the step.
     """
-    side = 1024 if device == "cpu" else 8192
+    side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=_DTYPES.get(number_format, torch.float32))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if number_format == "TF32" else "highest")
@@ -253,18 +218,19 @@ def _matmul_rate(device: str, number_format: str) -> float:
         torch.set_float32_matmul_precision(before)
 
 
-def render(result: BenchResult) -> str:
+def format_step(result: BenchResult) -> str:
     """The measurement in a few lines of text."""
-    shares = ", ".join(f"{100 * s:.0f} %" for s in result.predicted_share)
-    return "\n".join(
-        (
-            f"{result.device}; batch {result.batch_size}, {result.image_size} px, {result.shot} shot, amp {result.amp}",
-            f"backbone alone   {result.backbone_seconds:8.3f} s on the {result.batch_size * (1 + result.shot)} images",
-            f"training step    {result.step_seconds:8.3f} s = {result.ratio:.2f} x the backbone",
-            f"peak memory      {result.peak_memory_gb:8.2f} GB",
-            f"work             {result.step_tflop:8.3f} TFLOP a step, {100 * result.matmul_share:.0f} % of the "
-            f"machine's matrix product rate in {result.number_format}, as its convolutions "
-            f"({result.matmul_tflops:.2f} TFLOP/s)",
-            f"predicted foreground by round: {shares}",
-        )
+    images = result.batch_size * (1 + result.shot)
+    work = (
+        f"TFLOP a step, {100 * result.matmul_share:.0f} % of the machine's matrix product rate in "
+        f"{result.number_format}, as its convolutions ({result.matmul_tflops:.2f} TFLOP/s)"
     )
+    rows = [
+        ("backbone alone", f"{result.backbone_seconds:.3f}", f"s on the {images} images"),
+        ("training step", f"{result.step_seconds:.3f}", f"s = {result.ratio:.2f} x the backbone"),
+        ("peak memory", f"{result.peak_memory_gb:.2f}", "GB"),
+        ("work", f"{result.step_tflop:.3f}", work),
+    ]
+    head = f"{result.device}; batch {result.batch_size}, {result.image_size} px, {result.shot} shot, amp {result.amp}"
+    shares = ", ".join(f"{100 * s:.0f} %" for s in result.predicted_share)
+    return f"{head}\n{aligned(rows, left=(0, 2))}\npredicted foreground by round: {shares}"

@@ -103,7 +103,7 @@ def cost(line: Line = None) -> None:
     """Parameters and MACs of each part of a method, beside the paper's; at 473 px unless `dataset=` is given."""
     from fsseg.model import cost as costs
 
-    print(costs.render(costs.cost(_config(_paper_size(line)))))
+    print(costs.format_cost(costs.cost(_config(_paper_size(line)))))
 
 
 def bench_data(
@@ -138,13 +138,10 @@ def bench_model(
     At PASCAL's 473 px with ResNet-50 unless `dataset=` is given.
     """
     from fsseg.bench import step as bench
-    from fsseg.engine.devices import choose_device
 
     # Weights change no time, and where they are absent time can still be measured.
     cfg = _config([*_paper_size(line), "backbone.pretrained=false"])
-    device = choose_device(cfg.device)
-    amp = cfg.train.amp if device.type == "cuda" else "off"
-    print(bench.render(bench.bench_model(cfg, batch, str(device), amp, repeats)))
+    print(bench.format_step(bench.bench_model(cfg, batch, repeats)))
 
 
 def _paper_size(line: Line) -> list[str]:

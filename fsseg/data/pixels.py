@@ -37,11 +37,13 @@ class Sample:
     Attributes:
         image: (3, S, S) float32, normalised, 0 at padding.
         mask: (S, S) uint8 in {0, 1, 255}, 255 at padding.
-        valid_size: (height, width) of the part that is image, from the upper left corner.
+        picture: (S, S) bool, False at padding: right of the window, below it, and in its corners after a rotation.
+        valid_size: (height, width) of the window, which lies in the upper left corner.
     """
 
     image: Tensor
     mask: Tensor
+    picture: Tensor
     valid_size: tuple[int, int]
 
 
@@ -75,13 +77,14 @@ def render(
             torch.mul(levels, _SCALE[channel] / 256, out=region[channel]).add_(_SHIFT[channel])
         else:
             torch.mul(plane, _SCALE[channel], out=region[channel]).add_(_SHIFT[channel])
-    out_mask = np.full((image_size, image_size), IGNORE_INDEX, dtype=np.uint8)
-    out_mask[:height, :width] = cut
+    picture = np.zeros((image_size, image_size), dtype=np.bool_)
+    inside = picture[:height, :width]
+    inside[:] = cut != _PADDING
     if plan.angle:
-        outside = cut == _PADDING
-        np.copyto(region.numpy(), 0, where=outside)
-        np.copyto(out_mask[:height, :width], IGNORE_INDEX, where=outside)
-    return Sample(out, torch.from_numpy(out_mask), plan.window)
+        np.copyto(region.numpy(), 0, where=~inside)
+    out_mask = np.full((image_size, image_size), IGNORE_INDEX, dtype=np.uint8)
+    np.copyto(out_mask[:height, :width], cut, where=inside)
+    return Sample(out, torch.from_numpy(out_mask), torch.from_numpy(picture), plan.window)
 
 
 def blurred(plane: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,10 +179,3 @@ def _mark_one(cut: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) 
     if len(inside):
         middle = inside[len(inside) // 2]
         cut[ys[middle], xs[middle]] = 1
-
-
-def turn_hue(image: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    """Turn the hue of every pixel of an RGB image (H, W, 3) by `share` of the colour circle; greys stay grey."""
-    hsv = np.asarray(Image.fromarray(image).convert("HSV")).copy()
-    hsv[..., 0] += np.uint8(round(share * 256) % 256)  # uint8 arithmetic wraps round the circle
-    return np.array(Image.fromarray(hsv, "HSV").convert("RGB"))

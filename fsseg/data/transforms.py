@@ -7,7 +7,7 @@ first, on the mask alone (`fsseg.data.placement`); then one resampling produces 
 Fit: the longer side becomes `image_size`, the aspect is kept. The random scale of training is relative to that, so
 that training and evaluation see objects at the same size on average. (The PFENet family scales PASCAL's 500-pixel
 images themselves before it crops 473: 6 % larger; for COCO, 640 pixels and 641, the two agree.) The image lies in the
-upper left corner of the square, in training too, so that `valid_size` always tells image from padding.
+upper left corner of the square, in training too. `Sample.picture` tells picture from padding.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,17 @@ class EpisodeSpec:
 class Episode:
     """One task: segment in the query what the support masks mark.
 
-    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks.
+    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks. Whether a
+    pixel is picture or padding, the pictures say and nothing else: padding lies right of the image and below it, and in
+    the corners that a rotation turns in.
 
     Attributes:
         support_images: (K, 3, H, W) float32
         support_masks: (K, H, W) uint8
+        support_pictures: (K, H, W) bool, True where a pixel is picture, False on padding
         query_image: (3, H, W) float32
         query_mask: (H, W) uint8
+        query_picture: (H, W) bool, likewise
         spec: where it comes from
         valid_size: (height, width) of the part of the H x W query that is image; the rest, right and below, is padding
         query_truth: (H0, W0) uint8, the query's mask at original size; None in training
@@ -39,8 +44,10 @@ class Episode:
 
     support_images: Tensor
     support_masks: Tensor
+    support_pictures: Tensor
     query_image: Tensor
     query_mask: Tensor
+    query_picture: Tensor
     spec: EpisodeSpec
     valid_size: tuple[int, int]
     query_truth: NDArray[np.uint8] | None = None
@@ -53,15 +60,19 @@ class Batch:
     Attributes:
         support_images: (B, K, 3, H, W) float32
         support_masks: (B, K, H, W) uint8 in {0, 1, 255}
+        support_pictures: (B, K, H, W) bool
         query_image: (B, 3, H, W) float32
         query_mask: (B, H, W) uint8 in {0, 1, 255}
+        query_picture: (B, H, W) bool
         specs, valid_sizes, query_truths: as in `Episode`, one each
     """
 
     support_images: Tensor
     support_masks: Tensor
+    support_pictures: Tensor
     query_image: Tensor
     query_mask: Tensor
+    query_picture: Tensor
     specs: list[EpisodeSpec]
     valid_sizes: list[tuple[int, int]]
     query_truths: list[NDArray[np.uint8] | None]
@@ -70,11 +81,15 @@ class Batch:
         return len(self.specs)
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)[:4]}
-        return replace(self, **moved)
+        return self._with_tensors(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)[:4]})
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        changed: dict[str, Any] = {name: change(x) for name, x in values if isinstance(x, Tensor)}
+        return replace(self, **changed)
 
 
 def collate(episodes: Sequence[Episode]) -> Batch:
@@ -82,8 +97,10 @@ def collate(episodes: Sequence[Episode]) -> Batch:
     return Batch(
         support_images=torch.stack([e.support_images for e in episodes]),
         support_masks=torch.stack([e.support_masks for e in episodes]),
+        support_pictures=torch.stack([e.support_pictures for e in episodes]),
         query_image=torch.stack([e.query_image for e in episodes]),
         query_mask=torch.stack([e.query_mask for e in episodes]),
+        query_picture=torch.stack([e.query_picture for e in episodes]),
         specs=[e.spec for e in episodes],
         valid_sizes=[e.valid_size for e in episodes],
         query_truths=[e.query_truth for e in episodes],

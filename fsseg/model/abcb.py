@@ -7,7 +7,7 @@ not run in round T, similarities are taken between the tokens concerned only. `f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.pixels import MEAN, STD
-from fsseg.model.backbones.torchvision import Backbone
+from fsseg.model.backbones import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
-from fsseg.model.blocks.attention import Attention, attend
+from fsseg.model.blocks.attention import Attention, Keys, attend
 from fsseg.model.blocks.histogram import normalised_cosine_histogram
-from fsseg.model.blocks.tokens import Tokens, area_average, flatten, split
+from fsseg.model.blocks.tokens import Tokens, area_average, flatten, inside_and_outside
 
 if TYPE_CHECKING:
     from fsseg.config.schema import AbcbConfig
@@ -112,14 +112,6 @@ class SupportModulation(nn.Module):
         return s_qp.values + self.modulate(s_qp.values, context, background.mask)
 
 
-@dataclass
-class CleansingMemory:
-    """What IC derives from f_q alone, once for all rounds: K and V', (B, n, C) each."""
-
-    key: Tensor
-    value: Tensor
-
-
 class InformationCleansing(nn.Module):
     """IC: takes out of S_SM what made the prediction less certain.
 
@@ -134,16 +126,14 @@ class InformationCleansing(nn.Module):
         self.attention = Attention(channels, heads)
         self.linear = nn.Linear(channels, channels)
 
-    def prepare(self, f_q: Tensor) -> CleansingMemory:
-        """Project f_q (B, n, C)."""
-        return CleansingMemory(self.attention.key(f_q), self.attention.value(f_q))
+    def prepare(self, f_q: Tensor, valid: Tensor | None = None) -> Keys:
+        """K and V', once for all rounds, of f_q (B, n, C) at the positions to look at, (B, n) bool."""
+        return self.attention.project(f_q, valid)
 
-    def forward(
-        self, s_qp: Tensor, s_sm: Tensor, memory: CleansingMemory, uncertainty: Tensor, valid: Tensor | None = None
-    ) -> Tensor:
-        """S_QP and S_SM (B, Ns, C), `prepare(f_q)`, V (B, n), positions to look at (B, n) bool -> S_IC (B, Ns, C)."""
+    def forward(self, s_qp: Tensor, s_sm: Tensor, keys: Keys, uncertainty: Tensor) -> Tensor:
+        """S_QP and S_SM (B, Ns, C), `prepare(f_q)` and V (B, n) -> S_IC (B, Ns, C)."""
         query = self.attention.query(self.mlp(torch.cat((s_qp, s_sm), 2)))
-        noise = attend(query, memory.key, memory.value, self.attention.heads, valid, uncertainty, self.scaled)
+        noise = attend(query, replace(keys, bias=uncertainty), self.attention.heads, self.scaled)
         return s_sm - self.linear(noise)
 
 
@@ -181,7 +171,7 @@ class Abcb(Baseline):
         image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
         if self.rgb:
             image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
-        memory = self.ic.prepare(tokens) if self.ic is not None and self.iterations > 1 else None
+        keys = self.ic.prepare(tokens, valid) if self.ic is not None and self.iterations > 1 else None
         result = Prediction([], (query_image.shape[-2], query_image.shape[-1]), query_features=f_q)
         for t in range(1, self.iterations + 1):
             mean = s_qp.mean()
@@ -190,14 +180,14 @@ class Abcb(Baseline):
             if t == self.iterations or self.sm is None:
                 result.support_foreground = mean
                 break
-            inside, outside = split((p[:, 1] > p[:, 0]).flatten(1), valid)
+            inside, outside = inside_and_outside((p[:, 1] > p[:, 0]).flatten(1), valid)
             active = (inside.valid.any(1) & outside.valid.any(1))[:, None, None]
             modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
             s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))
-            if self.ic is not None and memory is not None:
+            if self.ic is not None and keys is not None:
                 p_hat = self.qp(s_sm.mean(), prepared)
                 result.hats.append(p_hat)
                 rise = entropy(p_hat) - entropy(p)
-                s_sm = s_qp.with_values(self.ic(s_qp.values, s_sm.values, memory, rise, valid))
+                s_sm = s_qp.with_values(self.ic(s_qp.values, s_sm.values, keys, rise))
             s_qp = s_sm
         return result

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.types import Batch
-from fsseg.model.backbones.torchvision import Backbone, Features, build_backbone
+from fsseg.model.backbones import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.neck import CorrelationNeck
-from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, gather, picture_cells
+from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, picture_cells, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, NeckConfig
@@ -74,16 +74,16 @@ class Baseline(FewShotModel):
         cells = (query["layer2"].shape[2], query["layer2"].shape[3])
         names = [spec.support_ids for spec in batch.specs]
         masks = downsample_masks(batch.support_masks, cells, self.vanished_mask, names)
-        picture = picture_cells(batch.query_image, cells)
-        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_images.flatten(0, 1), cells), picture)
+        picture = picture_cells(batch.query_picture, cells)
+        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_pictures.flatten(0, 1), cells), picture)
         shots = masks.shape[1]
         if self.shot_fusion == "logits" and shots > 1:
-            tokens = gather(flatten(f_s.flatten(0, 1)), masks.flatten(0, 1).flatten(1))
+            tokens = tokens_under(masks.flatten(0, 1).flatten(1), flatten(f_s.flatten(0, 1)))
             images = batch.query_image.repeat_interleave(shots, 0)
             pictures = None if picture is None else picture.repeat_interleave(shots, 0)
             return self.rounds(tokens, f_q.flatten(0, 1), images, pictures).mean_of(shots)
         # The tokens of all shots in one row: shot by shot, each in raster order.
-        s_qp = gather(f_s.transpose(1, 2).flatten(2).transpose(1, 2), masks.flatten(1))
+        s_qp = tokens_under(masks.flatten(1), flatten(f_s.transpose(1, 2)))
         return self.rounds(s_qp, f_q.mean(1), batch.query_image, picture)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:

@@ -19,11 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.config.schema import BackboneConfig
 from fsseg.model import METHODS
-from fsseg.model.abcb import Abcb, CleansingMemory, InformationCleansing, SupportModulation
-from fsseg.model.backbones.torchvision import Features, build_backbone
+from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
+from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
+from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, prior_map
 from fsseg.model.blocks.tokens import Tokens, flatten
+from fsseg.process.tables import aligned
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -229,32 +231,27 @@ def _cleansing(ic: InformationCleansing, scene: _Scene) -> tuple[int, int]:
     """Once for all rounds, and once a round."""
     f_q = flatten(scene.f_q)
     support = torch.empty(1, scene.shots * scene.num_foreground, f_q.shape[2])
-    memory = CleansingMemory(torch.empty_like(f_q), torch.empty_like(f_q))
+    keys = Keys(torch.empty_like(f_q), torch.empty_like(f_q))
     rise = torch.empty(1, f_q.shape[1])
-    return _macs(lambda: ic.prepare(f_q)), _macs(lambda: ic(support, support, memory, rise))
+    return _macs(lambda: ic.prepare(f_q)), _macs(lambda: ic(support, support, keys, rise))
 
 
-def render(rows: list[CostRow]) -> str:
+def format_cost(rows: list[CostRow]) -> str:
     """The rows as a plain text table: parameters in millions, GMACs."""
 
-    def number(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
+    def number(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
         return "" if value is None else f"{value / scale:.{digits}f}"
 
     head = ("", "parameters M", "paper M", "GMACs", "GMACs dense", "paper GMACs")
-    table = [head]
-    for row in rows:
-        table.append(
-            (
-                row.part,
-                number(row.parameters, 1e6),
-                number(row.paper_parameters, digits=1),
-                number(row.macs, 1e9, 1),
-                number(row.dense_macs, 1e9, 1),
-                number(row.paper_gmacs, digits=1),
-            )
+    table = [
+        (
+            row.part,
+            number(row.parameters, 1e6, 2),
+            number(row.paper_parameters),
+            number(row.macs, 1e9),
+            number(row.dense_macs, 1e9),
+            number(row.paper_gmacs),
         )
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in table
-    )
+        for row in rows
+    ]
+    return aligned([head, *table])

@@ -6,8 +6,6 @@ themselves.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +14,9 @@ from torch import Tensor
 
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
-from fsseg.model.backbones.torchvision import LAYERS, Backbone, build_backbone
+from fsseg.model.backbones import LAYERS, Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten
+from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten, picture_cells
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, PrototypeConfig
@@ -61,10 +59,9 @@ class Prototype(FewShotModel):
         foreground = _masked_mean(tokens, masks.flatten(1))
         similarity = _cosine(query, foreground)
         if self.threshold == "otsu":
-            cuts = [
-                otsu(of_query[:height, :width].reshape(1, -1))
-                for of_query, (height, width) in zip(similarity, _valid_cells(batch, size, similarity.shape[-2:]))
-            ]
+            picture = picture_cells(batch.query_picture, cells)
+            seen = similarity if picture is None else [of_query[own] for of_query, own in zip(similarity, picture)]
+            cuts = [otsu(values.reshape(1, -1)) for values in seen]
             other = torch.cat(cuts)[:, None, None].expand_as(similarity)
         else:
             background = area_average((batch.support_masks == 0).to(tokens.dtype), cells) >= 0.5
@@ -74,15 +71,6 @@ class Prototype(FewShotModel):
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
-
-
-def _valid_cells(batch: Batch, size: tuple[int, int], cells: Sequence[int]) -> list[tuple[int, int]]:
-    """(rows, columns) of feature cells of each query that lie on its image; cell i lies at pixel stride * i."""
-    strides = [(big - 1) / (small - 1) if small > 1 else big for big, small in zip(size, cells)]
-    return [
-        (math.ceil(height / strides[0] - 1e-9), math.ceil(width / strides[1] - 1e-9))
-        for height, width in batch.valid_sizes
-    ]
 
 
 def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -10,14 +10,19 @@ import pytest
 import torch
 
 from fsseg.bench import step as bench
-from fsseg.bench.step import BenchResult, bench_model, compare_precision, render
+from fsseg.bench.step import BenchResult, bench_model, format_step
 from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 
 
-def config(model, side: int = 65):
+def config(model, device: str = "cpu"):
     return SimpleNamespace(
-        model=model, backbone=BackboneConfig("tiny"), dataset=SimpleNamespace(image_size=side), shot=1
+        model=model,
+        backbone=BackboneConfig("tiny"),
+        dataset=SimpleNamespace(image_size=65),
+        shot=1,
+        device=device,
+        train=SimpleNamespace(amp="bf16"),  # on a GPU only
     )
 
 
@@ -27,8 +32,8 @@ def test_measures_a_step_that_predicts_the_wanted_share_in_every_round() -> None
     assert result.step_seconds >= result.quickest_step_seconds > 0
     assert result.backbone_seconds > 0
     assert result.peak_memory_gb > 0.05
-    text = render(result)
-    assert "batch 2, 65 px, 1 shot" in text
+    text = format_step(result)
+    assert "batch 2, 65 px, 1 shot, amp off" in text
     assert "25 %, 25 %, 25 %" in text
 
 
@@ -44,17 +49,11 @@ def test_ratio_and_share_follow_from_the_times() -> None:
     assert result.matmul_share == pytest.approx(5.0 / 2.5 / 8.0)
 
 
-def test_bf16_answers_stay_close_to_float32() -> None:
-    difference, changed = compare_precision(config(samples.abcb()), device="cpu", batch_size=1)
-    assert 0 < difference < 0.1  # 0 would mean that autocast did nothing
-    assert changed < 0.1
-
-
 def test_a_method_without_training_and_an_absent_device_are_refused() -> None:
     with pytest.raises(UserError, match="prototype"):
         bench_model(config(samples.prototype()))
     with pytest.raises(UserError, match="device=cuda:99"):
-        bench_model(config(samples.baseline()), device="cuda:99")
+        bench_model(config(samples.baseline(), device="cuda:99"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_the_format_is_that_of_the_convolutions(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     with torch.backends.cudnn.flags(allow_tf32=allowed):
-        assert bench._number_format(device, amp) == expected
+        assert bench._number_format(torch.device(device), amp) == expected
 
 
 @pytest.mark.parametrize(("number_format", "precision"), [("TF32", "high"), ("float32", "highest")])
@@ -93,12 +92,22 @@ def test_the_product_is_computed_in_it_and_torch_left_as_it_was(
 
     before = torch.get_float32_matmul_precision()
     monkeypatch.setattr(bench, "_seconds", half_a_second)
-    assert bench._matmul_rate("cpu", number_format) == 4 * 1024**3  # 2 x 1024^3 operations in half a second
+    assert (
+        bench._matmul_rate(torch.device("cpu"), number_format) == 4 * 1024**3
+    )  # 2 x 1024^3 operations in half a second
     assert set(seen) == {precision}
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_the_output_names_it() -> None:
-    result = BenchResult("x", 1, 65, 1, "off", 2.0, 3.0, 2.5, 1.0, 5.0, 8.0, (0.2,))
-    assert "25 % of the machine's matrix product rate in float32, as its convolutions (8.00 TFLOP/s)" in render(result)
-    assert "matrix product rate in TF32" in render(dataclasses.replace(result, number_format="TF32"))
+def test_the_output_lines_up_and_names_the_format() -> None:
+    result = BenchResult("x", 1, 65, 1, "off", 2.0, 13.0, 2.5, 1.0, 5.0, 8.0, (0.2, 0.3))
+    assert format_step(result).splitlines() == [
+        "x; batch 1, 65 px, 1 shot, amp off",
+        "backbone alone   2.000  s on the 2 images",
+        "training step   13.000  s = 6.50 x the backbone",
+        "peak memory       1.00  GB",
+        "work             5.000  TFLOP a step, 25 % of the machine's matrix product rate in float32, as its "
+        "convolutions (8.00 TFLOP/s)",
+        "predicted foreground by round: 20 %, 30 %",
+    ]
+    assert "matrix product rate in TF32" in format_step(dataclasses.replace(result, number_format="TF32"))

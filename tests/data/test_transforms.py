@@ -86,6 +86,43 @@ def test_the_mask_lies_on_the_object_and_padding_is_marked(picture, transform, s
     assert ((red == marked) | near_edge | ~inside).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    height=st.integers(8, 160), width=st.integers(8, 160), deviation=st.integers(0, 100),
+    transform=transforms, seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_the_picture_is_where_some_channel_is_not_the_mean_colour(
+    height: int, width: int, deviation: int, transform: TrainTransform, seed: int
+) -> None:
+    """The rule by colour is the former one: padding is 0 exactly, and no mixture of whole levels is."""
+    draw = np.random.default_rng(seed)
+    levels = np.array([124, 116, 104]) + draw.integers(-deviation, deviation + 1, (height, width, 3))
+    image = levels.clip(0, 255).astype(np.uint8)  # around the mean colour, 123.7, 116.3, 103.5
+    mask = draw.choice(np.array([0, 1, 255], dtype=np.uint8), (height, width))
+    evaluation = EvalTransform(transform.image_size)
+    for sample in (transform(image, mask, Random(seed)), evaluation(image, mask), evaluation(image, mask, True)):
+        assert sample.picture.dtype == torch.bool
+        assert torch.equal(sample.picture, (sample.image != 0).any(0))
+        assert (sample.mask[~sample.picture] == 255).all()
+        high, wide = sample.valid_size
+        assert not sample.picture[high:].any()
+        assert not sample.picture[:, wide:].any()
+        assert sample.picture[:high, :wide].all() or transform.rotate_degrees > 0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_corners_of_a_rotated_image_are_no_picture(flip: bool) -> None:
+    # A square turned by 45 degrees: the corners cut off it are those pixels whose centre lies outside the diamond.
+    image, mask = noise(64, 64), np.zeros((64, 64), dtype=np.uint8)
+    sample = render(image, mask, Placement((64, 64), (64, 64), 0, 0, (64, 48), 45.0, flip), 65, False)
+    ys, xs = np.mgrid[:64, :48] + 0.5
+    reach = np.abs(ys - 32) + np.abs(xs - 32)
+    reach = reach[:, ::-1] if flip else reach
+    clear = np.abs(reach - 32 * 2**0.5) > 0.01
+    assert ((sample.picture[:64, :48].numpy() == (reach < 32 * 2**0.5)) | ~clear).all()
+    assert 0 < sample.picture.sum() < 64 * 48
+
+
 @pytest.mark.parametrize("blur", [0.0, 1.0])
 @pytest.mark.parametrize("degrees", [0.0, 30.0])
 def test_the_edges_of_image_and_mask_agree_within_a_pixel(degrees: float, blur: float) -> None:

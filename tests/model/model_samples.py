@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import torch
@@ -17,14 +18,16 @@ def spec(number: int, shots: int) -> EpisodeSpec:
 
 
 def batch(masks: Tensor, side: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
-    """Random images with the given support masks (B, K, side, side)."""
+    """Random images with the given support masks (B, K, side, side); all pixels are picture."""
     generator = torch.Generator().manual_seed(seed)
     count, shots = masks.shape[:2]
     return Batch(
         support_images=torch.randn(count, shots, 3, side, side, generator=generator, dtype=dtype),
         support_masks=masks.to(torch.uint8),
+        support_pictures=torch.ones(count, shots, side, side, dtype=torch.bool),
         query_image=torch.randn(count, 3, side, side, generator=generator, dtype=dtype),
         query_mask=torch.randint(0, 2, (count, side, side), generator=generator, dtype=torch.uint8),
+        query_picture=torch.ones(count, side, side, dtype=torch.bool),
         specs=[spec(number, shots) for number in range(count)],
         valid_sizes=[(side, side)] * count,
         query_truths=[None] * count,
@@ -43,17 +46,7 @@ def square_masks(sides: list[list[int]], side: int) -> Tensor:
 
 def only(whole: Batch, b: int) -> Batch:
     """Sample b of a batch as a batch of its own."""
-    part = slice(b, b + 1)
-    return replace(
-        whole,
-        **{
-            name: getattr(whole, name)[part]
-            for name in ("support_images", "support_masks", "query_image", "query_mask")
-        },
-        specs=whole.specs[part],
-        valid_sizes=whole.valid_sizes[part],
-        query_truths=whole.query_truths[part],
-    )
+    return replace(whole, **{field.name: getattr(whole, field.name)[b : b + 1] for field in fields(whole)})
 
 
 def abcb(**changes) -> AbcbConfig:
@@ -66,6 +59,15 @@ def baseline(**changes) -> BaselineConfig:
 
 def prototype(**changes) -> PrototypeConfig:
     return PrototypeConfig(**{"name": "prototype", **changes})
+
+
+def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:
+    """Whether the gradient by each leaf agrees with finite differences, along one random direction a leaf and output.
+
+    One direction says as much as all single entries do where the tolerance is as far below gradcheck's usual one (1e-3)
+    as the entries are many.
+    """
+    return torch.autograd.gradcheck(run, leaves, fast_mode=True, atol=1e-7, rtol=1e-6)
 
 
 def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:

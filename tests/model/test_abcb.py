@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fsseg.data.types import Batch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
-from fsseg.model.blocks.tokens import Tokens, gather, positions, split
+from fsseg.model.blocks.tokens import Positions, Tokens, inside_and_outside, tokens_under
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS
@@ -27,12 +28,9 @@ def model_of(seed: int = 0, **changes) -> Abcb:
     model = build_model(samples.cell(samples.abcb(channels=C, heads=2, histogram_bins=5, **changes))).double()
     assert isinstance(model, Abcb)
     with torch.no_grad():
-        for (
-            name,
-            parameter,
-        ) in model.named_parameters():  # far from the small numbers of the start, where errors would hide
+        for name, parameter in model.named_parameters():
             if not name.startswith("backbone"):
-                parameter.mul_(2)
+                parameter.mul_(2)  # far from the small numbers of the start, where errors would hide
     return model
 
 
@@ -42,7 +40,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 def support_of(counts: list[int]) -> Tokens:
     width = max(counts)
-    return gather(draw(len(counts), width, C), torch.arange(width) < torch.tensor(counts)[:, None])
+    return tokens_under(torch.arange(width) < torch.tensor(counts)[:, None], draw(len(counts), width, C))
 
 
 def vectors(x: torch.Tensor) -> list[np.ndarray]:
@@ -80,7 +78,7 @@ def test_support_modulation_equals_the_loops(mask: str, changes: dict) -> None:
     assert sm is not None
     support, image, f_q = support_of([6, 3]), draw(2, N, 3), draw(2, N, C)
     foreground = torch.stack((MASKS[mask], MASKS["half"]))
-    inside, outside = split(foreground)
+    inside, outside = inside_and_outside(foreground)
     result = sm(support, inside.gather(image), inside.gather(f_q), outside.gather(f_q))
     for b, count in enumerate(support.counts):
         expected = reference.support_modulation(
@@ -96,7 +94,7 @@ def test_both_evolutions_equal_the_loops(mask: str) -> None:
     assert sm.pixel is not None
     assert sm.structure is not None
     image, f_q = draw(1, N, 3), draw(1, N, C)
-    where = positions(MASKS[mask][None])
+    where = Positions.under(MASKS[mask][None])
     tokens, features = where.gather(image), where.gather(f_q)
     expected = reference.pixel_evolution(sm.pixel, vectors(tokens.values[0]), vectors(features.values[0]))
     np.testing.assert_allclose(sm.pixel(tokens.values, features.values)[0].detach(), expected, atol=1e-6)
@@ -230,7 +228,7 @@ def test_a_batch_gives_each_sample_its_own_numbers() -> None:
     assert predicted[:3] == [0, N, 1]
     for b in range(4):
         part = slice(b, b + 1)
-        alone = model.rounds(gather(support.values[part], support.valid[part]), f_q[part], image[part])
+        alone = model.rounds(tokens_under(support.valid[part], support.values[part]), f_q[part], image[part])
         for one, many in zip(alone.rounds + alone.hats, whole.rounds + whole.hats):
             torch.testing.assert_close(one[0], many[b], rtol=1e-9, atol=1e-9)
 
@@ -259,11 +257,11 @@ def gradcheck_modulation(sm: SupportModulation, foreground: torch.Tensor) -> boo
     inputs = [draw(2, 3, 4), draw(2, 6, 3), draw(2, 6, 4)]
 
     def run(values: torch.Tensor, image: torch.Tensor, f_q: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        inside, outside = split(foreground)
-        return sm(gather(values, where), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
+        inside, outside = inside_and_outside(foreground)
+        return sm(tokens_under(where, values), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
 
     leaves = [x.requires_grad_() for x in inputs] + list(sm.parameters())
-    return torch.autograd.gradcheck(run, leaves, atol=1e-5)
+    return samples.gradients_agree(run, leaves)
 
 
 def test_gradients_of_modulation_agree_with_finite_differences() -> None:
@@ -282,9 +280,9 @@ def test_gradients_of_cleansing_agree_with_finite_differences() -> None:
     def run(
         before: torch.Tensor, after: torch.Tensor, f_q: torch.Tensor, rise: torch.Tensor, *_: torch.Tensor
     ) -> torch.Tensor:
-        return ic(before, after, ic.prepare(f_q), rise, valid)
+        return ic(before, after, ic.prepare(f_q, valid), rise)
 
-    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs] + list(ic.parameters()), atol=1e-5)
+    assert samples.gradients_agree(run, [x.requires_grad_() for x in inputs] + list(ic.parameters()))
 
 
 @pytest.mark.parametrize("share", ["none", "one", "half", "all"])
@@ -300,7 +298,7 @@ def test_gradients_of_the_rounds_agree_with_finite_differences(share: str) -> No
 
     leaves = [support.values.clone().requires_grad_(), f_q.requires_grad_()]
     steps = [*model.qp.parameters(), *model.ic.linear.parameters(), *model.sm.structure.parameters()]
-    assert torch.autograd.gradcheck(run, [*leaves, *steps], atol=1e-5)
+    assert samples.gradients_agree(run, [*leaves, *steps])
 
 
 def all_logits(prediction: Prediction) -> list[torch.Tensor]:
@@ -323,8 +321,9 @@ def test_copies_of_a_shot_give_the_answer_of_one(method: str) -> None:
 def test_what_is_padding_is_told_to_the_neck_and_the_rounds(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(samples.cell(samples.abcb(shot_fusion=fusion)))
     batch = samples.batch(samples.square_masks([[9, 20]], 33), 33)
-    batch.query_image[..., 16:, :] = 0  # cells lie at pixels 0, 4, ..., 32: the last five rows of nine
-    batch.support_images[0, 1, ..., 28:] = 0
+    batch.query_image[..., :16, :] = 0  # the mean colour: picture all the same
+    batch.query_picture[..., 16:, :] = False  # cells lie at pixels 0, 4, ..., 32: the last five rows of nine
+    batch.support_pictures[0, 1, ..., 28:] = False
     expected_q, expected_s = torch.ones(1, 9, 9, dtype=torch.bool), torch.ones(2, 9, 9, dtype=torch.bool)
     expected_q[:, 4:], expected_s[1, :, 7:] = False, False
     seen = []
@@ -341,10 +340,8 @@ def test_shots_may_answer_one_by_one_and_their_logits_be_averaged() -> None:
     model = build_model(samples.cell(samples.abcb(shot_fusion="logits"))).double()
     batch = samples.batch(samples.square_masks([[9, 20], [4, 12]], 33), 33, dtype=torch.float64)
     together = model(batch)
-    images, masks = batch.support_images, batch.support_masks
-    alone = [
-        model(replace(batch, support_images=images[:, k : k + 1], support_masks=masks[:, k : k + 1])) for k in (0, 1)
-    ]
+    names = ("support_images", "support_masks", "support_pictures")
+    alone = [model(replace(batch, **{name: getattr(batch, name)[:, k : k + 1] for name in names})) for k in (0, 1)]
     for number, logits in enumerate(all_logits(together)):
         torch.testing.assert_close(logits, (all_logits(alone[0])[number] + all_logits(alone[1])[number]) / 2)
     torch.testing.assert_close(
@@ -404,6 +401,26 @@ def test_evaluation_is_deterministic() -> None:
         assert torch.equal(model(batch).logits, model(batch).logits)
 
 
+def test_bf16_answers_stay_close_to_float32() -> None:
+    torch.manual_seed(0)
+    model = build_model(samples.cell(samples.abcb())).eval()
+    batch = samples.batch(samples.square_masks([[25]], 65), 65)
+    bend_round_one(model, batch)
+    with torch.no_grad():
+        exact = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batch)
+    before, after = (p.logits.float().softmax(1)[:, 1] for p in (exact, rounded))
+    assert 0 < (before - after).abs().max() < 0.1  # 0 would mean that autocast did nothing
+    assert ((before > 0.5) != (after > 0.5)).float().mean() < 0.1
+
+
+def bend_round_one(model: Abcb, batch: Batch) -> None:
+    """Shift phi_p's last bias until round 1 predicts about half of the positions as foreground."""
+    p = model(batch).rounds[0]
+    model.qp.second.bias.data[0] += (p[:, 1] - p[:, 0]).median().detach()
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     torch.manual_seed(1)
     model = build_model(samples.cell(samples.abcb()))
@@ -414,8 +431,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         model.loss(model(batch), batch.query_mask)[0].backward()
         optimiser.step()
     optimiser.zero_grad()
-    p = model(batch).rounds[0]
-    model.qp.second.bias.data[0] += (p[:, 1] - p[:, 0]).median().detach()
+    bend_round_one(model, batch)
     prediction = model(batch)
     share = (prediction.rounds[0][:, 1] > prediction.rounds[0][:, 0]).double().mean().item()
     assert 0 < share < 1, "the test needs both classes predicted"

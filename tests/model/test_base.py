@@ -48,7 +48,8 @@ def test_ignored_pixels_do_not_count() -> None:
 def padded() -> Batch:
     """Two 9 x 9 queries: 6 x 9 of the first and 9 x 4 of the second are image; in each a row of 3 pixels is 255."""
     batch = samples.batch(torch.ones(2, 1, 9, 9), 9)
-    batch.valid_sizes = [(6, 9), (9, 4)]
+    batch.query_picture[0, 6:] = False
+    batch.query_picture[1, :, 4:] = False
     batch.query_mask[:] = 255
     batch.query_mask[0, :6] = 1
     batch.query_mask[1, :, :4] = 0
@@ -69,6 +70,14 @@ def test_padding_is_never_trained() -> None:
     assert total.item() == pytest.approx((51 * math.log(4 / 3) + 39 * math.log(4)) / 90, rel=1e-5)
 
 
+def test_a_picture_in_the_mean_colour_is_no_padding() -> None:
+    batch = padded()
+    batch.query_image[:] = 0
+    expected = batch.query_mask.clone()
+    expected[:, 2, :3] = 0
+    assert torch.equal(training_target(batch, ignore_in_loss=False), expected)
+
+
 def test_the_corners_of_a_rotated_image_are_padding_too() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     mask = np.zeros((30, 40), dtype=np.uint8)
@@ -78,13 +87,17 @@ def test_the_corners_of_a_rotated_image_are_padding_too() -> None:
     for seed in range(4):
         batch = samples.batch(torch.ones(1, 1, 41, 41), 41)
         plain = transform(image, mask, Random(seed))  # every 255 is padding: nothing is annotated so
-        batch.query_image, batch.query_mask, batch.valid_sizes = plain.image[None], plain.mask[None], [plain.valid_size]
+        batch.query_image, batch.query_mask, batch.query_picture = (
+            plain.image[None],
+            plain.mask[None],
+            plain.picture[None],
+        )
         assert torch.equal(training_target(batch, ignore_in_loss=False), batch.query_mask)
         corners += int((plain.mask[: plain.valid_size[0], : plain.valid_size[1]] == 255).sum())
 
         # the same place with all background annotated as 255: only the padding stays so
         ignored = transform(image, np.where(mask == 1, 1, 255).astype(np.uint8), Random(seed))
-        batch.query_image, batch.query_mask = ignored.image[None], ignored.mask[None]
+        batch.query_mask, batch.query_picture = ignored.mask[None], ignored.picture[None]
         assert torch.equal(training_target(batch, ignore_in_loss=False), plain.mask[None])
     assert corners > 0
 

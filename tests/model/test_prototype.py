@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import model_samples as samples
 import numpy as np
 import pytest
 import torch
+from fake_source import FakeSource
 from torch import nn
 
 from fsseg.config.schema import BackboneConfig
+from fsseg.data.loader import EpisodeDataset
+from fsseg.data.transforms import TrainTransform
+from fsseg.data.types import EpisodeSpec, collate
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.model.prototype import Prototype, otsu
@@ -55,15 +61,33 @@ def test_otsu_cuts_between_the_cells_of_the_image_alone() -> None:
     batch.query_image[..., 0, 0] = torch.tensor([1.0, 0.0, 0.0])
     model = Prototype(Pixels(), samples.prototype(threshold="otsu"))
     for width in (9, 16):  # pixel 8 is the last one, or the last before the third column of cells
-        batch.valid_sizes = [(17, width)]
+        batch.query_picture[:] = torch.arange(17) < width
         logits = model(batch).rounds[0][0]
         # six values 1, 0.8, 0.8, 0.6, 0.6, 0.6: left and right of 0.7 are 3 x 3 x (0.8667 - 0.6)^2 = 0.64, left and
         # right of 0.9 are 1 x 5 x (1 - 0.68)^2 = 0.512
         assert logits[0].unique().item() == pytest.approx(20 * 0.7, abs=1e-4)
-    batch.valid_sizes = [(8, 9)]  # one row of cells: 1 and 0.6
+    batch.query_picture[:] = False
+    batch.query_picture[0, :8, :9] = True  # one row of cells: 1 and 0.6
     assert model(batch).rounds[0][0, 0].unique().item() == pytest.approx(20 * 0.8, abs=1e-4)
-    batch.valid_sizes = [(17, 17)]  # three cells of -1: now they are the other side
+    batch.query_picture[:] = True  # three cells of -1: now they are the other side
     assert model(batch).rounds[0][0, 0].unique().item() == pytest.approx(20 * -0.2, abs=1e-4)
+
+
+def test_otsu_leaves_out_the_corners_that_a_rotation_turns_in() -> None:
+    source = FakeSource({"train": {"a": {0: 100}, "b": {0: 100}}, "val": {}})
+    specs = [EpisodeSpec(number, 0, "a", ("b",)) for number in range(4)]
+    transform = TrainTransform(65, (1.0, 1.0), rotate_degrees=60.0, crop_keep=0.0)
+    model = Prototype(Pixels(), samples.prototype(threshold="otsu"))
+    for episode in EpisodeDataset(source, "train", specs, transform):
+        prediction = model(collate([episode]))
+        cells = episode.query_image[:, ::8, ::8]
+        corners = (cells == 0).all(0)  # padding is the mean colour exactly, and no pixel of a picture is
+        height, width = (math.ceil(side / 8) for side in episode.valid_size)
+        assert corners[:height, :width].any()
+        assert prediction.support_foreground is not None
+        cosines = torch.cosine_similarity(cells, prediction.support_foreground[0, :, None, None], dim=0)
+        expected = otsu(cosines[~corners][None]).item()
+        assert prediction.rounds[0][0, 0].unique().item() == pytest.approx(20 * expected, abs=1e-4)
 
 
 def test_the_background_is_what_the_support_mask_calls_0() -> None:

@@ -1,69 +1,17 @@
-"""Backbones: an image in, the maps of its stages `layer2`, `layer3`, `layer4` out, all of one size.
-
-The ResNets are torchvision's at stride 8, frozen unless `backbone.trainable_layers` says otherwise. `tiny` is a small
-CNN at stride 4 that trains on a CPU. `build_backbone` is called by the methods' `from_config`.
-"""
+"""torchvision's ResNets at stride 8, frozen unless `backbone.trainable_layers` says otherwise, and their weights."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fsseg.config.schema import STRIDES
 from fsseg.errors import UserError
-
-if TYPE_CHECKING:
-    from fsseg.config.schema import BackboneConfig
-
-log = logging.getLogger(__name__)
-
-Features = dict[str, Tensor]
-"""Stage name -> (N, C, h, w)."""
-
-LAYERS = ("layer2", "layer3", "layer4")
-_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-
-
-class Backbone(nn.Module):
-    """Base of the backbones: five stages in a row, the first of which may be frozen and then build no graph.
-
-    Attributes:
-        channels: stage name -> its channels.
-        stride: pixels per feature cell, in each direction.
-        num_frozen: how many stages, from the first on, do not train.
-        frozen: no parameter trains and no graph is built; features of an image may then be kept and used again.
-    """
-
-    channels: dict[str, int]
-    stride: int
-    num_frozen: int
-    frozen: bool
-
-    def forward(self, images: Tensor) -> Features:
-        """(N, 3, H, W), sides stride * m + 1 -> stage name -> (N, C, m + 1, m + 1)."""
-        features: Features = {}
-        x = images
-        for number, stage in enumerate(_STAGES):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
-                x = getattr(self, stage)(x)
-            if stage in LAYERS:
-                features[stage] = x
-        return features
-
-    def _freeze(self, trainable_layers: int) -> None:
-        """Leave only the last `trainable_layers` stages to training; to be called when all stages are there."""
-        self.num_frozen = max(0, len(_STAGES) - trainable_layers)
-        self.frozen = self.num_frozen == len(_STAGES)
-        for stage in _STAGES[: self.num_frozen]:
-            getattr(self, stage).requires_grad_(False)
+from fsseg.model.backbones.base import Backbone
 
 
 class ResNetBackbone(Backbone):
@@ -77,15 +25,10 @@ class ResNetBackbone(Backbone):
         super().__init__()
         network = _dilated_resnet(name)
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            network.layer1,
-            network.layer2,
-            network.layer3,
-            network.layer4,
-        )
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
         expansion = network.layer1[0].expansion
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
-        self.stride = STRIDES[name]
         self._freeze(trainable_layers)
         self.train()
 
@@ -105,9 +48,8 @@ def _dilated_resnet(name: str) -> ResNet:
     maker = getattr(torchvision.models, name)
     if name != "resnet18":
         return maker(weights=None, replace_stride_with_dilation=[False, True, True])
-    network: ResNet = maker(
-        weights=None
-    )  # torchvision refuses to dilate BasicBlock, so it is done here by the same rule
+    network: ResNet = maker(weights=None)
+    # torchvision refuses to dilate BasicBlock, so it is done here by the same rule.
     for stage, before, after in ((network.layer3, 1, 2), (network.layer4, 2, 4)):
         for number, block in enumerate(stage):
             assert isinstance(block, BasicBlock)
@@ -122,70 +64,6 @@ def _dilated_resnet(name: str) -> ResNet:
 def _set_spacing(conv: nn.Conv2d, dilation: int) -> None:
     conv.stride = (1, 1)
     conv.dilation = conv.padding = (dilation, dilation)
-
-
-class _Residual(nn.Module):
-    """relu(skip(x) + GN(conv(relu(GN(conv(x)))))), 3x3 kernels with one dilation; skip is 1x1 where the width changes.
-
-    The second norm starts at zero (Goyal et al., 2017), so that an untrained stage hands on what the stage before it
-    saw. Without that, random stages forget colour and texture, the first prior maps tell objects apart badly (area
-    under the ROC curve 0.77 at layer4 against 0.95 at layer2), and training may never learn to use the support.
-    """
-
-    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
-        self.norm1 = nn.GroupNorm(4, outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
-        self.norm2 = nn.GroupNorm(4, outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.norm2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.skip(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
-
-
-class TinyBackbone(Backbone):
-    """A small residual CNN at stride 4 that trains from random weights on a CPU in minutes.
-
-    It has no pretrained weights (`backbone.pretrained` says nothing to it) and trains as a whole by default. With
-    fewer `trainable_layers` the first 5 - `trainable_layers` of stem, layer1, ..., layer4 keep their random weights.
-    With 0 the second convolutions of the residual stages stay switched off (see `_Residual`): fixed features of colour
-    and texture within 9 pixels, besides GroupNorm's statistics of the whole image, which no training can teach to
-    leave a background's influence out.
-    GroupNorm instead of BatchNorm: an image's features do not depend on the images beside it.
-    """
-
-    def __init__(self, trainable_layers: int = len(_STAGES)) -> None:
-        super().__init__()
-        self.channels = {"layer2": 48, "layer3": 64, "layer4": 64}
-        self.stride = STRIDES["tiny"]
-        self.stem = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.GroupNorm(4, 24), nn.ReLU())
-        self.layer1 = nn.Sequential(
-            nn.Conv2d(24, 32, 3, stride=2, padding=1, bias=False), nn.GroupNorm(4, 32), nn.ReLU()
-        )
-        self.layer2 = _Residual(32, 48, dilation=1)
-        self.layer3 = _Residual(48, 64, dilation=2)
-        self.layer4 = _Residual(64, 64, dilation=3)
-        self._freeze(trainable_layers)
-
-
-def build_backbone(cfg: BackboneConfig) -> Backbone:
-    """The backbone that `cfg` names, with its weights.
-
-    Raises:
-        UserError: an unknown name, or weights that are missing, unreadable or of another network.
-    """
-    if cfg.name == "tiny":
-        return TinyBackbone(cfg.trainable_layers)
-    if cfg.name not in STRIDES:
-        raise UserError(f"backbone.name={cfg.name} is unknown", f"choose backbone= one of: {', '.join(STRIDES)}")
-    backbone = ResNetBackbone(cfg.name, cfg.trainable_layers)
-    if cfg.pretrained:
-        load_weights(backbone, cfg.name, cfg.weights)
-    elif cfg.weights is not None:
-        log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
-    return backbone
 
 
 def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -> None:

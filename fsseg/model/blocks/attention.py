@@ -6,34 +6,43 @@ cleansing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    valid: Tensor | None = None,
-    bias: Tensor | None = None,
-    scaled: bool = True,
-) -> Tensor:
+@dataclass
+class Keys:
+    """What an attention looks at: m positions of each sample.
+
+    Attributes:
+        key: (B, m, C), projected.
+        value: (B, m, C), projected.
+        valid: (B, m) bool; False keys take no part. None: all take part.
+        bias: (B, m), added to the scores of each key.
+    """
+
+    key: Tensor
+    value: Tensor
+    valid: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def attend(query: Tensor, keys: Keys, heads: int, scaled: bool = True) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V for each head of d = C / heads channels; the heads' outputs side by side.
 
     Args:
         query: (B, n, C), projected.
-        key: (B, m, C), projected.
-        value: (B, m, C), projected.
+        keys: K, V and the bias.
         heads: number of heads.
-        valid: (B, m) bool; False keys take no part. None: all take part.
-        bias: (B, m), added to the scores of each key.
         scaled: False leaves the division by sqrt(d) out.
 
     Returns:
         (B, n, C); zero for a sample without a valid key.
     """
+    key, value, valid, bias = keys.key, keys.value, keys.valid, keys.bias
     if key.shape[1] == 0 or query.shape[1] == 0:
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
@@ -67,6 +76,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
 
-    def forward(self, query: Tensor, keys: Tensor, valid: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """(B, n, C) looks at (B, m, C) -> (B, n, C); `valid` and `bias` as in `attend`."""
-        return attend(self.query(query), self.key(keys), self.value(keys), self.heads, valid, bias)
+    def project(self, tokens: Tensor, valid: Tensor | None = None) -> Keys:
+        """Keys and values of tokens (B, m, C); `valid` as in `Keys`."""
+        return Keys(self.key(tokens), self.value(tokens), valid)
+
+    def forward(self, query: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, n, C) looks at (B, m, C) -> (B, n, C)."""
+        return attend(self.query(query), self.project(tokens, valid), self.heads)

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsseg.model.backbones.torchvision import Features
+from fsseg.model.backbones import Features
 from fsseg.model.blocks.attention import Attention
-from fsseg.model.blocks.tokens import Tokens, flatten, gather
+from fsseg.model.blocks.tokens import Tokens, flatten, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import NeckConfig
@@ -88,7 +88,7 @@ class CorrelationNeck(nn.Module):
             if shots > 1:
                 layer4 = layer4.repeat_interleave(shots, 0)
                 valid = valid.repeat_interleave(shots, 0) if valid is not None else None
-            parts.append(prior_map(layer4, gather(flatten(support["layer4"]), flat_masks.flatten(1)), valid))
+            parts.append(prior_map(layer4, tokens_under(flat_masks.flatten(1), flatten(support["layer4"])), valid))
         f_q = self.fuse(parts).unflatten(0, (batch, shots))
         return self.refine(s, support_valid).unflatten(0, (batch, shots)), f_q
 
@@ -129,7 +129,7 @@ def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """
     share = pool(masks[:, None].to(s.dtype), factor)
     means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
-    return gather(flatten(means), share.flatten(1) > 0)
+    return tokens_under(share.flatten(1) > 0, flatten(means))
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

@@ -61,6 +61,14 @@ class Positions:
     valid: Tensor
     counts: list[int]
 
+    @classmethod
+    def under(cls, mask: Tensor, counts: list[int] | None = None) -> Positions:
+        """The True positions of each sample's mask, (B, n) bool; `counts`: how many they are, where that is known."""
+        counts = mask.sum(1).tolist() if counts is None else counts
+        order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
+        valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
+        return cls(order[:, : max(counts)], valid, counts)
+
     def gather(self, features: Tensor) -> Tokens:
         """(B, n, C) -> its tokens."""
         values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
@@ -68,27 +76,16 @@ class Positions:
         return tokens if tokens.full else tokens.with_values(values)
 
 
-def positions(mask: Tensor) -> Positions:
-    """The True positions of each sample's mask, (B, n) bool."""
-    return _positions(mask, mask.sum(1).tolist())
+def tokens_under(mask: Tensor, features: Tensor) -> Tokens:
+    """Tokens of (B, n, C) where the mask (B, n) is True."""
+    return Positions.under(mask).gather(features)
 
 
-def split(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
+def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
     """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither."""
     inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
     counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # the device is waited for once
-    return _positions(inside, counts[0]), _positions(outside, counts[1])
-
-
-def _positions(mask: Tensor, counts: list[int]) -> Positions:
-    order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-    valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
-    return Positions(order[:, : max(counts)], valid, counts)
-
-
-def gather(features: Tensor, mask: Tensor) -> Tokens:
-    """Tokens of (B, n, C) where the mask (B, n) is True."""
-    return positions(mask).gather(features)
+    return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
 def flatten(maps: Tensor) -> Tensor:
@@ -101,16 +98,23 @@ def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
     return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
 
 
-def picture_cells(images: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """Feature cells that lie on the picture, not on padding: (N, 3, H, W) -> (N, h, w) bool; None if all do.
+def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
 
-    Padding is exactly 0 in all channels (the mean colour), which no pixel of a picture is; cell i of a side lies at
-    pixel stride * i. An image of nothing but padding counts as a picture.
+    An image so thin or so turned that no cell lies on its picture counts as picture everywhere: attention and prior map
+    need something to look at.
+
+    Args:
+        pictures: (N, H, W) bool, as in `Batch`.
+        size: (h, w).
+
+    Returns:
+        (N, h, w) bool; None if all cells are picture.
     """
-    rows, columns = _strides(images, size)
-    valid = (images[..., ::rows, ::columns] != 0).any(1)
-    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
-    return None if bool(valid.all()) else valid
+    rows, columns = _strides(pictures, size)
+    cells = pictures[..., ::rows, ::columns]
+    cells = cells | ~cells.flatten(1).any(1)[:, None, None]
+    return None if bool(cells.all()) else cells
 
 
 def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:

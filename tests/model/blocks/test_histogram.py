@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from fsseg.model.blocks import histogram
 from fsseg.model.blocks.histogram import cosine_histogram, normalised_cosine_histogram
-from fsseg.model.blocks.tokens import gather
+from fsseg.model.blocks.tokens import tokens_under
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
 
 
 def tokens_of(values: torch.Tensor, counts: list[int]):
     """The first counts[b] rows of each sample."""
-    return gather(values, torch.arange(values.shape[1]) < torch.tensor(counts)[:, None])
+    return tokens_under(torch.arange(values.shape[1]) < torch.tensor(counts)[:, None], values)
 
 
 @pytest.mark.parametrize("span", RANGES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map, unpool
-from fsseg.model.blocks.tokens import flatten, gather
+from fsseg.model.blocks.tokens import flatten, tokens_under
 
 WIDTHS = {"layer2": 3, "layer3": 4, "layer4": 5}
 C = 8
@@ -163,7 +163,7 @@ def test_gradients_agree_with_finite_differences(case: str) -> None:
         return neck(dict(zip(support, ours)), dict(zip(query, theirs)), mask, *pictures)
 
     leaves = [x.requires_grad_() for x in (*support.values(), *query.values())]
-    assert torch.autograd.gradcheck(run, [*leaves, *neck.parameters()], atol=1e-5)
+    assert samples.gradients_agree(run, [*leaves, *neck.parameters()])
 
 
 def test_support_background_reaches_f_s_but_not_f_q() -> None:
@@ -207,7 +207,7 @@ def test_the_prior_starts_with_as_much_weight_as_all_other_channels_together(cha
 
 
 def prior_of(query: torch.Tensor, support: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    return prior_map(query, gather(flatten(support), masks.flatten(1)))
+    return prior_map(query, tokens_under(masks.flatten(1), flatten(support)))
 
 
 def test_prior_map_is_the_largest_cosine_with_the_foreground_scaled_to_one() -> None:

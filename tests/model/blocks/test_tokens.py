@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsseg.errors import UserError
-from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten, gather, picture_cells, positions, split
+from fsseg.model.blocks.tokens import (
+    Positions,
+    area_average,
+    downsample_masks,
+    flatten,
+    inside_and_outside,
+    picture_cells,
+    tokens_under,
+)
 
 
 def masks_of(*pixels: tuple[int, int], side: int = 17) -> torch.Tensor:
@@ -79,7 +87,7 @@ def test_an_empty_mask_is_an_error_that_names_the_image(value: int) -> None:
 def test_gather_keeps_raster_order_and_pads_with_zeros(data: st.DataObject, batch: int, count: int) -> None:
     rows = data.draw(st.lists(st.lists(st.booleans(), min_size=count, max_size=count), min_size=batch, max_size=batch))
     features = torch.arange(1.0, batch * count * 2 + 1).view(batch, count, 2)
-    tokens = gather(features, torch.tensor(rows))
+    tokens = tokens_under(torch.tensor(rows), features)
     assert tokens.counts == [sum(row) for row in rows]
     assert tokens.values.shape[1] == max(tokens.counts)
     for b, row in enumerate(rows):
@@ -93,12 +101,12 @@ def test_gather_keeps_raster_order_and_pads_with_zeros(data: st.DataObject, batc
 
 def test_mask_is_none_only_if_nothing_is_padded() -> None:
     features = torch.randn(2, 3, 4)
-    assert gather(features, torch.tensor([[True, False, True], [False, True, True]])).mask is None
-    assert gather(features, torch.tensor([[True, False, True], [False, True, False]])).mask is not None
+    assert tokens_under(torch.tensor([[True, False, True], [False, True, True]]), features).mask is None
+    assert tokens_under(torch.tensor([[True, False, True], [False, True, False]]), features).mask is not None
 
 
 def test_with_values_clears_padding() -> None:
-    tokens = positions(torch.tensor([[True, True], [True, False]])).gather(torch.randn(2, 2, 3))
+    tokens = Positions.under(torch.tensor([[True, True], [True, False]])).gather(torch.randn(2, 2, 3))
     changed = tokens.with_values(torch.ones(2, 2, 5))
     assert changed.values[1, 1].abs().sum() == 0
     assert changed.values.sum() == 15
@@ -110,23 +118,32 @@ def test_flatten_is_in_raster_order() -> None:
 
 
 def test_a_cell_is_padding_if_its_own_pixel_is() -> None:
-    images = torch.ones(3, 3, 9, 9)
-    images[0, :, 4:] = 0  # cells lie at pixels 0, 4 and 8
-    images[1, :, :, 5:] = 0
-    images[2, :2] = 0  # no padding: one channel is not the mean colour
+    pictures = torch.ones(3, 9, 9, dtype=torch.bool)
+    pictures[0, 4:] = False  # cells lie at pixels 0, 4 and 8
+    pictures[1, :, 5:] = False
+    pictures[2, 1:4] = False  # between the cells
     expected = torch.ones(3, 3, 3, dtype=torch.bool)
     expected[0, 1:], expected[1, :, 2] = False, False
-    found = picture_cells(images, (3, 3))
+    found = picture_cells(pictures, (3, 3))
     assert found is not None
     assert torch.equal(found, expected)
-    assert picture_cells(images[2:], (3, 3)) is None
-    assert picture_cells(torch.zeros(1, 3, 9, 9), (3, 3)) is None
+    assert picture_cells(pictures[2:], (3, 3)) is None
+
+
+def test_a_picture_without_a_cell_counts_as_picture_everywhere() -> None:
+    pictures = torch.zeros(2, 9, 9, dtype=torch.bool)
+    pictures[:, 1:4] = True  # cells lie at pixels 0, 4 and 8
+    assert picture_cells(pictures, (3, 3)) is None
+    pictures[0, :5] = True
+    found = picture_cells(pictures, (3, 3))
+    assert found is not None
+    assert found.tolist() == [[[True] * 3, [True] * 3, [False] * 3], [[True] * 3] * 3]
 
 
 def test_split_leaves_out_what_is_not_valid() -> None:
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
     valid = torch.tensor([[True, True, False, True], [False, True, True, False]])
-    inside, outside = split(mask, valid)
+    inside, outside = inside_and_outside(mask, valid)
     values = torch.arange(4.0).view(1, 4, 1).expand(2, -1, -1)
     assert (inside.counts, outside.counts) == ([1, 1], [2, 1])
     assert inside.gather(values).values.flatten().tolist() == [0, 2]

@@ -1,0 +1,41 @@
+"""`Backbone`: an image in, the maps of its stages `layer2`, `layer3`, `layer4` out, all of one size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Features = dict[str, Tensor]
+"""Stage name -> (N, C, h, w)."""
+
+LAYERS = ("layer2", "layer3", "layer4")
+STAGES = ("stem", "layer1", *LAYERS)
+
+
+class Backbone(nn.Module):
+    """Base of the backbones: five stages in a row, the first of which may be frozen and then build no graph.
+
+    Attributes:
+        channels: stage name -> its channels.
+        num_frozen: how many stages, from the first on, do not train.
+    """
+
+    channels: dict[str, int]
+    num_frozen: int
+
+    def forward(self, images: Tensor) -> Features:
+        """(N, 3, H, W), sides stride * m + 1 -> stage name -> (N, C, m + 1, m + 1)."""
+        features: Features = {}
+        x = images
+        for number, stage in enumerate(STAGES):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
+                x = getattr(self, stage)(x)
+            if stage in LAYERS:
+                features[stage] = x
+        return features
+
+    def _freeze(self, trainable_layers: int) -> None:
+        """Leave only the last `trainable_layers` stages to training; to be called when all stages are there."""
+        self.num_frozen = max(0, len(STAGES) - trainable_layers)
+        for stage in STAGES[: self.num_frozen]:
+            getattr(self, stage).requires_grad_(False)

@@ -1,0 +1,53 @@
+"""`backbone=tiny`: a small CNN at stride 4 that trains on a CPU."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsseg.model.backbones.base import STAGES, Backbone
+
+
+class _Residual(nn.Module):
+    """relu(skip(x) + GN(conv(relu(GN(conv(x)))))), 3x3 kernels with one dilation; skip is 1x1 where the width changes.
+
+    The second norm starts at zero (Goyal et al., 2017), so that an untrained stage hands on what the stage before it
+    saw. Without that, random stages forget colour and texture, the first prior maps tell objects apart badly (area
+    under the ROC curve 0.77 at layer4 against 0.95 at layer2), and training may never learn to use the support.
+    """
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.norm1 = nn.GroupNorm(4, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.norm2 = nn.GroupNorm(4, outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.skip(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class TinyBackbone(Backbone):
+    """A small residual CNN at stride 4 that trains from random weights on a CPU in minutes.
+
+    It has no pretrained weights (`backbone.pretrained` says nothing to it) and trains as a whole by default. With
+    fewer `trainable_layers` the first 5 - `trainable_layers` of stem, layer1, ..., layer4 keep their random weights.
+    With 0 the second convolutions of the residual stages stay switched off (see `_Residual`): fixed features of colour
+    and texture within 9 pixels, besides GroupNorm's statistics of the whole image, which no training can teach to
+    leave a background's influence out.
+    GroupNorm instead of BatchNorm: an image's features do not depend on the images beside it.
+    """
+
+    def __init__(self, trainable_layers: int = len(STAGES)) -> None:
+        super().__init__()
+        self.channels = {"layer2": 48, "layer3": 64, "layer4": 64}
+        self.stem = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.GroupNorm(4, 24), nn.ReLU())
+        self.layer1 = nn.Sequential(
+            nn.Conv2d(24, 32, 3, stride=2, padding=1, bias=False), nn.GroupNorm(4, 32), nn.ReLU()
+        )
+        self.layer2 = _Residual(32, 48, dilation=1)
+        self.layer3 = _Residual(48, 64, dilation=2)
+        self.layer4 = _Residual(64, 64, dilation=3)
+        self._freeze(trainable_layers)
