@@ -108,9 +108,7 @@ def _measure(
     timed = math.ceil(episodes / batch)
     specs = [sampler[e] for e in range((warm + timed) * batch)]
     transform = _TimedTransform(**asdict(train_transform(cfg)))
-    dataset = _Timed(
-        EpisodeDataset(_TimedSource(source), "train", specs, transform, cfg.seed, hue_shift=cfg.dataset.hue_shift)
-    )
+    dataset = _Timed(EpisodeDataset(_TimedSource(source), "train", specs, transform, cfg.seed))
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch,

@@ -21,7 +21,7 @@ from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
-from fsseg.data.pixels import Sample, turn_hue
+from fsseg.data.pixels import Sample
 from fsseg.data.source import Source, Split
 from fsseg.data.transforms import EvalTransform, TrainTransform
 from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
@@ -147,9 +147,7 @@ def training_loader(
     """
     plan = plan or training_plan(source, cfg)
     specs = _Steps(plan, range(plan.batch_size) if positions is None else positions, start_step, num_steps)
-    dataset = EpisodeDataset(
-        source, "train", specs, train_transform(cfg), cfg.seed, plan.ignore_classes, cfg.dataset.hue_shift
-    )
+    dataset = EpisodeDataset(source, "train", specs, train_transform(cfg), cfg.seed, plan.ignore_classes)
     return make_loader(dataset, len(specs.positions), resolve_workers(cfg.num_workers))
 
 
@@ -186,7 +184,6 @@ class EpisodeDataset(Dataset[Episode]):
         transform: `TrainTransform` (random, no truth at original size) or `EvalTransform`.
         seed: of the training augmentation.
         ignore_classes: classes that are 255 wherever they stand.
-        hue_shift: `dataset.hue_shift`; training only.
     """
 
     def __init__(
@@ -197,11 +194,9 @@ class EpisodeDataset(Dataset[Episode]):
         transform: TrainTransform | EvalTransform,
         seed: int = 0,
         ignore_classes: Sequence[int] = (),
-        hue_shift: float = 0.0,
     ) -> None:
         self.source, self.split, self.specs = source, split, specs
         self.transform, self.seed, self.ignore_classes = transform, seed, tuple(ignore_classes)
-        self.hue_shift = hue_shift
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -226,9 +221,6 @@ class EpisodeDataset(Dataset[Episode]):
 
     def _load(self, spec: EpisodeSpec, image_id: str, role: str) -> tuple[Sample, Any]:
         image = self.source.image(self.split, image_id, self.transform.longer_side)
-        if self.hue_shift and isinstance(self.transform, TrainTransform):
-            turn = Random(f"fsseg hue {self.seed} {spec.number}").random()  # one for all images of the episode
-            image = turn_hue(image, self.hue_shift * (2 * turn - 1))
         mask = self.source.mask(self.split, image_id, spec.class_id, self.ignore_classes)
         if not reduction(image.shape, mask.shape):
             raise UserError(

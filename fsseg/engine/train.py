@@ -48,11 +48,8 @@ class TrainingRecord:
 
 
 def learning_rate(cfg: Config, step: int, total: int) -> float:
-    """Poly schedule: lr * (1 - step / total) ** power, after an optional linear warm-up. `step` counts from 0."""
-    rate = cfg.train.lr * (1 - step / total) ** cfg.train.poly_power
-    if step < cfg.train.warmup_steps:
-        rate *= (step + 1) / cfg.train.warmup_steps
-    return rate
+    """Poly schedule: lr * (1 - step / total) ** power. `step` counts from 0."""
+    return cfg.train.lr * (1 - step / total) ** cfg.train.poly_power
 
 
 def train(

@@ -211,37 +211,6 @@ def test_workers_are_as_asked_or_one_less_than_the_cores(monkeypatch: pytest.Mon
     assert [resolve_workers(n) for n in (-1, 0, 5)] == [3, 0, 5]
 
 
-def test_all_images_of_an_episode_turn_their_hue_alike_and_evaluation_never_does() -> None:
-    source, cfg = make_source(), make_cfg(shot=2, size=97)
-    cfg.dataset.rotate_degrees, cfg.dataset.blur_probability = 0.0, 0.0
-    plan = training_plan(source, cfg)
-
-    def colours(images: torch.Tensor, masks: torch.Tensor) -> list[tuple[int, ...]]:
-        """Median colour of the foreground of each image, 0..255."""
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        medians = [i.permute(1, 2, 0)[m == 1].median(0).values for i, m in zip(images, masks)]
-        return [tuple(((x * std + mean) * 255).round().int().tolist()) for x in medians]
-
-    def of_batch(batch: Batch) -> list[list[tuple[int, ...]]]:
-        images = torch.cat([batch.support_images, batch.query_image[:, None]], 1)
-        masks = torch.cat([batch.support_masks, batch.query_mask[:, None]], 1)
-        return [colours(i, m) for i, m in zip(images, masks)]
-
-    plain = of_batch(next(iter(training_loader(source, cfg, 0, 1, plan))))
-    cfg.dataset.hue_shift = 0.5
-    turned = of_batch(next(iter(training_loader(source, cfg, 0, 1, plan))))
-    for before, after in zip(plain, turned):
-        assert len(set(before)) == len(set(after)) == 1  # the class has one colour: pure red of some brightness
-        red = before[0][0]
-        assert before[0][1:] == (0, 0)
-        assert max(after[0]) == red
-        assert min(after[0]) == 0
-    assert len({tuple(after[0][c] > 0 for c in range(3)) for after in turned}) > 1
-    specs = evaluation_plan(source, cfg).episodes[0][:4]
-    (batch,) = evaluation_loader(source, cfg, specs)
-    assert all(c[1:] == (0, 0) for found in of_batch(batch) for c in found)
-
-
 def test_a_class_without_an_episode_because_few_are_drawn_is_not_called_too_small() -> None:
     images: Any = {
         "train": {},

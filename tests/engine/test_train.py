@@ -37,22 +37,17 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("lr", "power", "warmup", "expected"),
+    ("lr", "power", "expected"),
     [
         # four steps at power 2: (1, 3/4, 2/4, 1/4) squared
-        (0.16, 2.0, 0, [0.16, 0.09, 0.04, 0.01]),
-        # with two of warm-up, the first is halved, the second whole
-        (0.16, 2.0, 2, [0.08, 0.09, 0.04, 0.01]),
-        (0.16, 2.0, 4, [0.04, 0.045, 0.03, 0.01]),
-        (0.3, 0.0, 3, [0.1, 0.2, 0.3, 0.3]),
+        (0.16, 2.0, [0.16, 0.09, 0.04, 0.01]),
+        (0.3, 0.0, [0.3, 0.3, 0.3, 0.3]),
         # 0.75 ** 0.9 = exp(0.9 * -0.2876821), 0.5 ** 0.9 = exp(0.9 * -0.6931472), 0.25 ** 0.9 = (0.5 ** 0.9) ** 2
-        (0.002, 0.9, 0, [0.002, 0.00154378, 0.00107177, 0.000574349]),
+        (0.002, 0.9, [0.002, 0.00154378, 0.00107177, 0.000574349]),
     ],
 )
-def test_the_learning_rate_is_poly_after_a_linear_warm_up(
-    lr: float, power: float, warmup: int, expected: list[float]
-) -> None:
-    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power, warmup_steps=warmup))
+def test_the_learning_rate_is_poly(lr: float, power: float, expected: list[float]) -> None:
+    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power))
     assert [learning_rate(cfg, step, 4) for step in range(4)] == pytest.approx(expected, rel=1e-5)
 
 
