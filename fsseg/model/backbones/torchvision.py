@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import torch
@@ -17,11 +16,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fsseg.config.schema import STRIDES
+from fsseg.config.schema import BackboneConfig, ResNetConfig, TinyConfig
 from fsseg.errors import UserError
-
-if TYPE_CHECKING:
-    from fsseg.config.schema import BackboneConfig
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +81,18 @@ class ResNetBackbone(Backbone):
         )
         expansion = network.layer1[0].expansion
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
-        self.stride = STRIDES[name]
+        self.stride = ResNetConfig.STRIDE
         self._freeze(trainable_layers)
         self.train()
+
+    @classmethod
+    def from_config(cls, cfg: BackboneConfig) -> ResNetBackbone:
+        backbone = cls(cfg.name, cfg.trainable_layers)
+        if cfg.pretrained:
+            load_weights(backbone, cfg.name, cfg.weights)
+        elif cfg.weights is not None:
+            log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
+        return backbone
 
     def train(self, mode: bool = True) -> ResNetBackbone:
         super().train(mode)
@@ -159,7 +164,7 @@ class TinyBackbone(Backbone):
     def __init__(self, trainable_layers: int = len(_STAGES)) -> None:
         super().__init__()
         self.channels = {"layer2": 48, "layer3": 64, "layer4": 64}
-        self.stride = STRIDES["tiny"]
+        self.stride = TinyConfig.STRIDE
         self.stem = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2, padding=2, bias=False), nn.GroupNorm(4, 24), nn.ReLU())
         self.layer1 = nn.Sequential(
             nn.Conv2d(24, 32, 3, stride=2, padding=1, bias=False), nn.GroupNorm(4, 32), nn.ReLU()
@@ -169,6 +174,10 @@ class TinyBackbone(Backbone):
         self.layer4 = _Residual(64, 64, dilation=3)
         self._freeze(trainable_layers)
 
+    @classmethod
+    def from_config(cls, cfg: BackboneConfig) -> TinyBackbone:
+        return cls(cfg.trainable_layers)
+
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
     """The backbone that `cfg` names, with its weights.
@@ -176,15 +185,7 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
     Raises:
         UserError: an unknown name, or weights that are missing, unreadable or of another network.
     """
-    if cfg.name == "tiny":
-        return TinyBackbone(cfg.trainable_layers)
-    if cfg.name not in STRIDES:
-        raise UserError(f"backbone.name={cfg.name} is unknown", f"choose backbone= one of: {', '.join(STRIDES)}")
-    backbone = ResNetBackbone(cfg.name, cfg.trainable_layers)
-    if cfg.pretrained:
-        load_weights(backbone, cfg.name, cfg.weights)
-    elif cfg.weights is not None:
-        log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
+    backbone: Backbone = BackboneConfig.target(cfg.name).from_config(cfg)
     return backbone
 
 

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fsseg.config.schema import STRIDES, BackboneConfig
+from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 from fsseg.model.backbones.torchvision import ResNetBackbone, TinyBackbone, build_backbone, load_weights
 
@@ -50,12 +50,12 @@ def test_dilated_maps_agree_with_the_strided_network_where_it_has_positions(name
             torch.testing.assert_close(ours[stage][..., ::every, ::every], x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", BackboneConfig.choices())
 def test_sides_shrink_by_the_declared_stride(name: str) -> None:
     backbone = build_backbone(BackboneConfig(name, pretrained=False))
-    side = 3 * STRIDES[name] + 1
+    side = 3 * backbone.stride + 1
     features = backbone(torch.randn(1, 3, side, side))
-    assert backbone.stride == STRIDES[name]
+    assert backbone.stride == BackboneConfig.choices()[name].STRIDE
     assert {k: tuple(v.shape) for k, v in features.items()} == {k: (1, c, 4, 4) for k, c in backbone.channels.items()}
     assert list(features) == ["layer2", "layer3", "layer4"]
 
