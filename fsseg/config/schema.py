@@ -24,6 +24,7 @@ REPORTS = ("table3_components", "table4_evolution", "table5_iterations", "table6
            "figure7_steps", "background_bias")  # fmt: skip
 """The keys of `fsseg.report.experiments.REPORTS`, which nothing below the reports may import; a test compares them."""
 
+T = TypeVar("T")
 C = TypeVar("C", bound="Choice")
 
 
@@ -65,7 +66,7 @@ class Choice:
         return getattr(import_module(module), attribute)
 
 
-def family(base: type[C]) -> Iterator[type[C]]:
+def family(base: type[T]) -> Iterator[type[T]]:
     """A schema class and all that are derived from it."""
     yield base
     for derived in base.__subclasses__():

@@ -24,7 +24,7 @@ def test_the_method_of_the_page_trains_and_is_scored(tmp_path: Path, monkeypatch
     model, settings = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (choice,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
 
-    scope = {**vars(config), "__name__": __name__}
+    scope = dict(vars(config))  # it stands in that file
     exec(settings, scope)
     store = ConfigStore.instance()
     config.register()
