@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 
-_Relation = Callable[[Config], UserError | None]
+_Relation = Callable[[Config], Iterator[UserError]]
 _RELATIONS: list[tuple[tuple[str, ...], _Relation]] = []
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
 """Protocol of an address -> the extra of this package that brings what fsspec needs for it."""
@@ -41,8 +41,8 @@ def faults(cfg: Config) -> list[UserError]:
     alone = {**dict(_fields(cfg)), **dict(_names(cfg)), **dict(_places(cfg))}
     found, at_fault = list(alone.values()), set(alone)
     for keys, relation in _RELATIONS:
-        if at_fault.isdisjoint(keys) and (fault := relation(cfg)) is not None:
-            found.append(fault)
+        if at_fault.isdisjoint(keys) and (broken := list(relation(cfg))):
+            found += broken
             at_fault.update(keys)
     return found
 
@@ -122,110 +122,90 @@ def _relates(*keys: str) -> Callable[[_Relation], _Relation]:
 
 
 @_relates("dataset.num_folds", "dataset.name")
-def _folds_are_equal_parts(cfg: Config) -> UserError | None:
-    classes = DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
-    if cfg.dataset.num_folds >= 2 and classes % cfg.dataset.num_folds == 0:
-        return None
-    return UserError(
-        f"dataset.num_folds={cfg.dataset.num_folds} does not cut {classes} classes into equal parts",
-        "set dataset.num_folds=4, as every published result does",
-    )
+def _folds_are_equal_parts(cfg: Config) -> Iterator[UserError]:
+    """The number of classes is a multiple of the number of folds."""
+    folds, classes = cfg.dataset.num_folds, DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
+    if folds < 2 or classes % folds:
+        what = f"dataset.num_folds={folds} does not cut {classes} classes into equal parts"
+        yield UserError(what, "set dataset.num_folds=4, as every published result does")
 
 
 @_relates("fold", "dataset.num_folds")
-def _fold_exists(cfg: Config) -> UserError | None:
-    folds = cfg.dataset.num_folds
-    if 0 <= cfg.fold < folds:
-        return None
-    return UserError(
-        f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {folds - 1}",
-        f"set fold to one of: {', '.join(map(str, range(folds)))}",
-    )
+def _fold_exists(cfg: Config) -> Iterator[UserError]:
+    """The fold is one of the data set's."""
+    if cfg.fold not in (folds := range(cfg.dataset.num_folds)):
+        what = f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {folds[-1]}"
+        yield UserError(what, f"set fold to one of: {', '.join(map(str, folds))}")
 
 
 @_relates("dataset.image_size", "backbone.name")
-def _image_size_fits_the_stride(cfg: Config) -> UserError | None:
-    stride, size = BackboneConfig.named(cfg.backbone.name).STRIDE, cfg.dataset.image_size
-    low = (size - 1) // stride * stride + 1
-    if size == low:
-        return None
-    return UserError(
-        f"dataset.image_size={size} does not fit backbone {cfg.backbone.name}: size - 1 must be a multiple of {stride}",
-        f"set dataset.image_size to {low} or {low + stride}",
-    )
+def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
+    """The side of an image, less 1, is a multiple of the backbone's stride."""
+    size, name, stride = cfg.dataset.image_size, cfg.backbone.name, BackboneConfig.named(cfg.backbone.name).STRIDE
+    if (size - 1) % stride:
+        what = f"dataset.image_size={size} does not fit backbone {name}: size - 1 must be a multiple of {stride}"
+        low = (size - 1) // stride * stride + 1
+        yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 
 @_relates("eval.background_shifts", "protocol.episodes_file")
-def _shifts_change_the_episodes(cfg: Config) -> UserError | None:
-    """Other backgrounds are other episodes: the data set must have families of them, and the episodes must be free."""
-    if not (shifts := list(cfg.eval.background_shifts)):
-        return None
-    if not hasattr(cfg.dataset, "background_shift"):
-        return UserError(
-            f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families",
-            "leave eval.background_shifts out, or choose dataset=shapes5i",
-        )
-    if cfg.protocol.episodes_file is None:
-        return None
-    return UserError(
-        f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file",
-        "leave one of the two out",
-    )
+def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
+    """Other backgrounds are other episodes: the data set has families of them, and the episodes are not given."""
+    shifts = list(cfg.eval.background_shifts)
+    if shifts and not hasattr(cfg.dataset, "background_shift"):
+        what = f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families"
+        yield UserError(what, "leave eval.background_shifts out, or choose dataset=shapes5i")
+    elif shifts and cfg.protocol.episodes_file is not None:
+        what = f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file"
+        yield UserError(what, "leave one of the two out")
 
 
 @_relates("protocol.novel_in_training", "protocol.ignore_in_loss")
-def _what_is_ignored_is_left_out_of_the_loss(cfg: Config) -> UserError | None:
-    if cfg.protocol.novel_in_training != "ignore" or cfg.protocol.ignore_in_loss:
-        return None
-    return UserError(
-        "protocol.novel_in_training=ignore needs protocol.ignore_in_loss=true: 255 would be trained as background",
-        "set protocol.ignore_in_loss=true, or protocol.novel_in_training=background",
-    )
+def _what_is_ignored_is_left_out_of_the_loss(cfg: Config) -> Iterator[UserError]:
+    """Novel pixels marked as 255 are not trained as background."""
+    if cfg.protocol.novel_in_training == "ignore" and not cfg.protocol.ignore_in_loss:
+        yield UserError(
+            "protocol.novel_in_training=ignore needs protocol.ignore_in_loss=true: 255 would be trained as background",
+            "set protocol.ignore_in_loss=true, or protocol.novel_in_training=background",
+        )
 
 
 @_relates("model.heads", "model.channels")
-def _heads_divide_the_channels(cfg: Config) -> UserError | None:
+def _heads_divide_the_channels(cfg: Config) -> Iterator[UserError]:
+    """Every attention head is equally wide."""
     heads, channels = _get(cfg, "model.heads"), _get(cfg, "model.channels")
-    if not heads or channels % heads == 0:
-        return None
-    return UserError(
-        f"model.heads={heads} does not divide model.channels={channels}",
-        "choose a number of heads that divides the width",
-    )
+    if heads and channels % heads:
+        what = f"model.heads={heads} does not divide model.channels={channels}"
+        yield UserError(what, "choose a number of heads that divides the width")
 
 
 @_relates("model.cleansing", "model.modulation")
-def _cleansing_has_a_modulation(cfg: Config) -> UserError | None:
-    if not _get(cfg, "model.cleansing") or _get(cfg, "model.modulation"):
-        return None
-    return UserError(
-        "model.cleansing=true needs model.modulation=true: IC cleans what SM added",
-        "set model.cleansing=false as well",
-    )
+def _cleansing_follows_modulation(cfg: Config) -> Iterator[UserError]:
+    """Information cleansing has something to cleanse."""
+    if _get(cfg, "model.cleansing") and not _get(cfg, "model.modulation"):
+        what = "model.cleansing=true needs model.modulation=true: IC cleans what SM added"
+        yield UserError(what, "set model.cleansing=false as well")
 
 
 @_relates("model.modulation", "model.pixel_evolution", "model.structure_evolution")
-def _modulation_has_an_evolution(cfg: Config) -> UserError | None:
-    evolutions = _get(cfg, "model.pixel_evolution") or _get(cfg, "model.structure_evolution")
-    if not _get(cfg, "model.modulation") or evolutions:
-        return None
-    return UserError(
-        "support modulation has neither E_p nor E_s",
-        "switch one of model.pixel_evolution, model.structure_evolution on",
-    )
+def _modulation_has_an_evolution(cfg: Config) -> Iterator[UserError]:
+    """Support modulation has at least one of its two parts."""
+    evolution = _get(cfg, "model.pixel_evolution") or _get(cfg, "model.structure_evolution")
+    if _get(cfg, "model.modulation") and not evolution:
+        fix = "switch one of model.pixel_evolution, model.structure_evolution on"
+        yield UserError("support modulation has neither E_p nor E_s", fix)
 
 
 @_relates("train.enabled", "eval.enabled")
-def _there_is_something_to_do(cfg: Config) -> UserError | None:
-    if cfg.train.enabled or cfg.eval.enabled:
-        return None
-    return UserError("train.enabled=false and eval.enabled=false leave nothing to do", "switch one of them on")
+def _there_is_something_to_do(cfg: Config) -> Iterator[UserError]:
+    """A run trains, or evaluates, or both."""
+    if not cfg.train.enabled and not cfg.eval.enabled:
+        yield UserError("train.enabled=false and eval.enabled=false leave nothing to do", "switch one of them on")
 
 
 @_relates("train.enabled", "checkpoint")
-def _there_are_weights_to_evaluate(cfg: Config) -> UserError | None:
-    if cfg.train.enabled or cfg.checkpoint is not None or not trains(cfg):
-        return None
-    return UserError(
-        "train.enabled=false has nothing to evaluate", "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt"
-    )
+def _there_are_weights_to_evaluate(cfg: Config) -> Iterator[UserError]:
+    """What is not trained has a checkpoint, or needs no training."""
+    if not cfg.train.enabled and cfg.checkpoint is None and trains(cfg):
+        fix = "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt"
+        yield UserError("train.enabled=false has nothing to evaluate", fix)

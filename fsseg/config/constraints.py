@@ -32,40 +32,36 @@ class Constraint:
 
 
 def at_least(least: int) -> Constraint:
-    return Constraint(lambda value: value >= least, f"is less than {least}", f"{least} or more")
+    """A number, this or larger."""
+    return Constraint(lambda v: v >= least, f"is less than {least}", f"{least} or more")
 
 
 def within(least: float, most: float) -> Constraint:
+    """A number between two others, or one of them."""
     return Constraint(
-        lambda value: least <= value <= most, f"is not within {least} and {most}", f"a number from {least} to {most}"
+        lambda v: least <= v <= most, f"is not within {least} and {most}", f"a number from {least} to {most}"
     )
 
 
 def one_of(*allowed: object) -> Constraint:
-    return Constraint(
-        lambda value: value in allowed, "is not a choice", f"one of: {', '.join(str(value) for value in allowed)}"
-    )
+    """One of these values."""
+    return Constraint(lambda v: v in allowed, "is not a choice", f"one of: {', '.join(map(str, allowed))}")
 
 
 FINITE = Constraint(math.isfinite, "is not a finite number", "a finite number")
 FOLDER_NAME = Constraint(
-    lambda value: value and "/" not in value and not value.startswith(".") and len(value) <= 200,
-    "is no folder name",
-    "a plain name without slashes",
-)
+    lambda v: v and "/" not in v and not v.startswith(".") and len(v) <= 200,
+    "is no folder name", "a plain name without slashes",
+)  # fmt: skip
 NOT_DEFAULT = Constraint(
-    lambda name: name != "default", "is the name of a cell without overrides", "another name, or leave it out"
+    lambda v: v != "default", "is the name of a cell without overrides", "another name, or leave it out"
 )
-DIFFERENT = Constraint(
-    lambda values: 0 < len(values) == len(set(values)), "must be different numbers, at least one", "e.g. [0,1,2]"
-)
-SHARES = Constraint(lambda values: all(0 <= value <= 1 for value in values), "are not within 0 and 1", "e.g. [0,1]")
+DIFFERENT = Constraint(lambda v: 0 < len(v) == len(set(v)), "must be different numbers, at least one", "e.g. [0,1,2]")
+SHARES = Constraint(lambda v: all(0 <= share <= 1 for share in v), "are not within 0 and 1", "e.g. [0,1]")
 SCALES = Constraint(
-    lambda values: len(values) == 2 and 0 < values[0] <= values[1] < math.inf,
-    "is not [smallest, largest]",
-    "e.g. [0.9,1.1]",
+    lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "is not [smallest, largest]", "e.g. [0.9,1.1]"
 )
 
-Positive = Annotated[T, Constraint(lambda value: value > 0, "must be greater than 0", "a positive number")]
+Positive = Annotated[T, Constraint(lambda v: v > 0, "must be greater than 0", "a positive number")]
 NotNegative = Annotated[T, at_least(0)]
 Share = Annotated[float, within(0, 1)]

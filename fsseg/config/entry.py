@@ -113,8 +113,8 @@ def config_keys() -> Iterator[str]:
     yield from ("method", "ablation", "experiment")
     for name, schema in get_type_hints(config.Config).items():
         yield name
-        if is_dataclass(schema):
-            yield from (f"{name}.{field.name}" for kind in config.family(schema) for field in fields(kind))
+        kinds = config.family(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
+        yield from (f"{name}.{field.name}" for kind in kinds for field in fields(kind))
 
 
 def _first(pattern: str, text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -434,24 +435,17 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group in Choice.__subclasses__():
-        for name, node in group.choices().items():
-            store.store(group=f"schema/{group.GROUP}", name=name, node=node)
+        for name, schema in group.choices().items():
+            store.store(group=f"schema/{group.GROUP}", name=name, node=schema)
     store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
-    if not OmegaConf.has_resolver("by_dataset"):
-        OmegaConf.register_new_resolver("by_dataset", _by_dataset)
-        OmegaConf.register_new_resolver("by_backbone", _by_backbone)
-        OmegaConf.register_new_resolver("by_rounds", _by_rounds)
+    for node in ("dataset", "backbone"):
+        OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
+    OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
 
 
-def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
+def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
-    name = _root_.dataset.name
-    return values[name] if name in values else values["other"]
-
-
-def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_backbone:{tiny: 64, other: 528}}`: likewise for the backbone."""
-    name = _root_.backbone.name
+    name = _root_[node].name
     return values[name] if name in values else values["other"]
 
 
