@@ -1,61 +1,27 @@
 """`validate` and `faults`: all semantic faults of a composed configuration at once, which types cannot catch.
 
-Called before anything is written or trained, by `fsseg.run`, the sweeper and the commands. Nothing here imports torch,
-and of the data only the paths that the configuration names are looked at.
+What a single field may be stands with the field in `fsseg.config.schema`; here are the relations between fields, and
+files that must exist. A value at fault is told once: relations that it takes part in are not looked at any more. Called
+before anything is written or trained, by `fsseg.run`, the sweeper and the commands. Nothing here imports torch, and of
+the data only the paths that the configuration names are looked at.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.config.schema import STRIDES, Config, trains
+from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 
-_CHOICES = {
-    "model.layer": ("layer2", "layer3", "layer4"),
-    "model.threshold": ("otsu", "background"),
-    "protocol.novel_in_training": ("drop", "background", "ignore"),
-    "protocol.query_order": ("cycle", "list_cycle", "class_uniform", "first_n"),
-    "protocol.scoring_size": ("original", "network"),
-    "train.amp": ("off", "bf16", "fp16"),
-    "log_level": ("debug", "info", "warning", "error"),
-    "model.vanished_mask": ("best_cell", "error"),
-    "model.histogram_range": ("zero_one", "minus_one_one"),
-    "model.shot_fusion": ("union", "logits"),
-    "model.evolution_image": ("normalised", "rgb"),
-    "dataset.year": (2014, 2017),
-}
-_POSITIVE = ("train.lr", "train.batch_size", "train.epochs", "train.max_steps", "eval.batch_size", "shot",
-             "train.clip_grad_norm",
-             "protocol.num_episodes", "dataset.image_size", "model.iterations", "model.channels", "model.heads",
-             "model.neck_pool",
-             "dataset.num_train", "dataset.num_val", "logger.every_steps", "lease_seconds",
-             "sync.attempts", "sync.timeout_seconds")  # fmt: skip
-_WITHIN = (
-    ("model.histogram_bins", 2, 1024),
-    ("model.histogram_width", 1, 1024),
-    ("backbone.trainable_layers", 0, 5),
-    ("dataset.image_size", 9, 4097),
-    ("train.momentum", 0.0, 0.9999),
-)
-_NOT_NEGATIVE = ("train.momentum", "train.weight_decay", "train.poly_power", "train.warmup_steps",
-                 "protocol.min_pixels",
-                 "dataset.rotate_degrees", "logger.figures", "seed", "model.loss_weight", "train.checkpoint_minutes",
-                 "train.checkpoint_epochs", "backbone.trainable_layers", "num_threads")  # fmt: skip
-_PROBABILITIES = (
-    "dataset.background_shift",
-    "dataset.ambient",
-    "dataset.flip_probability",
-    "dataset.blur_probability",
-    "dataset.crop_keep",
-    "dataset.hue_shift",
-)
+_Relation = Callable[[Config], Iterator[UserError]]
+_RELATIONS: list[tuple[tuple[str, ...], _Relation]] = []
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
+"""Protocol of an address -> the extra of this package that brings what fsspec needs for it."""
 
 
 def validate(cfg: Config) -> None:
@@ -72,111 +38,131 @@ def faults(cfg: Config) -> list[UserError]:
     """All semantic faults of a composed configuration, none of which touches the data itself but for its folder."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
-    return [fault for check in (_values, _unknown, _shifts, _data, _model, _run) for fault in check(cfg)]
+    alone = {**dict(_fields(cfg)), **dict(_names(cfg)), **dict(_places(cfg))}
+    found, at_fault = list(alone.values()), set(alone)
+    for keys, relation in _RELATIONS:
+        if at_fault.isdisjoint(keys) and (broken := list(relation(cfg))):
+            found += broken
+            at_fault.update(keys)
+    return found
+
+
+def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
+    """Every field at fault by itself: its constraint does not hold, or the schema does not know it."""
+    schema: Any = OmegaConf.get_type(node)
+    hints, known = get_type_hints(schema, include_extras=True), {field.name for field in fields(schema)}
+    for name in node:
+        key = prefix + str(name)
+        if name not in known:  # Hydra lets `+key=value` past the schema
+            what = f"{key}: there is no such configuration key"
+            yield key, UserError(what, "leave it out: what the schema does not know, nothing reads")
+        elif isinstance(value := node[name], DictConfig):
+            yield from _fields(value, f"{key}.")
+        elif value is not None:
+            constraints = getattr(hints[name], "__metadata__", ())
+            told = (fault for constraint in constraints if (fault := constraint.fault(key, value)) is not None)
+            yield from ((key, fault) for fault in list(told)[:1])
+
+
+def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:
+    """Names of a data set, a backbone or a method that no schema goes by."""
+    for key, base in (("dataset", DatasetConfig), ("backbone", BackboneConfig), ("model", MethodConfig)):
+        try:
+            base.named(getattr(cfg, key).name)
+        except UserError as error:
+            yield f"{key}.name", error
+
+
+def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
+    """Files that are not there, and an address that nothing can be sent to."""
+    for key, fix in {
+        "checkpoint": "give the path of a checkpoints/last.pt",
+        "protocol.episodes_file": "write one with `fsseg episodes`",
+        "backbone.weights": "give the path of the weights, or leave it out",
+    }.items():
+        if (path := _get(cfg, key)) is not None and not Path(path).is_file():
+            yield key, UserError(f"{key}={path} is not a file", fix)
+    if cfg.sync.url is not None:
+        yield from (("sync.url", fault) for fault in url_faults(cfg.sync.url))
+
+
+def url_faults(url: str) -> list[UserError]:
+    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
+    protocol, mark, place = url.partition("://")
+    if not mark or not protocol or not place.strip("/"):
+        fix = "write e.g. s3://bucket/folder, sftp://host/folder or file:///folder"
+        return [UserError(f"sync.url={url} is no address", fix)]
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        fix = "use s3, gs, sftp, file or another that it knows"
+        return [UserError(f"sync.url={url}: fsspec knows no protocol {protocol}", fix)]
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        fix = f"pip install 'fsseg[{extra}]'" if extra else str(error).splitlines()[0]
+        return [UserError(f"sync.url={url}: the package for {protocol} is not installed", fix)]
+    return []
 
 
 def _get(cfg: Config, key: str) -> Any:
+    """The value of a key that not every data set or method has; None without it."""
     return OmegaConf.select(cfg, key, default=None)  # type: ignore[arg-type]
 
 
-def _values(cfg: Config) -> Iterator[UserError]:
-    """Single numbers and names, whatever the others are."""
-    for key in _POSITIVE:
-        if (value := _get(cfg, key)) is not None and not value > 0:
-            yield UserError(f"{key}={value} must be greater than 0", f"set {key} to a positive number")
-    for key in _NOT_NEGATIVE:
-        if (value := _get(cfg, key)) is not None and not value >= 0:
-            yield UserError(f"{key}={value} must not be negative", f"set {key} to 0 or more")
-    for key in _PROBABILITIES:
-        if (value := _get(cfg, key)) is not None and not 0 <= value <= 1:
-            yield UserError(f"{key}={value} is not within 0 and 1", f"set {key} to a share between 0 and 1")
-    for key, least, most in _WITHIN:
-        if (value := _get(cfg, key)) is not None and not least <= value <= most:
-            yield UserError(
-                f"{key}={value} is not within {least} and {most}", f"set {key} to a number from {least} to {most}"
-            )
-    for key, allowed in _CHOICES.items():
-        if (value := _get(cfg, key)) is not None and value not in allowed:
-            yield UserError(f"{key}={value} is not a choice", f"set {key} to one of: {', '.join(map(str, allowed))}")
-    for key in ("train.lr", "train.weight_decay"):
-        if (value := _get(cfg, key)) is not None and not math.isfinite(value):
-            yield UserError(f"{key}={value} is not a finite number", f"set {key} to a finite number")
+def _relates(*keys: str) -> Callable[[_Relation], _Relation]:
+    """A relation between these keys; asked only while none of them is at fault."""
+
+    def register(relation: _Relation) -> _Relation:
+        _RELATIONS.append((keys, relation))
+        return relation
+
+    return register
 
 
-def _unknown(cfg: Config) -> Iterator[UserError]:
-    """Hydra lets `+key=value` past the schema."""
-    for key in _unknown_keys(cfg):
-        yield UserError(
-            f"{key}: there is no such configuration key", "leave it out: what the schema does not know, nothing reads"
-        )
+@_relates("dataset.num_folds", "dataset.name")
+def _folds_are_equal_parts(cfg: Config) -> Iterator[UserError]:
+    """The number of classes is a multiple of the number of folds."""
+    folds, classes = cfg.dataset.num_folds, DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
+    if folds < 2 or classes % folds:
+        what = f"dataset.num_folds={folds} does not cut {classes} classes into equal parts"
+        yield UserError(what, "set dataset.num_folds=4, as every published result does")
 
 
-def _unknown_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, DictConfig):
-        return []
-    known = {f.name for f in fields(kind)} if is_dataclass(kind := OmegaConf.get_type(node)) else set(node)
-    below = [key for name in node for key in _unknown_keys(node._get_node(name), f"{prefix}{name!s}.")]
-    return [prefix + str(name) for name in node if name not in known] + below
+@_relates("fold", "dataset.num_folds")
+def _fold_exists(cfg: Config) -> Iterator[UserError]:
+    """The fold is one of the data set's."""
+    if cfg.fold not in (folds := range(cfg.dataset.num_folds)):
+        what = f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {folds[-1]}"
+        yield UserError(what, f"set fold to one of: {', '.join(map(str, folds))}")
 
 
-def _shifts(cfg: Config) -> Iterator[UserError]:
-    if not (shifts := list(cfg.eval.background_shifts)):
-        return
-    if not all(0 <= shift <= 1 for shift in shifts):
-        yield UserError(
-            f"eval.background_shifts={shifts} are not within 0 and 1", "set e.g. eval.background_shifts=[0,1]"
-        )
-    if _get(cfg, "dataset.background_shift") is None:
-        yield UserError(
-            f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families",
-            "leave eval.background_shifts out, or choose dataset=shapes5i",
-        )
-    elif cfg.protocol.episodes_file is not None:
-        yield UserError(
-            f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file",
-            "leave one of the two out",
-        )
+@_relates("dataset.image_size", "backbone.name")
+def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
+    """The side of an image, less 1, is a multiple of the backbone's stride."""
+    size, name, stride = cfg.dataset.image_size, cfg.backbone.name, BackboneConfig.named(cfg.backbone.name).STRIDE
+    if (size - 1) % stride:
+        what = f"dataset.image_size={size} does not fit backbone {name}: size - 1 must be a multiple of {stride}"
+        low = (size - 1) // stride * stride + 1
+        yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 
-def _data(cfg: Config) -> Iterator[UserError]:
-    """Folds, image sizes and what the protocol says of images and masks."""
-    classes = {"coco20i": 80}.get(cfg.dataset.name, 20)
-    if cfg.dataset.num_folds < 2 or classes % cfg.dataset.num_folds:
-        yield UserError(
-            f"dataset.num_folds={cfg.dataset.num_folds} does not cut {classes} classes into equal parts",
-            "set dataset.num_folds=4, as every published result does",
-        )
-    if not 0 <= cfg.fold < cfg.dataset.num_folds:
-        yield UserError(
-            f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {cfg.dataset.num_folds - 1}",
-            f"set fold to one of: {', '.join(map(str, range(cfg.dataset.num_folds)))}",
-        )
-    stride = STRIDES.get(cfg.backbone.name)
-    if stride is None:
-        yield UserError(
-            f"backbone.name={cfg.backbone.name} is unknown", f"choose backbone= one of: {', '.join(STRIDES)}"
-        )
-    elif cfg.dataset.image_size > 0 and (cfg.dataset.image_size - 1) % stride:
-        low = (cfg.dataset.image_size - 1) // stride * stride + 1
-        yield UserError(
-            f"dataset.image_size={cfg.dataset.image_size} does not fit backbone {cfg.backbone.name}: "
-            f"size - 1 must be a multiple of {stride}",
-            f"set dataset.image_size to {low if low > 1 else low + stride} or {low + stride}",
-        )
-    scales = list(cfg.dataset.scale_range)
-    if len(scales) != 2 or not 0 < scales[0] <= scales[1] or not all(map(math.isfinite, scales)):
-        yield UserError(
-            f"dataset.scale_range={scales} is not [smallest, largest]", "set e.g. dataset.scale_range=[0.9,1.1]"
-        )
-    if not cfg.protocol.seeds or len(set(cfg.protocol.seeds)) != len(cfg.protocol.seeds):
-        yield UserError(
-            f"protocol.seeds={list(cfg.protocol.seeds)} must be different numbers, at least one",
-            "set e.g. protocol.seeds=[0,1,2]",
-        )
-    if cfg.protocol.episodes_file is not None and not Path(cfg.protocol.episodes_file).is_file():
-        yield UserError(
-            f"protocol.episodes_file={cfg.protocol.episodes_file} is not a file", "write one with `fsseg episodes`"
-        )
+@_relates("eval.background_shifts", "protocol.episodes_file")
+def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
+    """Other backgrounds are other episodes: the data set has families of them, and the episodes are not given."""
+    shifts = list(cfg.eval.background_shifts)
+    if shifts and not hasattr(cfg.dataset, "background_shift"):
+        what = f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families"
+        yield UserError(what, "leave eval.background_shifts out, or choose dataset=shapes5i")
+    elif shifts and cfg.protocol.episodes_file is not None:
+        what = f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file"
+        yield UserError(what, "leave one of the two out")
+
+
+@_relates("protocol.novel_in_training", "protocol.ignore_in_loss")
+def _what_is_ignored_is_left_out_of_the_loss(cfg: Config) -> Iterator[UserError]:
+    """Novel pixels marked as 255 are not trained as background."""
     if cfg.protocol.novel_in_training == "ignore" and not cfg.protocol.ignore_in_loss:
         yield UserError(
             "protocol.novel_in_training=ignore needs protocol.ignore_in_loss=true: 255 would be trained as background",
@@ -184,47 +170,42 @@ def _data(cfg: Config) -> Iterator[UserError]:
         )
 
 
-def _model(cfg: Config) -> Iterator[UserError]:
+@_relates("model.heads", "model.channels")
+def _heads_divide_the_channels(cfg: Config) -> Iterator[UserError]:
+    """Every attention head is equally wide."""
     heads, channels = _get(cfg, "model.heads"), _get(cfg, "model.channels")
-    if heads and channels and heads > 0 and channels % heads:
-        yield UserError(
-            f"model.heads={heads} does not divide model.channels={channels}",
-            "choose a number of heads that divides the width",
-        )
+    if heads and channels % heads:
+        what = f"model.heads={heads} does not divide model.channels={channels}"
+        yield UserError(what, "choose a number of heads that divides the width")
+
+
+@_relates("model.cleansing", "model.modulation")
+def _cleansing_follows_modulation(cfg: Config) -> Iterator[UserError]:
+    """Information cleansing has something to cleanse."""
     if _get(cfg, "model.cleansing") and not _get(cfg, "model.modulation"):
-        yield UserError(
-            "model.cleansing=true needs model.modulation=true: IC cleans what SM added",
-            "set model.cleansing=false as well",
-        )
-    evolutions = _get(cfg, "model.pixel_evolution") or _get(cfg, "model.structure_evolution")
-    if _get(cfg, "model.modulation") and not evolutions:
-        yield UserError(
-            "support modulation has neither E_p nor E_s",
-            "switch one of model.pixel_evolution, model.structure_evolution on",
-        )
-    if cfg.backbone.weights is not None and not Path(cfg.backbone.weights).is_file():
-        yield UserError(
-            f"backbone.weights={cfg.backbone.weights} is not a file", "give the path of the weights, or leave it out"
-        )
+        what = "model.cleansing=true needs model.modulation=true: IC cleans what SM added"
+        yield UserError(what, "set model.cleansing=false as well")
 
 
-def _run(cfg: Config) -> Iterator[UserError]:
-    """What is to be done, and where it is kept."""
-    if not cfg.train.enabled and cfg.checkpoint is None and trains(cfg):
-        yield UserError(
-            "train.enabled=false has nothing to evaluate",
-            "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt",
-        )
+@_relates("model.modulation", "model.pixel_evolution", "model.structure_evolution")
+def _modulation_has_an_evolution(cfg: Config) -> Iterator[UserError]:
+    """Support modulation has at least one of its two parts."""
+    evolution = _get(cfg, "model.pixel_evolution") or _get(cfg, "model.structure_evolution")
+    if _get(cfg, "model.modulation") and not evolution:
+        fix = "switch one of model.pixel_evolution, model.structure_evolution on"
+        yield UserError("support modulation has neither E_p nor E_s", fix)
+
+
+@_relates("train.enabled", "eval.enabled")
+def _there_is_something_to_do(cfg: Config) -> Iterator[UserError]:
+    """A run trains, or evaluates, or both."""
     if not cfg.train.enabled and not cfg.eval.enabled:
         yield UserError("train.enabled=false and eval.enabled=false leave nothing to do", "switch one of them on")
-    if cfg.checkpoint is not None and not Path(cfg.checkpoint).is_file():
-        yield UserError(f"checkpoint={cfg.checkpoint} is not a file", "give the path of a checkpoints/last.pt")
-    if cfg.sync.url is not None:
-        from fsseg.sweep.store import url_faults
 
-        yield from url_faults(cfg.sync.url)
-    for key, value in (("name", cfg.name), ("variant", cfg.variant)):
-        if value is not None and (not value or "/" in value or value.startswith(".") or len(value) > 200):
-            yield UserError(f"{key}={value!r} is no folder name", f"set {key} to a plain name without slashes")
-    if cfg.variant == "default":
-        yield UserError("variant=default is the name of a cell without overrides", "leave it out, or set another name")
+
+@_relates("train.enabled", "checkpoint")
+def _there_are_weights_to_evaluate(cfg: Config) -> Iterator[UserError]:
+    """What is not trained has a checkpoint, or needs no training."""
+    if not cfg.train.enabled and cfg.checkpoint is None and trains(cfg):
+        fix = "name a checkpoint: checkpoint=outputs/.../checkpoints/last.pt"
+        yield UserError("train.enabled=false has nothing to evaluate", fix)

@@ -1,27 +1,31 @@
-"""Compositions without `hydra.main`: one cell, or every cell of a `-m` line, as `train.py` would compose them.
+"""Compositions: one cell, or every cell of a `-m` line, as `train.py` would compose them.
 
-The side command calls this: `fsseg plan` for grids, `fsseg retry` to find the line of a run directory, the data
-commands for one configuration. The files under `conf/` stand beside the package in a checkout, inside it in a wheel.
+The sweeper calls this, `fsseg plan` and `fsseg retry` for grids, the data commands for one configuration. The files
+under `conf/` stand beside the package in a checkout, inside it in a wheel. No torch here.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fsseg.config.entry import explain, typed  # registers the schemas
-from fsseg.config.hydra_internals import BasicSweeper
+from fsseg.config.entry import explain, explained, typed  # registers the schemas
+from fsseg.config.hydra_internals import apply_overrides, group_repository, split_line
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
 
@@ -65,31 +69,42 @@ def config_folder() -> Path:
 
 
 class Composer:
-    """Composes against one set of configuration files; made by `composer`."""
+    """Composes one cell after the other, quickly.
 
-    def __init__(self, loader: Any) -> None:
+    Hydra reads every YAML file again for every cell. What the files give depends on the group choices (`dataset=`,
+    `backbone=`, ...) alone, so that it is asked once for each choice of them; the other overrides are applied on top,
+    by the same function that Hydra itself uses.
+
+    Args:
+        loader: Hydra's.
+        master: the configuration of the sweep that the cells belong to, with its `hydra` node; None: `train.py -m`.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig | None = None) -> None:
         self._loader = loader
+        self._given = master
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._parsed: dict[str, Override] = {}
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, bool] = {}
+
+    @cached_property
+    def _master(self) -> DictConfig:
+        return self._given or self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+
+    @cached_property
+    def _repository(self) -> Any:
+        return group_repository(self._loader, self._master)
 
     def one(self, overrides: Sequence[str]) -> Composed:
-        """One configuration.
+        """One configuration, as `train.py` without -m.
 
         Raises:
             UserError: a fault of the line, in the words of `train.py`.
         """
-        with _explained():
+        with explained():
             config = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
-        task = tuple(config.hydra.overrides.task)
-        with open_dict(config):
-            del config["hydra"]
-        return Composed(tuple(overrides), task, config)
-
-    def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-        """The jobs of `train.py -m <overrides>`, each as its own overrides, in Hydra's order.
-
-        Raises:
-            UserError: a fault of the line, in the words of `train.py`.
-        """
-        return self._expand(overrides)[1]
+        return Composed(tuple(overrides), tuple(config.hydra.overrides.task), _without_hydra(config))
 
     def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Every job of `train.py -m <overrides>` and what it composes to; a job that cannot be has its error instead.
@@ -97,37 +112,60 @@ class Composer:
         Raises:
             UserError: a fault of the line as a whole.
         """
-        master, jobs = self._expand(overrides)
-        return self._each(master, jobs)
+        with explained():
+            master = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
+            # What an experiment file sweeps stands under hydra.sweeper.params; the command line wins, as in Hydra.
+            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+            jobs = split_line(
+                self._loader, [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
+            )
+        return Composer(self._loader, master).each(jobs)
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
-        """Any number of single configurations, each with its own overrides; quicker than calls of `one`."""
-        master = self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
-        return self._each(master, [tuple(job) for job in jobs])
-
-    def _each(
-        self, master: DictConfig, jobs: Sequence[tuple[str, ...]]
-    ) -> list[tuple[tuple[str, ...], Composed | UserError]]:
-        from fsseg.config.quick_compose import QuickComposer
-
-        fast = QuickComposer(self._loader, master)
+        """Any number of jobs, each with its own overrides, and what they compose to, or their errors."""
         found: list[tuple[tuple[str, ...], Composed | UserError]] = []
-        for job in jobs:
+        for job in map(tuple, jobs):
             try:
                 task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
-                found.append((job, Composed(job, task, fast.compose(job))))
+                found.append((job, Composed(job, task, self.compose(job))))
             except (HydraException, OmegaConfBaseException) as error:
                 found.append((job, explain(error)))
         return found
 
-    def _expand(self, overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[str, ...]]]:
-        with _explained():
-            master = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
-            # What an experiment file sweeps stands under hydra.sweeper.params; the command line wins, as in Hydra.
-            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-            arguments = [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
-            parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
-            return master, [tuple(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of one job, without its `hydra` node.
+
+        Raises:
+            HydraException: as Hydra words it.
+            OmegaConfBaseException: likewise.
+        """
+        if self._repository is None:
+            return self._slowly(overrides)
+        try:
+            choices = tuple(line for line in overrides if self._chooses(line))
+            if choices not in self._bases:
+                self._bases[choices] = self._slowly(choices)
+            cfg = copy.deepcopy(self._bases[choices])
+            apply_overrides([self._parse(line) for line in overrides if not self._chooses(line)], cfg)
+            return cfg
+        except (HydraException, OmegaConfBaseException):
+            return self._slowly(overrides)  # Hydra has the last word on what is wrong, and how it says so
+
+    def _slowly(self, overrides: Sequence[str]) -> DictConfig:
+        return _without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))
+
+    def _parse(self, line: str) -> Override:
+        if line not in self._parsed:
+            self._parsed[line] = self._parser.parse_overrides([line])[0]
+        return self._parsed[line]
+
+    def _chooses(self, line: str) -> bool:
+        """Whether an override picks from a group, by the rule of Hydra's defaults list."""
+        override = self._parse(line)
+        key = override.key_or_group
+        if key not in self._groups:
+            self._groups[key] = self._repository.group_exists(key)
+        return self._groups[key] and not isinstance(override.value(), dict)
 
 
 @contextmanager
@@ -143,13 +181,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         return c.one(overrides)
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from None
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):
-            raise
-        raise explain(error) from None
+def _without_hydra(config: DictConfig) -> DictConfig:
+    with open_dict(config):
+        del config["hydra"]
+    return config

@@ -12,8 +12,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -33,14 +34,25 @@ def launch(main: Callable[[], Any]) -> None:
     verbose = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand exceptions on instead of formatting them itself
     try:
-        main()
-    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        ours = isinstance(error, UserError | HydraException | OmegaConfBaseException)  # some are ValueErrors as well
-        if not ours and not str(error).startswith("Config group override"):
-            raise
+        with explained():
+            main()
+    except UserError as error:
         if verbose:
             traceback.print_exc()
-        sys.exit(f"\nerror: {explain(error)}")
+        sys.exit(f"\nerror: {error}")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Every fault of a composition inside leaves it as a `UserError`."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise explain(error) from error
 
 
 def explain(error: BaseException) -> UserError:
@@ -98,24 +110,11 @@ def _unknown(key: str) -> UserError:
 
 def config_keys() -> Iterator[str]:
     """Dotted names of all keys of all schemas, and of the configuration groups."""
-    yield from ("dataset", "backbone", "shot", "fold", "method", "protocol", "logger", "ablation", "experiment")
-
-    def below(cls: type, prefix: str) -> Iterator[str]:
-        for field in fields(cls):
-            yield prefix + field.name
-
-    yield from below(config.Config, "")
-    for prefix, cls in {
-        "dataset.": config.DatasetConfig, "backbone.": config.BackboneConfig, "model.": config.MethodConfig,
-        "protocol.": config.ProtocolConfig, "train.": config.TrainConfig, "eval.": config.EvalConfig,
-        "logger.": config.LoggerConfig, "sync.": config.SyncConfig,
-    }.items():  # fmt: skip
-        stack = [cls]
-        while stack:
-            current = stack.pop()
-            assert is_dataclass(current)
-            yield from below(current, prefix)
-            stack += current.__subclasses__()
+    yield from ("method", "ablation", "experiment")
+    for name, schema in get_type_hints(config.Config).items():
+        yield name
+        kinds = config.family(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
+        yield from (f"{name}.{field.name}" for kind in kinds for field in fields(kind))
 
 
 def _first(pattern: str, text: str) -> str:

@@ -1,47 +1,108 @@
-"""Dataclass schemas of every configuration group; `fsseg.config.checks` checks what types cannot.
+"""Dataclass schemas of every configuration group: each field with its type, what it may be, and what it means.
 
 Hydra merges the YAML files under `conf/` and the command line into these classes, so that a misspelt key or a wrong
-type fails at composition with the key named. `train.py` and the `fsseg` command are the callers. Nothing here imports
-torch: composing and checking a grid of hundreds of cells must be quick.
+type fails at composition with the key named. `fsseg.config.checks` holds the values against the constraints. A data
+set, a method and a backbone also say here which class they build. Nothing here imports torch: composing and checking a
+grid of hundreds of cells must be quick.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fsseg.config import constraints
+from fsseg.config.constraints import NotNegative, Positive, Share, at_least, one_of, within
+from fsseg.errors import UserError
+
+REPORTS = ("table3_components", "table4_evolution", "table5_iterations", "table6_rounds", "figure5_distance",
+           "figure7_steps", "background_bias")  # fmt: skip
+"""The keys of `fsseg.report.experiments.REPORTS`, which nothing below the reports may import; a test compares them."""
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Choice")
+
+
+class Choice:
+    """What a data set, a backbone or a method says beside its settings: class variables are no configuration keys."""
+
+    GROUP: ClassVar[str]
+    """Its folder under `conf/`."""
+    NAMES: ClassVar[tuple[str, ...]] = ()
+    """The names under which this class may be chosen."""
+    TARGET: ClassVar[str]
+    """What it builds, module:class."""
+
+    @classmethod
+    def choices(cls: type[C]) -> dict[str, type[C]]:
+        """Name -> schema, for all of the group."""
+        return {name: schema for schema in family(cls) for name in vars(schema).get("NAMES", ())}
+
+    @classmethod
+    def named(cls: type[C], name: str) -> type[C]:
+        """The schema of a name.
+
+        Raises:
+            UserError: there is none; the names that there are stand in its advice.
+        """
+        if (found := cls.choices().get(name)) is None:
+            key = "model" if cls.GROUP == "method" else cls.GROUP
+            raise UserError(f"{key}.name={name} is unknown", f"choose {cls.GROUP}= one of: {', '.join(cls.choices())}")
+        return found
+
+    @classmethod
+    def target(cls, name: str) -> Any:
+        """The class that the schema of a name builds, imported now.
+
+        Raises:
+            UserError: as `named`.
+        """
+        module, _, attribute = cls.named(name).TARGET.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+def family(base: type[T]) -> Iterator[type[T]]:
+    """A schema class and all that are derived from it."""
+    yield base
+    for derived in base.__subclasses__():
+        yield from family(derived)
+
 
 # The `documented where declared` rule: the string after a field is its documentation.
 
 
 @dataclass
-class DatasetConfig:
+class DatasetConfig(Choice):
     """What every data set has; the subclasses add what only one of them needs."""
 
+    GROUP = "dataset"
+    NUM_CLASSES: ClassVar[int] = 20
+    """Classes that the folds are cut from."""
     name: str = MISSING
-    """Name of the data set: a key of `fsseg.data.DATASETS`; part of the cell's identity."""
+    """Name of the data set: one of `NAMES`; part of the cell's identity."""
     root: str = MISSING
     """Folder that holds the data set in its official layout."""
-    image_size: int = MISSING
+    image_size: Annotated[int, within(9, 4097)] = MISSING
     """Side of the square network input in pixels (473 and 641 in the literature)."""
     num_folds: int = 4
     """Folds the classes are cut into; fold f's novel classes are never trained on."""
     cache: str | None = None
     """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""
-    scale_range: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    scale_range: Annotated[list[float], constraints.SCALES] = field(default_factory=lambda: [0.9, 1.1])
     """Random scale of training images, relative to the fitted size: [smallest, largest]."""
-    rotate_degrees: float = 0.0
+    rotate_degrees: NotNegative[float] = 0.0
     """Training images turn by a random angle within plus or minus this many degrees; 0 switches rotation off."""
-    blur_probability: float = 0.0
+    blur_probability: Share = 0.0
     """Probability of a Gaussian blur (5 pixels) of a training image; 0 switches it off."""
-    flip_probability: float = 0.5
+    flip_probability: Share = 0.5
     """Probability that a training image is mirrored left-right."""
-    hue_shift: float = 0.0
-    """All images of a training episode turn their hue by one random angle within plus or minus this share of the circle
-    (0.5: any angle). It makes new classes out of few, for small data sets; 0 switches it off."""
-    crop_keep: float = 0.85
+    crop_keep: Share = 0.85
     """A training crop is drawn again until it keeps this share of the foreground (at most 30 times)."""
 
 
@@ -49,14 +110,16 @@ class DatasetConfig:
 class ShapesConfig(DatasetConfig):
     """`shapes5i`: generated on first use, in VOC2012's layout."""
 
-    background_shift: float = 0.5
+    NAMES = ("shapes5i",)
+    TARGET = "fsseg.data.sources.shapes:ShapesSource"
+    background_shift: Share = 0.5
     """Probability that support and query of an episode stand on different background families, in [0, 1]."""
-    ambient: float = 0.18
+    ambient: Share = 0.18
     """Share of the background's mean colour in an object's colour, in [0, 1]: how much the place an object stands in
     changes its looks."""
-    num_train: int = 600
+    num_train: Positive[int] = 600
     """Training images to generate."""
-    num_val: int = 400
+    num_val: Positive[int] = 400
     """Evaluation images to generate."""
     generator_seed: int = 0
     """Seed of the generated images (not of the training)."""
@@ -66,6 +129,8 @@ class ShapesConfig(DatasetConfig):
 class PascalConfig(DatasetConfig):
     """`pascal5i`: VOC2012 with SBD, or with a ready-made SegmentationClassAug folder."""
 
+    NAMES = ("pascal5i",)
+    TARGET = "fsseg.data.sources.voc:PascalSource"
     sbd_root: str | None = None
     """Folder of the SBD release (holds `cls/*.mat`); null looks in the usual places below `root`."""
     train_list: str | None = None
@@ -78,43 +143,67 @@ class PascalConfig(DatasetConfig):
 class CocoConfig(DatasetConfig):
     """`coco20i`: COCO images with `instances_*.json`."""
 
-    year: int = 2014
+    NAMES = ("coco20i",)
+    TARGET = "fsseg.data.sources.coco:CocoSource"
+    NUM_CLASSES = 80
+    year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
     """Fold f = classes 20f..20f+19 instead of the standard f, f+4, f+8, ..."""
 
 
 @dataclass
-class BackboneConfig:
+class BackboneConfig(Choice):
     """Where features come from."""
 
+    GROUP = "backbone"
+    STRIDE: ClassVar[int] = 8
+    """Pixels per feature cell; an image side fits if (side - 1) is a multiple of it."""
     name: str = MISSING
-    """tiny, resnet18, resnet50 or resnet101; part of the cell's identity."""
+    """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
     """Start from torchvision's IMAGENET1K_V1 weights; false starts from random ones (no published result does)."""
     weights: str | None = None
     """A file with the pretrained state dict; null takes torch's cache, or downloads there."""
-    trainable_layers: int = 0
+    trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
 
 
 @dataclass
-class MethodConfig:
+class TinyConfig(BackboneConfig):
+    """`backbone=tiny`: a small CNN for CPUs."""
+
+    NAMES = ("tiny",)
+    TARGET = "fsseg.model.backbones.tiny:TinyBackbone"
+    STRIDE = 4
+
+
+@dataclass
+class ResNetConfig(BackboneConfig):
+    """torchvision's ResNets at stride 8."""
+
+    NAMES = ("resnet18", "resnet50", "resnet101")
+    TARGET = "fsseg.model.backbones.torchvision:ResNetBackbone"
+
+
+@dataclass
+class MethodConfig(Choice):
     """What every method has (config key `model`)."""
 
-    name: str = MISSING
-    """abcb, baseline or prototype; part of the cell's identity."""
+    GROUP = "method"
     TRAINS: ClassVar[bool] = True
-    """Whether the method has anything to train; a ClassVar is no configuration key."""
+    """Whether the method has anything to train."""
+    name: str = MISSING
+    """Name of the method: one of `NAMES`; part of the cell's identity."""
 
 
 @dataclass
 class NeckConfig(MethodConfig):
     """What the methods with a correlation neck share."""
 
-    channels: int = 528
+    channels: Positive[int] = 528
     """Width C of the features after the neck. 528 reproduces the paper's parameter counts."""
-    heads: int = 4
+    heads: Positive[int] = 4
     """Attention heads. OPEN in the paper; changes neither parameters nor MACs."""
     neck_prior: bool = True
     """Neck holds the layer4 cosine prior map (maximum over support foreground). OPEN in the paper."""
@@ -122,11 +211,11 @@ class NeckConfig(MethodConfig):
     """Neck holds cross-attention from the query to the support's foreground. OPEN in the paper."""
     neck_self_attention: bool = True
     """Neck holds self-attention on the support. OPEN in the paper."""
-    neck_pool: int = 2
+    neck_pool: Positive[int] = 2
     """The neck's attentions run on maps average-pooled by this factor (budget: 35 GMACs). OPEN in the paper."""
-    vanished_mask: str = "best_cell"
+    vanished_mask: Annotated[str, one_of("best_cell", "error")] = "best_cell"
     """What a support mask too small for one feature cell keeps: best_cell (its best covered one) or error. OPEN."""
-    shot_fusion: str = "union"
+    shot_fusion: Annotated[str, one_of("union", "logits")] = "union"
     """K shots: union (S_QP is the foreground tokens of all shots, query features averaged) or logits (each shot answers
     on its own, logits averaged in every round). OPEN in the paper."""
 
@@ -135,14 +224,19 @@ class NeckConfig(MethodConfig):
 class BaselineConfig(NeckConfig):
     """`method=baseline`: backbone, neck and query prediction; the paper's baseline."""
 
+    NAMES = ("baseline",)
+    TARGET = "fsseg.model.baseline:Baseline"
+
 
 @dataclass
 class AbcbConfig(NeckConfig):
     """`method=abcb`: the baseline with support modulation and information cleansing in `iterations` rounds."""
 
-    iterations: int = 3
+    NAMES = ("abcb",)
+    TARGET = "fsseg.model.abcb:Abcb"
+    iterations: Positive[int] = 3
     """Rounds T; the answer is P of round T."""
-    loss_weight: float = 0.2
+    loss_weight: NotNegative[float] = 0.2
     """lambda: weight of the losses of the P_hat predictions."""
     modulation: bool = True
     """Support modulation (SM). Off, with cleansing off: the baseline."""
@@ -152,14 +246,14 @@ class AbcbConfig(NeckConfig):
     """E_p, the pixel-wise evolution, in support modulation."""
     structure_evolution: bool = True
     """E_s, the structure-wise evolution, in support modulation."""
-    histogram_bins: int = 16
+    histogram_bins: Annotated[int, within(2, 1024)] = 16
     """L, bins of the structure histograms."""
-    histogram_range: str = "zero_one"
+    histogram_range: Annotated[str, one_of("zero_one", "minus_one_one")] = "zero_one"
     """Range of the cosine histogram: zero_one clamps negative cosines into bin 0, minus_one_one spans all. OPEN."""
-    histogram_width: int = 1
+    histogram_width: Annotated[int, within(1, 1024)] = 1
     """Half the base of the histogram's triangular kernel, in bins: 1 shares a value between its two neighbours. OPEN in
     the paper."""
-    evolution_image: str = "normalised"
+    evolution_image: Annotated[str, one_of("normalised", "rgb")] = "normalised"
     """The query image that E_p and E_s see: normalised (as the backbone gets it; cosines may be negative) or rgb (in
     [0, 1]). OPEN in the paper."""
     cleansing_scaled: bool = True
@@ -171,10 +265,12 @@ class AbcbConfig(NeckConfig):
 class PrototypeConfig(MethodConfig):
     """`method=prototype`: training-free cosine matching with the mean support foreground feature."""
 
+    NAMES = ("prototype",)
+    TARGET = "fsseg.model.prototype:Prototype"
     TRAINS = False
-    layer: str = "layer3"
+    layer: Annotated[str, one_of("layer2", "layer3", "layer4")] = "layer3"
     """Backbone stage whose features are matched."""
-    threshold: str = "otsu"
+    threshold: Annotated[str, one_of("otsu", "background")] = "otsu"
     """How the similarity map is cut: otsu (per query image) or background (nearer to the foreground mean)."""
 
 
@@ -184,19 +280,19 @@ class ProtocolConfig:
 
     name: str = MISSING
     """Name of the protocol; cells of different protocols are never averaged together."""
-    novel_in_training: str = "drop"
+    novel_in_training: Annotated[str, one_of("drop", "background", "ignore")] = "drop"
     """Training images with novel pixels: drop the image, or keep it with them as background, or as ignore."""
-    min_pixels: int = 2048
+    min_pixels: NotNegative[int] = 2048
     """Smallest object, in pixels at original size, for support and query lists (2*32*32); 0 lists everything."""
-    query_order: str = "cycle"
+    query_order: Annotated[str, one_of("cycle", "list_cycle", "class_uniform", "first_n")] = "cycle"
     """Queries at test: cycle or list_cycle over (image, class) pairs, class_uniform, or first_n images of the list."""
     repeat_support: bool = False
     """Whether the K supports of an episode may repeat."""
-    num_episodes: int = 1000
+    num_episodes: Positive[int] = 1000
     """Evaluation episodes per seed."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    seeds: Annotated[list[int], constraints.DIFFERENT] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Evaluation seeds; mean and standard deviation are over them."""
-    scoring_size: str = "original"
+    scoring_size: Annotated[str, one_of("original", "network")] = "original"
     """Where predictions are compared with the truth: original or network size."""
     ignore_in_loss: bool = True
     """Pixels of 255 are left out of the loss (they never count in the score); false trains them as background."""
@@ -210,29 +306,27 @@ class TrainConfig:
 
     enabled: bool = True
     """false evaluates `checkpoint` (or, for a training-free method, the method itself)."""
-    epochs: int = MISSING
+    epochs: Positive[int] = MISSING
     """Epochs; in one epoch each training image is the query once."""
-    max_steps: int | None = None
+    max_steps: Positive[int | None] = None
     """Stop after this many steps (the schedule then ends there too); null trains all epochs."""
-    batch_size: int = MISSING
+    batch_size: Positive[int] = MISSING
     """Episodes per step."""
-    lr: float = MISSING
+    lr: Annotated[Positive[float], constraints.FINITE] = MISSING
     """Learning rate of SGD at the start."""
-    momentum: float = 0.9
+    momentum: Annotated[float, within(0.0, 0.9999)] = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[NotNegative[float], constraints.FINITE] = 1e-4
     """Weight decay of SGD."""
-    poly_power: float = 0.9
+    poly_power: NotNegative[float] = 0.9
     """lr falls as (1 - step / steps) ** poly_power, per step."""
-    warmup_steps: int = 0
-    """Steps over which lr rises linearly from 0; no published recipe here uses it."""
-    clip_grad_norm: float | None = None
+    clip_grad_norm: Positive[float | None] = None
     """Largest norm of the gradient; null leaves it alone."""
-    amp: str = "off"
+    amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
     """Mixed precision on a GPU: off, bf16 or fp16."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: NotNegative[float] = 10.0
     """A checkpoint is written when the last one is this old; 0 writes one after every step."""
-    checkpoint_epochs: int = 1
+    checkpoint_epochs: NotNegative[int] = 1
     """A checkpoint is also written at the end of every n-th epoch; 0 leaves it to checkpoint_minutes alone."""
 
 
@@ -242,9 +336,9 @@ class EvalConfig:
 
     enabled: bool = True
     """Evaluate on the novel classes after training."""
-    batch_size: int = 8
+    batch_size: Positive[int] = 8
     """Episodes evaluated together."""
-    background_shifts: list[float] = field(default_factory=list)
+    background_shifts: Annotated[list[float], constraints.SHARES] = field(default_factory=list)
     """shapes5i: evaluate the model once more at each of these values of dataset.background_shift; the result holds the
     scores under metrics.by_background_shift."""
     diagnostics: bool = False
@@ -258,9 +352,9 @@ class LoggerConfig:
 
     tensorboard: bool = True
     """Write TensorBoard events into the run directory."""
-    every_steps: int = 10
+    every_steps: Positive[int] = 10
     """Steps between two rows of metrics.csv."""
-    figures: int = 8
+    figures: NotNegative[int] = 8
     """Episodes drawn as support | query | truth | prediction sheets; 0 draws none."""
     steps: bool = False
     """Also draw those episodes with the prediction after every step: QP, SM, IC (Figure 7 of the paper)."""
@@ -274,9 +368,9 @@ class SyncConfig:
     """Where copies go: s3://bucket/folder, gs://..., sftp://host/folder, file:///folder; null keeps none."""
     checkpoints: bool = False
     """Copy checkpoints of finished cells too (up to 500 MB each); on preemption the newest one is copied anyway."""
-    attempts: int = 4
+    attempts: Positive[int] = 4
     """How often a file is tried, with growing pauses, before it is left to `fsseg sync`."""
-    timeout_seconds: float = 100.0
+    timeout_seconds: Positive[float] = 100.0
     """Time that the end of a run spends on copying at most; what is left over is for `fsseg sync`."""
 
 
@@ -284,34 +378,34 @@ class SyncConfig:
 class Config:
     """One cell: everything `fsseg.run.run` needs to know."""
 
-    name: str = "runs"
+    name: Annotated[str, constraints.FOLDER_NAME] = "runs"
     """Name of the experiment: the folder under `output_dir`, and what `fsseg aggregate` is pointed at."""
     output_dir: str = "outputs"
     """Folder that holds all experiments."""
     fold: int = MISSING
     """Fold whose classes are novel."""
-    shot: int = MISSING
+    shot: Positive[int] = MISSING
     """K, annotated support images per episode."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of everything random in training. Evaluation has its own: protocol.seeds."""
-    variant: str | None = None
+    variant: Annotated[str | None, constraints.FOLDER_NAME, constraints.NOT_DEFAULT] = None
     """Name of this variant in the run directory; null makes one from the overrides that are not grid keys."""
-    report: str | None = None
-    """Which table or plot `fsseg aggregate` makes of these runs besides the usual tables: a key of
-    `fsseg.report.experiments.REPORTS`. The files under conf/experiment set it."""
+    report: Annotated[str | None, one_of(*REPORTS)] = None
+    """Which table or plot `fsseg aggregate` makes of these runs besides the usual tables: one of
+    `REPORTS`. The files under conf/experiment set it."""
     checkpoint: str | None = None
     """A checkpoint to evaluate (with train.enabled=false) or to start from."""
     redo: bool = False
     """true trains a finished cell again, and replaces a cell made with other settings."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    num_workers: int = -1
+    num_workers: Annotated[int, at_least(-1)] = -1
     """Processes that load data; -1 chooses from the machine's cores, 0 loads in the main process."""
-    num_threads: int = 0
+    num_threads: NotNegative[int] = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
-    lease_seconds: float = 300.0
+    lease_seconds: Positive[float] = 300.0
     """A run that has given no sign of life for so long has lost its cell: another process may take it over."""
-    log_level: str = "info"
+    log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
     """Level of train.log and of the terminal: debug, info, warning or error."""
     dataset: DatasetConfig = MISSING
     backbone: BackboneConfig = MISSING
@@ -332,34 +426,26 @@ NEUTRAL_KEYS = (
     "sync.",
     "protocol.episodes_file", "checkpoint",
 )  # fmt: skip
-# The last two are paths as well; what they hold enters the fingerprint by content (see `fsseg.cell.key`).
+# The paths of weights, episodes and a checkpoint are neutral; what those files hold is not, and enters the fingerprint
+# by its digest (see `fsseg.cell.key`).
 
 
 def register() -> None:
     """Put the schemas where the files under `conf/` find them, and the resolvers they use."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for name, node in {"shapes5i": ShapesConfig, "pascal5i": PascalConfig, "coco20i": CocoConfig}.items():
-        store.store(group="schema/dataset", name=name, node=node)
-    for name, node in {"abcb": AbcbConfig, "baseline": BaselineConfig, "prototype": PrototypeConfig}.items():
-        store.store(group="schema/method", name=name, node=node)
-    store.store(group="schema/backbone", name="backbone", node=BackboneConfig)
+    for group in Choice.__subclasses__():
+        for name, schema in group.choices().items():
+            store.store(group=f"schema/{group.GROUP}", name=name, node=schema)
     store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
-    if not OmegaConf.has_resolver("by_dataset"):
-        OmegaConf.register_new_resolver("by_dataset", _by_dataset)
-        OmegaConf.register_new_resolver("by_backbone", _by_backbone)
-        OmegaConf.register_new_resolver("by_rounds", _by_rounds)
+    for node in ("dataset", "backbone"):
+        OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
+    OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
 
 
-def _by_dataset(values: DictConfig, *, _root_: DictConfig) -> Any:
+def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
-    name = _root_.dataset.name
-    return values[name] if name in values else values["other"]
-
-
-def _by_backbone(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_backbone:{tiny: 64, other: 528}}`: likewise for the backbone."""
-    name = _root_.backbone.name
+    name = _root_[node].name
     return values[name] if name in values else values["other"]
 
 
@@ -373,7 +459,3 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
 def trains(cfg: Config) -> bool:
     """Whether the method has anything to train."""
     return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))
-
-
-STRIDES = {"tiny": 4, "resnet18": 8, "resnet50": 8, "resnet101": 8}
-"""Pixels per feature cell of each backbone; an image side fits if (side - 1) is a multiple of it."""

@@ -1,9 +1,10 @@
-"""Which data sets there are: from a configuration to a `Source`. A further one is a file, a YAML and a line here."""
+"""From a configuration to a `Source`. A further one is a file in `data/sources`, a schema that names it, and a YAML."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,20 +18,7 @@ def source_class(name: str) -> Any:
     Raises:
         UserError: an unknown name.
     """
-    # imported on demand: checking a folder must not cost the imports of all data sets
-    if name == "shapes5i":
-        from fsseg.data.sources.shapes import ShapesSource
-
-        return ShapesSource
-    if name == "pascal5i":
-        from fsseg.data.sources.voc import PascalSource
-
-        return PascalSource
-    if name == "coco20i":
-        from fsseg.data.sources.coco import CocoSource
-
-        return CocoSource
-    raise UserError(f"dataset.name={name} is unknown", "choose dataset= one of: shapes5i, pascal5i, coco20i")
+    return DatasetConfig.target(name)
 
 
 def build_source(cfg: Config) -> Source:

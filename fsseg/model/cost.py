@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.config.schema import BackboneConfig
-from fsseg.model import METHODS
+from fsseg.model import method_class
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
 from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
@@ -77,7 +77,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     """
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # the plain form of attention shows its matrix products
         backbone = build_backbone(BackboneConfig(cfg.backbone.name, pretrained=False))
-        method: Callable = METHODS[cfg.model.name]
+        method: Callable = method_class(cfg.model.name)
         model = method(backbone, cfg.model).requires_grad_(False)
         side, shots = cfg.dataset.image_size, cfg.shot
         features = backbone(torch.empty(1 + shots, 3, side, side))

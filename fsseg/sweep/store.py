@@ -15,40 +15,12 @@ from fsseg.errors import UserError
 log = logging.getLogger("fsseg.sync")
 T = TypeVar("T")
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # a put is seen whole or not at all
 _SMALL = 32 << 20  # bytes: read at once, so that a log that grows meanwhile is still sent as one state
 
 
 def is_url(text: str) -> bool:
     return "://" in text
-
-
-def url_faults(url: str) -> list[UserError]:
-    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    if not is_url(url) or not protocol or not url.partition("://")[2].strip("/"):
-        return [
-            UserError(
-                f"sync.url={url} is no address", "write e.g. s3://bucket/folder, sftp://host/folder or file:///folder"
-            )
-        ]
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ValueError:
-        return [
-            UserError(
-                f"sync.url={url}: fsspec knows no protocol {protocol}",
-                "use s3, gs, sftp, file or another that it knows",
-            )
-        ]
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'fsseg[{extra}]'" if extra else str(error).splitlines()[0]
-        return [UserError(f"sync.url={url}: the package for {protocol} is not installed", fix)]
-    return []
 
 
 class Store:

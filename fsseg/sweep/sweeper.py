@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -24,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsseg.cell.record import open_cell
-from fsseg.config.hydra_internals import BasicLauncher, BasicSweeper
-from fsseg.config.quick_compose import QuickComposer
+from fsseg.config.compose import Composer
+from fsseg.config.hydra_internals import BasicLauncher, split_line
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic
 from fsseg.sweep.jobs import (
@@ -82,11 +81,9 @@ class FssegSweeper(Sweeper):
 
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         lines = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), max_batch_size=None)
-        composer = QuickComposer(self.hydra_context.config_loader, self.config)
-        jobs = [examine(composer, overrides) for overrides in batches[0]]
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        jobs = [examine(composer, overrides) for overrides in split_line(self.hydra_context.config_loader, lines)]
         refuse_shared_directories(jobs)
         todo = self._announce(jobs)
 
@@ -205,7 +202,7 @@ class _Observer:
             write_state(job.cell, "failed", f"not submitted: {error.what}")
 
 
-def examine(composer: QuickComposer, overrides: Sequence[str]) -> Job:
+def examine(composer: Composer, overrides: Sequence[str]) -> Job:
     """One cell before the launch: done, todo or faulty."""
     from fsseg.config.checks import faults
     from fsseg.config.entry import explain, typed

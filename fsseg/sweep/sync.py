@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
+from fsseg.config.checks import url_faults
 from fsseg.errors import UserError
 from fsseg.process.files import read_json, write_atomic, write_json
 from fsseg.sweep.status import CLAIM, find_runs, key_of
-from fsseg.sweep.store import Store, tried, url_faults, words
+from fsseg.sweep.store import Store, tried, words
 
 if TYPE_CHECKING:
     from fsseg.cell.record import Cell

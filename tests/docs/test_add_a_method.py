@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from runs import SMALL
 
 from fsseg.config import schema as config
 from fsseg.config.compose import compose
-from fsseg.model import METHODS
 from fsseg.run import run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-method.md"
@@ -27,17 +25,15 @@ def test_the_method_of_the_page_trains_and_is_scored(tmp_path: Path, monkeypatch
     model, settings = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (choice,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
 
-    scope = {"dataclass": dataclasses.dataclass, "MethodConfig": config.MethodConfig, "__name__": __name__}
+    scope = dict(vars(config))  # it stands in that file
     exec(settings, scope)
     store = ConfigStore.instance()
     config.register()
-    store.store(group="schema/method", name="cosine", node=scope["CosineConfig"])
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "cosine.yaml").write_text(choice)
     module = ModuleType("fsseg.model.cosine")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(model, "cosine.py", "exec"), module.__dict__)
-    monkeypatch.setitem(METHODS, "cosine", module.__dict__["Cosine"])
     try:
         small = [o for o in SMALL if not o.startswith(("model.", "variant="))]
         made = compose([
@@ -47,6 +43,7 @@ def test_the_method_of_the_page_trains_and_is_scored(tmp_path: Path, monkeypatch
         result = msgspec.to_builtins(run(made.config, made.task_overrides).result)
     finally:
         del store.repo["schema"]["method"]["cosine.yaml"]
+        scope["CosineConfig"].NAMES = ()
     assert result["cell"]["method"] == "cosine"
     assert result["model"] == {"name": "cosine", "layer": "layer2"}
     assert result["training"]["steps"] == 8

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fsseg.errors import UserError
-from fsseg.model import METHODS, build_model
+from fsseg.model import build_model, method_class
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.tokens import tokens_under
 
@@ -67,7 +67,7 @@ def test_features_kept_from_before_give_the_same_answer() -> None:
 
 def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:
     configs = {"abcb": samples.abcb(), "baseline": samples.baseline(), "prototype": samples.prototype()}
-    for name, method in METHODS.items():
-        assert type(build_model(samples.cell(configs[name]))) is method
+    for name, config in configs.items():
+        assert type(build_model(samples.cell(config))) is method_class(name)
     with pytest.raises(UserError, match=r"model\.name=panet"):
         build_model(samples.cell(samples.baseline(name="panet")))

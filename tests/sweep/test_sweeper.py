@@ -17,7 +17,7 @@ from sweeps import REPO, Sweep, states, wait_until
 
 import fsseg.config.entry  # noqa: F401  registers the schemas
 from fsseg.cell.claim import acquire
-from fsseg.config.quick_compose import QuickComposer
+from fsseg.config.compose import Composer
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_quick_composition_equals_hydras(overrides: list[str]) -> None:
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("train", ["num_workers=0,1"], run_mode=RunMode.MULTIRUN)
-        composer = QuickComposer(loader, master)
+        composer = Composer(loader, master)
         composer.compose(["fold=0", "train.lr=9"])  # nothing of another cell may stick
         theirs = loader.load_sweep_config(master, overrides)
         with open_dict(theirs):
@@ -52,7 +52,7 @@ def test_quick_composition_refuses_in_hydras_words() -> None:
         master = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
         for overrides in (["train.lrr=1"], ["train.lr=abc"], ["dataset=none"], ["fold=1", "~nothing"]):
             with pytest.raises(HydraException) as mine:
-                QuickComposer(loader, master).compose(overrides)
+                Composer(loader, master).compose(overrides)
             with pytest.raises(HydraException) as theirs:
                 loader.load_sweep_config(master, overrides)
             assert str(mine.value) == str(theirs.value)

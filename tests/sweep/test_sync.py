@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.record import Cell
+from fsseg.config.checks import url_faults
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
 from fsseg.process.files import read_json, write_json
-from fsseg.sweep import store, sync
+from fsseg.sweep import sync
 
 KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")
 REMOTE = "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0"
@@ -249,7 +250,7 @@ def test_catching_up_without_any_address_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["bucket/folder", "s3://", "nosuchthing://a/b"])
 def test_an_address_that_cannot_work_is_a_fault_of_the_configuration(url: str) -> None:
-    [fault] = store.url_faults(url)
+    [fault] = url_faults(url)
     assert url in fault.what
 
 
@@ -258,5 +259,5 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    [fault] = store.url_faults("s3://bucket/x")
+    [fault] = url_faults("s3://bucket/x")
     assert fault.fix == "pip install 'fsseg[s3]'"

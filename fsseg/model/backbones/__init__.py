@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
-
-from fsseg.config.schema import STRIDES
-from fsseg.errors import UserError
+from fsseg.config.schema import BackboneConfig
 from fsseg.model.backbones.base import LAYERS, Backbone, Features
 from fsseg.model.backbones.tiny import TinyBackbone
 from fsseg.model.backbones.torchvision import ResNetBackbone, load_weights
-
-if TYPE_CHECKING:
-    from fsseg.config.schema import BackboneConfig
-
-log = logging.getLogger(__name__)
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
@@ -23,15 +14,7 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
     Raises:
         UserError: an unknown name, or weights that are missing, unreadable or of another network.
     """
-    if cfg.name == "tiny":
-        return TinyBackbone(cfg.trainable_layers)
-    if cfg.name not in STRIDES:
-        raise UserError(f"backbone.name={cfg.name} is unknown", f"choose backbone= one of: {', '.join(STRIDES)}")
-    backbone = ResNetBackbone(cfg.name, cfg.trainable_layers)
-    if cfg.pretrained:
-        load_weights(backbone, cfg.name, cfg.weights)
-    elif cfg.weights is not None:
-        log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
+    backbone: Backbone = BackboneConfig.target(cfg.name).from_config(cfg)
     return backbone
 
 

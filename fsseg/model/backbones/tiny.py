@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.model.backbones.base import STAGES, Backbone
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import BackboneConfig
 
 
 class _Residual(nn.Module):
@@ -51,3 +56,7 @@ class TinyBackbone(Backbone):
         self.layer3 = _Residual(48, 64, dilation=2)
         self.layer4 = _Residual(64, 64, dilation=3)
         self._freeze(trainable_layers)
+
+    @classmethod
+    def from_config(cls, cfg: BackboneConfig) -> TinyBackbone:
+        return cls(cfg.trainable_layers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import torch
@@ -12,6 +14,11 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import Backbone
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import BackboneConfig
+
+log = logging.getLogger(__name__)
 
 
 class ResNetBackbone(Backbone):
@@ -31,6 +38,20 @@ class ResNetBackbone(Backbone):
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
         self._freeze(trainable_layers)
         self.train()
+
+    @classmethod
+    def from_config(cls, cfg: BackboneConfig) -> ResNetBackbone:
+        """With the weights that `cfg` says.
+
+        Raises:
+            UserError: they are missing, unreadable or of another network.
+        """
+        backbone = cls(cfg.name, cfg.trainable_layers)
+        if cfg.pretrained:
+            load_weights(backbone, cfg.name, cfg.weights)
+        elif cfg.weights is not None:
+            log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
+        return backbone
 
     def train(self, mode: bool = True) -> ResNetBackbone:
         super().train(mode)

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fsseg.config.schema import STRIDES, BackboneConfig
+from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 from fsseg.model.backbones import ResNetBackbone, TinyBackbone, build_backbone, load_weights
 
@@ -64,9 +64,9 @@ def test_dilated_maps_agree_with_the_strided_network_where_it_has_positions(name
             torch.testing.assert_close(ours[stage][..., ::every, ::every], x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("name", BackboneConfig.choices())
 def test_sides_shrink_by_the_declared_stride(name: str) -> None:
-    side = 3 * STRIDES[name] + 1
+    side = 3 * BackboneConfig.named(name).STRIDE + 1
     with torch.device("meta"):  # shapes alone
         backbone = build_backbone(BackboneConfig(name, pretrained=False))
         features = backbone(torch.empty(1, 3, side, side))

@@ -1,0 +1,184 @@
+"""Every field says what it may be; a value that cannot be is told once, by its key, whatever else it breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from fsseg.config import schema
+from fsseg.config.checks import faults
+from fsseg.config.compose import Composed, composer, config_folder
+from fsseg.errors import UserError
+
+# One choice for each schema class, and the part of the configuration that is its own.
+CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "dataset."), ("method=baseline", "model."),
+           ("method=prototype", "model."), ("backbone=resnet18", "backbone."))  # fmt: skip
+ANY_NUMBER = {"dataset.generator_seed"}
+ANY_TEXT = {"output_dir", "device", "dataset.root", "dataset.cache", "dataset.sbd_root", "dataset.train_list",
+            "dataset.val_list", "protocol.name"}  # fmt: skip
+NAMES = {"name", "variant"}  # any plain name
+LISTS = {
+    "dataset.scale_range": ["[1.2,0.8]", "[0.9]", "[]", "[-1,1]", "[nan,1]", "[0.5,inf]"],
+    "protocol.seeds": ["[1,1]", "[]"],
+    "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],
+}
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, set[type]]]:
+    """Dotted key and types of every field of a composed configuration, by its schema."""
+    kind = schema.OmegaConf.get_type(node)
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        key, hint = prefix + field.name, hints[field.name]
+        if is_dataclass(hint):
+            yield from leaves(node[field.name], f"{key}.")
+        else:
+            yield key, {hint, *get_args(hint)}
+
+
+def bad_values(key: str, types: set[type]) -> list[str]:
+    if key in LISTS:
+        return LISTS[key]
+    if float in types:
+        return ["-2", "nan"]
+    if int in types:
+        return [] if key in ANY_NUMBER else ["-2"]
+    if str in types:
+        return ["a/b"] if key in NAMES else [] if key in ANY_TEXT else ["nonsense"]
+    assert bool in types, key
+    return []
+
+
+def one(line: list[str]) -> Composed:
+    with composer() as c:
+        return c.one(line)
+
+
+@pytest.mark.parametrize(("choice", "part"), CHOICES)
+def test_a_bad_value_is_told_exactly_once_and_by_its_key(choice: str, part: str) -> None:
+    line = [choice] if choice else []
+    own = [(key, types) for key, types in leaves(one(line).cfg) if key.startswith(part)]
+    wanted = [(key, value) for key, types in own for value in bad_values(key, types)]
+    assert len(wanted) >= (2 if part else 70)
+    with composer() as c:
+        made = c.each([[*line, f"{key}={value}"] for key, value in wanted])
+    for (key, value), (_, composed) in zip(wanted, made):
+        assert isinstance(composed, Composed), (key, value, composed)
+        found = faults(composed.cfg)
+        assert [fault.what for fault in found if not fault.what.startswith(f"{key}=")] == [], (key, value)
+        assert len(found) == 1, (key, value, [fault.what for fault in found])
+        assert found[0].fix
+
+
+@pytest.mark.parametrize(("choice", "part"), CHOICES)
+@pytest.mark.parametrize("value", ["0", "1000000", "inf"])
+def test_a_number_at_the_rim_is_told_at_most_once(value: str, choice: str, part: str) -> None:
+    line = [choice] if choice else []
+    own = [(key, types) for key, types in leaves(one(line).cfg) if key.startswith(part) and key not in LISTS]
+    numbers = [key for key, types in own if types & {int, float}]
+    with composer() as c:
+        made = c.each([[*line, f"{key}={value}"] for key in numbers])
+    for key, (_, composed) in zip(numbers, made):
+        if isinstance(composed, UserError):  # an integer cannot be infinite
+            assert value == "inf"
+            continue
+        found = [fault.what for fault in faults(composed.cfg)]
+        assert len(found) <= 1, (key, found)
+        assert all(f"{key}={value}" in what or (math.isinf(float(value)) and f"{key}=inf" in what) for what in found)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (["dataset.num_folds=0"], 1),  # not also "fold 0 does not exist"
+        (["dataset.num_folds=40", "fold=30"], 1),
+        (["train.enabled=false", "eval.enabled=false"], 1),
+        (["model.heads=3"], 1),
+        (["dataset.image_size=96"], 1),
+        (["dataset.image_size=5000"], 1),  # neither within its limits nor a multiple
+        (["model.layer=foo", "method=prototype"], 1),
+        (["fold=7", "train.lr=-1", "dataset.image_size=96"], 3),
+    ],
+)
+def test_relations_of_a_value_at_fault_are_not_told_as_well(line: list[str], count: int) -> None:
+    assert len(faults(one(line).cfg)) == count
+
+
+def test_a_misspelt_report_is_a_fault() -> None:
+    [fault] = faults(one(["report=table3_component"]).cfg)
+    assert fault.what.startswith("report=table3_component ")
+    assert "table3_components" in fault.fix
+    assert faults(one(["report=table3_components"]).cfg) == []
+
+
+def test_the_reports_of_the_schema_are_those_that_can_be_made() -> None:
+    from fsseg.report.experiments import REPORTS
+
+    assert set(schema.REPORTS) == set(REPORTS)
+
+
+@pytest.mark.parametrize("group", [schema.DatasetConfig, schema.MethodConfig, schema.BackboneConfig])
+def test_every_choice_of_a_group_has_its_schema_and_its_file(group: type[schema.Choice]) -> None:
+    files = {path.stem for path in (config_folder() / group.GROUP).glob("*.yaml")}
+    assert set(group.choices()) == files
+
+
+@pytest.mark.parametrize("group", [schema.DatasetConfig, schema.MethodConfig, schema.BackboneConfig])
+def test_a_name_without_a_schema_is_an_error_that_lists_the_names(group: type[schema.Choice]) -> None:
+    with pytest.raises(UserError, match=r"\.name=mnist is unknown") as caught:
+        group.target("mnist")
+    assert all(name in caught.value.fix for name in group.choices())
+
+
+def test_each_schema_builds_the_class_of_its_name() -> None:
+    from fsseg.data.registry import source_class
+    from fsseg.model import method_class
+
+    assert source_class("pascal5i").__name__ == "PascalSource"
+    assert source_class("coco20i").__name__ == "CocoSource"
+    assert source_class("shapes5i").__name__ == "ShapesSource"
+    assert [method_class(name).__name__ for name in ("abcb", "baseline", "prototype")] == [
+        "Abcb",
+        "Baseline",
+        "Prototype",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_the_stride_of_a_backbone_is_that_of_its_network(name: str) -> None:
+    import torch
+
+    from fsseg.model.backbones.torchvision import build_backbone
+
+    backbone = build_backbone(schema.BackboneConfig(name, pretrained=False))
+    stride = schema.BackboneConfig.named(name).STRIDE
+    assert backbone.stride == stride
+    assert backbone(torch.zeros(1, 3, 2 * stride + 1, 2 * stride + 1))["layer4"].shape[2:] == (3, 3)
+
+
+@pytest.mark.parametrize(("name", "count"), [("shapes5i", 20), ("pascal5i", 20), ("coco20i", 80)])
+def test_the_number_of_classes_is_that_of_the_folds(name: str, count: int) -> None:
+    from fsseg.data.folds import novel_classes
+
+    assert count == schema.DatasetConfig.named(name).NUM_CLASSES
+    held_out = [c for fold in range(4) for c in novel_classes(name, fold)]
+    assert sorted(held_out) == list(range(count))
+
+
+def test_composing_and_checking_a_grid_imports_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from fsseg.config.compose import composer; from fsseg.config.checks import faults\n"
+        "with composer() as c:\n"
+        "    for _, made in c.grid(['dataset=pascal5i,shapes5i', 'method=abcb,prototype']):\n"
+        "        assert not faults(made.cfg)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0

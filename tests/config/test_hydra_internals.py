@@ -1,0 +1,82 @@
+"""What `fsseg.config.hydra_internals` needs of Hydra beyond its public interface. A new Hydra starts with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from hydra.plugins.launcher import Launcher
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+import fsseg
+import fsseg.config.entry
+from fsseg.config.compose import config_folder
+from fsseg.config.hydra_internals import BasicLauncher, apply_overrides, group_repository, split_line
+
+
+@pytest.fixture
+def loader() -> Iterator[Any]:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def test_hydra_is_of_the_version_whose_internals_are_known() -> None:
+    assert hydra.__version__.split(".")[:2] == ["1", "3"]
+
+
+def test_no_other_module_touches_them() -> None:
+    package = Path(fsseg.__file__).parent
+    users = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "hydra._int" in path.read_text()}
+    assert users == {"config/hydra_internals.py"}
+
+
+def test_a_line_is_split_into_the_product_of_its_choices_in_order(loader: Any) -> None:
+    assert split_line(loader, ["fold=0,1", "seed=range(0,2)", "protocol.seeds=[0,1],[2]", "name='a,b'"]) == [
+        (f"fold={fold}", f"seed={seed}", f"protocol.seeds={seeds}", "name='a,b'")
+        for fold in (0, 1)
+        for seed in (0, 1)
+        for seeds in ("[0,1]", "[2]")
+    ]
+    assert split_line(loader, []) == [()]
+
+
+def test_overrides_are_put_into_a_composed_configuration(loader: Any) -> None:
+    cfg = OmegaConf.create({"train": {"lr": 0.1, "epochs": 3}, "name": "runs"})
+    OmegaConf.set_struct(cfg, True)
+    parser = OverridesParser.create(config_loader=loader)
+    apply_overrides(parser.parse_overrides(["train.lr=0.5", "+extra=1", "~name"]), cfg)
+    assert cfg == {"train": {"lr": 0.5, "epochs": 3}, "extra": 1}
+    with pytest.raises(ConfigCompositionException, match=r"train\.lrr"):
+        apply_overrides(parser.parse_overrides(["train.lrr=0.5"]), cfg)
+
+
+def test_the_repository_knows_groups_also_of_a_searchpath(loader: Any, tmp_path: Path) -> None:
+    (tmp_path / "colour").mkdir()
+    (tmp_path / "colour" / "red.yaml").write_text("# @package _global_\n")
+
+    def repository(*overrides: str) -> Any:
+        return group_repository(loader, loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN))
+
+    assert repository().group_exists("dataset")
+    assert repository().group_exists("hydra/launcher")
+    assert not repository().group_exists("fold")
+    assert not repository().group_exists("colour")
+    assert repository(f"hydra.searchpath=[file://{tmp_path}]").group_exists("colour")
+
+
+def test_a_loader_of_another_kind_has_no_repository() -> None:
+    assert group_repository(object(), OmegaConf.create()) is None  # type: ignore[arg-type]
+
+
+def test_the_default_launcher_is_the_class_that_ours_stand_in_for(loader: Any) -> None:
+    cfg = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+    assert issubclass(BasicLauncher, Launcher)
+    assert cfg.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}"
