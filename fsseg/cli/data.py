@@ -76,7 +76,7 @@ def episodes(
     out: Annotated[Path | None, typer.Option(help="The file; <dataset>_fold<f>_<k>shot.tsv if not given")] = None,
 ) -> None:
     """Write the evaluation episodes of a cell to a file for `protocol.episodes_file=`."""
-    from fsseg.data.episodes import write_episodes
+    from fsseg.data.episode_file import ListHead, write_episodes
     from fsseg.data.loader import evaluation_plan
     from fsseg.data.registry import build_source
 
@@ -85,10 +85,8 @@ def episodes(
     plan = evaluation_plan(source, cfg)
     out = out or Path(f"{source.name}_fold{cfg.fold}_{cfg.shot}shot.tsv")
     try:
-        mark = write_episodes(
-            out, plan.episodes, dataset=source.name, fold=cfg.fold, shot=cfg.shot, protocol=cfg.protocol.name,
-            class_names=source.classes,
-        )  # fmt: skip
+        head = ListHead(source.name, cfg.fold, cfg.shot, source.classes, cfg.protocol.name)
+        mark = write_episodes(out, plan.episodes, head)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})", "give another file: --out FILE") from None
     number = sum(len(specs) for specs in plan.episodes.values())
