@@ -109,19 +109,13 @@ def bench_data(
     shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
     workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes timed for each")] = 48,
-    orders: Annotated[bool, typer.Option("--orders", help="Compare with the straightforward order of work")] = False,
 ) -> None:
     """Training episodes a second, memory a worker, and where the time goes."""
     from fsseg.bench import loading as bench
-    from fsseg.bench import loading_orders as bench_orders
-
-    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
-    cfg = _config(_paper_size(line) if orders else line)
-    if orders:
-        print(bench_orders.format_comparison(bench_orders.compare_orders(cfg.dataset.image_size)))
-        return
     from fsseg.data.registry import build_source
 
+    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
+    cfg = _config(line)
     source = build_source(cfg)
     print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
 
