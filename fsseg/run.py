@@ -309,11 +309,11 @@ def _work(
 
 def _draw(cell: Cell, cfg: Config, done: Work) -> None:
     if done.evaluation is not None and cfg.logger.figures:
-        from fsseg.engine.pictures import draw
+        from fsseg.engine.pictures import draw_sheets
 
-        draw(cell, cfg, done.source, done.evaluation)
+        draw_sheets(cell, cfg, done.source, done.evaluation)
     if done.training is not None:
-        from fsseg.draw.sheets import training_curves
+        from fsseg.draw.plots import training_curves
 
         training_curves(cell.directory / "figures" / "curves.png", cell.directory / "metrics.csv")
 

@@ -15,7 +15,7 @@ from fsseg.draw.sheets import SheetRow, episode_sheet
 from fsseg.engine.evaluate import EvaluationRecord
 
 
-def draw(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
+def draw_sheets(cell: Cell, cfg: Config, source: Source, evaluation: EvaluationRecord) -> None:
     """A sheet of support | query | truth | prediction, at original size; another with every step (`logger.steps`)."""
     rows = []
     for picture in evaluation.pictures:
