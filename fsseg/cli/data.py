@@ -65,7 +65,7 @@ def verify(
     from fsseg.data.registry import build_source
     from fsseg.data.setup.verify import verify as verify_data
 
-    report = verify_data(build_source(_config(line)), sheet, decode=not quick)  # type: ignore[arg-type]
+    report = verify_data(build_source(_config(line)), sheet, decode=not quick)
     print(report.text(None if every else 20))
     if not report.ready:
         sys.exit(1)
