@@ -235,7 +235,7 @@ def _work(run: Run) -> Work:
 
         from fsseg.engine import checkpoint
         from fsseg.engine.evaluate import evaluate
-        from fsseg.engine.pictures import draw
+        from fsseg.engine.pictures import draw_figures
         from fsseg.engine.train import train
         from fsseg.model import build_model
 
@@ -265,7 +265,7 @@ def _work(run: Run) -> Work:
     if run.ranks.first:
         run.still_ours()
         started = time.monotonic()
-        draw(run, source, done.evaluation, curves=done.training is not None)
+        draw_figures(run, source, done.evaluation, curves=done.training is not None)
         done.timing.figures_seconds = round(time.monotonic() - started, 2)
     return done
 

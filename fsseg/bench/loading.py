@@ -1,11 +1,12 @@
 """How fast a data set is loaded, as training reads it: the measurement behind `fsseg bench data`.
 
 Episodes per second and memory per worker for several shots and numbers of workers, and where the time goes. Called by
-the `fsseg` command; `bench_orders` compares the order of work with the straightforward one.
+the `fsseg` command.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import resource
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,10 +29,12 @@ from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler
 from fsseg.data.lists import train_lists
 from fsseg.data.loader import EpisodeDataset, _start_worker, train_transform
-from fsseg.data.source import ClassIndex, Source, Split
+from fsseg.data.source import Source
 from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import Episode, collate
 from fsseg.errors import UserError
+
+_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,6 @@ def bench_loading(
     shots: Sequence[int] = (1, 5),
     workers: Sequence[int] = (0, 1, 2, 3, 4),
     episodes: int = 48,
-    batch_size: int = 4,
-    progress: Callable[[LoadingRow], None] | None = None,
 ) -> list[LoadingRow]:
     """Time training episodes of one data set at its training size.
 
@@ -74,8 +76,6 @@ def bench_loading(
         source, cfg: of the data set; fold, protocol, image size and augmentation are read from `cfg`.
         shots, workers: every combination is measured. A shot that the lists are too small for is left out.
         episodes: episodes timed per combination (rounded up to whole batches).
-        batch_size: episodes per batch.
-        progress: called with each row as it is measured.
 
     Raises:
         UserError: the data set is at fault, or too small for any of the shots.
@@ -91,27 +91,22 @@ def bench_loading(
             continue
         sampler = EpisodeSampler(lists, shot, cfg.seed, cfg.protocol.repeat_support)
         for count in workers:
-            row = _measure(source, sampler, cfg, count, episodes, batch_size)
-            rows.append(row)
-            if progress:
-                progress(row)
+            rows.append(_measure(source, sampler, cfg, count, episodes))
     if not rows and refused is not None:
         raise refused
     return rows
 
 
-def _measure(
-    source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int, batch: int
-) -> LoadingRow:
+def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int) -> LoadingRow:
     # every worker has two batches under way before its first is handed out: those are not timed
     warm = max(1, 2 * workers)
-    timed = math.ceil(episodes / batch)
-    specs = [sampler[e] for e in range((warm + timed) * batch)]
+    timed = math.ceil(episodes / _BATCH)
+    specs = [sampler[e] for e in range((warm + timed) * _BATCH)]
     transform = _TimedTransform(**asdict(train_transform(cfg)))
-    dataset = _Timed(EpisodeDataset(_TimedSource(source), "train", specs, transform, cfg.seed))
+    dataset = _Timed(EpisodeDataset(_timed(source), "train", specs, transform, cfg.seed))
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_size=batch,
+        batch_size=_BATCH,
         num_workers=workers,
         collate_fn=_collate_timed,
         worker_init_fn=_start_worker,
@@ -119,7 +114,7 @@ def _measure(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has, for 0 workers too
     try:
-        splits: list[_Split] = []
+        splits: list[_Clock] = []
         start = 0.0
         for number, (_, found) in enumerate(loader):
             if number + 1 > warm:
@@ -134,7 +129,7 @@ def _measure(
         image_size=transform.image_size,
         shot=sampler.shot,
         workers=workers,
-        episodes_per_second=timed * batch / seconds,
+        episodes_per_second=timed * _BATCH / seconds,
         worker_mb=max(s.megabytes for s in splits),
         decode_ms=1e3 * statistics.fmean(s.decode for s in splits),
         mask_ms=1e3 * statistics.fmean(s.mask for s in splits),
@@ -143,7 +138,7 @@ def _measure(
 
 
 @dataclass
-class _Split:
+class _Clock:
     """Seconds of one episode by kind of work, and the process's memory."""
 
     decode: float = 0.0
@@ -152,53 +147,26 @@ class _Split:
     megabytes: float = 0.0
 
 
-_split = _Split()  # of the episode under way in this process
+_clock = _Clock()  # of the episode under way in this process
 
 
-class _TimedSource:
-    """A `Source` whose image and mask calls are timed."""
+def _timed(source: Source) -> Source:
+    """The source, its image and mask calls timed."""
+    timed = copy.copy(source)
+    vars(timed).update(image=partial(_clocked, "decode", source.image), mask=partial(_clocked, "mask", source.mask))
+    return timed
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.name, self.classes = source, source.name, source.classes
 
-    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
-        start = time.perf_counter()
-        out = self.source.image(split, image_id, longer_side)
-        _split.decode += time.perf_counter() - start
-        return out
-
-    def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
-        start = time.perf_counter()
-        out = self.source.mask(split, image_id, class_id, ignore_classes)
-        _split.mask += time.perf_counter() - start
-        return out
-
-    def index(self, split: Split) -> ClassIndex:
-        return self.source.index(split)
-
-    def novel_classes(self, fold: int) -> tuple[int, ...]:
-        return self.source.novel_classes(fold)
-
-    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
-        self.source.check(splits)
-
-    def background_family(self, split: Split, image_id: str) -> int | None:
-        return self.source.background_family(split, image_id)
-
-    def list_origin(self, split: Split) -> str:
-        return self.source.list_origin(split)
-
-    @property
-    def mask_rule(self) -> str:
-        return self.source.mask_rule
+def _clocked(kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    start = time.perf_counter()
+    out = call(*arguments)
+    setattr(_clock, kind, getattr(_clock, kind) + time.perf_counter() - start)
+    return out
 
 
 class _TimedTransform(TrainTransform):
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], random: Random) -> Any:
-        start = time.perf_counter()
-        out = super().__call__(image, mask, random)
-        _split.transform += time.perf_counter() - start
-        return out
+        return _clocked("transform", super().__call__, image, mask, random)
 
 
 class _Timed:
@@ -208,16 +176,16 @@ class _Timed:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, i: int) -> tuple[Episode, _Split]:
-        global _split
-        _split = _Split()
+    def __getitem__(self, i: int) -> tuple[Episode, _Clock]:
+        global _clock
+        _clock = _Clock()
         episode = self.dataset[i]
         if i % 7 == 0:
-            _split.megabytes = own_megabytes()
-        return episode, _split
+            _clock.megabytes = own_megabytes()
+        return episode, _clock
 
 
-def _collate_timed(items: Sequence[tuple[Episode, _Split]]) -> tuple[Any, list[_Split]]:
+def _collate_timed(items: Sequence[tuple[Episode, _Clock]]) -> tuple[Any, list[_Clock]]:
     return collate([episode for episode, _ in items]), [split for _, split in items]
 
 

@@ -65,7 +65,7 @@ def verify(
     from fsseg.data.registry import build_source
     from fsseg.data.setup.verify import verify as verify_data
 
-    report = verify_data(build_source(_config(line)), sheet, decode=not quick)  # type: ignore[arg-type]
+    report = verify_data(build_source(_config(line)), sheet, decode=not quick)
     print(report.text(None if every else 20))
     if not report.ready:
         sys.exit(1)
@@ -76,7 +76,7 @@ def episodes(
     out: Annotated[Path | None, typer.Option(help="The file; <dataset>_fold<f>_<k>shot.tsv if not given")] = None,
 ) -> None:
     """Write the evaluation episodes of a cell to a file for `protocol.episodes_file=`."""
-    from fsseg.data.episodes import write_episodes
+    from fsseg.data.episode_file import ListHead, write_episodes
     from fsseg.data.loader import evaluation_plan
     from fsseg.data.registry import build_source
 
@@ -85,10 +85,8 @@ def episodes(
     plan = evaluation_plan(source, cfg)
     out = out or Path(f"{source.name}_fold{cfg.fold}_{cfg.shot}shot.tsv")
     try:
-        mark = write_episodes(
-            out, plan.episodes, dataset=source.name, fold=cfg.fold, shot=cfg.shot, protocol=cfg.protocol.name,
-            class_names=source.classes,
-        )  # fmt: skip
+        head = ListHead(source.name, cfg.fold, cfg.shot, source.classes, cfg.protocol.name)
+        mark = write_episodes(out, plan.episodes, head)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})", "give another file: --out FILE") from None
     number = sum(len(specs) for specs in plan.episodes.values())
@@ -111,19 +109,13 @@ def bench_data(
     shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
     workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes timed for each")] = 48,
-    orders: Annotated[bool, typer.Option("--orders", help="Compare with the straightforward order of work")] = False,
 ) -> None:
     """Training episodes a second, memory a worker, and where the time goes."""
     from fsseg.bench import loading as bench
-    from fsseg.bench import loading_orders as bench_orders
-
-    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
-    cfg = _config(_paper_size(line) if orders else line)
-    if orders:
-        print(bench_orders.format_comparison(bench_orders.compare_orders(cfg.dataset.image_size)))
-        return
     from fsseg.data.registry import build_source
 
+    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
+    cfg = _config(line)
     source = build_source(cfg)
     print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
 

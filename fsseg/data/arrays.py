@@ -1,4 +1,4 @@
-"""Files of arrays that are whole or ignored: the on-disk form of the index. Called by `index` and `coco`.
+"""Files of arrays that are whole or ignored: the on-disk form of the index. Called by the sources.
 
 A store holds named arrays, a key of everything they depend on, and a checksum. A store that is cut short, damaged, or
 was made from other annotations reads as absent and is made again. Arrays are memory-mapped: loader processes of one
@@ -98,7 +98,7 @@ def read_store(path: Path, key: dict[str, Any], verify: bool = True) -> Arrays |
     return arrays
 
 
-def load(folders: list[Path], name: str, key: dict[str, Any], verify: bool = True) -> Arrays | None:
+def find_store(folders: list[Path], name: str, key: dict[str, Any], verify: bool = True) -> Arrays | None:
     """The first usable store called `name` in the folders."""
     for folder in folders:
         if (arrays := read_store(folder / name, key, verify)) is not None:
@@ -106,7 +106,7 @@ def load(folders: list[Path], name: str, key: dict[str, Any], verify: bool = Tru
     return None
 
 
-def save(folders: list[Path], name: str, key: dict[str, Any], arrays: Arrays) -> Path:
+def keep_store(folders: list[Path], name: str, key: dict[str, Any], arrays: Arrays) -> Path:
     """Write a store into the first folder that takes it, unless an equal one has appeared there meanwhile.
 
     Leaving an equal store alone matters on network folders: another host may have it mapped.

@@ -1,24 +1,20 @@
-"""Which images make up an episode: the training sampler, the evaluation list, and its file.
+"""Which images make up an episode: the training sampler and the evaluation list.
 
-Called by `fsseg.data.loader` and by `fsseg episodes`. Every draw is a pure function of (lists, seed, number), so that
-machine, workers, rank and order change nothing. Only `random.Random(<str>).random()` is used: its stream is the same in
-every version of Python, which is not promised for `shuffle`, `sample` or numpy's generators.
+Called by `fsseg.data.loader`; `episode_file` writes and reads lists. Every draw is a pure function of (lists, seed,
+number), so that machine, workers, rank and order change nothing. Only `random.Random(<str>).random()` is used: its
+stream is the same in every version of Python, which is not promised for `shuffle`, `sample` or numpy's generators.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import FoldLists
-from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
-from fsseg.errors import UserError, merge_errors
-from fsseg.process.files import write_atomic
+from fsseg.errors import UserError
 
 
 def permutation(count: int, key: str) -> list[int]:
@@ -187,154 +183,3 @@ def fingerprint(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> str:
             row = (str(seed), str(spec.number), str(spec.class_id), spec.query_id, *spec.support_ids)
             digest.update(("\t".join(row) + "\n").encode())
     return digest.hexdigest()[:16]
-
-
-# ---------------------------------------------------------------------------------------------------- the episode file
-
-_MAGIC = "# fsseg evaluation episodes, version 1"
-
-
-def write_episodes(
-    path: Path,
-    episodes: Mapping[int, Sequence[EpisodeSpec]],
-    *,
-    dataset: str,
-    fold: int,
-    shot: int,
-    protocol: str,
-    class_names: Sequence[str],
-) -> str:
-    """Write an evaluation list as tab-separated text with a commented head; returns its fingerprint.
-
-    A file of K shots serves every smaller K: readers take the first supports of each line.
-    """
-    mark = fingerprint(episodes)
-    head = {
-        "dataset": dataset,
-        "fold": fold,
-        "shot": shot,
-        "protocol": protocol,
-        "seeds": ",".join(map(str, sorted(episodes))),
-        "fingerprint": mark,
-    }
-    lines = [_MAGIC, *(f"# {key}: {value}" for key, value in head.items())]
-    lines.append(
-        "\t".join(["seed", "episode", "class_id", "class", "query", *(f"support_{k + 1}" for k in range(shot))])
-    )
-    for seed in sorted(episodes):
-        for s in episodes[seed]:
-            row = [seed, s.number, s.class_id, class_names[s.class_id], s.query_id, *s.support_ids]
-            lines.append("\t".join(map(str, row)))
-    write_atomic(path, "\n".join(lines) + "\n")
-    return mark
-
-
-def read_episodes(
-    path: Path,
-    *,
-    dataset: str,
-    fold: int,
-    shot: int,
-    class_names: Sequence[str],
-    novel: Sequence[int],
-    index: ClassIndex,
-) -> dict[int, list[EpisodeSpec]]:
-    """Read a list back, checked against the data at hand; the first `shot` supports of each line are used.
-
-    Args:
-        path: of a file by `write_episodes`.
-        dataset, fold, shot: of the run; the file must be of this data set and fold, with at least `shot` supports.
-        class_names: of all classes; position = class_id.
-        novel: class_ids of the fold.
-        index: of the evaluation split.
-
-    Returns:
-        seed -> its episodes, in the file's order.
-
-    Raises:
-        UserError: naming the file and the lines; the first 20 faults in one go.
-    """
-    write_again = "write the list again with `fsseg episodes`, or take protocol.episodes_file= away"
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"protocol.episodes_file={path} cannot be read: {error}", write_again) from error
-    if lines[0].strip() != _MAGIC:
-        raise UserError(f"{path}, line 1: not a list by `fsseg episodes` (expected {_MAGIC!r})", write_again)
-    start = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    head = head_of(lines[1:start])
-    _check_head(path, head, dataset, fold, shot, write_again)
-
-    seen = index.pair_pixels > 0
-    listed = {(index.image_ids[i], c) for i, c in zip(index.pair_image[seen].tolist(), index.pair_class[seen].tolist())}
-    images = set(index.image_ids)
-    episodes: dict[int, list[EpisodeSpec]] = {}
-    found: list[UserError] = []
-    for at, line in enumerate(lines[start + 1 :], start=start + 2):  # the line after the head names the columns
-        try:
-            seed, number, class_id, name, query_id, *supports = line.split("\t")
-            spec = EpisodeSpec(int(number), int(class_id), query_id, tuple(supports))
-            episodes.setdefault(int(seed), []).append(spec)
-        except ValueError:
-            found.append(
-                UserError(f"{path}, line {at}: not seed, episode, class_id, class, query, supports", write_again)
-            )
-            continue
-        if fault := _fault(spec, name, int(head["shot"]), class_names, novel, images, listed):
-            found.append(UserError(f"{path}, line {at}: {fault}", write_again))
-    if found:
-        more = f"\n(and {len(found) - 20} more)" if len(found) > 20 else ""
-        merged = merge_errors(found[:20])
-        raise UserError(merged.what + more, merged.fix)
-    if (mark := fingerprint(episodes)) != head.get("fingerprint") or not episodes:
-        raise UserError(
-            f"{path}: its lines have the fingerprint {mark}, its head says {head.get('fingerprint')}: "
-            "the list was cut or edited",
-            write_again,
-        )
-    return {
-        seed: [EpisodeSpec(s.number, s.class_id, s.query_id, s.support_ids[:shot]) for s in specs]
-        for seed, specs in episodes.items()
-    }
-
-
-def head_of(lines: Iterable[str]) -> dict[str, str]:
-    """What the lines `# key: value` say that a list begins with; nothing after them is read."""
-    parts = (line[1:].partition(":") for line in takewhile(lambda line: line.startswith("#"), lines))
-    return {key.strip(): value.strip() for key, _, value in parts}
-
-
-def _check_head(path: Path, head: Mapping[str, str], dataset: str, fold: int, shot: int, fix: str) -> None:
-    found = []
-    for key, value in {"dataset": dataset, "fold": str(fold)}.items():
-        if head.get(key) != value:
-            found.append(UserError(f"{path} is a list for {key}={head.get(key)}, this run has {key}={value}", fix))
-    if not head.get("shot", "").isdigit() or int(head["shot"]) < shot:
-        found.append(UserError(f"{path} holds {head.get('shot')} supports an episode, this run needs shot={shot}", fix))
-    if found:
-        raise merge_errors(found)
-
-
-def _fault(
-    spec: EpisodeSpec,
-    name: str,
-    shot: int,
-    class_names: Sequence[str],
-    novel: Sequence[int],
-    images: set[str],
-    listed: set[tuple[str, int]],
-) -> str | None:
-    if not 0 <= spec.class_id < len(class_names) or class_names[spec.class_id] != name:
-        return f"class {spec.class_id} is not {name!r} in this data set"
-    if spec.class_id not in novel:
-        return f"class {name} ({spec.class_id}) is not novel in this fold"
-    if len(spec.support_ids) != shot:
-        return f"{len(spec.support_ids)} supports where the head says {shot}"
-    for image in (spec.query_id, *spec.support_ids):
-        if image not in images:
-            return f"image {image} is not in the evaluation split"
-        if (image, spec.class_id) not in listed:
-            return f"image {image} has no pixel of {name}"
-    if spec.query_id in spec.support_ids:
-        return f"the query {spec.query_id} is its own support"
-    return None

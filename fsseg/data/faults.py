@@ -1,18 +1,20 @@
-"""`Fault`, one thing wrong with a user's data, and how many of them become one readable error.
+"""What is said of a user's data: `Fault`, one thing wrong, and `Comparison`, how the lists stand to the published ones.
 
 The sources collect faults instead of stopping at the first, so that training ends with one clear message and
-`fsseg verify` lists every file concerned. Called by `index`, `pascal`, `coco` and `verify`.
+`fsseg verify` lists every file concerned. Called by the sources and by `verify`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsseg.errors import UserError, merge_errors
 
 SHOWN = 5
 """Files named per kind of fault in an error; `fsseg verify` names all."""
+
+_TOLERATED = 5  # images by which a list compared with a tolerance may differ: the rarest classes have hardly more
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,46 @@ def faults_error(faults: Iterable[Fault]) -> UserError:
         more = f"; and {len(found) - SHOWN} more (`fsseg verify` lists all)" if len(found) > SHOWN else ""
         errors.append(UserError(f"{kind} ({len(found)}): {shown}{more}", found[0].fix))
     return merge_errors(errors)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number that is not the published one; `where` is a list ("fold 0 val"), `what` a class or "images"."""
+
+    where: str
+    what: str
+    published: int
+    found: int
+
+    def __str__(self) -> str:
+        return f"{self.where}, {self.what}: {self.found}, published {self.published} ({self.found - self.published:+d})"
+
+
+@dataclass
+class Comparison:
+    """The outcome.
+
+    Attributes:
+        published: in words, what the lists were compared with; empty if there is nothing to compare with.
+        checked: numbers compared.
+        differences: those that differ.
+        causes: what the differences probably come from.
+        notes: what else the user should know.
+    """
+
+    published: str = ""
+    checked: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def standard(self) -> bool:
+        """Whether the data are the standard benchmark."""
+        return bool(self.checked) and not self.differences and not self.causes
+
+    def add(self, where: str, what: str, published: int, found: int, tolerance: float = 0.0) -> None:
+        """Compare one number."""
+        self.checked += 1
+        if abs(found - published) > max(tolerance * published, _TOLERATED if tolerance else 0):
+            self.differences.append(Difference(where, what, published, found))

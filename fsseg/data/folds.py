@@ -1,4 +1,4 @@
-"""Class names, COCO's category ids, and which classes each fold holds out. Called by every source and by the reports.
+"""Class names, COCO's category ids, and which classes each fold holds out. Called by the sources.
 
 Facts, not choices: the class orders are those of VOC2012 (alphabetical) and of COCO's `instances_*.json` (by category
 id); the folds are those of PASCAL-5i (Shaban et al., BMVC 2017) and COCO-20i (Nguyen and Todorovic, ICCV 2019).
@@ -28,8 +28,6 @@ _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_CATEGORY_IDS = tuple(number for number in range(1, 91) if number not in _COCO_GAPS)
 """Category id of each class_id: the ids of `instances_*.json` run from 1 to 90 with ten gaps."""
 
-NUM_FOLDS = 4
-
 
 def fold_classes(num_classes: int, num_folds: int, fold: int, interleaved: bool = False) -> tuple[int, ...]:
     """class_ids of one fold when `num_classes` are cut into `num_folds` equal parts.
@@ -51,25 +49,3 @@ def fold_classes(num_classes: int, num_folds: int, fold: int, interleaved: bool 
         return tuple(range(fold, num_classes, num_folds))
     size = num_classes // num_folds
     return tuple(range(fold * size, (fold + 1) * size))
-
-
-def novel_classes(dataset: str, fold: int, contiguous: bool = False, num_folds: int = NUM_FOLDS) -> tuple[int, ...]:
-    """Held-out class_ids of a fold of `pascal5i`, `shapes5i` or `coco20i`.
-
-    Args:
-        contiguous: COCO-20i only: fold f holds 20f..20f+19, a variant seen in some papers, instead of f, f+4, f+8, ...
-
-    Raises:
-        UserError: unknown data set or fold.
-    """
-    if dataset in ("pascal5i", "shapes5i"):
-        return fold_classes(20, num_folds, fold)
-    if dataset == "coco20i":
-        return fold_classes(80, num_folds, fold, interleaved=not contiguous)
-    raise UserError(f"dataset.name={dataset} has no folds", "choose dataset= pascal5i, coco20i or shapes5i")
-
-
-def base_classes(dataset: str, fold: int, contiguous: bool = False, num_folds: int = NUM_FOLDS) -> tuple[int, ...]:
-    """The classes that are trained on when `fold` is held out: all that `novel_classes` does not name."""
-    novel = set(novel_classes(dataset, fold, contiguous, num_folds))
-    return tuple(c for c in range(80 if dataset == "coco20i" else 20) if c not in novel)

@@ -101,7 +101,9 @@ def _decode_whole(data: bytes) -> NDArray[np.uint8] | None:
     if decode is None:
         return None
     try:
-        pixels = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
+            pixels = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except RuntimeError:
         return None
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
@@ -109,12 +111,11 @@ def _decode_whole(data: bytes) -> NDArray[np.uint8] | None:
 
 @cache
 def _decoder() -> Callable[[Any], Any] | None:
-    """Bytes to (3, H, W); None in a torchvision without decoders (0.29 announces that they will go)."""
+    """Bytes to (3, H, W); None in a torchvision without decoders (0.29 announces, at every call, that they will go)."""
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # slow to import, and the mask scan needs none
     except ImportError:
         return None
-    warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
     return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 

@@ -93,7 +93,7 @@ def train_lists(
     base = [c for c in range(len(class_names)) if c not in set(novel)]
     without = images_with(index, novel) if protocol.novel_in_training == "drop" else ()
     pairs = eligible_pairs(index, base, protocol.min_pixels, without)
-    return _build(index, pairs, base, protocol, shot, class_names, "training", "base")
+    return _build(index, pairs, _Pool("base", "training", base), protocol, shot, class_names)
 
 
 def val_lists(
@@ -104,7 +104,7 @@ def val_lists(
     A novel class with too few images is in `missing_classes`: the result is then partial, the class never scores zero.
     """
     pairs = eligible_pairs(index, novel, protocol.min_pixels)
-    return _build(index, pairs, sorted(novel), protocol, shot, class_names, "evaluation", "novel")
+    return _build(index, pairs, _Pool("novel", "evaluation", sorted(novel)), protocol, shot, class_names)
 
 
 def images_needed(protocol: ProtocolConfig, shot: int) -> int:
@@ -112,25 +112,32 @@ def images_needed(protocol: ProtocolConfig, shot: int) -> int:
     return 2 if protocol.repeat_support else shot + 1
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """The classes that lists are made of (base, novel), and the episodes that are drawn from them."""
+
+    kind: str
+    purpose: str
+    classes: Sequence[int]
+
+
 def _build(
     index: ClassIndex,
     pairs: Sequence[tuple[int, int]],
-    pool: Sequence[int],
+    pool: _Pool,
     protocol: ProtocolConfig,
     shot: int,
     class_names: Sequence[str],
-    purpose: str,
-    kind: str,
 ) -> FoldLists:
-    members: dict[int, list[str]] = {c: [] for c in pool}
+    members: dict[int, list[str]] = {c: [] for c in pool.classes}
     for position, c in pairs:
         members[c].append(index.image_ids[position])
     needed = images_needed(protocol, shot)
-    missing = tuple(c for c in pool if len(members[c]) < needed)
+    missing = tuple(c for c in pool.classes if len(members[c]) < needed)
     candidates = {c: tuple(images) for c, images in members.items() if len(images) >= needed}
     if not candidates:
         raise UserError(
-            f"no {kind} class has the {needed} images that a {shot}-shot {purpose} episode needs "
+            f"no {pool.kind} class has the {needed} images that a {shot}-shot {pool.purpose} episode needs "
             f"(the split lists {len(index.image_ids)} images, {len(pairs)} (image, class) pairs are left by protocol "
             f"{protocol.name}: min_pixels={protocol.min_pixels}, novel_in_training={protocol.novel_in_training})",
             "point dataset.root at more images, or lower shot or protocol.min_pixels",
@@ -140,7 +147,7 @@ def _build(
         names += ", ..." if len(missing) > 8 else ""
         log.warning(
             "%d of %d %s classes have fewer than the %d images a %d-shot episode needs and are left out: %s",
-            len(missing), len(pool), kind, needed, shot, names,
+            len(missing), len(pool.classes), pool.kind, needed, shot, names,
         )  # fmt: skip
     by_image: dict[int, list[int]] = {}
     for position, c in pairs:

@@ -18,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fsseg.config.schema import Config
-from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint, read_episodes
+from fsseg.data.episode_file import ListHead, read_episodes
+from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
 from fsseg.data.pixels import Sample
@@ -107,10 +108,8 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
     index = source.index("val")
     novel = source.novel_classes(cfg.fold)
     if cfg.protocol.episodes_file is not None:
-        episodes = read_episodes(
-            Path(cfg.protocol.episodes_file), dataset=source.name, fold=cfg.fold, shot=cfg.shot,
-            class_names=source.classes, novel=novel, index=index,
-        )  # fmt: skip
+        head = ListHead(source.name, cfg.fold, cfg.shot, source.classes)
+        episodes = read_episodes(Path(cfg.protocol.episodes_file), head, novel, index)
     else:
         lists = val_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
         shift = _background_shift(cfg)

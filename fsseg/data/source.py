@@ -1,21 +1,33 @@
 """The contract between data sets and everything that uses them: `Source`, and the `ClassIndex` it is known by.
 
-A source reads one data set in its official layout. Lists, folds, episodes, transforms and the score are built on top of
-this and know nothing of folders or file formats.
+A source reads one data set in its official layout. Lists, folds, episodes, transforms, the score and the `fsseg`
+commands are built on top of this and know nothing of folders or file formats. A further data set is one file in
+`data/sources/` with a subclass of `Source`, its configuration in `fsseg.config.schema` and `conf/dataset/`, and a line
+in `registry`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.config.schema import Config, DatasetConfig
+from fsseg.data.faults import Comparison, Fault, faults_error
+from fsseg.data.folds import fold_classes
+from fsseg.data.setup.download import Part
+from fsseg.errors import UserError
+
 Split = Literal["train", "val"]
 """`train`: images whose base classes are trained on; `val`: images whose novel classes are evaluated."""
+
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 IGNORE_INDEX = 255
 
@@ -49,46 +61,38 @@ class ClassIndex:
         return digest.hexdigest()[:16]
 
 
-class Source(Protocol):
-    """One data set on disk. Picklable and cheap to pickle: loader processes get a copy."""
+class Source(ABC):
+    """One data set on disk. Picklable and cheap to pickle: loader processes get a copy.
 
-    @property
-    def name(self) -> str: ...
+    The abstract methods are what a data set must have. The others serve every data set that follows the common rules,
+    and are overridden where one has rules of its own. `registry` builds a source from its configuration alone:
+    `source_class(name)(cfg)`; image ids are strings that name one image of a split.
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; position = class_id."""
-        ...
+    Attributes:
+        name: of the data set, e.g. "pascal5i".
+        root: folder that it lies in.
+        classes: class names; position = class_id.
+        num_folds: equal parts that the classes are cut into.
+        cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
+        mask_rule: how masks are made of the annotations, in words, for the record beside a result.
+    """
 
-    def index(self, split: Split) -> ClassIndex:
-        """The index of a split; scans once, then reads its cache.
+    mask_rule: str
 
-        Raises:
-            UserError: missing folders, unreadable or inconsistent annotations, all in one go.
-        """
-        ...
+    def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
+        self.name = cfg.name
+        self.root = root or Path(cfg.root).expanduser()
+        self.classes = tuple(classes)
+        self.num_folds = cfg.num_folds
+        self.cache = cfg.cache
+        self._indexes: dict[Split, ClassIndex] = {}
 
-    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
-        """Before a run: index the splits and see that all their images are there.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": {}}  # a loader process needs none
 
-        Raises:
-            UserError: with everything that is missing or at fault, in one go.
-        """
-        ...
+    # ------------------------------------------------------------------------------------ what loaders and models see
 
-    @property
-    def mask_rule(self) -> str:
-        """How masks are made of the annotations, in words, for the record beside a result."""
-        ...
-
-    def list_origin(self, split: Split) -> str:
-        """Which list the split's images come from, in words, for the record."""
-        ...
-
-    def novel_classes(self, fold: int) -> tuple[int, ...]:
-        """class_ids held out in `fold`; the others are the base classes."""
-        ...
-
+    @abstractmethod
     def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         """The image as RGB, (H, W, 3) uint8.
 
@@ -99,8 +103,8 @@ class Source(Protocol):
         Raises:
             UserError: naming the file, if it is missing or cannot be decoded.
         """
-        ...
 
+    @abstractmethod
     def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
         """The class as a binary mask at original size, (H, W) uint8 in {0, 1, 255}.
 
@@ -110,8 +114,134 @@ class Source(Protocol):
         Raises:
             UserError: naming the file, if it is missing, cannot be decoded, or its size differs from the image's.
         """
-        ...
+
+    def novel_classes(self, fold: int) -> tuple[int, ...]:
+        """class_ids held out in `fold`, a block of consecutive ones; the others are the base classes.
+
+        Raises:
+            UserError: there is no such fold.
+        """
+        return fold_classes(len(self.classes), self.num_folds, fold)
 
     def background_family(self, split: Split, image_id: str) -> int | None:
         """Background family of a generated image (shapes5i); None where there is no such notion."""
-        ...
+        return None
+
+    # -------------------------------------------------------------------------------------- what lists and checks see
+
+    @abstractmethod
+    def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
+        """The index of a split, of what is sound, and everything wrong with its list and annotations.
+
+        From the annotations alone: images may be absent. None if there is nothing to index.
+
+        Raises:
+            UserError: there is no list, or no annotations at all.
+        """
+
+    @abstractmethod
+    def list_origin(self, split: Split) -> str:
+        """Which list the split's images come from, in words, for the record."""
+
+    @abstractmethod
+    def image_path(self, split: Split, image_id: str) -> Path:
+        """Where an image lies, or should."""
+
+    @abstractmethod
+    def mask_path(self, split: Split, image_id: str) -> Path:
+        """The file that an image's masks come from."""
+
+    @abstractmethod
+    def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
+        """(height, width) of every image of a split by its annotations, by image id."""
+
+    @abstractmethod
+    def missing_images(self, split: Split) -> list[str]:
+        """Ids of a split's list without an image file, found by file names alone."""
+
+    def completion(self, split: Split) -> str:
+        """What a user does about missing images."""
+        return f"complete the images below {self.root}"
+
+    def index(self, split: Split) -> ClassIndex:
+        """The index of a split; scans once and keeps it.
+
+        Raises:
+            UserError: missing folders, unreadable or inconsistent annotations, all in one go.
+        """
+        if split not in self._indexes:
+            index, faults = self.scan(split)
+            if index is None or faults:
+                raise faults_error(faults)
+            self._indexes[split] = index
+        return self._indexes[split]
+
+    def check(self, splits: Sequence[Split] = SPLITS) -> None:
+        """Before a run: index the splits and see that all their images are there.
+
+        Raises:
+            UserError: with everything that is missing or at fault, in one go.
+        """
+        faults: list[Fault] = []
+        for split in splits:
+            index, found = self.scan(split)
+            faults += found
+            if index is None:
+                continue
+            if not found:
+                self._indexes[split] = index
+            kind, fix = f"missing images of the {split} list", self.completion(split)
+            faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in self.missing_images(split)]
+        if faults:
+            raise faults_error(faults)
+
+    def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
+        """For `fsseg verify`: hold the lists against the published ones; nothing is compared where there are none.
+
+        Args:
+            indexes: of those splits that could be read.
+        """
+        return Comparison(notes=[f"{self.name} has no published lists to compare with"])
+
+    # ------------------------------------------------------------ what is asked of a configuration, before any source
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
+        """What must lie below the root for `splits`, in words, and whether it does, by names alone: nothing is read.
+
+        Args:
+            cfg: the data set's own configuration, as for all that follow.
+        """
+
+    @classmethod
+    def check_folder(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        """What the folder lacks for `splits`, by a look at the directory alone."""
+        root = Path(cfg.root).expanduser()
+        layout = cls.layout(cfg, splits)
+        expected = ", ".join(layout)
+        command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
+        if not root.is_dir():
+            what = f"dataset.root={cfg.root}: there is no folder {root.absolute()}; expected there: {expected}"
+            return [UserError(what, f"point dataset.root at the data, or run `{command}`")]
+        lacking = ", ".join(what for what, there in layout.items() if not there)
+        if not lacking:
+            return []
+        found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        holds = f"it holds {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "it is empty"
+        what = f"dataset.root={cfg.root}: {root.absolute()} lacks {lacking}; {holds}"
+        return [UserError(what, f"point dataset.root at the folder with {expected}, or run `{command}`")]
+
+    @classmethod
+    def parts(cls, cfg: Any, fetch: bool = False) -> tuple[Part, ...]:
+        """For `fsseg prepare`: the official archives that the data set is made of; none where it is not fetched.
+
+        Raises:
+            UserError: `fetch` asks for what this configuration does not get.
+        """
+        return ()
+
+    @classmethod
+    def training_images(cls, cfg: Config) -> int | None:
+        """For `fsseg plan`: images that a run trains on, where that is known without work; else None."""
+        return None

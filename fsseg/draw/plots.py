@@ -1,10 +1,12 @@
-"""Plots of the experiments: shares of episodes by distance, mIoU against background shift. `experiments` calls them."""
+"""Plots: the curves of a training, and for the experiments shares of episodes by distance and mIoU against shift."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from fsseg.draw.sheets import new_figure, save_figure
 
@@ -13,6 +15,61 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, in the order of the rows: baseline first, the full method last.
 COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7")
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def training_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bool:
+    """Loss, learning rate and, where recorded, validation mIoU over the steps of a metrics.csv, as a PNG.
+
+    The columns are found by name: those that contain `loss`, `lr`, and those that contain `miou`; a prefix such as
+    `train/` may stand before each. Written atomically.
+
+    Args:
+        curves: column -> (steps, values), as `RunDirectory.curves` reads them.
+
+    Returns:
+        False, with nothing written, if there is no loss, learning rate or mIoU.
+    """
+    groups = [
+        ("loss", {k: v for k, v in curves.items() if "loss" in k.lower()}),
+        ("learning rate", {k: v for k, v in curves.items() if k.rsplit("/", 1)[-1].lower() == "lr"}),
+        ("mIoU in percent", {k: v for k, v in curves.items() if "miou" in k.lower()}),
+    ]
+    groups = [(label, group) for label, group in groups if group]
+    if not groups:
+        return False
+    figure = new_figure(4.6 * len(groups), 3.4)
+    for index, (label, group) in enumerate(groups):
+        axes = figure.add_subplot(1, len(groups), index + 1)
+        for colour, (name, (steps, values)) in zip(_LINE_COLOURS * len(group), group.items()):
+            _draw_curve(axes, steps, values, colour, name, smooth=label == "loss")
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        _tidy(axes, "both")
+        if label == "learning rate":
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+        if label != "mIoU in percent":
+            axes.set_ylim(bottom=0)
+        if len(group) > 1 or label == "loss":
+            axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    save_figure(figure, path)
+    return True
+
+
+def _draw_curve(
+    axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, name: str, smooth: bool
+) -> None:
+    window = len(values) // 20
+    if not smooth or window < 3:
+        axes.plot(
+            steps, values, color=colour, linewidth=1.4, label=name, marker="o" if len(values) < 20 else "", markersize=3
+        )
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    means = (sums[window:] - sums[:-window]) / window
+    axes.plot(steps[window - 1 :], means, color=colour, linewidth=1.6, label=f"{name} (mean of {window} rows)")
 
 
 def distance_histograms(
@@ -73,7 +130,7 @@ def miou_against_shift(
     save_figure(figure, path)
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, grid: Literal["both", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, axis="y")
+    axes.grid(alpha=0.25, axis=grid)
     axes.set_axisbelow(True)

@@ -1,12 +1,13 @@
-"""Pictures of a run: sheets of support | query | truth | prediction, and the curves of its training.
+"""Masks painted over their images, and sheets of them: the episodes of a run, the samples of `fsseg verify`.
 
-`run` calls both after evaluation. Matplotlib is imported when a figure is drawn, always with the Agg canvas, so that no
-display is needed and no figure stays open.
+Matplotlib is imported when a figure is drawn, always with the Agg canvas, so that no display is needed and no figure
+stays open.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,14 @@ from numpy.typing import NDArray
 from fsseg.process.files import write_atomic
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with any colour vision, and in print.
 SUPPORT_COLOUR = (0.90, 0.62, 0.00)  # orange
 TRUTH_COLOUR = (0.00, 0.62, 0.45)  # bluish green
 PREDICTION_COLOUR = (0.00, 0.45, 0.70)  # blue
-_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
-_PANEL_INCHES = 2.1
+_PANEL_INCHES, _FOOT_INCHES = 2.1, 0.32
 _DPI = 130
 _DRAWN_PIXELS = 420  # longer side at which panels are painted: small images are enlarged before the outline is drawn
 
@@ -108,135 +107,101 @@ def paint(
     return _to_bytes(canvas)
 
 
-def episode_sheet(path: str | Path, rows: Sequence[SheetRow | dict[str, Any]], title: str = "") -> None:
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a `sample_sheet`: (H, W, 3) uint8, its mask (H, W) uint8 in {0, 1, 255}, two lines below it."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    caption: str
+
+
+def sample_sheet(path: Path, samples: Sequence[Sample], columns: int = 5) -> None:
+    """A PNG of masks over their images with captions, `columns` side by side. Written atomically.
+
+    Raises:
+        ValueError: a mask does not fit its image.
+    """
+    top, text = 0.0, 0.4  # inches; text is for a caption
+    painted = [paint(sample.image, sample.mask, TRUTH_COLOUR) for sample in samples]
+    rows = [range(start, min(start + columns, len(samples))) for start in range(0, len(samples), columns)]
+    heights = [_row_inches([painted[k] for k in row]) for row in rows]
+    page = _Page(columns * _PANEL_INCHES, sum(heights) + len(rows) * text + _FOOT_INCHES)
+    for row, height in zip(rows, heights):
+        for column, k in enumerate(row):
+            left = column * _PANEL_INCHES
+            page.show(painted[k], left, top, height)
+            page.text(left + _PANEL_INCHES / 2, top + height, samples[k].caption, ha="center", va="top", fontsize=8)
+        top += height + text
+    page.legend({"mask": TRUTH_COLOUR}, 0.1)
+    save_figure(page.figure, path)
+
+
+def episode_sheet(path: Path, rows: Sequence[SheetRow], title: str = "") -> None:
     """A PNG with one episode a row: its supports with their masks, the query, the truth, the prediction or its steps.
 
     Images of any sizes are fitted into equal panels. Written atomically.
 
     Args:
-        rows: `SheetRow`s, or dicts of its fields; rows may differ in their number of supports, not in their steps.
+        rows: they may differ in their number of supports, not in their steps.
 
     Raises:
         ValueError: no rows, or a mask that does not fit its image.
     """
-    episodes = [row if isinstance(row, SheetRow) else SheetRow(**row) for row in rows]
-    if not episodes:
+    if not rows:
         raise ValueError("a sheet needs at least one episode")
-    shots = max(len(e.support_images) for e in episodes)
+    shots = max(len(row.support_images) for row in rows)
     headings = ["support" if shots == 1 else f"support {k + 1}" for k in range(shots)]
-    headings += ["query", "truth"] + ([name for name, _ in episodes[0].steps] or ["prediction"])
-    columns = len(headings)
+    headings += ["query", "truth"] + ([name for name, _ in rows[0].steps] or ["prediction"])
     top, side = 0.62 if title else 0.3, 1.25  # inches for headings, and for the labels at the left
-    foot = 0.32
-    gap = 0.04
-    painted = [_panels(episode, shots) for episode in episodes]
-    row_inches = [_row_inches(panels) for panels in painted]
-    width, height = side + columns * _PANEL_INCHES, top + foot + sum(row_inches)
-    figure = new_figure(width, height)
-    bottom = height - top
-    for episode, panels, inches in zip(episodes, painted, row_inches):
-        bottom -= inches
-        for column, panel in enumerate(panels):
-            left = side + column * _PANEL_INCHES
-            box = (
-                (left + gap) / width,
-                (bottom + gap) / height,
-                (_PANEL_INCHES - 2 * gap) / width,
-                (inches - 2 * gap) / height,
-            )
-            axes = figure.add_axes(box)
-            axes.set_axis_off()
-            if panel is not None:
-                axes.imshow(panel, interpolation="antialiased")
-        middle = (bottom + inches / 2) / height
-        figure.text(
-            0.1 / width,
-            middle + 0.1 / height,
-            _wrapped(episode.class_name),
-            fontsize=10,
-            weight="bold",
-            va="bottom",
-            parse_math=False,
-        )
-        lines = ([f"IoU {episode.iou:.1f}"] if episode.iou is not None else []) + (
-            [episode.note] if episode.note else []
-        )
-        figure.text(
-            0.1 / width,
-            middle + 0.04 / height,
-            "\n".join(lines),
-            fontsize=9,
-            va="top",
-            parse_math=False,
-            linespacing=1.5,
-        )
+    painted = [_panels(row, shots) for row in rows]
+    heights = [_row_inches(panels) for panels in painted]
+    page = _Page(side + len(headings) * _PANEL_INCHES, top + sum(heights) + _FOOT_INCHES)
+    if title:
+        page.text(0.1, 0.1, title, fontsize=11, weight="bold", va="top")
     for column, heading in enumerate(headings):
-        centre = (side + (column + 0.5) * _PANEL_INCHES) / width
-        figure.text(centre, 1 - (top - 0.06) / height, heading, fontsize=10, ha="center", va="bottom", parse_math=False)
-    if title:
-        figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=11, weight="bold", va="top", parse_math=False)
-    _legend(figure, side / width, foot / 2 / height)
-    save_figure(figure, Path(path))
+        page.text(side + (column + 0.5) * _PANEL_INCHES, top - 0.06, heading, fontsize=10, ha="center", va="bottom")
+    for row, panels, height in zip(rows, painted, heights):
+        for column, panel in enumerate(panels):
+            if panel is not None:
+                page.show(panel, side + column * _PANEL_INCHES, top, height)
+        lines = ([f"IoU {row.iou:.1f}"] if row.iou is not None else []) + ([row.note] if row.note else [])
+        name = "\n".join(textwrap.wrap(row.class_name, 13) or [row.class_name])
+        page.text(0.1, top + height / 2 - 0.1, name, fontsize=10, weight="bold", va="bottom")
+        page.text(0.1, top + height / 2 - 0.04, "\n".join(lines), fontsize=9, va="top", linespacing=1.5)
+        top += height
+    page.legend({"support mask": SUPPORT_COLOUR, "truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR}, side)
+    save_figure(page.figure, path)
 
 
-Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+class _Page:
+    """A figure that is filled in inches from its upper left corner."""
 
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height, self.figure = width, height, new_figure(width, height)
 
-def training_curves(path: str | Path, curves: Curves, title: str = "") -> bool:
-    """Loss, learning rate and, where recorded, validation mIoU over the steps of a metrics.csv, as a PNG.
+    def show(self, panel: NDArray[np.uint8], left: float, top: float, height: float) -> None:
+        """A picture, fitted into a panel of `height` with its upper left corner there."""
+        gap = 0.04
+        x, width = (left + gap) / self.width, (_PANEL_INCHES - 2 * gap) / self.width
+        y = 1 - (top + height - gap) / self.height
+        axes = self.figure.add_axes((x, y, width, (height - 2 * gap) / self.height))
+        axes.set_axis_off()
+        axes.imshow(panel, interpolation="antialiased")
 
-    The columns are found by name: those that contain `loss`, `lr`, and those that contain `miou`; a prefix such as
-    `train/` may stand before each. Written atomically.
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        self.figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
 
-    Args:
-        curves: column -> (steps, values), as `RunDirectory.curves` reads them.
+    def legend(self, colours: Mapping[str, tuple[float, float, float]], left: float) -> None:
+        """What the colours of masks mean, in the foot of the page."""
+        from matplotlib.patches import Patch
 
-    Returns:
-        False, with nothing written, if there is no loss, learning rate or mIoU.
-    """
-    groups = [
-        ("loss", {k: v for k, v in curves.items() if "loss" in k.lower()}),
-        ("learning rate", {k: v for k, v in curves.items() if k.rsplit("/", 1)[-1].lower() == "lr"}),
-        ("mIoU in percent", {k: v for k, v in curves.items() if "miou" in k.lower()}),
-    ]
-    groups = [(label, group) for label, group in groups if group]
-    if not groups:
-        return False
-    figure = new_figure(4.6 * len(groups), 3.4)
-    for index, (label, group) in enumerate(groups):
-        axes = figure.add_subplot(1, len(groups), index + 1)
-        for colour, (name, (steps, values)) in zip(_LINE_COLOURS * len(group), group.items()):
-            _draw_curve(axes, steps, values, colour, name, smooth=label == "loss")
-        axes.set_xlabel("step")
-        axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        if label == "learning rate":
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-        if label != "mIoU in percent":
-            axes.set_ylim(bottom=0)
-        if len(group) > 1 or label == "loss":
-            axes.legend(frameon=False, fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
-    figure.tight_layout()
-    save_figure(figure, Path(path))
-    return True
-
-
-def _draw_curve(
-    axes: Axes, steps: Sequence[float], values: Sequence[float], colour: str, name: str, smooth: bool
-) -> None:
-    window = len(values) // 20
-    if not smooth or window < 3:
-        axes.plot(
-            steps, values, color=colour, linewidth=1.4, label=name, marker="o" if len(values) < 20 else "", markersize=3
-        )
-        return
-    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    means = (sums[window:] - sums[:-window]) / window
-    axes.plot(steps[window - 1 :], means, color=colour, linewidth=1.6, label=f"{name} (mean of {window} rows)")
+        handles = [Patch(facecolor=(*colour, 0.6), edgecolor=colour, label=name) for name, colour in colours.items()]
+        handles.append(Patch(facecolor="0.8", edgecolor="0.35", hatch="////", label="ignored (255)"))
+        self.figure.legend(
+            handles=handles, ncols=len(handles), frameon=False, fontsize=8.5, loc="center left", borderaxespad=0,
+            bbox_to_anchor=(left / self.width, _FOOT_INCHES / 2 / self.height),
+        )  # fmt: skip
 
 
 def _panels(episode: SheetRow, shots: int) -> list[NDArray[np.uint8] | None]:
@@ -252,36 +217,10 @@ def _panels(episode: SheetRow, shots: int) -> list[NDArray[np.uint8] | None]:
     ]
 
 
-def _row_inches(panels: list[NDArray[np.uint8] | None]) -> float:
+def _row_inches(panels: Sequence[NDArray[np.uint8] | None]) -> float:
     """Height of a row: that of its tallest picture at a panel's width, within limits that keep labels legible."""
     tallest = max(panel.shape[0] / panel.shape[1] for panel in panels if panel is not None)
     return _PANEL_INCHES * min(max(tallest, 0.5), 1.0)
-
-
-def _legend(figure: Figure, left: float, middle: float) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(facecolor=(*SUPPORT_COLOUR, 0.6), edgecolor=SUPPORT_COLOUR, label="support mask"),
-        Patch(facecolor=(*TRUTH_COLOUR, 0.6), edgecolor=TRUTH_COLOUR, label="truth"),
-        Patch(facecolor=(*PREDICTION_COLOUR, 0.6), edgecolor=PREDICTION_COLOUR, label="prediction"),
-        Patch(facecolor="0.8", edgecolor="0.35", hatch="////", label="ignored (255)"),
-    ]
-    figure.legend(
-        handles=handles,
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-        loc="center left",
-        bbox_to_anchor=(left, middle),
-        borderaxespad=0,
-    )
-
-
-def _wrapped(name: str) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(name, 13) or [name])
 
 
 def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:

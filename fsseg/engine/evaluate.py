@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fsseg.cell.record import Metrics, SeedScore
 from fsseg.config.schema import Config
-from fsseg.data.episodes import fingerprint, head_of
+from fsseg.data.episode_file import head_of
+from fsseg.data.episodes import fingerprint
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec

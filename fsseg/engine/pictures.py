@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fsseg.data.source import Source
-from fsseg.draw.sheets import SheetRow, episode_sheet, training_curves
+from fsseg.draw.plots import training_curves
+from fsseg.draw.sheets import SheetRow, episode_sheet
 from fsseg.engine.context import Run
 from fsseg.engine.evaluate import EvaluationRecord
 
 
-def draw(run: Run, source: Source, evaluation: EvaluationRecord | None, curves: bool) -> None:
+def draw_figures(run: Run, source: Source, evaluation: EvaluationRecord | None, curves: bool) -> None:
     """What belongs into figures/: the sheets of an evaluation, if there was one, and the curves of a training."""
     if evaluation is not None and evaluation.pictures:
         _sheets(run, source, evaluation)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.config.schema import Config, trains
-from fsseg.errors import UserError
 from fsseg.process.files import read_json
 from fsseg.sweep.status import CellState, find_runs
 
@@ -237,31 +236,10 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
     for m in known:
         if m.images is not None and m.pool == pool:
             return m.images
-    if cfg.dataset.name == "pascal5i":
-        from fsseg.data.setup.published import facts
+    from fsseg.data.registry import source_class
 
-        name = getattr(cfg.dataset, "train_list", None)
-        standard = name is None or str(name) == "train_aug"
-        if standard and cfg.protocol.min_pixels == 2048:
-            column = "images_drop" if cfg.protocol.novel_in_training == "drop" else "images_keep"
-            return int(facts()["pascal5i"]["folds"][str(cfg.fold)]["train_aug_10582"][column])
-    if cfg.dataset.name == "shapes5i":
-        return _shapes_images(cfg)
-    return None
-
-
-def _shapes_images(cfg: Config) -> int | None:
-    from fsseg.data.lists import train_lists
-    from fsseg.data.sources.shapes import ShapesSource, _folder_of, is_whole
-
-    if not is_whole(_folder_of(cfg.dataset)):
-        return None  # a plan generates nothing
-    try:
-        source = ShapesSource(cfg.dataset)  # type: ignore[arg-type]
-        novel = source.novel_classes(cfg.fold)
-        return len(train_lists(source.index("train"), novel, cfg.protocol, cfg.shot, source.classes).images)
-    except UserError:
-        return None
+    images: int | None = source_class(cfg.dataset.name).training_images(cfg)
+    return images
 
 
 def _steps(cfg: Config, images: int | None, status: CellState | None) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsseg.data.arrays import cache_folders, load, pack_names, read_store, save, unpack_names, write_store
+from fsseg.data.arrays import cache_folders, find_store, keep_store, pack_names, read_store, unpack_names, write_store
 from fsseg.errors import UserError
 
 KEY = {"rule": 1, "file": "x"}
@@ -60,13 +60,13 @@ def test_index_beside_the_data_is_preferred_and_the_user_cache_takes_over(tmp_pa
     root = tmp_path / "data"
     root.mkdir()
     folders = cache_folders(root, None)
-    assert save(folders, "s", KEY, arrays()) == root / ".fsseg" / "s"
+    assert keep_store(folders, "s", KEY, arrays()) == root / ".fsseg" / "s"
     (root / ".fsseg" / "s").unlink()
     (root / ".fsseg").rmdir()
     (root / ".fsseg").write_text("stands in the way like a read-only folder")
-    path = save(folders, "s", KEY, arrays())
+    path = keep_store(folders, "s", KEY, arrays())
     assert path.is_relative_to(tmp_path / "cache" / "fsseg")
-    assert load(folders, "s", KEY) is not None
+    assert find_store(folders, "s", KEY) is not None
 
 
 def test_two_data_roots_do_not_share_a_cache_folder(tmp_path: Path) -> None:
@@ -76,5 +76,5 @@ def test_two_data_roots_do_not_share_a_cache_folder(tmp_path: Path) -> None:
 def test_nowhere_to_write_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as caught:
-        save(cache_folders(tmp_path, tmp_path / "file"), "s", KEY, arrays())
+        keep_store(cache_folders(tmp_path, tmp_path / "file"), "s", KEY, arrays())
     assert "dataset.cache" in caught.value.fix

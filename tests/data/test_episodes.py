@@ -1,10 +1,9 @@
-"""Which images make up an episode, and the file of an evaluation list."""
+"""Which images make up an episode."""
 
 from __future__ import annotations
 
 import random as python_random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from fake_source import index_of
@@ -12,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsseg.config.schema import ProtocolConfig
-from fsseg.data.episodes import (
-    EpisodeSampler,
-    evaluation_episodes,
-    fingerprint,
-    permutation,
-    read_episodes,
-    write_episodes,
-)
+from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, permutation
 from fsseg.data.lists import FoldLists, train_lists, val_lists
 from fsseg.data.source import ClassIndex
-from fsseg.errors import UserError
 
 NAMES = tuple(f"class{c}" for c in range(8))
 ORDERS = ("cycle", "list_cycle", "class_uniform", "first_n")
@@ -171,94 +162,3 @@ def test_random_streams_are_those_of_sha512_seeding_in_every_python() -> None:
         j = int(twister.random_sample() * (i + 1))
         order[i], order[j] = order[j], order[i]
     assert permutation(10, text.decode()) == order
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> tuple[Path, ClassIndex, dict[int, list]]:
-    index = make_index(4)
-    lists = val_lists(index, (2, 3), ProtocolConfig(name="p"), 5, NAMES)
-    protocol = ProtocolConfig(name="p", num_episodes=12)
-    episodes = {seed: evaluation_episodes(lists, protocol, 5, seed) for seed in (0, 3)}
-    path = tmp_path / "list.tsv"
-    mark = write_episodes(path, episodes, dataset="fake", fold=1, shot=5, protocol="p", class_names=NAMES)
-    assert mark == fingerprint(episodes)
-    return path, index, episodes
-
-
-def read(path: Path, index: ClassIndex, **changes: object) -> dict[int, list]:
-    arguments: dict = {"dataset": "fake", "fold": 1, "shot": 5, "class_names": NAMES, "novel": (2, 3), "index": index}
-    return read_episodes(path, **(arguments | changes))
-
-
-def test_a_written_list_reads_back_and_serves_fewer_shots(written) -> None:
-    path, index, episodes = written
-    assert read(path, index) == episodes
-    one = read(path, index, shot=1)
-    assert [s.support_ids for s in one[3]] == [s.support_ids[:1] for s in episodes[3]]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fold": 2}, "list for fold=1, this run has fold=2"),
-        ({"dataset": "coco20i"}, "list for dataset=fake"),
-        ({"shot": 6}, "needs shot=6"),
-        ({"novel": (3,)}, r"line \d+: class class2 \(2\) is not novel"),
-        ({"class_names": NAMES[::-1]}, r"line \d+: class 2 is not 'class2'"),
-    ],
-)
-def test_a_list_for_something_else_is_refused(written, changes: dict, message: str) -> None:
-    path, index, _ = written
-    with pytest.raises(UserError, match=message) as caught:
-        read(path, index, **changes)
-    assert str(path) in str(caught.value)
-
-
-def edit(path: Path, line: int, column: int, value: str) -> None:
-    lines = path.read_text().split("\n")
-    cells = lines[line - 1].split("\t")
-    cells[column] = value
-    lines[line - 1] = "\t".join(cells)
-    path.write_text("\n".join(lines))
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        (4, "nowhere", "line 12: image nowhere is not in the evaluation split"),
-        (5, "j0", r"line 12: image j0 has no pixel of class\d"),
-        (0, "x", "line 12: not seed"),
-        (9, "", r"line 12: image  is not in"),
-    ],
-)
-def test_a_faulty_line_is_named(written, column: int, value: str, message: str) -> None:
-    path, index, _ = written
-    edit(path, 12, column, value)
-    with pytest.raises(UserError, match=message):
-        read(path, index)
-
-
-def test_a_query_that_is_its_own_support_is_refused(written) -> None:
-    path, index, _ = written
-    edit(path, 12, 6, path.read_text().split("\n")[11].split("\t")[4])
-    with pytest.raises(UserError, match=r"line 12: the query .* is its own support"):
-        read(path, index)
-
-
-def test_a_list_cut_short_is_refused(written) -> None:
-    path, index, _ = written
-    lines = path.read_text().rstrip("\n").split("\n")
-    path.write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(UserError, match="cut or edited"):
-        read(path, index)
-
-
-def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "y").write_text("2007_000033\n")
-    for name, message in {"x": "cannot be read", "y": "line 1: not a list", "absent": "cannot be read"}.items():
-        with pytest.raises(UserError, match=message):
-            read(tmp_path / name, make_index(0))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -130,3 +131,12 @@ def test_decoding_at_reduced_size_changes_the_network_input_within_the_stated_to
     train = TrainTransform(size, (0.9, 1.0), rotate_degrees=10.0)
     plain, turned = (train(decode_image(data, n), mask, Random(1)).image for n in (None, train.longer_side))
     assert ((plain - turned) * scale).abs().mean() < 3  # rotation averages whole pixels first: by other factors
+
+
+def test_decoding_is_quiet_whatever_filters_are_set(tmp_path: Path) -> None:
+    """torchvision announces at every call that its decoder will go; pytest sets its filters anew for every test."""
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(tmp_path / "a.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert read_image(tmp_path / "a.jpg").shape == (8, 9, 3)

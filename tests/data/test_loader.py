@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from fsseg.config.schema import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig, register
-from fsseg.data.episodes import write_episodes
+from fsseg.data.episode_file import ListHead, write_episodes
 from fsseg.data.loader import evaluation_loader, evaluation_plan, resolve_workers, training_loader, training_plan
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
@@ -212,7 +212,7 @@ def test_an_episode_file_replaces_the_drawn_episodes(tmp_path: Path) -> None:
     source = make_source()
     drawn = evaluation_plan(source, make_cfg(shot=5, min_pixels=0))
     path = tmp_path / "episodes.tsv"
-    write_episodes(path, drawn.episodes, dataset="fake", fold=0, shot=5, protocol="p", class_names=source.classes)
+    write_episodes(path, drawn.episodes, ListHead("fake", 0, 5, source.classes, "p"))
     cfg = make_cfg(shot=1, num_episodes=999, seeds=[8], episodes_file=str(path))
     read = evaluation_plan(source, cfg)
     assert {seed: len(specs) for seed, specs in read.episodes.items()} == {0: 30, 1: 30}

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg.draw.sheets import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    SheetRow,
-    episode_sheet,
-    paint,
-    read_curves,
-    training_curves,
-)
+from fsseg.draw.sheets import PREDICTION_COLOUR, TRUTH_COLOUR, Sample, SheetRow, episode_sheet, paint, sample_sheet
 
 
 def grey(height=20, width=20):
@@ -67,15 +59,16 @@ def test_paint_refuses_a_mask_of_another_size():
 
 def row(shots=1, size=(97, 129), **changes):
     image, mask = grey(*size), square_mask(*size)
-    return {
+    values = {
         "support_images": [image] * shots, "support_masks": [mask] * shots, "query_image": image, "query_mask": mask,
         "prediction": mask, "class_name": "dog", "iou": 87.5,
-    } | changes  # fmt: skip
+    }  # fmt: skip
+    return SheetRow(**(values | changes))
 
 
 def test_a_sheet_is_one_png_with_room_for_every_episode_and_support(tmp_path):
     episode_sheet(tmp_path / "new" / "a.png", [row(), row()], "title")
-    episode_sheet(tmp_path / "b.png", [SheetRow(**row(5)), row(3)])
+    episode_sheet(tmp_path / "b.png", [row(5), row(3)])
     a, b = Image.open(tmp_path / "new" / "a.png"), Image.open(tmp_path / "b.png")
     assert a.format == "PNG"
     assert b.width - a.width == pytest.approx(4 * 2.1 * 130, abs=4)  # four more panels of 2.1 inches at 130 dpi
@@ -101,38 +94,28 @@ def test_images_of_all_proportions_fit_into_one_sheet(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
+def test_samples_stand_side_by_side_with_their_masks_and_a_row_is_as_tall_as_its_tallest(tmp_path):
+    def sample(height, width):
+        return Sample(grey(height, width), square_mask(height, width), "dog, train\nx_{$")
+
+    sample_sheet(tmp_path / "a.png", [sample(100, 100), sample(50, 100), sample(50, 100)], columns=2)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    panel, text, foot = 2.1 * 130, 0.4 * 130, 0.32 * 130
+    assert pixels.shape[1] == pytest.approx(2 * panel, abs=1)
+    assert pixels.shape[0] == pytest.approx(panel + panel / 2 + 2 * text + foot, abs=2)
+    green = near(pixels, TRUTH_COLOUR, 10)
+    second = int(panel + text)
+    filled = [
+        [green[rows, columns].any() for columns in (slice(0, int(panel)), slice(int(panel), None))]
+        for rows in (slice(0, second), slice(second, second + int(panel / 2)))
+    ]
+    assert filled == [[True, True], [True, False]]
+
+
 def test_a_sheet_without_episodes_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         episode_sheet(tmp_path / "a.png", [])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_curves_skip_empty_and_broken_cells_and_take_the_later_of_two_lines(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,train/loss,lr,val/miou\n10,1.0,0.1,\n20,0.9,0.09,40\n20,0.8,0.09,41\n30,nan,0.08,\n40,0.")
-    curves = read_curves(file)
-    assert curves["train/loss"] == ([10.0, 20.0, 40.0], [1.0, 0.8, 0.0])
-    assert curves["lr"] == ([10.0, 20.0, 30.0], [0.1, 0.09, 0.08])
-    assert curves["val/miou"] == ([20.0], [41.0])
-
-
-def test_curves_have_a_panel_for_miou_only_where_it_was_recorded(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,loss,lr\n" + "".join(f"{s},{1 / s},{0.1}\n" for s in range(1, 200)))
-    assert training_curves(tmp_path / "two.png", file)
-    file.write_text("step,loss,lr,val/miou\n1,2,0.1,30\n2,1,0.1,40\n")
-    assert training_curves(tmp_path / "three.png", file)
-    two, three = Image.open(tmp_path / "two.png"), Image.open(tmp_path / "three.png")
-    assert three.width / two.width == pytest.approx(1.5, abs=0.01)
-
-
-def test_no_curves_are_drawn_of_nothing(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,loss\n")
-    assert not training_curves(tmp_path / "a.png", file)
-    assert not (tmp_path / "a.png").exists()
-    with pytest.raises(FileNotFoundError):
-        training_curves(tmp_path / "a.png", tmp_path / "absent.csv")
 
 
 @pytest.mark.shared

@@ -97,7 +97,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def listed(root: Path, output: Path, name: str, episodes: dict[int, list[int]], protocol: str = "mine") -> Path:
     """A file of the given episodes (seed -> classes in order), taken from those that the protocol draws."""
-    from fsseg.data.episodes import write_episodes
+    from fsseg.data.episode_file import ListHead, write_episodes
     from fsseg.data.loader import evaluation_plan
     from fsseg.data.registry import build_source
 
@@ -111,7 +111,7 @@ def listed(root: Path, output: Path, name: str, episodes: dict[int, list[int]], 
         for seed, classes in episodes.items()
     }
     path = output / name
-    write_episodes(path, chosen, dataset=source.name, fold=0, shot=1, protocol=protocol, class_names=source.classes)
+    write_episodes(path, chosen, ListHead(source.name, 0, 1, source.classes, protocol))
     return path
 
 

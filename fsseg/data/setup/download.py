@@ -1,5 +1,7 @@
 """Fetching of the official archives: resumable and checked. Called by `prepare`; `unpack` does what follows.
 
+`Part`, `Need` and `Archive` are how a source says what it is made of (`Source.parts`).
+
 A download lives in `<name>.part` until size and digest are right and only then gets its name: an archive that has its
 name is whole.
 """
@@ -56,6 +58,43 @@ class Archive:
     into: str = ""
     unpacked: int = 0
     only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Need:
+    """Files that must be there: at least `count` names that end in `suffix` in `folder`, absolute or below the root."""
+
+    folder: str
+    suffix: str
+    count: int
+
+    def found(self, root: Path) -> int:
+        """How many there are."""
+        folder = root / self.folder
+        if not folder.is_dir():
+            return 0
+        return sum(p.name.endswith(self.suffix) and not p.name.startswith(".") for p in folder.iterdir())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a data set that comes in one archive.
+
+    Attributes:
+        needs: files that show it is complete.
+        instead: files that make it unnecessary if they are all there.
+    """
+
+    archive: Archive
+    needs: tuple[Need, ...]
+    instead: tuple[Need, ...] = ()
+
+    def lacking(self, root: Path) -> list[tuple[Need, int]]:
+        """Needs that are not met, with the number of files found; empty if the part is complete or unnecessary."""
+        if self.instead and all(need.found(root) >= need.count for need in self.instead):
+            return []
+        counted = [(need, need.found(root)) for need in self.needs]
+        return [(need, found) for need, found in counted if found < need.count]
 
 
 class _Broken(Exception):

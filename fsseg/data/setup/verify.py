@@ -1,45 +1,26 @@
 """`fsseg verify`: is this the standard benchmark, what is missing, and everything that is wrong, in one go.
 
-Lists are compared with the published ones (`compare`), every image is decoded, every mask's size is held against its
-image's, and a sheet of masks over their images is drawn to look at. Called by the `fsseg` command and by `prepare`.
+Lists are compared with the published ones (`Source.compare`), every image is decoded, every mask's size is held against
+its image's, and a sheet of masks over their images is drawn to look at. Called by the `fsseg` command and by `prepare`.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from fsseg.data.faults import Fault
-from fsseg.data.setup.published import Comparison, compare
-from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
+from fsseg.data.faults import Comparison, Fault
+from fsseg.data.source import SPLITS, ClassIndex, Source, Split
 from fsseg.data.workers import look_at
+from fsseg.draw.sheets import Sample, sample_sheet
 from fsseg.errors import UserError
-from fsseg.process.files import write_atomic
 
 log = logging.getLogger(__name__)
-
-SPLITS: tuple[Split, ...] = ("train", "val")
-
-
-class Verifiable(Source, Protocol):
-    """What `verify` asks of a source beyond `Source`; `VocSource` and `CocoSource` have it."""
-
-    root: Path
-
-    def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]: ...
-    def missing_images(self, split: Split) -> list[str]: ...
-    def image_path(self, split: Split, image_id: str) -> Path: ...
-    def mask_path(self, split: Split, image_id: str) -> Path: ...
-    def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]: ...
-    def list_origin(self, split: Split) -> str: ...
 
 
 @dataclass
@@ -97,24 +78,6 @@ class VerifyReport:
             lines.append(f"masks over their images to look at: {self.sheet}")
         return "\n".join(lines)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, for a JSON file."""
-        return {
-            "dataset": self.dataset,
-            "root": str(self.root.absolute()),
-            "standard": self.standard,
-            "ready": self.ready,
-            "lists": {split: {"origin": o, "images": n} for split, (o, n) in self.lists.items()},
-            "published": self.comparison.published,
-            "numbers_compared": self.comparison.checked,
-            "differences": [vars(d) for d in self.comparison.differences],
-            "causes": self.comparison.causes,
-            "notes": self.comparison.notes,
-            "missing_images": self.missing_images,
-            "faults": [vars(f) for f in self.faults],
-            "images_decoded": self.decoded,
-        }
-
 
 def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -> list[str]:
     lines = [f"note: {note}" for note in comparison.notes]
@@ -139,7 +102,7 @@ def _some(lines: list[str], limit: int | None) -> list[str]:
     return [*lines[:limit], f"  ... and {len(lines) - limit} more"]
 
 
-def verify(source: Verifiable, sheet: Path | None = None, decode: bool = True, num_samples: int = 20) -> VerifyReport:
+def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_samples: int = 20) -> VerifyReport:
     """Look at a data set and say everything there is to say about it; nothing found is raised.
 
     Args:
@@ -166,14 +129,18 @@ def verify(source: Verifiable, sheet: Path | None = None, decode: bool = True, n
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
             report.faults += _check_images(source, split, index, set(missing), report)
-    report.comparison = compare(source, indexes)
+    report.comparison = source.compare(indexes)
     if sheet is not None and indexes:
-        report.sheet = draw_sheet(source, indexes, sheet, num_samples)
+        rng, each = np.random.default_rng(0), num_samples // len(indexes)  # the same samples every time
+        samples = [s for split, index in indexes.items() for s in islice(_samples(source, split, index, rng), each)]
+        if samples:
+            sample_sheet(sheet, samples)
+            report.sheet = sheet
     return report
 
 
 def _check_images(
-    source: Verifiable, split: Split, index: ClassIndex, missing: set[str], report: VerifyReport
+    source: Source, split: Split, index: ClassIndex, missing: set[str], report: VerifyReport
 ) -> list[Fault]:
     """Decode the images of a split that are there; their sizes must be those of their masks."""
     sizes = source.mask_sizes(split)
@@ -192,70 +159,28 @@ def _check_images(
     return sorted(faults, key=lambda fault: fault.path)
 
 
-_TILE, _COLUMNS, _CAPTION = 240, 5, 14
-_TINT = np.array([0, 158, 115])  # bluish green of Okabe and Ito's palette
+def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Sample]:
+    """One mask over its image of each class, then a second of each, ...; images not there or faulty are passed over."""
+    by_class: dict[int, list[int]] = {}
+    for pair in rng.permutation(np.flatnonzero(index.pair_pixels)).tolist():
+        by_class.setdefault(int(index.pair_class[pair]), []).append(pair)
+    while by_class:
+        for class_id in list(by_class):
+            sample = None
+            while sample is None and by_class[class_id]:
+                image_id = index.image_ids[index.pair_image[by_class[class_id].pop()]]
+                sample = _sample(source, split, image_id, class_id)
+            if sample is None:
+                del by_class[class_id]
+            else:
+                yield sample
 
 
-def draw_sheet(source: Source, indexes: dict[Split, ClassIndex], path: Path, num_samples: int = 20) -> Path | None:
-    """Draw sample masks over their images: class pixels tinted and outlined, ignored ones grey.
-
-    The samples are the same every time, spread over the classes; images that are missing or unreadable are passed over.
-
-    Returns:
-        the PNG's path, or None if there was nothing to draw.
-    """
-    tiles = []
-    rng = np.random.default_rng(0)
-    for split, index in indexes.items():
-        wanted = num_samples // len(indexes)
-        by_class: dict[int, list[int]] = {}
-        for pair in rng.permutation(np.flatnonzero(index.pair_pixels)).tolist():
-            by_class.setdefault(int(index.pair_class[pair]), []).append(pair)
-        while wanted and by_class:  # one tile of each class, then a second of each, ...
-            for class_id in list(by_class):
-                tile = None
-                while tile is None and by_class[class_id]:
-                    image_id = index.image_ids[index.pair_image[by_class[class_id].pop()]]
-                    tile = _sample(source, split, image_id, class_id)
-                if tile is None:
-                    del by_class[class_id]
-                elif wanted:
-                    tiles.append(tile)
-                    wanted -= 1
-    if not tiles:
-        return None
-    rows = math.ceil(len(tiles) / _COLUMNS)
-    canvas = Image.new("RGB", (_COLUMNS * _TILE, rows * (_TILE + _CAPTION)), "white")
-    for number, tile in enumerate(tiles):
-        canvas.paste(tile, (number % _COLUMNS * _TILE, number // _COLUMNS * (_TILE + _CAPTION)))
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG")
-    write_atomic(path, buffer.getvalue())
-    return path
-
-
-def _sample(source: Source, split: Split, image_id: str, class_id: int) -> Image.Image | None:
+def _sample(source: Source, split: Split, image_id: str, class_id: int) -> Sample | None:
     try:
         image, mask = source.image(split, image_id), source.mask(split, image_id, class_id)
     except UserError:
         return None
     if image.shape[:2] != mask.shape:
         return None
-    return _tile(image, mask, f"{split} {image_id} {source.classes[class_id]}")
-
-
-def _tile(image: NDArray[np.uint8], mask: NDArray[np.uint8], caption: str) -> Image.Image:
-    painted = image.astype(np.float32)
-    inside = mask == 1
-    painted[inside] = 0.5 * painted[inside] + 0.5 * _TINT
-    painted[mask == IGNORE_INDEX] = 0.3 * painted[mask == IGNORE_INDEX] + 0.7 * 200
-    edge = np.zeros_like(inside)
-    edge[1:] |= inside[1:] != inside[:-1]
-    edge[:, 1:] |= inside[:, 1:] != inside[:, :-1]
-    painted[edge] = 255
-    picture = Image.fromarray(painted.astype(np.uint8))
-    picture.thumbnail((_TILE - 4, _TILE - 4))
-    tile = Image.new("RGB", (_TILE, _TILE + _CAPTION), "white")
-    tile.paste(picture, (2, 2))
-    ImageDraw.Draw(tile).text((2, _TILE), caption[:44], fill="black")
-    return tile
+    return Sample(image, mask, f"{source.classes[class_id]}, {split}\n{image_id}")

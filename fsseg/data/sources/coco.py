@@ -1,14 +1,17 @@
 """`CocoSource`, COCO-20i: COCO images with masks made on demand from `instances_*.json`.
 
+Layout below `root`: `annotations/instances_{train,val}{year}.json` and images in `{train,val}{year}/` or
+`images/{train,val}{year}/`. An image id is the file name without its ending.
+
 Our rule, since published PNG masks differ between groups: an image has one binary mask per class, the union of all its
 instances, all polygons of each; crowd regions are not foreground, and pixels that only a crowd of the class covers are
-255. `run` and the `fsseg` command are the callers; the masks come out of the store that `coco_store` makes.
+255. The masks come out of the store that `coco_store` makes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +19,77 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from fsseg.config.schema import CocoConfig, DatasetConfig
+from fsseg.config.schema import CocoConfig
 from fsseg.data.arrays import cache_folders
-from fsseg.data.faults import Fault, faults_error
+from fsseg.data.faults import Comparison, Fault, faults_error
 from fsseg.data.folds import COCO_CLASSES, fold_classes
 from fsseg.data.images import image_size, read_image
-from fsseg.data.source import IGNORE_INDEX, ClassIndex, Split
+from fsseg.data.setup import published
+from fsseg.data.setup.download import Archive, Need, Part
+from fsseg.data.source import IGNORE_INDEX, SPLITS, ClassIndex, Source, Split
 from fsseg.data.sources.coco_store import CocoStore, open_store
 from fsseg.errors import UserError
 
+_YEAR = 2014  # of all published results
+_TOLERANCE = 0.05
+"""Share by which list sizes may differ from the published ones: those were counted on PNG masks of other rules (first
+polygon only, or the last annotation on top), which nobody can download any more."""
 
-class CocoSource:
-    """COCO in its official layout. Implements `source.Source`.
 
-    Layout below `root`: `annotations/instances_{train,val}{year}.json` and images in `{train,val}{year}/` or
-    `images/{train,val}{year}/`. An image id is the file name without its ending.
+def _archive(name: str, size: int, md5: str, unpacked: int, only: tuple[str, ...] = ()) -> Archive:
+    folder = "annotations" if name.startswith("annotations") else "zips"
+    url = f"http://images.cocodataset.org/{folder}/{name}"
+    return Archive(name=name, urls=(url,), size=size, md5=md5, unpacked=unpacked, only=only)
 
-    Args:
-        cfg: as `conf/dataset/coco20i.yaml` describes it; used are name, root, year, num_folds, contiguous_folds, cache.
-    """
+
+def _images(split: Split, count: int, size: int, md5: str, unpacked: int) -> Part:
+    folder = f"{split}{_YEAR}"
+    needs = Need(folder, ".jpg", count)
+    return Part(
+        _archive(f"{folder}.zip", size, md5, unpacked), (needs,), instead=(Need(f"images/{folder}", ".jpg", count),)
+    )
+
+
+# Sizes as the publishers' servers state them, digests as several projects publish them; the servers give none.
+_PARTS = (
+    Part(
+        _archive(
+            f"annotations_trainval{_YEAR}.zip",
+            252_872_794,
+            "0a379cfc70b0e71301e0f377548639bd",
+            700_000_000,
+            only=("annotations/instances_",),
+        ),
+        needs=tuple(Need("annotations", f"instances_{split}{_YEAR}.json", 1) for split in SPLITS),
+    ),
+    _images("train", 82783, 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 13_600_000_000),
+    _images("val", 40504, 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 6_700_000_000),
+)
+
+
+class CocoSource(Source):
+    """COCO-20i as `conf/dataset/coco20i.yaml` describes it."""
+
+    mask_rule = "union of all instances per class; pixels covered only by a crowd of the class are ignored"
 
     def __init__(self, cfg: CocoConfig) -> None:
-        self.name = cfg.name
-        self.root = Path(cfg.root).expanduser()
+        super().__init__(cfg, COCO_CLASSES)
         self.year = cfg.year
-        self.num_folds = cfg.num_folds
         self.contiguous_folds = cfg.contiguous_folds
-        self.cache = cfg.cache
-        self.classes = COCO_CLASSES
         self._stores: dict[Split, CocoStore] = {}
-        self._indexes: dict[Split, ClassIndex] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stores": {}, "_indexes": {}}  # a loader process maps the store itself
+        return {**super().__getstate__(), "_stores": {}}  # a loader process maps the store itself
 
     def novel_classes(self, fold: int) -> tuple[int, ...]:
-        """class_ids held out in `fold`.
-
-        Raises:
-            UserError: there is no such fold.
-        """
         return fold_classes(len(self.classes), self.num_folds, fold, interleaved=not self.contiguous_folds)
 
-    def annotation_path(self, split: Split) -> Path:
-        """The JSON file of a split."""
-        return self.root / "annotations" / f"instances_{split}{self.year}.json"
-
-    def index(self, split: Split) -> ClassIndex:
-        """The index of a split, from the annotations alone: images may be absent (see `missing_images`).
-
-        Raises:
-            UserError: the annotations are missing or faulty, everything in one go.
-        """
-        if split not in self._indexes:
-            store, faults = self._open(split, verify=True)
-            if store is None:
-                raise faults_error(faults)
-            self._indexes[split] = store.index()
-        return self._indexes[split]
-
     def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
-        """The index of a split and everything wrong with its annotations; no index if anything is.
-
-        Raises:
-            UserError: there is no such file, or it is no COCO JSON at all.
-        """
         store, faults = self._open(split, verify=True)
         return (None if store is None else store.index()), faults
 
     def _open(self, split: Split, verify: bool) -> tuple[CocoStore | None, list[Fault]]:
-        store, faults = open_store(self.annotation_path(split), cache_folders(self.root, self.cache), verify)
+        store, faults = open_store(self.mask_path(split), cache_folders(self.root, self.cache), verify)
         if store is not None:
             self._stores[split] = store
         return store, faults
@@ -103,16 +107,17 @@ class CocoSource:
         return nested if nested.is_dir() else self.root / f"{split}{self.year}"
 
     def image_path(self, split: Split, image_id: str) -> Path:
-        """Where the image lies."""
         store = self._store(split)
         return self.image_folder(split) / store.file_names[store.position(image_id)]
 
-    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
-        """The image as RGB, (H, W, 3) uint8; see `source.Source.image`.
+    def mask_path(self, split: Split, image_id: str = "") -> Path:
+        """The JSON file of the split, whatever the image."""
+        return self.root / "annotations" / f"instances_{split}{self.year}.json"
 
-        Raises:
-            UserError: naming the file, if it is missing, cannot be decoded, or is not of the annotated size.
-        """
+    def list_origin(self, split: Split) -> str:
+        return self.mask_path(split).name
+
+    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
         path = self.image_path(split, image_id)
         image = read_image(path, longer_side)
         store = self._store(split)
@@ -120,20 +125,14 @@ class CocoSource:
         if image.shape[:2] != (height, width) and (found := image_size(path)) != (height, width):
             raise UserError(
                 f"image {path} is {found[1]}x{found[0]} pixels, but "
-                f"{self.annotation_path(split)} says {width}x{height}: its masks would not fit",
+                f"{self.mask_path(split)} says {width}x{height}: its masks would not fit",
                 "restore the original image: it was resized or belongs to another release",
             )
         return image
 
     def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
-        """The class as a binary mask at original size, (H, W) uint8 in {0, 1, 255}; see `source.Source.mask`.
-
-        A pixel of an instance is 1 even where a crowd of the class overlaps it, and 255 where one of `ignore_classes`
-        (instance or crowd) does.
-
-        Raises:
-            UserError: naming the annotation file, if it does not list the image.
-        """
+        """As in `Source`. A pixel of an instance is 1 even where a crowd of the class overlaps it, and 255 where one of
+        `ignore_classes` (instance or crowd) does."""
         store = self._store(split)
         position = store.position(image_id)
         size = store.size(position)
@@ -149,73 +148,73 @@ class CocoSource:
         return mask
 
     def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
-        """(height, width) that the annotations give for every image of a split, by image id."""
         store = self._store(split)
         return {image_id: store.size(position) for position, image_id in enumerate(store.image_ids)}
 
-    def mask_path(self, split: Split, image_id: str) -> Path:
-        """The file that an image's masks come from."""
-        return self.annotation_path(split)
-
-    @property
-    def mask_rule(self) -> str:
-        return "union of all instances per class; pixels covered only by a crowd of the class are ignored"
-
-    def list_origin(self, split: Split) -> str:
-        """One line for the record: which list the split's images come from."""
-        return self.annotation_path(split).name
-
-    def background_family(self, split: Split, image_id: str) -> int | None:
-        """None: photographs have no such notion."""
-        return None
-
     def missing_images(self, split: Split) -> list[str]:
-        """Ids of annotated images that are not in the image folder."""
         folder = self.image_folder(split)
         present = set(os.listdir(folder)) if folder.is_dir() else set()
         store = self._store(split)
         return [image_id for image_id, name in zip(store.image_ids, store.file_names) if name not in present]
 
-    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
-        """Before a run: index the splits and see that their images are there.
-
-        Raises:
-            UserError: with everything that is missing or faulty, in one go.
-        """
-        faults: list[Fault] = []
-        for split in splits:
-            index, found = self.scan(split)
-            faults += found
-            if index is not None:
-                self._indexes[split] = index
-                fix = (
-                    f"complete {self.image_folder(split)}: `fsseg prepare dataset={self.name} dataset.root={self.root}`"
-                )
-                kind = f"missing images of the {split} list"
-                faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in self.missing_images(split)]
-        if faults:
-            raise faults_error(faults)
+    def completion(self, split: Split) -> str:
+        return f"complete {self.image_folder(split)}: `fsseg prepare dataset={self.name} dataset.root={self.root}`"
 
     @classmethod
-    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
-        """What the folder lacks for `splits`, by a look at the directory alone; nothing is read."""
+    def layout(cls, cfg: CocoConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
         root = Path(cfg.root).expanduser()
-        year = getattr(cfg, "year", 2014)
-        files = [f"annotations/instances_{split}{year}.json" for split in splits]
-        folders = [f"{split}{year}" for split in splits]
-        expected = ", ".join([*files, *folders])
-        command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
-        if not root.is_dir():
-            what = f"dataset.root={cfg.root}: there is no folder {root.absolute()}; expected there: {expected}"
-            return [UserError(what, f"point dataset.root at the data, or run `{command}`")]
-        lacking = [name for name in files if not (root / name).is_file()]
-        lacking += [n for n in folders if not (root / n).is_dir() and not (root / "images" / n).is_dir()]
-        if not lacking:
-            return []
-        found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-        holds = f"it holds {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "it is empty"
-        other = {2014: 2017, 2017: 2014}.get(year)
-        if other and (root / "annotations" / f"instances_val{other}.json").is_file():
-            holds += f" (data of {other}: dataset.year={other})"
-        what = f"dataset.root={cfg.root}: {root.absolute()} lacks {', '.join(lacking)}; {holds}"
-        return [UserError(what, f"point dataset.root at the folder with {expected}, or run `{command}`")]
+        files = [f"annotations/instances_{split}{cfg.year}.json" for split in splits]
+        folders = [f"{split}{cfg.year}" for split in splits]
+        there = {name: (root / name).is_file() for name in files}
+        return there | {name: any((root / base / name).is_dir() for base in ("", "images")) for name in folders}
+
+    @classmethod
+    def check_folder(cls, cfg: CocoConfig, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        errors = super().check_folder(cfg, splits)
+        other = {2014: 2017, 2017: 2014}.get(cfg.year)
+        if not (Path(cfg.root).expanduser() / "annotations" / f"instances_val{other}.json").is_file():
+            return errors
+        return [UserError(f"{e.what} (data of {other}: dataset.year={other})", e.fix) for e in errors]
+
+    @classmethod
+    def parts(cls, cfg: CocoConfig, fetch: bool = False) -> tuple[Part, ...]:
+        if cfg.year == _YEAR:
+            return _PARTS
+        if fetch:
+            raise UserError(
+                f"dataset.year={cfg.year}: only COCO {_YEAR}, the year of all results, is fetched",
+                f"set dataset.year={_YEAR}, or fetch the other year from cocodataset.org",
+            )
+        return ()
+
+    def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
+        known = published.facts()["coco20i"]
+        result = Comparison(f"the size of the official files of COCO {self.year}")
+        official = known["images"][str(self.year)]
+        for split, index in indexes.items():
+            result.add(f"annotations of {split}{self.year}", "images", official[split], len(index.image_ids))
+        if result.differences:
+            sizes = ", ".join(f"{d.found} images of {d.published}" for d in result.differences)
+            what = "the annotation files are not the official ones, but a part or another release"
+            result.causes.append(f"{what}: {sizes}")
+        if len(indexes) < 2:
+            result.causes.append("a split could not be read: see the faults")
+        if self.year != _YEAR:
+            what = f"every published result uses COCO {_YEAR}, not {self.year}: its lists are not comparable"
+            result.causes.append(what)
+            return result
+        result.published = f"HSNet's lists of COCO {_YEAR}, with a tolerance of {_TOLERANCE:.0%}"
+        for split, index in indexes.items():
+            per_class, _ = published.list_sizes(index, range(80))
+            for c, name in enumerate(COCO_CLASSES):
+                result.add(f"{split}{_YEAR}", name, known["per_class"][split][name], per_class[c], _TOLERANCE)
+        if self.contiguous_folds or self.num_folds != 4:
+            what = "the folds are not cut the standard way (dataset.contiguous_folds, dataset.num_folds)"
+            result.causes.append(what)
+        elif "val" in indexes:
+            for fold, size in enumerate(known["val_images_per_fold"]):
+                images = published.list_sizes(indexes["val"], self.novel_classes(fold))[1]
+                result.add(f"fold {fold} val", "images", size, images, _TOLERANCE)
+        if result.differences and not result.causes:
+            result.causes.append("annotations that were edited: restore the official archive")
+        return result

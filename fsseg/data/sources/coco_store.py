@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from fsseg.data.arrays import Arrays, load, pack_names, save, unpack_names
+from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.folds import COCO_CATEGORY_IDS, COCO_CLASSES
 from fsseg.data.source import ClassIndex
@@ -107,14 +107,14 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
         raise UserError(what, "set dataset.root and dataset.year to where they are, or run `fsseg prepare`") from None
     key = {"rule": RULE_VERSION, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     name = f"{path.stem}.store"
-    arrays = load(folders, name, key, verify)
+    arrays = find_store(folders, name, key, verify)
     if arrays is None:
-        made, faults = build(path)
+        made, faults = read_annotations(path)
         if faults:
             return None, faults
-        stored = save(folders, name, key, made)
+        stored = keep_store(folders, name, key, made)
         del made
-        arrays = load([stored.parent], name, key, verify=False)
+        arrays = find_store([stored.parent], name, key, verify=False)
         if arrays is None:
             raise UserError(f"{stored} changed while it was read", "start again")
     return CocoStore(path, arrays), []
@@ -146,7 +146,7 @@ class _Union:
         }
 
 
-def build(path: Path) -> tuple[Arrays, list[Fault]]:
+def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
     """Read an annotation file; {} and every fault in it if there is any.
 
     Images stand in the order of their COCO ids.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsseg.data.arrays import Arrays, load, pack_names, save, unpack_names
+from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.source import IGNORE_INDEX, ClassIndex
 from fsseg.data.workers import look_at
@@ -75,7 +75,7 @@ def scan_masks(
     """
     key = {"rule": RULE_VERSION, "masks": label}
     name = f"masks-{label.replace('/', '_')}.store"
-    known = _unpack(load(folders, name, key), files)
+    known = _unpack(find_store(folders, name, key), files)
     todo = [image_id for image_id in wanted if image_id not in known]
     faults = []
     if todo:
@@ -90,9 +90,9 @@ def scan_masks(
         faults.sort(key=lambda fault: fault.path)
         log.info("scanned %d masks of %s in %.1f s", len(todo), label, time.monotonic() - start)
         # Another process may have scanned other masks of this folder meanwhile: keep its work.
-        merged = {**_unpack(load(folders, name, key), files), **known}
+        merged = {**_unpack(find_store(folders, name, key), files), **known}
         try:
-            save(folders, name, key, _pack(merged, files))
+            keep_store(folders, name, key, _pack(merged, files))
         except UserError as error:
             log.warning("%s; the masks are scanned again at every start", error)
     return {image_id: known[image_id] for image_id in wanted if image_id in known}, faults

@@ -1,8 +1,8 @@
-"""`shapes5i`, the data set that needs no download: generated on first use in VOC2012's layout, then read as PASCAL is.
+"""`ShapesSource`, shapes5i, the data set that needs no download: generated on first use, then read as PASCAL is.
 
-`ShapesSource` is what `fsseg.data` builds for `dataset=shapes5i`. What the pictures look like is in
-`shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the root, which appears
-whole by one rename; `generator.json` in it tells the settings and what must be there.
+What the pictures look like is in `shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the
+root, in VOC2012's layout, which appears whole by one rename; `generator.json` in it tells the settings and what must be
+there.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.config.schema import DatasetConfig, ShapesConfig
-from fsseg.data.source import Split
+from fsseg.config.schema import Config, ShapesConfig
+from fsseg.data.lists import train_lists
+from fsseg.data.source import SPLITS, Split
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
-from fsseg.data.sources.shapes_draw import CLASSES, VERSION, Recipe, draw, plan
-from fsseg.data.sources.voc import IMAGES, LISTS, MASKS, VocSource
+from fsseg.data.sources.shapes_draw import CLASSES, VERSION, Recipe, deal, draw_image
+from fsseg.data.sources.voc_layout import IMAGES, LISTS, MASKS, VocSource
 from fsseg.errors import UserError
 from fsseg.process.files import UMASK, write_json
 
@@ -60,34 +61,24 @@ class ShapesSource(VocSource):
         except OSError as error:
             what = f"dataset.root={cfg.root}: shapes5i cannot be generated there: {error}"
             raise UserError(what, "set dataset.root to a folder you can write to, with 30 MB free") from error
-        super().__init__(
-            name=cfg.name,
-            root=folder,
-            classes=CLASSES,
-            train_list="train",
-            val_list="val",
-            num_folds=cfg.num_folds,
-            cache=cfg.cache,
-        )
+        super().__init__(cfg, CLASSES, folder)
         lines = (folder / LISTS / BACKGROUNDS).read_text().splitlines()
         self._families = {image_id: FAMILY_NAMES.index(family) for image_id, family in map(str.split, lines)}
-
-    @property
-    def sbd(self) -> Path | None:
-        """None: the masks are complete, whatever else lies beside them."""
-        return None
 
     def background_family(self, split: Split, image_id: str) -> int | None:
         """Position of the image's background family in `shapes_backgrounds.FAMILY_NAMES`."""
         return self._families[image_id]
 
     @classmethod
-    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
+    def layout(cls, cfg: ShapesConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
+        return {"the generated data set": is_whole(_folder_of(cfg))}
+
+    @classmethod
+    def check_folder(cls, cfg: ShapesConfig, splits: Sequence[Split] = SPLITS) -> list[UserError]:
         """Whether the data set is there or can be made there; nothing is generated."""
-        root = Path(cfg.root).expanduser()
-        if is_whole(_folder_of(cfg)):
+        if all(cls.layout(cfg).values()):
             return []
-        place = root.absolute()
+        place = Path(cfg.root).expanduser().absolute()
         while not os.path.lexists(place):
             place = place.parent
         if not place.is_dir():
@@ -97,15 +88,26 @@ class ShapesSource(VocSource):
             return [UserError(what, "set dataset.root to a folder you can write to")]
         return []
 
+    @classmethod
+    def training_images(cls, cfg: Config) -> int | None:
+        data: Any = cfg.dataset
+        if not all(cls.layout(data).values()):
+            return None  # a plan generates nothing
+        source = cls(data)
+        try:
+            novel = source.novel_classes(cfg.fold)
+            return len(train_lists(source.index("train"), novel, cfg.protocol, cfg.shot, source.classes).images)
+        except UserError:
+            return None
 
-def _folder_of(cfg: DatasetConfig) -> Path:
-    # DatasetConfig by type, since Hydra hands over a DictConfig that duck-types as the schema
-    num_train, num_val, seed = (getattr(cfg, key) for key in ("num_train", "num_val", "generator_seed"))
-    return dataset_folder(Path(cfg.root).expanduser(), num_train, num_val, seed, _recipe_of(cfg))
+
+def _folder_of(cfg: ShapesConfig) -> Path:
+    root = Path(cfg.root).expanduser()
+    return dataset_folder(root, cfg.num_train, cfg.num_val, cfg.generator_seed, _recipe_of(cfg))
 
 
-def _recipe_of(cfg: DatasetConfig) -> Recipe:
-    return Recipe(ambient=getattr(cfg, "ambient"))  # noqa: B009  (see _folder_of)
+def _recipe_of(cfg: ShapesConfig) -> Recipe:
+    return Recipe(ambient=cfg.ambient)
 
 
 def settings(num_train: int, num_val: int, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -166,13 +168,13 @@ def _write(folder: Path, num_train: int, num_val: int, seed: int, recipe: Recipe
         part.mkdir(parents=True)
     families = []
     for split, count in (("train", num_train), ("val", num_val)):
-        plans = plan(count, Random(f"shapes5i/{VERSION}/{seed}/{split}"), recipe)
+        layouts = deal(count, Random(f"shapes5i/{VERSION}/{seed}/{split}"), recipe)
         ids = [f"{split}_{number:05d}" for number in range(count)]
-        for image_id, what in zip(ids, plans, strict=True):
-            pixels, labels = draw(what, Random(f"shapes5i/{VERSION}/{seed}/{image_id}"), recipe)
+        for image_id, layout in zip(ids, layouts, strict=True):
+            pixels, labels = draw_image(layout, Random(f"shapes5i/{VERSION}/{seed}/{image_id}"), recipe)
             (images / f"{image_id}.jpg").write_bytes(_jpeg(pixels))
             (masks / f"{image_id}.png").write_bytes(_palette_png(labels))
-            families.append(f"{image_id} {FAMILY_NAMES[what.family]}\n")
+            families.append(f"{image_id} {FAMILY_NAMES[layout.family]}\n")
         (lists / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
     (lists / BACKGROUNDS).write_text("".join(families))
     record = settings(num_train, num_val, seed, recipe)

@@ -1,6 +1,6 @@
 """How one image of `shapes5i` is drawn: the classes, the background families, and each number that sets the difficulty.
 
-`shapes` calls `plan` and `draw` and writes the files. Equal inputs give equal pixels on any machine: random
+`shapes` calls `deal` and `draw_image` and writes the files. Equal inputs give equal pixels on any machine: random
 numbers come from `random.Random` alone, and arrays see only operations that IEEE 754 rounds exactly (no sine, no power,
 no sum of floats whose order is open). Coordinates are (x, y) in pixels at pixel centres; images are float64 RGB in
 [0, 1] until the end.
@@ -73,10 +73,6 @@ class Recipe:
 
 COLOURS = {"red": 0.995, "yellow": 0.145, "green": 0.345, "blue": 0.60, "purple": 0.79}
 """Hue of each colour name."""
-TEXTURES = ("plain", "striped", "dotted", "checkered")
-SHAPES = ("disc", "triangle", "square", "star", "cross")
-
-
 CLASS_PARTS = (
     ("red", "dotted", "cross"),
     ("yellow", "checkered", "disc"),
@@ -112,7 +108,7 @@ CLASSES = tuple(" ".join(parts) for parts in CLASS_PARTS)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """What an image holds.
 
     Attributes:
@@ -124,10 +120,10 @@ class Plan:
     class_ids: tuple[int, ...]
 
 
-def plan(num_images: int, rng: Random, recipe: Recipe) -> list[Plan]:
+def deal(num_images: int, rng: Random, recipe: Recipe) -> list[Layout]:
     """Deal families and classes to images so that each class stands on each family about equally often."""
     counts = np.zeros((len(FAMILIES), len(CLASSES)), dtype=np.int64)
-    plans: list[Plan] = []
+    layouts: list[Layout] = []
     families: list[int] = []
     sizes: list[int] = []
     for _ in range(num_images):
@@ -150,15 +146,15 @@ def plan(num_images: int, rng: Random, recipe: Recipe) -> list[Plan]:
             chosen.append(min(pool, key=lambda c: (counts[family, c], counts[:, c].sum(), rng.random())))
             counts[family, chosen[-1]] += 1
         rng.shuffle(chosen)
-        plans.append(Plan(family, tuple(chosen)))
-    return plans
+        layouts.append(Layout(family, tuple(chosen)))
+    return layouts
 
 
 def _alike(a: int, b: int) -> bool:
     return any(x == y for x, y in zip(CLASS_PARTS[a], CLASS_PARTS[b]))
 
 
-def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draw_image(layout: Layout, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw an image.
 
     Returns:
@@ -166,10 +162,10 @@ def draw(what: Plan, rng: Random, recipe: Recipe) -> tuple[NDArray[np.uint8], ND
     """
     width, height = rng.randint(*recipe.side), rng.randint(*recipe.side)
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    image = FAMILIES[FAMILY_NAMES[what.family]](x, y, rng)
+    image = FAMILIES[FAMILY_NAMES[layout.family]](x, y, rng)
     ambient = np.rint(image * 255).astype(np.int64).sum(axis=(0, 1)) / (255 * width * height)
     labels = np.zeros((height, width), dtype=np.uint8)
-    for item in _place(what.class_ids, x, y, rng, recipe):
+    for item in _place(layout.class_ids, x, y, rng, recipe):
         part = item.window  # views: writing to them writes to the whole
         colour = _object_colour(item, x[part], y[part], rng, recipe)
         colour = (1 - recipe.ambient) * colour + recipe.ambient * ambient

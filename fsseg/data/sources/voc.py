@@ -1,305 +1,209 @@
-"""`VocSource`, any data set in VOC2012's layout, and `PascalSource`, PASCAL-5i: VOC2012 with SBD's extra masks.
+"""`PascalSource`, PASCAL-5i: VOC2012 with SBD's extra masks, its official archives, and the published list sizes.
 
-Layout below `root`: `JPEGImages/<id>.jpg`, `ImageSets/Segmentation/<list>.txt` and masks in any of three places, looked
-at in this order for each image: `SegmentationClass/<id>.png` (VOC's own, with 255 on the boundary),
-`SegmentationClassAug/<id>.png` (the ready-made union of VOC and SBD), SBD's `cls/<id>.mat`. The order matters only for
-images that both VOC and SBD segmented, where VOC's mask is the one of the benchmark. `run`, `shapes` and the `fsseg`
-command are the callers.
+Layout: VOC2012's (see `voc_layout`), and masks in any of three places, looked at in this order for each image:
+`SegmentationClass/<id>.png` (VOC's own, with 255 on the boundary), `SegmentationClassAug/<id>.png` (the ready-made
+union of VOC and SBD), SBD's `cls/<id>.mat`. The order matters only for images that both VOC and SBD segmented, where
+VOC's mask is the one of the benchmark.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fsseg.config.schema import DatasetConfig, PascalConfig
-from fsseg.data.arrays import cache_folders
-from fsseg.data.faults import Fault, faults_error
-from fsseg.data.folds import VOC_CLASSES, fold_classes
-from fsseg.data.images import image_size, read_image, read_labels, size_error
-from fsseg.data.source import IGNORE_INDEX, ClassIndex, Split
-from fsseg.data.sources.mask_scan import MaskCount, MaskFile, build_index, list_files, scan_masks
-from fsseg.data.sources.voc_lists import derive_train_list, find_sbd, read_list
-from fsseg.errors import UserError
+from fsseg.config.schema import Config, PascalConfig
+from fsseg.data.faults import Comparison, Fault
+from fsseg.data.folds import VOC_CLASSES
+from fsseg.data.setup import published
+from fsseg.data.setup.download import Archive, Need, Part
+from fsseg.data.source import IGNORE_INDEX, SPLITS, ClassIndex, Split
+from fsseg.data.sources.voc_layout import IMAGES, LISTS, MASKS, MASKS_AUG, VocSource
+from fsseg.data.sources.voc_lists import derive_train_list, find_sbd
 
 log = logging.getLogger(__name__)
 
-IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
-MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
-
-
-class VocSource:
-    """A data set in VOC2012's layout; folds are consecutive blocks of classes. Implements `source.Source`.
-
-    Args:
-        name: of the data set, e.g. "pascal5i".
-        root: folder with JPEGImages, ImageSets/Segmentation and the mask folders.
-        classes: class names; mask value v stands for class_id v - 1.
-        train_list: a name under ImageSets/Segmentation or a file; None derives VOC's train_aug (see `voc_lists`).
-        val_list: likewise, for the evaluation images.
-        num_folds: equal parts the classes are cut into.
-        sbd_root: folder of the SBD release; None looks in the usual places below and beside `root`.
-        cache: folder for the scan of the masks; None keeps it beside the data (see `store.cache_folders`).
-    """
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        root: str | Path,
-        classes: Sequence[str],
-        train_list: str | None,
-        val_list: str,
-        num_folds: int = 4,
-        sbd_root: str | Path | None = None,
-        cache: str | Path | None = None,
-    ) -> None:
-        self.name = name
-        self.root = Path(root).expanduser()
-        self.classes = tuple(classes)
-        self.num_folds = num_folds
-        self.train_list = train_list
-        self.val_list = val_list
-        self.sbd_root = Path(sbd_root).expanduser() if sbd_root is not None else None
-        self.cache = cache
-        self._indexes: dict[Split, ClassIndex] = {}
-        self._counts: dict[Split, dict[str, MaskCount]] = {}
-        self._sbd: Path | bool | None = False  # False: not looked for yet
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": {}, "_counts": {}, "_sbd": False}
-
-    def novel_classes(self, fold: int) -> tuple[int, ...]:
-        """class_ids held out in `fold`.
-
-        Raises:
-            UserError: there is no such fold.
-        """
-        return fold_classes(len(self.classes), self.num_folds, fold)
-
-    def index(self, split: Split) -> ClassIndex:
-        """The index of a split, from the masks alone: images may be absent (see `missing_images`).
-
-        Raises:
-            UserError: lists or masks are missing or faulty, everything in one go.
-        """
-        if split not in self._indexes:
-            index, faults = self.scan(split)
-            if faults:
-                raise faults_error(faults)
-            self._indexes[split] = index
-        return self._indexes[split]
-
-    def scan(self, split: Split) -> tuple[ClassIndex, list[Fault]]:
-        """The index of those images of a split whose masks are sound, and everything wrong with its list and masks.
-
-        Raises:
-            UserError: the list itself cannot be had.
-        """
-        image_ids, faults = self.list_ids(split)
-        counts, unread = self._count_masks(image_ids)
-        faults = faults + unread
-        index, unknown = build_index([i for i in image_ids if i in counts], counts, len(self.classes))
-        last = len(self.classes)
-        for image_id, values in unknown.items():
-            detail = f"holds {', '.join(map(str, values))}; classes are 1 to {last}, 0 is background, 255 ignore"
-            faults.append(
-                Fault(
-                    "unknown class numbers in masks",
-                    str(self.mask_path(split, image_id)),
-                    detail,
-                    "restore these masks",
-                )
-            )
-        self._counts[split] = counts
-        return index, faults
-
-    def mask_counts(self, split: Split) -> dict[str, MaskCount]:
-        """Size and values of every readable mask of a split, by image id.
-
-        Raises:
-            UserError: the list itself cannot be had.
-        """
-        if split not in self._counts:
-            self.scan(split)
-        return self._counts[split]
-
-    def list_ids(self, split: Split) -> tuple[list[str], list[Fault]]:
-        """Image ids of a split in list order, each once, and a fault for every id the list names again.
-
-        Raises:
-            UserError: no such list, or nothing to derive it from.
-        """
-        lists = self.root / LISTS
-        if split == "val":
-            return read_list(self.val_list, lists, "dataset.val_list")
-        if self.train_list is not None:
-            return read_list(self.train_list, lists, "dataset.train_list")
-        image_ids, origin = derive_train_list(self.root, self.sbd, self.root / MASKS_AUG, self.val_list)
-        log.info("%s: training list of %d images derived from %s", self.name, len(image_ids), origin)
-        return image_ids, []
-
-    @property
-    def mask_rule(self) -> str:
-        return "pixels of the class in the segmentation mask; 255 (object boundaries) is ignored"
-
-    def list_origin(self, split: Split) -> str:
-        """One line for the record: which list the split's images come from."""
-        if split == "val":
-            return self.val_list
-        if self.train_list is not None:
-            return self.train_list
-        return derive_train_list(self.root, self.sbd, self.root / MASKS_AUG, self.val_list)[1]
-
-    @property
-    def sbd(self) -> Path | None:
-        """Folder that holds SBD's `cls`, if there is one.
-
-        Raises:
-            UserError: `sbd_root` is given but holds none.
-        """
-        if isinstance(self._sbd, bool):
-            self._sbd = find_sbd(self.root, self.sbd_root)
-        return self._sbd
-
-    def _count_masks(self, image_ids: list[str]) -> tuple[dict[str, MaskCount], list[Fault]]:
-        folders = cache_folders(self.root, self.cache)
-        left, counts, faults = list(image_ids), {}, []
-        for label, files in self._mask_files():
-            here = [i for i in left if i in files]
-            if here:
-                found, unread = scan_masks(label, files, here, folders)
-                counts.update(found)
-                faults += unread
-                left = [i for i in left if i not in files]
-        for image_id in left:
-            places = f"no {image_id}.png in {MASKS} or {MASKS_AUG}, no {image_id}.mat in SBD's cls"
-            fix = "complete the masks (`fsseg prepare` gets VOC2012 and SBD), or take the names off the list"
-            faults.append(Fault("missing masks", str(self.root / MASKS / f"{image_id}.png"), places, fix))
-        return counts, faults
-
-    def _mask_files(self) -> list[tuple[str, dict[str, MaskFile]]]:
-        """(label, files by image id) of the mask folders, the preferred one first."""
-        found = [(folder, list_files(self.root / folder, ".png")) for folder in (MASKS, MASKS_AUG)]
-        if self.sbd is not None:
-            found.append(("cls", list_files(self.sbd / "cls", ".mat")))
-        return [(label, files) for label, files in found if files]
-
-    def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
-        """(height, width) of every readable mask of a split, by image id."""
-        return {image_id: (count.height, count.width) for image_id, count in self.mask_counts(split).items()}
-
-    def mask_path(self, split: Split, image_id: str) -> Path:
-        """Where the mask of an image lies, or should."""
-        places = [self.root / folder / f"{image_id}.png" for folder in (MASKS, MASKS_AUG)]
-        if self.sbd is not None:
-            places.append(self.sbd / "cls" / f"{image_id}.mat")
-        return next((path for path in places if path.is_file()), places[0])
-
-    def image_path(self, split: Split, image_id: str) -> Path:
-        """Where the image lies."""
-        return self.root / IMAGES / f"{image_id}.jpg"
-
-    def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
-        """The image as RGB, (H, W, 3) uint8; see `source.Source.image`.
-
-        Raises:
-            UserError: naming the file, if it is missing or cannot be decoded.
-        """
-        return read_image(self.image_path(split, image_id), longer_side)
-
-    def labels(self, image_id: str) -> NDArray[np.uint8]:
-        """The whole label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore.
-
-        Raises:
-            UserError: naming the file, if it is missing or cannot be decoded.
-        """
-        return read_labels(self.mask_path("train", image_id))
-
-    def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
-        """The class as a binary mask at original size, (H, W) uint8 in {0, 1, 255}; see `source.Source.mask`.
-
-        Raises:
-            UserError: naming the file, if it is missing, cannot be decoded, or its size differs from the image's.
-        """
-        path = self.mask_path(split, image_id)
-        labels = read_labels(path)
-        picture = self.image_path(split, image_id)
-        if picture.is_file() and (size := image_size(picture)) != labels.shape:
-            raise size_error(picture, size, path, labels.shape)
-        lookup = np.zeros(256, dtype=np.uint8)
-        lookup[class_id + 1] = 1
-        for other in (*(c + 1 for c in ignore_classes if c != class_id), IGNORE_INDEX):
-            lookup[other] = IGNORE_INDEX
-        return np.take(lookup, labels)  # three times as fast as lookup[labels]
-
-    def background_family(self, split: Split, image_id: str) -> int | None:
-        """None: photographs have no such notion."""
-        return None
-
-    def missing_images(self, split: Split) -> list[str]:
-        """Ids of the split's list without an image in JPEGImages."""
-        present = list_files(self.root / IMAGES, ".jpg")
-        return [image_id for image_id in self.list_ids(split)[0] if image_id not in present]
-
-    def check(self, splits: Sequence[Split] = ("train", "val")) -> None:
-        """Before a run: index the splits and see that their images are there.
-
-        Raises:
-            UserError: with everything that is missing or faulty, in one go.
-        """
-        faults: list[Fault] = []
-        for split in splits:
-            index, found = self.scan(split)
-            if not found:
-                self._indexes[split] = index
-            fix = f"complete {self.root / IMAGES}, or name a list of the images you have: dataset.{split}_list=..."
-            missing = (str(self.image_path(split, i)) for i in self.missing_images(split))
-            faults += found + [Fault(f"missing images of the {split} list", path, "", fix) for path in missing]
-        if faults:
-            raise faults_error(faults)
-
-    @classmethod
-    def check_folder(cls, cfg: DatasetConfig, splits: Sequence[Split] = ("train", "val")) -> list[UserError]:
-        """What the folder lacks, by a look at the directory alone; nothing is scanned. All splits share its folders."""
-        root = Path(cfg.root).expanduser()
-        command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
-        expected = f"{IMAGES}, {LISTS} and {MASKS} (or {MASKS_AUG})"
-        if not root.is_dir():
-            what = f"dataset.root={cfg.root}: there is no folder {root.absolute()}; expected there: {expected}"
-            return [UserError(what, f"point dataset.root at the data, or run `{command}`")]
-        found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-        lacking = [name for name in (IMAGES, LISTS) if not (root / name).is_dir()]
-        sbd = getattr(cfg, "sbd_root", None)
-        if (
-            not any((root / name).is_dir() for name in (MASKS, MASKS_AUG))
-            and sbd is None
-            and find_sbd(root, None) is None
-        ):
-            lacking.append(f"{MASKS} (or {MASKS_AUG}, or SBD's cls)")
-        if not lacking:
-            return []
-        holds = f"it holds {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "it is empty"
-        what = f"dataset.root={cfg.root}: {root.absolute()} lacks {' and '.join(lacking)}; {holds}"
-        return [UserError(what, f"point dataset.root at the folder with {expected}, or run `{command}`")]
+# Sizes and digests as the publishers' servers and torchvision state them.
+_VOC = Archive(
+    name="VOCtrainval_11-May-2012.tar",
+    urls=(
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    ),
+    size=1_999_639_040,
+    md5="6cd6e144f989b92b3379bac3b3de84fd",
+    strip="VOCdevkit/VOC2012",
+    unpacked=2_000_000_000,
+)
+_SBD = Archive(
+    name="benchmark.tgz",
+    urls=(
+        "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+        "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+    ),
+    size=1_419_539_633,
+    md5="82b4d87ceb2ed10f6038a1cba92111cb",
+    strip="benchmark_RELEASE/dataset",
+    into="SBD",
+    unpacked=300_000_000,
+    only=("cls/", "train.txt", "val.txt"),  # its images are VOC2012's
+)
+_WITH_MASK = 12031  # of VOC2012's 17125 images have a mask in VOC or SBD
+_VOC_TRAIN = 1464  # images of VOC2012's own train list: the only training masks with a boundary of 255
 
 
 class PascalSource(VocSource):
     """PASCAL-5i as `conf/dataset/pascal5i.yaml` describes it."""
 
     def __init__(self, cfg: PascalConfig) -> None:
-        super().__init__(
-            name=cfg.name,
-            root=cfg.root,
-            classes=VOC_CLASSES,
-            train_list=cfg.train_list,
-            val_list=cfg.val_list,
-            num_folds=cfg.num_folds,
-            sbd_root=cfg.sbd_root,
-            cache=cfg.cache,
+        super().__init__(cfg, VOC_CLASSES)
+        self.train_list, self.val_list = cfg.train_list, cfg.val_list
+        self.sbd_root = _path(cfg.sbd_root)
+
+    @cached_property
+    def sbd(self) -> Path | None:
+        """Folder that holds SBD's `cls`, if there is one.
+
+        Raises:
+            UserError: `sbd_root` is given but holds none.
+        """
+        return find_sbd(self.root, self.sbd_root)
+
+    def mask_places(self) -> list[tuple[str, Path, str]]:
+        return super().mask_places() + ([("cls", self.sbd / "cls", ".mat")] if self.sbd is not None else [])
+
+    def list_ids(self, split: Split) -> tuple[list[str], list[Fault]]:
+        if split == "val" or self.train_list is not None:
+            return super().list_ids(split)
+        image_ids, origin = self._derived()
+        log.info("%s: training list of %d images derived from %s", self.name, len(image_ids), origin)
+        return image_ids, []
+
+    def list_origin(self, split: Split) -> str:
+        return super().list_origin(split) if split == "val" or self.train_list is not None else self._derived()[1]
+
+    def _derived(self) -> tuple[list[str], str]:
+        return derive_train_list(self.root, self.sbd, self.root / MASKS_AUG, self.val_list)
+
+    @classmethod
+    def layout(cls, cfg: PascalConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
+        root = Path(cfg.root).expanduser()  # all splits share its folders
+        masks = any((root / name).is_dir() for name in (MASKS, MASKS_AUG))
+        return {
+            **{name: (root / name).is_dir() for name in (IMAGES, LISTS)},
+            f"{MASKS} (or {MASKS_AUG}, or SBD's cls)": masks or cfg.sbd_root is not None or bool(find_sbd(root, None)),
+        }
+
+    @classmethod
+    def parts(cls, cfg: PascalConfig, fetch: bool = False) -> tuple[Part, ...]:
+        sbd = find_sbd(Path(cfg.root).expanduser(), _path(cfg.sbd_root)) or "SBD"
+        ready = Need(MASKS_AUG, ".png", _WITH_MASK)
+        images = Need(IMAGES, ".jpg", _WITH_MASK)
+        lists = tuple(Need(LISTS, f"{name}.txt", 1) for name in SPLITS)
+        masks = Need(f"{sbd}/cls", ".mat", 11355), *(Need(str(sbd), f"{name}.txt", 1) for name in SPLITS)
+        return (
+            Part(_VOC, needs=(images, Need(MASKS, ".png", 2913), *lists), instead=(images, ready)),
+            Part(_SBD, needs=masks, instead=(ready,)),
         )
+
+    @classmethod
+    def training_images(cls, cfg: Config) -> int | None:
+        data: Any = cfg.dataset
+        if data.train_list not in (None, "train_aug") or cfg.protocol.min_pixels != published.MIN_PIXELS:
+            return None
+        sizes = published.facts()["pascal5i"]["folds"][str(cfg.fold)]["train_aug_10582"]
+        return int(sizes["images_drop" if cfg.protocol.novel_in_training == "drop" else "images_keep"])
+
+    def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
+        if self.num_folds != 4:
+            return super().compare(indexes)
+        known = published.facts()["pascal5i"]
+        val, train = indexes.get("val"), indexes.get("train")
+        pools = {size: pool for pool, size in known["pools"].items()}
+        pool = pools.get(len(train.image_ids)) if train is not None else None
+        counted = "the lists of BAM and SCCAN, counted from VOC2012's and SBD's masks"
+        result = Comparison(f"{counted}; training pool {pool or 'unknown'}")
+        for fold in range(4):
+            self._compare_fold(result, fold, pool, indexes)
+        if val is not None:
+            result.add("evaluation list", "images", known["val_images"], len(val.image_ids))
+        if train is not None and pool is None:
+            result.add("training list", "images", known["pools"]["train_aug_10582"], len(train.image_ids))
+        if val is None or train is None:
+            result.causes.append("a split could not be read: see the faults")
+        result.causes += self._list_causes(indexes, pool) + self._mask_causes(indexes, pool)
+        if result.differences and not result.causes:
+            result.causes.append(
+                "masks that were edited, resized or saved again: restore them from the official archives"
+            )
+        return result
+
+    def _compare_fold(
+        self, result: Comparison, fold: int, pool: str | None, indexes: Mapping[Split, ClassIndex]
+    ) -> None:
+        sizes = published.facts()["pascal5i"]["folds"][str(fold)]
+        novel, names = self.novel_classes(fold), self.classes
+        base = [c for c in range(len(names)) if c not in novel]
+        if "val" in indexes:
+            per_class, images = published.list_sizes(indexes["val"], novel)
+            result.add(f"fold {fold} val", "images", sizes["val"]["images"], images)
+            for c in novel:
+                result.add(f"fold {fold} val", names[c], sizes["val"]["per_class"][names[c]], per_class[c])
+        if pool is not None:
+            train, where = indexes["train"], f"fold {fold} train"
+            kept = published.list_sizes(train, base)[1]
+            result.add(f"{where}, keep", "images", sizes[pool]["images_keep"], kept)
+            per_class, images = published.list_sizes(train, base, drop=novel)
+            result.add(f"{where}, drop", "images", sizes[pool]["images_drop"], images)
+            for c in base:
+                result.add(f"{where}, drop", names[c], sizes[pool]["per_class_drop"][names[c]], per_class[c])
+
+    def _list_causes(self, indexes: Mapping[Split, ClassIndex], pool: str | None) -> list[str]:
+        """What of the lists makes numbers differ."""
+        known, causes = published.facts()["pascal5i"], []
+        val, train = indexes.get("val"), indexes.get("train")
+        if val is not None and len(val.image_ids) != known["val_images"]:
+            where = f"the evaluation list {self.list_origin('val')}"
+            causes.append(f"{where} has {len(val.image_ids)} images; VOC2012's val has 1449")
+        if train is not None and pool is None:
+            causes.append(
+                f"the training list ({self.list_origin('train')}) has {len(train.image_ids)} images; the published "
+                "pools are train_aug (10582) and PFENet's list (5953). HSNet's 10092 follow a rule of their own and "
+                "are not compared"
+            )
+        if train is not None and val is not None and (both := set(train.image_ids) & set(val.image_ids)):
+            causes.append(f"{len(both)} images stand in both the training and the evaluation list, e.g. {min(both)}")
+        return causes
+
+    def _mask_causes(self, indexes: Mapping[Split, ClassIndex], pool: str | None) -> list[str]:
+        """What of the masks makes numbers differ, or is wrong although the numbers agree."""
+        causes = []
+        if (val := indexes.get("val")) is not None:
+            counts = self.mask_counts("val")
+            plain = sorted(i for i in val.image_ids if IGNORE_INDEX not in counts[i].pixels)
+            if plain:
+                causes.append(
+                    f"{len(plain)} of {len(val.image_ids)} evaluation masks have no boundary of 255, as VOC's own all "
+                    f"have, e.g. {plain[0]}: masks of another version (SBD's have none), and scores on them are not "
+                    "comparable"
+                )
+            folds = published.facts()["pascal5i"]["folds"]
+            found = list(published.list_sizes(val, range(20))[0].values())
+            right = [folds[str(c // 5)]["val"]["per_class"][name] for c, name in enumerate(VOC_CLASSES)]
+            if found != right and sorted(found) == sorted(right):
+                causes.append("the masks number the classes in another order than VOC2012 (alphabetical)")
+        if pool == "train_aug_10582":
+            counts = self.mask_counts("train")
+            bounded = sum(IGNORE_INDEX in counts[i].pixels for i in indexes["train"].image_ids)
+            if bounded != _VOC_TRAIN:
+                causes.append(
+                    f"{bounded} training masks have a boundary of 255; VOC's own train list has {_VOC_TRAIN}: masks of "
+                    "another version stand for VOC's (is SegmentationClass complete?)"
+                )
+        return causes
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()

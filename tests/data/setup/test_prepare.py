@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -7,16 +8,19 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server import Site, serve
 from trees import TRAIN_PAIRS, make_coco, make_voc
 
 from fsseg.config.schema import CocoConfig, PascalConfig
-from fsseg.data.setup.download import Archive
-from fsseg.data.setup.prepare import PARTS, Need, Part, prepare
+from fsseg.data.setup.download import Need, Part
+from fsseg.data.setup.prepare import prepare
+from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
 
 
@@ -42,22 +46,32 @@ def official(tmp_path: Path) -> dict[str, bytes]:
     return {"/voc.tar": voc, "/sbd.tgz": sbd}
 
 
-def parts_at(site: Site) -> tuple[Part, ...]:
-    """The official parts with the small archives of `site`, and the counts of `make_voc`."""
+OFFICIAL = PascalSource.parts
+COUNTS = {12031: 6, 2913: 4, 11355: 4}
+"""Files of the official archives, and of those of `make_voc`."""
 
-    def archive(part: Part, path: str) -> Archive:
-        content = site.files[path]
-        digest = hashlib.md5(content).hexdigest()
-        urls = (site.url + path,)
-        return replace(part.archive, name=path[1:], urls=urls, size=len(content), md5=digest, unpacked=0)
 
-    counts = {12031: 6, 2913: 4, 11355: 4}
-    found = []
-    for part, path in zip(PARTS["pascal5i"], ("/voc.tar", "/sbd.tgz")):
-        needs = tuple(replace(n, count=counts.get(n.count, n.count)) for n in part.needs)
-        instead = tuple(replace(n, count=counts.get(n.count, n.count)) for n in part.instead)
-        found.append(Part(archive(part, path), needs, instead))
-    return tuple(found)
+@contextlib.contextmanager
+def served(files: dict[str, bytes], **behaviour: Any) -> Iterator[Site]:
+    """The archives on a server, and PASCAL made of them: its own parts with the counts of `make_voc`."""
+
+    def small(need: Need) -> Need:
+        return replace(need, count=COUNTS.get(need.count, need.count))
+
+    def parts(cfg: PascalConfig, fetch: bool = False) -> tuple[Part, ...]:
+        found = []
+        for part, path in zip(OFFICIAL(cfg, fetch), ("/voc.tar", "/sbd.tgz")):
+            content = files[path]
+            archive = replace(
+                part.archive, name=path[1:], urls=(site.url + path,), size=len(content), unpacked=0,
+                md5=hashlib.md5(content).hexdigest(),
+            )  # fmt: skip
+            found.append(Part(archive, tuple(map(small, part.needs)), tuple(map(small, part.instead))))
+        return tuple(found)
+
+    with serve(Site(files=files, **behaviour)) as site, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PascalSource, "parts", parts)
+        yield site
 
 
 def config(root: Path, **changes) -> PascalConfig:
@@ -79,15 +93,15 @@ def test_what_is_missing_is_said_with_folder_size_and_archive(tmp_path: Path) ->
 
 def test_fetching_makes_a_tree_that_is_indexed_and_verified(tmp_path: Path, official: dict[str, bytes]) -> None:
     root = tmp_path / "data" / "VOC2012"
-    with serve(Site(files=official, break_after=3000)) as site:
-        report = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+    with served(official, break_after=3000) as site:
+        report = prepare(config(root), fetch=True, pause=0)
         assert report.complete
         assert report.fetched == ["voc.tar", "sbd.tgz"]
         assert report.verified is not None
         assert report.verified.ready
         assert report.verified.lists["train"][1] == 4
         requests = len(site.requests)
-        again = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+        again = prepare(config(root), fetch=True, pause=0)
         assert again.fetched == []
         assert len(site.requests) == requests
     assert sorted(p.name for p in root.iterdir() if p.name != ".fsseg") == [
@@ -101,26 +115,26 @@ def test_fetching_makes_a_tree_that_is_indexed_and_verified(tmp_path: Path, offi
 
 
 def test_archives_are_kept_on_request(tmp_path: Path, official: dict[str, bytes]) -> None:
-    with serve(Site(files=official)) as site:
-        prepare(config(tmp_path / "v"), fetch=True, keep_archives=True, parts=parts_at(site), pause=0)
+    with served(official):
+        prepare(config(tmp_path / "v"), fetch=True, keep_archives=True, pause=0)
     assert sorted(p.name for p in (tmp_path / "v" / ".fsseg" / "archives").iterdir()) == ["sbd.tgz", "voc.tar"]
 
 
 def test_only_what_is_missing_is_fetched(tmp_path: Path, official: dict[str, bytes]) -> None:
     root = make_voc(tmp_path / "v", "sbd")
     (root / "SBD").rename(tmp_path / "sbd")
-    with serve(Site(files=official)) as site:
-        there = prepare(config(root, sbd_root=str(tmp_path / "sbd")), fetch=True, parts=parts_at(site), pause=0)
+    with served(official):
+        there = prepare(config(root, sbd_root=str(tmp_path / "sbd")), fetch=True, pause=0)
         assert there.fetched == []
-        absent = prepare(config(root), fetch=True, parts=parts_at(site), pause=0)
+        absent = prepare(config(root), fetch=True, pause=0)
         assert absent.fetched == []  # found beside the root as well
         (tmp_path / "sbd").rename(tmp_path / "hidden")
-        assert prepare(config(root), fetch=True, parts=parts_at(site), pause=0).fetched == ["sbd.tgz"]
+        assert prepare(config(root), fetch=True, pause=0).fetched == ["sbd.tgz"]
 
 
 def test_a_complete_ready_made_mask_folder_needs_no_sbd(tmp_path: Path, official: dict[str, bytes]) -> None:
-    with serve(Site(files=official)) as site:
-        report = prepare(config(make_voc(tmp_path, "aug")), fetch=True, parts=parts_at(site))
+    with served(official) as site:
+        report = prepare(config(make_voc(tmp_path, "aug")), fetch=True)
         assert report.complete
         assert site.requests == []
 
@@ -129,20 +143,18 @@ def test_a_folder_with_less_than_the_archive_brings_is_completed(tmp_path: Path,
     root = make_voc(tmp_path / "v", "sbd")
     (root / "JPEGImages" / "2007_t1.jpg").unlink()
     (root / "JPEGImages" / "mine.txt").write_text("left alone")
-    with serve(Site(files=official)) as site:
-        assert prepare(config(root), fetch=True, parts=parts_at(site), pause=0).fetched == ["voc.tar"]
+    with served(official):
+        assert prepare(config(root), fetch=True, pause=0).fetched == ["voc.tar"]
     assert (root / "JPEGImages" / "2007_t1.jpg").is_file()
     assert (root / "JPEGImages" / "mine.txt").read_text() == "left alone"
 
 
 def test_a_failed_fetch_leaves_nothing_that_looks_like_data(tmp_path: Path, official: dict[str, bytes]) -> None:
-    with (
-        serve(
-            Site(files=official, spoil=lambda body, number: body[:-1] + b"\0" if body[-1] else body[:-1] + b"\1")
-        ) as site,
-        pytest.raises(UserError, match="MD5"),
-    ):
-        prepare(config(tmp_path / "v"), fetch=True, parts=parts_at(site), pause=0)
+    def spoil(body: bytes, number: int) -> bytes:
+        return body[:-1] + (b"\0" if body[-1] else b"\1")
+
+    with served(official, spoil=spoil), pytest.raises(UserError, match="MD5"):
+        prepare(config(tmp_path / "v"), fetch=True, pause=0)
     assert [p.name for p in (tmp_path / "v").iterdir()] == [".fsseg"]
     assert not (tmp_path / "v" / ".fsseg" / "prepare.lock").exists()
 
@@ -151,29 +163,30 @@ _RUN = """
 import json, sys
 sys.path.insert(0, sys.argv[3])
 from fsseg.config.schema import PascalConfig
-from fsseg.data.setup.download import Archive
-from fsseg.data.setup.prepare import Need, Part, prepare
+from fsseg.data.setup.download import Archive, Need, Part
+from fsseg.data.setup.prepare import prepare
+from fsseg.data.sources.voc import PascalSource
 raw = json.loads(sys.argv[2])
 parts = tuple(Part(Archive(**a), tuple(Need(*n) for n in needs), ()) for a, needs in raw)
-report = prepare(PascalConfig(name="pascal5i", root=sys.argv[1]), fetch=True, parts=parts, pause=0)
+PascalSource.parts = lambda cfg, fetch=False: parts
+report = prepare(PascalConfig(name="pascal5i", root=sys.argv[1]), fetch=True, pause=0)
 print(json.dumps([report.fetched, report.verified.ready]))
 """
 
 
 def test_two_processes_that_start_at_once_fetch_once_and_agree(tmp_path: Path, official: dict[str, bytes]) -> None:
     root = tmp_path / "v"
-    with serve(Site(files=official)) as site:
+    with served(official) as site:
         raw = [
-            [vars(p.archive), [[n.folder, n.suffix, n.count] for n in p.needs]] for p in parts_at(site)
-        ]  # fmt: skip
+            [vars(part.archive), [[n.folder, n.suffix, n.count] for n in part.needs]]
+            for part in PascalSource.parts(config(root))
+        ]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
         command = [sys.executable, "-c", _RUN, str(root), json.dumps(raw), str(Path(__file__).parent)]
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         results = [json.loads(process.communicate(timeout=100)[0]) for process in running]
         assert len(site.requests) == 2
     assert sorted(results) == [[[], True], [["voc.tar", "sbd.tgz"], True]]
-    from fsseg.data.sources.voc import PascalSource
-
     index = PascalSource(config(root)).index("train")
     assert list(zip(index.pair_image.tolist(), index.pair_class.tolist(), index.pair_pixels.tolist())) == TRAIN_PAIRS
 

@@ -26,8 +26,8 @@ from fsseg.config.schema import ShapesConfig
 from fsseg.data.sources import shapes
 from fsseg.data.sources.shapes import ShapesSource, dataset_folder, generate, is_whole
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
-from fsseg.data.sources.shapes_draw import CLASS_PARTS, CLASSES, Plan, Recipe, draw, plan
-from fsseg.data.sources.voc import VocSource
+from fsseg.data.sources.shapes_draw import CLASS_PARTS, CLASSES, Layout, Recipe, deal, draw_image
+from fsseg.data.sources.voc_layout import VocSource
 from fsseg.errors import UserError
 
 REPO = Path(__file__).resolve().parents[3]
@@ -103,31 +103,31 @@ def test_a_class_name_is_colour_texture_shape() -> None:
 
 @pytest.mark.parametrize(("num_images", "least"), [(600, 60), (400, 40)])
 def test_every_class_has_enough_images_on_every_background(num_images: int, least: int) -> None:
-    plans = plan(num_images, Random(1), Recipe())
-    classes = Counter(c for p in plans for c in p.class_ids)
-    on_family = Counter((p.family, c) for p in plans for c in p.class_ids)
-    assert len(plans) == num_images
+    layouts = deal(num_images, Random(1), Recipe())
+    classes = Counter(c for p in layouts for c in p.class_ids)
+    on_family = Counter((p.family, c) for p in layouts for c in p.class_ids)
+    assert len(layouts) == num_images
     assert len(classes) == 20
     assert min(classes.values()) >= least
     # a 5-shot episode needs six images of a class on one family
     assert len(on_family) == 20 * len(FAMILY_NAMES)
     assert min(on_family.values()) >= 6
     assert max(on_family.values()) - min(on_family.values()) <= 3
-    assert len(Counter(p.family for p in plans)) == 5
+    assert len(Counter(p.family for p in layouts)) == 5
 
 
 def test_images_hold_one_to_three_different_classes_most_of_them_several() -> None:
-    plans = plan(400, Random(2), Recipe())
-    sizes = Counter(len(p.class_ids) for p in plans)
+    layouts = deal(400, Random(2), Recipe())
+    sizes = Counter(len(p.class_ids) for p in layouts)
     assert sizes == {1: 40, 2: 160, 3: 200}  # Recipe.object_shares: 10, 40, 50 %
-    assert all(len(set(p.class_ids)) == len(p.class_ids) for p in plans)
+    assert all(len(set(p.class_ids)) == len(p.class_ids) for p in layouts)
 
 
 @pytest.mark.parametrize(("look_alike", "low", "high"), [(0.0, 0.42, 0.63), (0.5, 0.66, 0.86), (1.0, 0.9, 1.0)])
 def test_distractors_share_a_property_as_often_as_asked(look_alike: float, low: float, high: float) -> None:
     """By chance 10 of the other 19 classes share one: 3 the colour, 3 the shape, 4 the texture; 0.53, then 0.76, 1."""
-    plans = plan(600, Random(3), Recipe(object_shares=(0, 1, 0), look_alike=look_alike))
-    alike = [any(x == y for x, y in zip(*(CLASS_PARTS[c] for c in p.class_ids))) for p in plans]
+    layouts = deal(600, Random(3), Recipe(object_shares=(0, 1, 0), look_alike=look_alike))
+    alike = [any(x == y for x, y in zip(*(CLASS_PARTS[c] for c in p.class_ids))) for p in layouts]
     assert low <= np.mean(alike) <= high
 
 
@@ -136,7 +136,7 @@ def test_distractors_share_a_property_as_often_as_asked(look_alike: float, low: 
 
 @pytest.mark.parametrize("class_id", range(20))
 def test_a_lone_object_is_whole_and_wears_a_thin_boundary(class_id: int) -> None:
-    image, labels = draw(Plan(class_id % 5, (class_id,)), Random(class_id), Recipe())
+    image, labels = draw_image(Layout(class_id % 5, (class_id,)), Random(class_id), Recipe())
     assert image.shape == (*labels.shape, 3)
     assert image.dtype == labels.dtype == np.uint8
     assert set(np.unique(labels)) == {0, class_id + 1, 255}
@@ -153,7 +153,7 @@ def test_colour_of_an_object_is_that_of_its_name() -> None:
     """Dominant hue of each class's pixels against the six named sectors of the colour circle."""
     hues = {"red": 0, "yellow": 60, "green": 120, "blue": 210, "purple": 280}
     for class_id, (colour, _, _) in enumerate(CLASS_PARTS):
-        image, labels = draw(Plan(0, (class_id,)), Random(100 + class_id), Recipe(ambient=0, noise=0))
+        image, labels = draw_image(Layout(0, (class_id,)), Random(100 + class_id), Recipe(ambient=0, noise=0))
         hsv = np.array(Image.fromarray(image).convert("HSV"))[labels == class_id + 1].astype(float)
         angle = np.median(((hsv[:, 0] * 360 / 255 - hues[colour]) + 180) % 360 - 180)
         assert abs(angle) < 25, CLASSES[class_id]
@@ -164,7 +164,7 @@ def test_texture_shows_in_brightness() -> None:
     expected = {"plain": (0, 0), "striped": (0.35, 0.65), "dotted": (0.2, 0.5), "checkered": (0.35, 0.65)}
     calm = replace(Recipe(), noise=0, shading=0, ambient=0)
     for class_id, (_, texture, _) in enumerate(CLASS_PARTS):
-        image, labels = draw(Plan(0, (class_id,)), Random(200 + class_id), calm)
+        image, labels = draw_image(Layout(0, (class_id,)), Random(200 + class_id), calm)
         bright = image.max(axis=2)[labels == class_id + 1].astype(float)
         dark = (bright < 0.72 * bright.max()).mean()
         low, high = expected[texture]
@@ -172,11 +172,11 @@ def test_texture_shows_in_brightness() -> None:
 
 
 def test_drawing_depends_on_its_random_numbers_alone() -> None:
-    first = draw(Plan(2, (1, 7)), Random(9), Recipe())
+    first = draw_image(Layout(2, (1, 7)), Random(9), Recipe())
     random.seed(0)
     np.random.seed(0)
-    second = draw(Plan(2, (1, 7)), Random(9), Recipe())
-    other = draw(Plan(2, (1, 7)), Random(10), Recipe())
+    second = draw_image(Layout(2, (1, 7)), Random(9), Recipe())
+    other = draw_image(Layout(2, (1, 7)), Random(10), Recipe())
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
     assert first[1].shape != other[1].shape or not np.array_equal(first[1], other[1])
 
@@ -339,9 +339,9 @@ def test_an_exception_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
         calls.append(args)
         if len(calls) > 3:
             raise KeyboardInterrupt
-        return draw(*args)  # type: ignore[arg-type]
+        return draw_image(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shapes, "draw", draw_three)
+    monkeypatch.setattr(shapes, "draw_image", draw_three)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path, *TINY)
     assert list(tmp_path.iterdir()) == []
@@ -350,11 +350,11 @@ def test_an_exception_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
 def test_a_killed_process_leaves_nothing_that_counts(tmp_path: Path) -> None:
     code = (
         "import os, sys; from fsseg.data.sources import shapes\n"
-        "real, calls = shapes.draw, []\n"
+        "real, calls = shapes.draw_image, []\n"
         "def draw(*args):\n"
         "    calls.append(1)\n"
         "    return real(*args) if len(calls) < 4 else os._exit(9)\n"
-        "shapes.draw = draw\n"
+        "shapes.draw_image = draw\n"
         "shapes.generate(sys.argv[1], 4, 3, 5)\n"
     )
     assert run_python(code, tmp_path).wait() == 9

@@ -1,10 +1,11 @@
-"""`fsseg bench data --orders`: the order of work of `fsseg.data.transforms` against the straightforward one.
+"""The order of work of `fsseg.data.transforms` against the straightforward one.
 
-Both build the same training episodes from the same JPEGs in the same run. Called by the `fsseg` command.
+Both build the same training episodes from the same JPEGs in the same run: `python tests/benchmarks/loading_orders.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import statistics
 import time
@@ -25,42 +26,37 @@ from fsseg.data.transforms import CROP_TRIES, TrainTransform
 
 
 @dataclass(frozen=True)
-class OrderComparison:
-    """`fsseg.data.transforms` against the straightforward order, one core, the same episodes in turn.
+class Side:
+    """One order of work, on one core.
 
     Attributes:
-        image_size, switches: what was compared.
-        ours_ms, straightforward_ms: median milliseconds of a 1-shot training episode (two images, two masks), decoding
-            included; processor time, so that other load on the machine counts little.
-        ours_decode_ms, straightforward_decode_ms: the part of it that decodes the JPEGs and PNGs.
-        ratio: median over the episodes of straightforward / ours: the two were timed one right after the other.
-        ours_kept, straightforward_kept: mean share of the foreground that the crop keeps.
-        ours_below, straightforward_below: share of crops that keep less than `crop_keep`.
+        ms: median milliseconds of a 1-shot training episode (two images, two masks), decoding included; processor time,
+            so that other load on the machine counts little.
+        decode_ms: the part of it that decodes the JPEGs and PNGs.
+        kept: mean share of the foreground that the crop keeps.
+        below: share of crops that keep less than `crop_keep`.
     """
 
-    image_size: int
-    switches: str
-    ours_ms: float
-    straightforward_ms: float
-    ours_decode_ms: float
-    straightforward_decode_ms: float
+    ms: float
+    decode_ms: float
+    kept: float
+    below: float
+
+
+@dataclass(frozen=True)
+class OrderComparison:
+    """Both orders on the same episodes; `ratio` is the median over the episodes of straightforward / ours: the two were
+    timed one right after the other."""
+
+    ours: Side
+    straightforward: Side
     ratio: float
-    ours_kept: float
-    straightforward_kept: float
-    ours_below: float
-    straightforward_below: float
 
 
 def compare_orders(
-    image_size: int = 473,
-    scale_range: tuple[float, float] = (0.9, 1.1),
-    rotate_degrees: float = 10.0,
-    blur_probability: float = 1.0,
-    episodes: int = 60,
-    seed: int = 0,
-    pictures: Sequence[tuple[bytes, bytes]] | None = None,
+    transform: TrainTransform, pictures: Sequence[tuple[bytes, bytes]], episodes: int = 60, seed: int = 0
 ) -> OrderComparison:
-    """Time both orders of work on 500 x 375 JPEGs with PNG masks.
+    """Time both orders of work.
 
     The straightforward order decodes both with Pillow, then scales, rotates, blurs and mirrors the whole image in
     float32 with torchvision's functions (masks likewise, nearest neighbour), then draws crops on the finished mask
@@ -68,14 +64,10 @@ def compare_orders(
     process on one thread, episode by episode in turn, so that other load on the machine hits both alike.
 
     Args:
-        image_size, scale_range, rotate_degrees, blur_probability: of the training transform; every step is done to
-            every image by default.
+        pictures: (JPEG bytes, PNG bytes with 1 = foreground), e.g. of `draw_pictures`.
         episodes: timed, after five that are not.
-        seed: of the pictures and the augmentation.
-        pictures: (JPEG bytes, PNG bytes with 1 = foreground); None draws sixteen.
+        seed: of the augmentation.
     """
-    transform = TrainTransform(image_size, scale_range, rotate_degrees, blur_probability)
-    files = pictures or draw_pictures(16, seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times: tuple[list[float], list[float]] = ([], [])
@@ -86,7 +78,7 @@ def compare_orders(
             for side, build in enumerate((_build_ours, _build_straightforward)):
                 shares, decode, start = [], 0.0, time.process_time()
                 for role in range(2):
-                    jpeg, png = files[(2 * number + role) % len(files)]
+                    jpeg, png = pictures[(2 * number + role) % len(pictures)]
                     share, seconds = build(jpeg, png, transform, Random(f"bench {seed} {number} {role}"))
                     shares.append(share)
                     decode += seconds
@@ -96,21 +88,16 @@ def compare_orders(
                     kept[side].extend(shares)
     finally:
         torch.set_num_threads(threads)
-    ours, other = (1e3 * statistics.median(t) for t in times)
-    below = [sum(k < transform.crop_keep for k in side) / len(side) for side in kept]
-    return OrderComparison(
-        image_size=image_size,
-        switches=f"scale {scale_range[0]}-{scale_range[1]}, rotation {rotate_degrees}, blur {blur_probability}",
-        ours_ms=ours,
-        straightforward_ms=other,
-        ours_decode_ms=1e3 * statistics.median(decodes[0]),
-        straightforward_decode_ms=1e3 * statistics.median(decodes[1]),
-        ratio=statistics.median(plain / own for own, plain in zip(*times)),
-        ours_kept=statistics.fmean(kept[0]),
-        straightforward_kept=statistics.fmean(kept[1]),
-        ours_below=below[0],
-        straightforward_below=below[1],
+    ours, straightforward = (
+        Side(
+            ms=1e3 * statistics.median(times[side]),
+            decode_ms=1e3 * statistics.median(decodes[side]),
+            kept=statistics.fmean(kept[side]),
+            below=sum(k < transform.crop_keep for k in kept[side]) / len(kept[side]),
+        )
+        for side in range(2)
     )
+    return OrderComparison(ours, straightforward, statistics.median(plain / own for own, plain in zip(*times)))
 
 
 def _build_ours(jpeg: bytes, png: bytes, transform: TrainTransform, random: Random) -> tuple[float, float]:
@@ -203,17 +190,29 @@ def draw_pictures(count: int, seed: int, size: tuple[int, int] = (375, 500)) -> 
     return files
 
 
-def format_comparison(c: OrderComparison) -> str:
-    """The comparison in four lines of plain text."""
-    sides = (
-        ("fsseg", c.ours_ms, c.ours_decode_ms, c.ours_kept, c.ours_below),
-        ("straightforward", c.straightforward_ms, c.straightforward_decode_ms, c.straightforward_kept,
-         c.straightforward_below),
-    )  # fmt: skip
-    lines = [f"1-shot training episode at {c.image_size} px from 500 x 375 JPEGs, one core ({c.switches}):"]
-    for name, total, decode, kept, below in sides:
+def format_comparison(found: OrderComparison) -> str:
+    """The comparison in three lines of plain text."""
+    lines = []
+    for name, side in (("fsseg", found.ours), ("straightforward", found.straightforward)):
         lines.append(
-            f"  {name:<15} {total:7.1f} ms, {decode:4.1f} of them to decode; the crop keeps {100 * kept:.1f} % of the "
-            f"foreground, {100 * below:.1f} % of crops less than the limit"
+            f"  {name:<15} {side.ms:7.1f} ms, {side.decode_ms:4.1f} of them to decode; the crop keeps "
+            f"{100 * side.kept:.1f} % of the foreground, {100 * side.below:.1f} % of crops less than the limit"
         )
-    return "\n".join([*lines, f"  {c.ratio:.2f} times as fast"])
+    return "\n".join([*lines, f"  {found.ratio:.2f} times as fast"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=473, help="side of the network input in pixels (default: 473)")
+    parser.add_argument("--episodes", type=int, default=60, help="episodes timed (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the augmentation (default: 0)")
+    arguments = parser.parse_args()
+    transform = TrainTransform(arguments.size, (0.9, 1.1), 10.0, 1.0)  # every step is done to every image
+    print(f"1-shot training episode at {arguments.size} px from 500 x 375 JPEGs, one core")
+    print(f"(scale 0.9-1.1, rotation 10 degrees, blur always), {arguments.episodes} episodes:")
+    pictures = draw_pictures(16, arguments.seed)
+    print(format_comparison(compare_orders(transform, pictures, arguments.episodes, arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()
