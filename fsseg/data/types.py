@@ -38,7 +38,7 @@ class Episode:
         query_mask: (H, W) uint8
         query_picture: (H, W) bool, likewise
         spec: where it comes from
-        valid_size: (height, width) of the part of the H x W query that is image; the rest, right and below, is padding
+        valid_size: (height, width) of the upper left part of the H x W query that holds its image, corners included
         query_truth: (H0, W0) uint8, the query's mask at original size; None in training
     """
 

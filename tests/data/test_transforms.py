@@ -96,8 +96,8 @@ def test_the_picture_is_where_some_channel_is_not_the_mean_colour(
 ) -> None:
     """The rule by colour is the former one: padding is 0 exactly, and no mixture of whole levels is."""
     draw = np.random.default_rng(seed)
-    levels = np.array([124, 116, 104]) + draw.integers(-deviation, deviation + 1, (height, width, 3))
-    image = levels.clip(0, 255).astype(np.uint8)  # around the mean colour, 123.7, 116.3, 103.5
+    colours = np.array([124, 116, 104]) + draw.integers(-deviation, deviation + 1, (height, width, 3))
+    image = colours.clip(0, 255).astype(np.uint8)  # around the mean colour, 123.7, 116.3, 103.5
     mask = draw.choice(np.array([0, 1, 255], dtype=np.uint8), (height, width))
     evaluation = EvalTransform(transform.image_size)
     for sample in (transform(image, mask, Random(seed)), evaluation(image, mask), evaluation(image, mask, True)):
