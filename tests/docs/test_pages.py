@@ -81,7 +81,10 @@ def test_names_that_link_to_a_file_are_defined_there(page: Path) -> None:
                 assert name in defined((page.parent / target).resolve()), f"[{text}]({target})"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=names(PRESENT))
 def test_files_that_a_page_names_exist(page: Path) -> None:
     for line in prose(page).splitlines():
         if re.match(r"\*\*\d\. ", line):  # a step of an add-a-... page: the file that it creates
@@ -106,7 +109,8 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield words
 
 
-COMPLETE = [page for page in PAGES if not page.name.startswith("add-a-")]  # those add choices; each has a test
+# The others add choices (each has a test of its own), or speak of what there was.
+COMPLETE = [page for page in PAGES if not page.name.startswith(("add-a-", "CHANGELOG"))]
 
 
 @pytest.mark.parametrize("page", COMPLETE, ids=names(COMPLETE))
@@ -125,3 +129,25 @@ def test_commands_compose(page: Path) -> None:
                     overrides.remove("hydra.launcher")
                 for job, composed in c.grid(overrides):
                     assert not isinstance(composed, UserError), f"{shlex.join(words)}: {job}: {composed}"
+
+
+EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=[file.stem for file in EXPERIMENTS])
+def test_an_experiment_says_its_command_what_it_takes_and_what_came_out(file: Path) -> None:
+    head = []
+    for line in file.read_text().splitlines()[1:]:
+        if not line.startswith("# "):
+            break
+        head.append(line.removeprefix("# "))
+    assert f"experiment={file.stem}" in head[0]
+    takes = next(line for line in head if line.startswith("Takes: "))
+    assert any(line.startswith("Result: ") for line in head)
+    with composer() as c:
+        cells = len(c.grid([f"experiment={file.stem}"]))
+    assert takes.startswith(f"Takes: {cells} cell{'s' if cells > 1 else ''}")
+    # figures that a head quotes are those of the page
+    page = (ROOT / "docs" / "results.md").read_text()
+    for figure in re.findall(r"\b\d\d\.\d\d\b", " ".join(head)):
+        assert figure in page
