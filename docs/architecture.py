@@ -33,8 +33,8 @@ ROOMS = {
     "sweep": (1, "the cells of a grid: plan, launch, status, retry, clean, copies on a remote store"),
     "data": (2, "images and masks, folds, lists, episodes, transforms; `sources` reads, `setup` fetches and checks"),
     "cell": (2, "a run directory: its name, its files, who holds it"),
-    "config": (2, "every setting, its checks, and the composition of override lines"),
     "draw": (3, "sheets of episodes, curves and plots"),
+    "config": (2, "every setting, its checks, and the composition of override lines"),
     "process": (2, "files written whole, signals, logs, provenance"),
     "errors": (1, "`UserError`: what is wrong, and what to do"),
 }

@@ -67,6 +67,15 @@ def test_page_and_picture_are_current(script: ModuleType, capsys: pytest.Capture
     assert script.main([]) == 0, capsys.readouterr().out
 
 
+def test_the_order_of_the_rooms_is_the_one_that_ci_enforces(script: ModuleType) -> None:
+    contract = (ROOT / "pyproject.toml").read_text().partition("layers = [")[2].partition("]")[0]
+    layers = [re.findall(r"\w+", layer) for layer in re.findall(r'"([^"]+)"', contract)]
+    rank = {room: number for number, layer in enumerate(layers) for room in layer}
+    rooms = [room for room in script.ROOMS if room != "train.py"]
+    assert set(rooms) == set(rank)
+    assert [rank[room] for room in rooms] == sorted(rank.values())
+
+
 def test_the_picture_shows_every_room_of_the_table(script: ModuleType) -> None:
     found = (ROOT / "fsseg").iterdir()
     rooms = {path.stem for path in found if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
