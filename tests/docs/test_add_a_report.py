@@ -11,6 +11,7 @@ from runs import SMALL
 from fsseg.config import schema
 from fsseg.report import experiments
 from fsseg.report.aggregate import aggregate
+from fsseg.report.formats import MISSING
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -25,8 +26,8 @@ def test_the_report_of_the_page_makes_its_table(tmp_path: Path, page: Any, monke
     found: dict[str, dict[str, list[float]]] = {}
     for model, fold in (("full", 0), ("baseline", 0), ("full", 1)):
         result = page.run(
-            "name=classes", "report=per_class", f"ablation={model}", f"fold={fold}", "train.max_steps=2", "protocol.num_episodes=15",
-            f"dataset.root={tmp_path}/shapes", f"output_dir={tmp_path}/outputs", f"variant={model}", *small,
+            "name=classes", "report=per_class", f"ablation={model}", f"fold={fold}", "train.max_steps=2",
+            "protocol.num_episodes=15", f"dataset.root={tmp_path}/shapes", f"output_dir={tmp_path}/outputs", f"variant={model}", *small,
         )  # fmt: skip
         for name, iou in result["metrics"]["per_class"].items():
             found.setdefault(name, {}).setdefault(model, []).append(iou)
@@ -36,5 +37,5 @@ def test_the_report_of_the_page_makes_its_table(tmp_path: Path, page: Any, monke
     assert "IoU of each class in percent" in text
     for name, models in found.items():
         (line,) = [line for line in page_written.splitlines() if line.startswith(f"| {name} |")]
-        expected = [f"{models[m][0]:.2f}" if m in models else "-" for m in ("baseline", "full")]
+        expected = [f"{models[m][0]:.2f}" if m in models else MISSING for m in ("baseline", "full")]
         assert [part.strip() for part in line.strip("|").split("|")][1:] == expected
