@@ -1,7 +1,7 @@
 """What every method is to the rest of the code: `FewShotModel`, which turns a `Batch` into a `Prediction` and a loss.
 
 The engine trains and evaluates through this interface only; each method lives in a file of its own
-(`fsseg.model.METHODS`).
+(`fsseg.model.method_class`).
 """
 
 from __future__ import annotations
