@@ -422,12 +422,10 @@ class Config:
 NEUTRAL_KEYS = (
     "output_dir", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
     "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
-    "train.checkpoint_epochs", "lease_seconds",
-    "sync.",
-    "protocol.episodes_file", "checkpoint",
+    "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
 )  # fmt: skip
-# The paths of weights, episodes and a checkpoint are neutral; what those files hold is not, and enters the fingerprint
-# by its digest (see `fsseg.cell.key`).
+# Of weights, episodes and a checkpoint only the path is neutral: what the file holds enters the fingerprint by its
+# digest (see `fsseg.cell.key`).
 
 
 def register() -> None:

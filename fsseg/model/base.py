@@ -1,7 +1,7 @@
 """What every method is to the rest of the code: `FewShotModel`, which turns a `Batch` into a `Prediction` and a loss.
 
 The engine trains and evaluates through this interface only; each method lives in a file of its own
-(`fsseg.config.schema.MethodConfig` names them).
+(`fsseg.model.method_class`).
 """
 
 from __future__ import annotations
@@ -80,13 +80,20 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def training_target(batch: Batch, ignore_in_loss: bool = True) -> Tensor:
     """What the queries of a batch are trained towards, (B, H, W) uint8 in {0, 1, 255}: 255 counts nowhere.
 
-    Padding is 255 always.
+    Padding is 255 always. That is what lies outside `valid_sizes`, and in a rotated image the corners beyond the
+    picture too: they are 255 with the mean colour exactly (0 in all channels), which no pixel of a picture has.
 
     Args:
         ignore_in_loss: leave annotated pixels of 255 out; False trains them as background.
     """
     target = batch.query_mask
-    return target if ignore_in_loss else target.masked_fill((target == IGNORE_INDEX) & batch.query_picture, 0)
+    if ignore_in_loss:
+        return target
+    padding = (batch.query_image == 0).all(1)
+    for outside, (height, width) in zip(padding, batch.valid_sizes):
+        outside[height:] = True
+        outside[:, width:] = True
+    return target.masked_fill((target == IGNORE_INDEX) & ~padding, 0)
 
 
 class FewShotModel(nn.Module):
