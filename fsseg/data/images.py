@@ -31,16 +31,15 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _image_faults(path: Path | str) -> Iterator[None]:
+def _named(path: Path | str, kind: str = "image") -> Iterator[None]:
     """Whatever opening and decoding raises, as a `UserError` that names the file."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(
-            f"image {path} is missing", "complete the image folder, or take the name off the list"
-        ) from None
+        what, fix = f"{kind} {path} is missing", f"complete the {kind} folder, or take the name off the list"
+        raise UserError(what, fix) from None
     except _DECODE_ERRORS as error:
-        raise UserError(f"image {path} cannot be read: {_reason(error)}", _RESTORE) from error
+        raise UserError(f"{kind} {path} cannot be read: {_reason(error)}", _RESTORE) from error
 
 
 def read_image(path: Path | str, longer_side: int | None = None) -> NDArray[np.uint8]:
@@ -52,7 +51,7 @@ def read_image(path: Path | str, longer_side: int | None = None) -> NDArray[np.u
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    with _image_faults(path):
+    with _named(path):
         return decode_image(Path(path).read_bytes(), longer_side)
 
 
@@ -125,7 +124,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         UserError: the file is missing or no image.
     """
-    with _image_faults(path), Image.open(path) as image:
+    with _named(path), Image.open(path) as image:
         return image.height, image.width
 
 
@@ -135,7 +134,7 @@ def check_image(path: Path | str) -> tuple[int, int]:
     Raises:
         UserError: the file is missing, truncated or no image.
     """
-    with _image_faults(path), Image.open(path) as image:
+    with _named(path), Image.open(path) as image:
         size = image.height, image.width
         # JPEG: all bits are read, few pixels computed
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
@@ -153,18 +152,13 @@ def read_labels(path: Path | str) -> NDArray[np.uint8]:
 
 
 def _read_png(path: Path | str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(
-                    f"mask {path} is of mode {image.mode}: one byte of class number per pixel is expected",
-                    "use the palette PNGs of VOC2012 (class numbers), not masks painted in colours",
-                )
-            return np.array(image)
-    except FileNotFoundError:
-        raise UserError(f"mask {path} is missing", "complete the mask folder, or take the name off the list") from None
-    except _DECODE_ERRORS as error:
-        raise UserError(f"mask {path} cannot be read: {_reason(error)}", _RESTORE) from error
+    with _named(path, "mask"), Image.open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(
+                f"mask {path} is of mode {image.mode}: one byte of class number per pixel is expected",
+                "use the palette PNGs of VOC2012 (class numbers), not masks painted in colours",
+            )
+        return np.array(image)
 
 
 def _read_sbd(path: Path | str) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Looking at thousands of files in parallel: the tasks, and the child processes that do them.
 
-`index` counts masks with it, `verify` decodes images. Run as `python -m fsseg.data.workers TASK` this module is a
+`mask_scan` counts masks with it, `verify` decodes images. Run as `python -m fsseg.data.workers TASK` this module is a
 worker: paths on stdin, one JSON line per file on stdout. Plain child processes, unlike multiprocessing's, neither
 import the user's main module again nor fork a process with threads.
 """
@@ -71,14 +71,14 @@ def look_at(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, A
             yield path, result
     # Few files, or what a dead worker left behind.
     for path in left:
-        yield path, _attempt(task, path)
+        yield path, _done_to(task, path)
 
 
 def _finished(running: list[Future[None]]) -> bool:
     return not wait(running, timeout=_PROGRESS_SECONDS).not_done
 
 
-def _attempt(task: str, path: str) -> Any:
+def _done_to(task: str, path: str) -> Any:
     try:
         return TASKS[task](path)
     except UserError as error:
@@ -110,7 +110,7 @@ def _drive(task: str, share: Sequence[str], done: list[tuple[str, Any]]) -> None
 
 def _serve(task: str) -> None:
     for path in json.loads(sys.stdin.read()):
-        sys.stdout.write(json.dumps(_attempt(task, path)) + "\n")
+        sys.stdout.write(json.dumps(_done_to(task, path)) + "\n")
     sys.stdout.flush()
 
 

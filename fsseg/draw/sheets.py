@@ -108,7 +108,7 @@ def paint(
 
 
 @dataclass(frozen=True)
-class Sample:
+class Tile:
     """One picture of a `sample_sheet`: (H, W, 3) uint8, its mask (H, W) uint8 in {0, 1, 255}, two lines below it."""
 
     image: NDArray[np.uint8]
@@ -116,7 +116,7 @@ class Sample:
     caption: str
 
 
-def sample_sheet(path: Path, samples: Sequence[Sample], columns: int = 5) -> None:
+def sample_sheet(path: Path, samples: Sequence[Tile], columns: int = 5) -> None:
     """A PNG of masks over their images with captions, `columns` side by side. Written atomically.
 
     Raises:

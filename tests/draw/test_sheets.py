@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsseg.draw.sheets import PREDICTION_COLOUR, TRUTH_COLOUR, Sample, SheetRow, episode_sheet, paint, sample_sheet
+from fsseg.draw.sheets import PREDICTION_COLOUR, TRUTH_COLOUR, SheetRow, Tile, episode_sheet, paint, sample_sheet
 
 
 def grey(height=20, width=20):
@@ -96,7 +96,7 @@ def test_images_of_all_proportions_fit_into_one_sheet(tmp_path):
 
 def test_samples_stand_side_by_side_with_their_masks_and_a_row_is_as_tall_as_its_tallest(tmp_path):
     def sample(height, width):
-        return Sample(grey(height, width), square_mask(height, width), "dog, train\nx_{$")
+        return Tile(grey(height, width), square_mask(height, width), "dog, train\nx_{$")
 
     sample_sheet(tmp_path / "a.png", [sample(100, 100), sample(50, 100), sample(50, 100)], columns=2)
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))

@@ -44,7 +44,7 @@ def unpack(archive: Archive, path: Path, root: Path) -> int:
             if inside is None:
                 continue
             if source is None:
-                raise _escape(path, name, "is a link or a device")
+                raise _escape_error(path, name, "is a link or a device")
             target = staging / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             with source() as content, open(target, "wb") as file:
@@ -88,7 +88,7 @@ def _inside(name: str, archive: Archive) -> Path | None:
     """Where below the target folder a member goes; None if it is not wanted."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
-        raise _escape(Path(archive.name), name, "would leave the folder")
+        raise _escape_error(Path(archive.name), name, "would leave the folder")
     if archive.strip:
         try:
             pure = pure.relative_to(archive.strip)
@@ -99,7 +99,7 @@ def _inside(name: str, archive: Archive) -> Path | None:
     return Path(*pure.parts)
 
 
-def _escape(path: Path, member: str, why: str) -> UserError:
+def _escape_error(path: Path, member: str, why: str) -> UserError:
     return UserError(f"{path}: member {member!r} {why}; not unpacked", "fetch the archive from its official place")
 
 

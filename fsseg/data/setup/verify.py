@@ -17,7 +17,7 @@ import numpy as np
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.source import SPLITS, ClassIndex, Source, Split
 from fsseg.data.workers import look_at
-from fsseg.draw.sheets import Sample, sample_sheet
+from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
             continue
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
-            report.faults += _check_images(source, split, index, set(missing), report)
+            report.faults += _image_faults(source, split, index, set(missing), report)
     report.comparison = source.compare(indexes)
     if sheet is not None and indexes:
         rng, each = np.random.default_rng(0), num_samples // len(indexes)  # the same samples every time
@@ -139,7 +139,7 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
     return report
 
 
-def _check_images(
+def _image_faults(
     source: Source, split: Split, index: ClassIndex, missing: set[str], report: VerifyReport
 ) -> list[Fault]:
     """Decode the images of a split that are there; their sizes must be those of their masks."""
@@ -159,7 +159,7 @@ def _check_images(
     return sorted(faults, key=lambda fault: fault.path)
 
 
-def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Sample]:
+def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Tile]:
     """One mask over its image of each class, then a second of each, ...; images not there or faulty are passed over."""
     by_class: dict[int, list[int]] = {}
     for pair in rng.permutation(np.flatnonzero(index.pair_pixels)).tolist():
@@ -169,18 +169,18 @@ def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Gen
             sample = None
             while sample is None and by_class[class_id]:
                 image_id = index.image_ids[index.pair_image[by_class[class_id].pop()]]
-                sample = _sample(source, split, image_id, class_id)
+                sample = _tile(source, split, image_id, class_id)
             if sample is None:
                 del by_class[class_id]
             else:
                 yield sample
 
 
-def _sample(source: Source, split: Split, image_id: str, class_id: int) -> Sample | None:
+def _tile(source: Source, split: Split, image_id: str, class_id: int) -> Tile | None:
     try:
         image, mask = source.image(split, image_id), source.mask(split, image_id, class_id)
     except UserError:
         return None
     if image.shape[:2] != mask.shape:
         return None
-    return Sample(image, mask, f"{source.classes[class_id]}, {split}\n{image_id}")
+    return Tile(image, mask, f"{source.classes[class_id]}, {split}\n{image_id}")

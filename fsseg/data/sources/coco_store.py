@@ -94,7 +94,7 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
 
     Args:
         path: an `instances_*.json`.
-        folders: where the store is looked for and kept (see `store.cache_folders`).
+        folders: where the store is looked for and kept (see `arrays.cache_folders`).
         verify: check the whole store's checksum, not only its header.
 
     Raises:

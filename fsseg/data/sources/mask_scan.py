@@ -1,7 +1,7 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
 A scan is kept per mask folder and file by file (size and time), so that another list costs nothing and a changed
-mask costs one file. `pascal.VocSource` is the caller; COCO, annotated in one JSON file, has its own store in `coco`.
+mask costs one file. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def scan_masks(
         label: names the mask folder in the store's file name and key.
         files: all masks of the folder, by image id.
         wanted: image ids to count, all of them in `files`.
-        folders: where the store is looked for and kept (see `store.cache_folders`).
+        folders: where the store is looked for and kept (see `arrays.cache_folders`).
 
     Returns:
         counts by image id, and a fault for every mask that cannot be read.

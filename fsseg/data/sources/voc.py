@@ -111,7 +111,8 @@ class PascalSource(VocSource):
     @classmethod
     def training_images(cls, cfg: Config) -> int | None:
         data: Any = cfg.dataset
-        if data.train_list not in (None, "train_aug") or cfg.protocol.min_pixels != published.MIN_PIXELS:
+        standard = data.train_list in (None, "train_aug") and data.num_folds == 4
+        if not standard or cfg.protocol.min_pixels != published.MIN_PIXELS:
             return None
         sizes = published.facts()["pascal5i"]["folds"][str(cfg.fold)]["train_aug_10582"]
         return int(sizes["images_drop" if cfg.protocol.novel_in_training == "drop" else "images_keep"])

@@ -1,4 +1,4 @@
-"""Image lists of VOC2012 and SBD: reading the forms people publish, and deriving `train_aug`. Called by `pascal`."""
+"""Image lists of VOC2012 and SBD: reading the forms people publish, and deriving `train_aug`."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from trees import SBD_MASKS, TRAIN_AUG, TRAIN_PAIRS, VAL_PAIRS, VOC_MASKS, make_voc, write_jpeg, write_list, write_png
 
+from fsseg.config.compose import compose
 from fsseg.config.schema import PascalConfig
 from fsseg.data.images import read_labels
 from fsseg.data.source import ClassIndex, Split
@@ -161,6 +162,21 @@ def test_folder_check_says_what_is_expected_found_and_how_to_get_it(tmp_path: Pa
     (tmp_path / "empty" / "VOCdevkit").mkdir()
     assert "it holds VOCdevkit" in check(tmp_path / "empty")[0].what
     assert check(make_voc(tmp_path / "good")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "images"),
+    [
+        ("fold=2", 4767),
+        ("fold=2 dataset.train_list=train_aug protocol=hsnet", None),  # HSNet's lists take objects of any size
+        ("fold=2 dataset.train_list=train_aug protocol.novel_in_training=background", 7154),
+        ("fold=2 dataset.train_list=train", None),
+        ("fold=4 dataset.num_folds=5", None),  # not the published folds
+    ],
+)
+def test_training_images_are_known_where_the_lists_are_the_published_ones(line: str, images: int | None) -> None:
+    cfg = compose(["dataset=pascal5i", *line.split()]).cfg
+    assert PascalSource.training_images(cfg) == images
 
 
 def real(shared: Path, tmp: Path, **changes) -> PascalSource:
