@@ -80,20 +80,13 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def training_target(batch: Batch, ignore_in_loss: bool = True) -> Tensor:
     """What the queries of a batch are trained towards, (B, H, W) uint8 in {0, 1, 255}: 255 counts nowhere.
 
-    Padding is 255 always. That is what lies outside `valid_sizes`, and in a rotated image the corners beyond the
-    picture too: they are 255 with the mean colour exactly (0 in all channels), which no pixel of a picture has.
+    Padding is 255 always.
 
     Args:
         ignore_in_loss: leave annotated pixels of 255 out; False trains them as background.
     """
     target = batch.query_mask
-    if ignore_in_loss:
-        return target
-    padding = (batch.query_image == 0).all(1)
-    for outside, (height, width) in zip(padding, batch.valid_sizes):
-        outside[height:] = True
-        outside[:, width:] = True
-    return target.masked_fill((target == IGNORE_INDEX) & ~padding, 0)
+    return target if ignore_in_loss else target.masked_fill((target == IGNORE_INDEX) & batch.query_picture, 0)
 
 
 class FewShotModel(nn.Module):

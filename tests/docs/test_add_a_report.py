@@ -28,7 +28,7 @@ def test_the_report_of_the_page_makes_its_table(tmp_path: Path, page: Any, monke
         result = page.run(
             "name=classes", "report=per_class", f"ablation={model}", f"fold={fold}", "train.max_steps=2",
             "protocol.num_episodes=15", f"dataset.root={tmp_path}/shapes", f"output_dir={tmp_path}/outputs",
-                f"variant={model}", *small,
+            f"variant={model}", *small,
         )  # fmt: skip
         for name, iou in result["metrics"]["per_class"].items():
             found.setdefault(name, {}).setdefault(model, []).append(iou)
