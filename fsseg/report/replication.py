@@ -1,4 +1,4 @@
-"""`replication_results.json`, the file of the older single-script workflow: read by `collect`, written by `tables`.
+"""`replication_results.json`, the file of the older single-script workflow: read by `collect`, made by `summary`.
 
 Its schema: `{"results": {"<dataset>_<backbone>_<k>shot": {"0".."3": {"miou": fraction}, "mean": {"miou": fraction}}}}`.
 It knows neither method (it is ABCB's replication), nor protocol, nor seed.

@@ -16,7 +16,7 @@ def sweep(tmp_path, make_cell):
         make_cell(fold, miou)
     for fold in (0, 1):
         make_cell(fold, 72.0 + fold, shot=5)
-    (make_cell(2, None, shot=5) / "status.json").write_text('{"state": "failed", "reason": "CUDA out of memory"}')
+    make_cell(2, None, shot=5, status={"state": "failed", "reason": "CUDA out of memory"})
     make_cell(0, 40.0, dataset="coco20i", missing_classes=["person"])
     return tmp_path / "x"
 
