@@ -15,18 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import (
-    Metrics,
-    Problem,
-    Result,
-    RunDirectory,
-    Snapshot,
-    State,
-    Unreadable,
-    is_run,
-    read,
-    walk,
-)  # fmt: skip
+from fsseg.cell.record import Problem, Result, RunDirectory, Snapshot, State, Unreadable, is_run, read, walk
 from fsseg.errors import UserError
 from fsseg.report.replication import REPLICATION_FILE, is_ours, parse_replication
 
@@ -40,7 +29,8 @@ class CellResult:
 
     Attributes:
         path: the run directory; for a figure of the older workflow, its file.
-        result: of a cell without result.json, no more than its key, and its protocol if that is known.
+        result: without its provenance, which no table shows and which would be a third of the memory; of a cell without
+            result.json, no more than its key, and its protocol if that is known.
         reason: why there is no score, for people; empty with one.
     """
 
@@ -175,6 +165,7 @@ def _read_run(run: RunDirectory, problems: list[Problem]) -> list[CellResult]:
     """The cell of a run directory; none if nothing tells which it is."""
     seen = run.look()
     if (result := seen.result) is not None:
+        result.provenance = {}
         return [CellResult(run.directory, result, seen.state, "" if result.metrics else "trained, not evaluated")]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
@@ -216,17 +207,11 @@ def _span(seconds: float) -> str:
 
 def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
     try:
-        entries, faults = parse_replication(read(path, dict[str, Any]) or {})
+        results, faults = parse_replication(path.resolve().parent.name, read(path, dict[str, Any]) or {})
     except Unreadable as error:
-        problems.append(Problem(path, str(error)))
-        return []
-    problems.extend(Problem(path, fault) for fault in faults)
-    name, protocol = path.resolve().parent.name, {"name": "older workflow (not recorded)"}
-    found = []
-    for entry in entries:
-        key = CellKey(name, entry.dataset, "abcb", entry.backbone, entry.shot, entry.fold, 0, "default")
-        found.append(CellResult(path, Result(key, "", protocol, metrics=Metrics(entry.miou))))
-    return found
+        results, faults = [], [str(error)]
+    problems += [Problem(path, fault) for fault in faults]
+    return [CellResult(path, result) for result in results]
 
 
 def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class Group:
         return self.of_the_papers_task and self.settings_known and not self.other_settings
 
 
-def groups_of(cells: Iterable[CellResult], reports: Collection[str]) -> list[Group]:
+def groups_of(cells: Iterable[CellResult], reports: Container[str | None]) -> list[Group]:
     """The scored cells of the named reports, sorted into tables."""
     found: dict[tuple[str, str, tuple[str, ...]], list[CellResult]] = defaultdict(list)
     for cell in cells:
@@ -96,8 +96,9 @@ def _same_settings(cell: CellResult) -> tuple[bool, str]:
 
 
 def _model(cell: CellResult) -> str:
-    settings = cell.result.model if cell.identity is None else cell.identity
-    return json_text({k: v for k, v in sorted(settings.items()) if cell.identity is None or k.startswith("model.")})
+    if cell.identity is None:
+        return json_text(cell.result.model)
+    return json_text({k: v for k, v in sorted(cell.identity.items()) if k.startswith("model.")})
 
 
 def _rate(cell: CellResult) -> Any:
@@ -195,8 +196,8 @@ def notes_of(group: Group, rows: Rows, beside_paper: bool = True) -> list[str]:
         notes.append("partial: some novel classes could not be evaluated")
     if not group.settings_known:
         notes.append(
-            "no identity.json lies beside these results, so their settings are unknown: the rows may differ in more "
-            "than the model" + (", and there are no differences to the paper" if beside_paper else "")
+            "no identity.json that can be read lies beside these results, so their settings are unknown: the rows may "
+            "differ in more than the model" + (", and nothing is compared with the paper" if beside_paper else "")
         )
     if beside_paper and (not group.of_the_papers_task or group.other_settings):
         notes.append(

@@ -17,7 +17,7 @@ from fsseg.process.files import write_atomic
 from fsseg.report.bias import background_bias, figure5
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, rows_of, statistic
-from fsseg.report.formats import MISSING, TextTable, to_markdown, to_text
+from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import paper_results
 
 
@@ -40,8 +40,8 @@ def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | No
         table = REPORTS[group.report](group, folder / f"{group.stem}.png")
         table.notes += group.notes
         markdown = folder / f"{group.stem}.md"
-        write_atomic(markdown, to_markdown(table))
-        texts.append(to_text(table))
+        write_atomic(markdown, table.to_markdown())
+        texts.append(table.to_text())
         files += [markdown, *table.pictures]
     return Written("\n".join(texts), files) if texts else None
 

@@ -6,7 +6,7 @@ through it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,79 +32,70 @@ class TextTable:
     notes: list[str] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
 
-    @property
-    def columns(self) -> int:
-        """How many stand under one group."""
-        return (len(self.header) - 1) // len(self.groups)
+    def to_text(self) -> str:
+        """For a terminal or a log."""
+        lines = self._lines()
+        if len(lines[0]) > _MAX_WIDTH and len(self.groups) > 1:
+            lines = ["\n\n".join("\n".join(block._lines()) for block in self._blocks())]
+        notes = [f"  {note}" for note in self.notes] + [f"  picture: {p}" for p in self.pictures]
+        gap = [] if self.groups else [""]
+        return "\n".join([self.title, "", *lines, *gap, *notes]).rstrip("\n") + "\n"
 
-    def blocks(self) -> Iterator[TextTable]:
+    def to_markdown(self) -> str:
+        """As GitHub Markdown, its pictures shown."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
+
+        groups = [f"{group} " for group in self.groups for _ in range(self._per_group)] or [""] * len(self.header)
+        header = [self.header[0], *(group + name for group, name in zip(groups, self.header[1:]))]
+        rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
+        parts = [f"### {self.title}", "", line(header), rule, *map(line, self.rows), ""]
+        parts += [f"- {note}".replace("*", "\\*") for note in self.notes]
+        parts += ["", *(f"![{p.stem}]({p.name})" for p in self.pictures)] if self.pictures else []
+        return "\n".join(parts) + "\n"
+
+    def to_latex(self) -> str:
+        """As a table with groups; needs \\usepackage{booktabs}."""
+        num = self._per_group
+        spans = " & ".join(f"\\multicolumn{{{num}}}{{c}}{{{group}}}" for group in self.groups)
+        rules = " ".join(f"\\cmidrule(lr){{{2 + i * num}-{1 + (i + 1) * num}}}" for i in range(len(self.groups)))
+        parts = [
+            f"\\begin{{table}}\n  \\centering\n  \\caption{{{_escape(self.title)}}}\n"
+            f"  \\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}\n    \\toprule\n"
+            f"    & {spans} \\\\\n    {rules}\n    & {' & '.join(self.header[1:])} \\\\\n    \\midrule\n"
+        ]
+        for label, *cells in self.rows:
+            indent = "\\quad " if label.startswith(" ") else ""
+            numbers = (c.replace(" ±", r" $\pm$ ").replace(" (*)", "$^{*}$").replace(MISSING, "---") for c in cells)
+            parts.append(f"    {indent}{_escape(label.strip())} & {' & '.join(numbers)} \\\\\n")
+        parts.append("    \\bottomrule\n  \\end{tabular}\n\\end{table}\n")
+        return "".join([*parts, *(f"% {note}\n" for note in self.notes)])
+
+    @property
+    def _per_group(self) -> int:
+        return (len(self.header) - 1) // max(len(self.groups), 1)
+
+    def _lines(self) -> list[str]:
+        """The rows in columns; groups stand over theirs, with a gap twice as wide before each."""
+        rows, num = [self.header, *self.rows], self._per_group
+        if not self.groups:
+            return aligned(rows).split("\n")
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        over = " " * widths[0]
+        for i, group in enumerate(self.groups):
+            over += "    " + f" {group} ".center(sum(widths[1 + i * num : 1 + (i + 1) * num]) + 2 * (num - 1), "-")
+        starts = range(1, len(self.header), num)  # an empty column before each makes the gap
+        spaced = [[row[0], *(cell for i in starts for cell in ["", *row[i : i + num]])] for row in rows]
+        return [over, *aligned(spaced).split("\n")]
+
+    def _blocks(self) -> Iterator[TextTable]:
         """A table for each group that has a number, of the rows that have anything there."""
         for i, group in enumerate(self.groups):
-            first, last = 1 + i * self.columns, 1 + (i + 1) * self.columns
+            first, last = 1 + i * self._per_group, 1 + (i + 1) * self._per_group
             header, *rows = ([line[0], *line[first:last]] for line in [self.header, *self.rows])
             if any(set(row[1:]) - {"", MISSING} for row in rows):
                 yield replace(self, header=header, rows=[row for row in rows if any(row[1:])], groups=[group])
-
-
-def to_text(table: TextTable) -> str:
-    """For a terminal or a log."""
-    lines = _lines(table)
-    if len(lines[0]) > _MAX_WIDTH and len(table.groups) > 1:
-        lines = "\n\n".join("\n".join(_lines(block)) for block in table.blocks()).split("\n")
-    notes = [f"  {note}" for note in table.notes] + [f"  picture: {p}" for p in table.pictures]
-    gap = [] if table.groups else [""]
-    return "\n".join([table.title, "", *lines, *gap, *notes]).rstrip("\n") + "\n"
-
-
-def _lines(table: TextTable) -> list[str]:
-    """The rows in columns; groups stand over theirs, with a wider gap before each."""
-    rows = [table.header, *table.rows]
-    if not table.groups:
-        return aligned(rows).split("\n")
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    over, num = " " * widths[0], table.columns
-    for i, group in enumerate(table.groups):
-        span = sum(widths[1 + i * num : 1 + (i + 1) * num]) + 2 * (num - 1)
-        over += "    " + f" {group} ".center(span, "-")
-    # An empty column before each group makes its gap twice as wide.
-    spaced = [
-        [row[0], *(c for i, cell in enumerate(row[1:]) for c in ([cell] if i % num else ["", cell]))] for row in rows
-    ]
-    return [over, *aligned(spaced).split("\n")]
-
-
-def to_markdown(table: TextTable) -> str:
-    """As GitHub Markdown, its pictures shown."""
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
-
-    groups = [f"{group} " for group in table.groups for _ in range(table.columns)] or [""] * (len(table.header) - 1)
-    header = [table.header[0], *(group + name for group, name in zip(groups, table.header[1:]))]
-    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
-    parts = [f"### {table.title}", "", line(header), rule, *map(line, table.rows), ""]
-    parts += [f"- {note}".replace("*", "\\*") for note in table.notes]
-    parts += ["", *(f"![{p.stem}]({p.name})" for p in table.pictures)] if table.pictures else []
-    return "\n".join(parts) + "\n"
-
-
-def to_latex(table: TextTable) -> str:
-    """As a booktabs table with groups; needs \\usepackage{booktabs}."""
-    num = table.columns
-    spans = " & ".join(f"\\multicolumn{{{num}}}{{c}}{{{group}}}" for group in table.groups)
-    rules = " ".join(f"\\cmidrule(lr){{{2 + i * num}-{1 + (i + 1) * num}}}" for i in range(len(table.groups)))
-    parts = [
-        f"\\begin{{table}}\n  \\centering\n  \\caption{{{_escape(table.title)}}}\n"
-        f"  \\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}\n    \\toprule\n"
-        f"    & {spans} \\\\\n    {rules}\n    & {' & '.join(table.header[1:])} \\\\\n    \\midrule\n"
-    ]
-    for label, *cells in table.rows:
-        indent = "\\quad " if label.startswith(" ") else ""
-        numbers = (c.replace(" ±", r" $\pm$ ").replace(" (*)", "$^{*}$").replace(MISSING, "---") for c in cells)
-        parts.append(f"    {indent}{_escape(label.strip())} & {' & '.join(numbers)} \\\\\n")
-    parts.append("    \\bottomrule\n  \\end{tabular}\n\\end{table}\n")
-    parts += [f"% {note}\n" for note in table.notes]
-    return "".join(parts)
 
 
 def _escape(text: str) -> str:

@@ -11,7 +11,6 @@ from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
-from fsseg.report import formats
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.replication import replication_json
 from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
@@ -19,19 +18,19 @@ from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
 
 def to_text(report: Report) -> str:
     """All tables, notes, missing cells and problems for a terminal or a log."""
-    tables = [formats.to_text(table.as_text()) + "\n" for table in report.tables]
+    tables = [table.as_text().to_text() + "\n" for table in report.tables]
     return "".join([*tables, *_leftovers(report, "  ", "{}:\n")]).rstrip("\n") + "\n"
 
 
 def to_markdown(report: Report) -> str:
     """The same as GitHub Markdown."""
-    tables = [formats.to_markdown(table.as_text()) + "\n" for table in report.tables]
+    tables = [table.as_text().to_markdown() + "\n" for table in report.tables]
     return "".join([*tables, *_leftovers(report, "- ", "### {}\n\n")]).rstrip("\n") + "\n"
 
 
 def to_latex(report: Report) -> str:
     """One booktabs table per data set and protocol."""
-    return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(formats.to_latex(t.as_text()) for t in report.tables)])
+    return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(t.as_text().to_latex() for t in report.tables)])
 
 
 def _leftovers(report: Report, bullet: str, heading: str) -> list[str]:

@@ -77,11 +77,18 @@ def test_a_setting_that_is_not_the_recipes_takes_the_difference_away_and_is_name
     assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
 
 
-def test_a_result_without_identity_has_unknown_settings_and_no_differences(tmp_path: Path, add: Add) -> None:
-    add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE).identity_file.unlink()
+@pytest.mark.parametrize("damage", [None, "{", '{"fingerprint": "f", "identity": 3}'])
+def test_a_result_without_identity_has_unknown_settings_and_no_differences(
+    tmp_path: Path, add: Add, damage: str | None
+) -> None:
+    run = add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE)
+    run.identity_file.unlink()
+    if damage is not None:
+        run.identity_file.write_text(damage)
     text = report(tmp_path)
     assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
-    assert "no identity.json" in text
+    assert "no identity.json that can be read" in text
+    assert "nothing is compared with the paper" in text
     assert "another task" not in text
 
 
