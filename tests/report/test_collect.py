@@ -251,7 +251,7 @@ def test_the_older_workflows_file_is_read_in_percent_and_its_faults_are_named(tm
         "results": {
             "pascal5i_resnet50_1shot": {"0": {"miou": 0.7}, "1": {"miou": 0.6}, "2": {"miou": 0.5}, "3": {"miou": 0.4},
                                         "mean": {"miou": 0.6}},
-            "coco20i_resnet101_5shot": {"0": {"miou": 51.6}},
+            "coco20i_resnet101_5shot": {"0": {"miou": 51.6}, "median": {"miou": 0.5}},
             "what": {},
         }
     }  # fmt: skip
@@ -264,6 +264,7 @@ def test_the_older_workflows_file_is_read_in_percent_and_its_faults_are_named(tm
         faults = " ".join(p.what for p in collection.problems)
         assert "states a mean of 0.6000; its folds give 0.5500" in faults
         assert "51.6 is no fraction" in faults
+        assert '["median"] is neither a fold nor the mean' in faults
         assert '"what"' in faults
 
 

@@ -101,9 +101,22 @@ def test_results_without_identity_mix_no_rates(tmp_path: Path, add: Add) -> None
     assert rows(tmp_path, "table3_components-2")["baseline + SM + IC"][0] == "52.00"
 
 
-def test_a_result_without_identity_stands_in_no_table_of_known_settings(tmp_path: Path, add: Add) -> None:
+def test_models_of_unknown_settings_share_a_table_that_says_so(tmp_path: Path, add: Add) -> None:
     for name, model in (("baseline", BASELINE), ("full", FULL)):
-        run = add("table3_components", name, 50.0, model, identity=RECIPE)
+        add("table3_components", name, 50.0, model).identity_file.unlink()
+    text = report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline (backbone + QP)"] == ["50.00", "61.48", ""]
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["50.00", "72.92", ""]
+    assert "rows may differ in more than the model" in text
+    assert "train.lr is each model's own" not in text  # nobody knows
+
+
+@pytest.mark.parametrize("identity", [RECIPE, {}])
+def test_a_result_without_identity_stands_in_no_table_of_known_settings(
+    tmp_path: Path, add: Add, identity: dict[str, Any]
+) -> None:
+    for name, model in (("baseline", BASELINE), ("full", FULL)):
+        run = add("table3_components", name, 50.0, model, identity=identity)
     run.identity_file.unlink()
     report(tmp_path)
     tables = [rows(tmp_path, stem) for stem in ("table3_components", "table3_components-2")]
@@ -162,6 +175,14 @@ def test_rows_are_compared_on_the_folds_and_seeds_that_all_of_them_have(tmp_path
     assert table["baseline (backbone + QP)"][0] == "17.00 ±2.83"
     assert table["baseline + SM"][0] == "30.00 ±0.00"
     assert "fold 0 seed 0, fold 0 seed 1, fold 1 seed 0, fold 1 seed 1" in text
+
+
+def test_seeds_of_different_folds_are_compared_too(tmp_path: Path, add: Add) -> None:
+    for fold, seed in ((0, 0), (1, 1)):
+        add("table3_components", "b", 10.0 + fold, BASELINE, fold, seed=seed)
+        add("table3_components", "s", 20.0 + fold, SM, fold, seed=seed)
+    report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM"][0] == "20.50 ±0.71"  # 20 and 21: sqrt(0.5)
 
 
 def test_other_settings_make_a_table_of_their_own(tmp_path: Path, add: Add) -> None:

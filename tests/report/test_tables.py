@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from run_directories import PROTOCOL
 
 from fsseg.report.collect import collect
 from fsseg.report.paper import MEAN
@@ -186,6 +187,24 @@ def test_a_failed_cell_is_listed_in_the_row_it_belongs_to(tmp_path, make_cell):
     table = one_table(tmp_path)
     assert len(table.rows) == 1
     assert table.missing == [("pascal5i abcb resnet50 1-shot fold 3 seed 0", f"failed, disk full ({folder})")]
+
+
+def test_of_two_tables_of_its_protocol_a_failed_cell_is_listed_in_that_of_its_row(tmp_path, make_cell):
+    make_cell(0, 60.0, data={"fingerprint_val": "a"})
+    make_cell(0, 60.0, method="baseline", data={"fingerprint_val": "b"})
+    make_cell(1, None, method="baseline", status="failed", config={"protocol": PROTOCOL})
+    tables = {table.key.data_val: table for table in build(collect([tmp_path])).tables}
+    label = "pascal5i baseline resnet50 1-shot fold 1 seed 0"
+    assert dict(tables["b"].missing)[label].startswith("failed")
+    assert label not in dict(tables["a"].missing)
+
+
+def test_a_foreground_figure_is_of_all_seeds_or_none(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 60.0, seed=1, result={"metrics": {"fb_iou": 70.0}})
+    assert one_row(tmp_path).entries[1, 0].fb_iou == 75.0
+    make_cell(0, 60.0, seed=2, result={"metrics": {"fb_iou": None}})
+    assert one_row(tmp_path).entries[1, 0].fb_iou is None
 
 
 def test_a_sweep_without_any_result_still_has_its_table(tmp_path, make_cell):
