@@ -5,12 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 from run_directories import make_run
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import State, write_record
+from fsseg.cell.record import State
 from fsseg.errors import UserError
 from fsseg.report.collect import collect, to_frame
 from fsseg.report.tables import build
@@ -42,8 +41,7 @@ def test_results_of_the_former_version_are_read(tmp_path, make_cell):
 
 
 def test_a_cell_that_was_trained_and_not_evaluated_is_named_as_such(tmp_path, make_cell):
-    run = make_cell(0, 50.0)
-    write_record(run.result_file, msgspec.structs.replace(run.result(), metrics=None))
+    run = make_cell(0, 50.0, result={"metrics": None})
     collection = collect([tmp_path])
     (cell,) = collection.cells
     assert (cell.state, cell.scored, cell.reason) == (State.DONE, False, "trained, not evaluated")
