@@ -5,107 +5,94 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from fsseg.cell.record import Distances, Metrics
 from fsseg.draw import plots
-from fsseg.report.cells import Cell, mapping
-from fsseg.report.comparison import (
-    LABELS,
-    MISSING,
-    Group,
-    Key,
-    Section,
-    Statistic,
-    component,
-    mean,
-    notes_of,
-    rows_of,
-    spread,
-    statistic,
-)
+from fsseg.report.collect import CellResult
+from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
+from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.statistics import PairedDifference, Statistic, shares
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""
 
 
-def figure5(group: Group, picture: Path) -> Section:
+def figure5(group: Group, picture: Path) -> TextTable:
     kinds = ["baseline", *(k for k in LABELS if k != "baseline" and any(component(c) == k for c in group.cells))]
     rows = rows_of(group, kinds, component)
-    shares = {LABELS[k]: s for k, cells in rows.items() if (s := _shares([_distance(c) for c in cells.values()]))}
-    section = Section(f"Figure 5, share of episodes by foreground distance, percent ({group.title})", ["", *shares], [])
-    section.rows = [[bin_, *(f"{s[i]:.1f}" for s in shares.values())] for i, bin_ in enumerate(BIN_LABELS)]
-    means = [statistic(cells, _mean_distance) for k, cells in rows.items() if LABELS[k] in shares]
-    section.rows.append(["mean distance", *(MISSING if m is None else f"{m.mean:.3f}" for m in means)])
-    section.notes += [
+    of_bins = _shares(rows)
+    table = TextTable(f"Figure 5, share of episodes by foreground distance, percent ({group.title})", ["", *of_bins])
+    table.rows = [[bin_, *(f"{s[i]:.1f}" for s in of_bins.values())] for i, bin_ in enumerate(BIN_LABELS)]
+    means = [statistic(cells, _mean_distance) for k, cells in rows.items() if LABELS[k] in of_bins]
+    table.rows.append(["mean distance", *_distances(means)])
+    table.notes = [
         "cosine distance between mean support foreground feature (of the last round) and mean query foreground feature",
         "the paper prints this figure as bars without numbers, so none stand beside ours",
         *notes_of(group, rows, beside_paper=False),
     ]
-    if shares:
-        plots.distance_histograms(picture, BIN_LABELS, {group.title: shares}, "Figure 5")
-        section.pictures.append(picture)
-    return section
+    if of_bins:
+        plots.distance_histograms(picture, BIN_LABELS, {group.title: of_bins}, "Figure 5")
+        table.pictures.append(picture)
+    return table
 
 
-def background_bias(group: Group, picture: Path) -> Section:
+def background_bias(group: Group, picture: Path) -> TextTable:
     rows = rows_of(group, ["baseline", "sm", "full"], component)
-    shifts = sorted({s for c in group.cells for s in _by_shift(c)}, key=float)
-    series, table = {}, []
+    shifts = sorted(
+        {s for c in group.cells if c.result.metrics for s in c.result.metrics.by_background_shift}, key=float
+    )
+    header = ["", *(f"mIoU at shift {s}" for s in shifts), "lost", *(f"distance at {s}" for s in shifts)]
+    table = TextTable(f"Background bias: mIoU in percent by background shift ({group.title})", header)
+    series = {}
     for kind, cells in rows.items():
-        figures = _figures(cells, shifts)
-        distances = [statistic(cells, lambda c, s=s: _mean_distance(c, s)) for s in shifts]  # type: ignore[misc]
-        table.append([
-            LABELS[kind], *_texts(figures), *(MISSING if d is None else f"{d.mean:.3f}" for d in distances),
-        ])  # fmt: skip
+        figures, label = _figures(cells, shifts), LABELS[kind]
+        distances = _distances(statistic(cells, partial(_mean_distance, shift=s)) for s in shifts)
+        table.rows.append([label, *_texts(figures), *distances])
         # P_1 uses the support as it is; P_T is the answer, and has its row already.
         earlier = min((len(_rounds_at(c, s)) for c in cells.values() for s in shifts), default=1) - 1
-        for t in range(1, earlier + 1):
-            table.append([f"{LABELS[kind]}: P_{t}", *_texts(_figures(cells, shifts, t)), *("" for _ in shifts)])
-        series[LABELS[kind]] = [(float(s), v.mean, v.std) for s, v in zip(shifts, figures) if v is not None]
-    header = ["", *(f"mIoU at shift {s}" for s in shifts), "lost", *(f"distance at {s}" for s in shifts)]
-    section = Section(f"Background bias: mIoU in percent by background shift ({group.title})", header, table)
-    section.notes += _against_baseline(rows, shifts) + _gain_of_rounds(rows, shifts)
-    section.notes += notes_of(group, rows, beside_paper=False)
-    series = {label: points for label, points in series.items() if points}
-    panels = {}
-    for s in shifts:
-        shares = {
-            LABELS[k]: h for k, cells in rows.items() if (h := _shares([_distance(c, s) for c in cells.values()]))
-        }
-        if shares:
-            panels[f"background shift {s}"] = shares
+        table.rows += [
+            [f"{label}: P_{t}", *_texts(_figures(cells, shifts, t)), *("" for _ in shifts)]
+            for t in range(1, earlier + 1)
+        ]
+        if points := [(float(s), v.mean, v.std) for s, v in zip(shifts, figures) if v is not None]:
+            series[label] = points
+    table.notes = _against_baseline(rows, shifts) + _gain_of_rounds(rows, shifts)
+    table.notes += notes_of(group, rows, beside_paper=False)
     if series:
         plots.miou_against_shift(picture, series, "mIoU by background shift")
-        section.pictures.append(picture)
-    if panels:
+        table.pictures.append(picture)
+    if panels := {f"background shift {s}": found for s in shifts if (found := _shares(rows, s))}:
         histogram = picture.with_name(f"{picture.stem}-distance.png")
         plots.distance_histograms(histogram, BIN_LABELS, panels, "Distance of foreground features by background shift")
-        section.pictures.append(histogram)
-    return section
+        table.pictures.append(histogram)
+    return table
 
 
-def _figures(cells: dict[Key, Cell], shifts: Sequence[str], t: int | None = None) -> list[Statistic | None]:
+def _figures(cells: Cells, shifts: Sequence[str], t: int | None = None) -> list[Statistic | None]:
     """mIoU at each shift and what is lost between the ends, of the answer or of P_t."""
-    at = [statistic(cells, lambda c, s=s: _miou_at(c, s, t)) for s in shifts]  # type: ignore[misc]
-    return [*at, statistic(cells, lambda c: _lost(c, shifts, t)) if len(shifts) > 1 else None]
+    at = [statistic(cells, partial(_miou_at, shift=s, t=t)) for s in shifts]
+    return [*at, statistic(cells, partial(_lost, shifts=shifts, t=t)) if len(shifts) > 1 else None]
 
 
-def _texts(figures: Sequence[Statistic | None]) -> list[str]:
+def _texts(figures: Iterable[Statistic | None]) -> list[str]:
     return [MISSING if v is None else str(v) for v in figures]
 
 
-def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -> list[str]:
+def _distances(figures: Iterable[Statistic | None]) -> list[str]:
+    return [MISSING if v is None else f"{v.mean:.3f}" for v in figures]
+
+
+def _against_baseline(rows: Rows, shifts: Sequence[str]) -> list[str]:
     """Paired differences to the baseline: every fold and seed against the same fold and seed."""
     lines = []
     for kind in ("sm", "full"):
         pairs = [(rows[kind][key], rows["baseline"][key]) for key in rows[kind] if key in rows["baseline"]]
-        at = {s: _paired((_miou_at(a, s), _miou_at(b, s)) for a, b in pairs) for s in shifts}
-        if parts := [f"{figure} at shift {s}" for s, figure in at.items() if figure]:
-            lines.append(f"{LABELS[kind]} against the baseline, paired by fold and seed: {', '.join(parts)}")
-        if len(shifts) > 1 and (figure := _paired((_lost(b, shifts), _lost(a, shifts)) for a, b in pairs)):
+        if at := _at_shifts({s: [(_miou_at(a, s), _miou_at(b, s)) for a, b in pairs] for s in shifts}):
+            lines.append(f"{LABELS[kind]} against the baseline, paired by fold and seed: {at}")
+        if len(shifts) > 1 and (figure := PairedDifference.of((_lost(b, shifts), _lost(a, shifts)) for a, b in pairs)):
             lines.append(
                 f"what the baseline loses from shift {shifts[0]} to {shifts[-1]}, less what {LABELS[kind]} loses "
                 f"(positive: {LABELS[kind]} loses less), paired by fold and seed: {figure}"
@@ -113,60 +100,60 @@ def _against_baseline(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -
     return lines
 
 
-def _gain_of_rounds(rows: dict[str, dict[Key, Cell]], shifts: Sequence[str]) -> list[str]:
+def _gain_of_rounds(rows: Rows, shifts: Sequence[str]) -> list[str]:
     """What a model's last round adds to its own first one."""
-
     lines = []
     for kind, cells in rows.items():
         several = {s: [r for c in cells.values() if len(r := _rounds_at(c, s)) > 1] for s in shifts}
-        at = {s: _paired((rounds[-1], rounds[0]) for rounds in found) for s, found in several.items()}
-        if parts := [f"{figure} at shift {s}" for s, figure in at.items() if figure]:
-            lines.append(f"{LABELS[kind]}, P_T - P_1 of the same model: {', '.join(parts)}")
+        if at := _at_shifts({s: [(rounds[-1], rounds[0]) for rounds in found] for s, found in several.items()}):
+            lines.append(f"{LABELS[kind]}, P_T - P_1 of the same model: {at}")
     return lines
 
 
-def _paired(pairs: Iterable[tuple[float | None, float | None]]) -> str:
-    """Mean of first minus second with its standard error, over the pairs measured on both sides; empty without any."""
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if not differences:
-        return ""
-    num, std = len(differences), spread(differences)
-    error = "" if std is None else f"standard error {std / math.sqrt(num):.2f}, "
-    return f"{mean(differences):+.2f} ({error}{num} pair{'' if num == 1 else 's'})"
+def _at_shifts(pairs: Mapping[str, Iterable[tuple[float | None, float | None]]]) -> str:
+    """The paired differences at each shift; empty without any."""
+    found = {s: PairedDifference.of(of_shift) for s, of_shift in pairs.items()}
+    return ", ".join(f"{figure} at shift {s}" for s, figure in found.items() if figure)
 
 
-def _by_shift(cell: Cell) -> dict[str, Any]:
-    return mapping(mapping(cell.result.get("metrics")).get("by_background_shift"))
+def _metrics(cell: CellResult, shift: str | None = None) -> Metrics | None:
+    """Of the protocol's own episodes, or of those at a background shift."""
+    metrics = cell.result.metrics
+    return metrics.by_background_shift.get(shift) if metrics and shift is not None else metrics
 
 
-def _miou_at(cell: Cell, shift: str, t: int | None = None) -> float | None:
+def _miou_at(cell: CellResult, shift: str, t: int | None = None) -> float | None:
     """Of the answer, or of P_t."""
-    return mapping(_by_shift(cell).get(shift)).get("miou") if t is None else _rounds_at(cell, shift)[t - 1]
+    metrics = _metrics(cell, shift)
+    return None if metrics is None else metrics.miou if t is None else metrics.miou_per_round[t - 1]
 
 
-def _rounds_at(cell: Cell, shift: str) -> list[float]:
+def _rounds_at(cell: CellResult, shift: str) -> list[float]:
     """mIoU of P_1..P_T; empty where it was not measured."""
-    rounds = mapping(_by_shift(cell).get(shift)).get("miou_per_round")
-    return rounds if isinstance(rounds, list) else []
+    metrics = _metrics(cell, shift)
+    return metrics.miou_per_round if metrics else []
 
 
-def _lost(cell: Cell, shifts: Sequence[str], t: int | None = None) -> float | None:
+def _lost(cell: CellResult, shifts: Sequence[str], t: int | None = None) -> float | None:
     first, last = _miou_at(cell, shifts[0], t), _miou_at(cell, shifts[-1], t)
     return None if first is None or last is None else first - last
 
 
-def _distance(cell: Cell, shift: str | None = None) -> dict[str, Any]:
-    """The record of foreground distances, of the protocol's own episodes or of those at a background shift."""
-    metrics = mapping(cell.result.get("metrics"))
-    return mapping((metrics if shift is None else mapping(_by_shift(cell).get(shift))).get("foreground_distance"))
+def _distance(cell: CellResult, shift: str | None = None) -> Distances | None:
+    metrics = _metrics(cell, shift)
+    return metrics.foreground_distance if metrics else None
 
 
-def _mean_distance(cell: Cell, shift: str | None = None) -> float | None:
-    return _distance(cell, shift).get("mean")
+def _mean_distance(cell: CellResult, shift: str | None = None) -> float | None:
+    distance = _distance(cell, shift)
+    return distance.mean if distance else None
 
 
-def _shares(records: Sequence[dict[str, Any]]) -> list[float] | None:
-    """Share of all episodes in each bin, in percent."""
-    counts = [r["counts"] for r in records if isinstance(r.get("counts"), list) and len(r["counts"]) == len(BIN_LABELS)]
-    total = sum(map(sum, counts))
-    return [100 * sum(column) / total for column in zip(*counts)] if total else None
+def _shares(rows: Rows, shift: str | None = None) -> dict[str, list[float]]:
+    """Label of each row whose distances were measured -> share of all its episodes in each bin, in percent."""
+    found = {}
+    for kind, cells in rows.items():
+        measured = [d.counts for c in cells.values() if (d := _distance(c, shift))]
+        if (of_bins := shares([counts for counts in measured if len(counts) == len(BIN_LABELS)])) is not None:
+            found[LABELS[kind]] = of_bins
+    return found

@@ -1,35 +1,122 @@
 """From output folders to a list of cells: finds run directories, reads what they say, and names what cannot be read.
 
-`fsseg aggregate`, the report and notebooks call `collect` and `to_frame`. Everything here is plain JSON and YAML; torch
-and Hydra are never imported, so that reading a thousand runs is quick.
+`fsseg aggregate`, the report and notebooks call `collect` and `to_frame`. Directories are read through
+`fsseg.cell.record`; torch and Hydra are never imported, so that reading a thousand runs is quick.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fsseg.cell.key import CellKey
+from fsseg.cell.record import Problem, Result, RunDirectory, Snapshot, State, Unreadable, is_run, read, walk
 from fsseg.errors import UserError
-from fsseg.report.cells import Cell, Problem, Unreadable, finished, load, mapping, unfinished
 from fsseg.report.replication import REPLICATION_FILE, is_ours, parse_replication
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cell", "Collection", "Problem", "collect", "to_frame"]
 
-_MARKERS = ("result.json", "status.json", "config.yaml")
-_OF_A_RUN = {"checkpoints", "figures", "attempts", "tensorboard"}  # folders of a run that hold no runs themselves
+@dataclass
+class CellResult:
+    """What a cell has to give to a table: its score, or the reason why there is none.
+
+    Attributes:
+        path: the run directory; for a figure of the older workflow, its file.
+        result: without its provenance, which no table shows and which would be a third of the memory; of a cell without
+            result.json, no more than its key, and its protocol if that is known.
+        reason: why there is no score, for people; empty with one.
+    """
+
+    path: Path
+    result: Result
+    state: State = State.DONE
+    reason: str = ""
+
+    @property
+    def key(self) -> CellKey:
+        return self.result.cell
+
+    @property
+    def scored(self) -> bool:
+        return self.result.metrics is not None
+
+    @property
+    def partial(self) -> bool:
+        """Whether a novel class could not be evaluated."""
+        return self.result.partial or bool(self.result.missing_classes)
+
+    @property
+    def data_val(self) -> str | None:
+        """Fingerprint of the evaluation split; None where the result has none."""
+        return self.result.dataset.fingerprint_val
+
+    @property
+    def episodes(self) -> tuple[str, ...]:
+        """Fingerprints of the evaluated episode lists, one a seed."""
+        seeds = self.result.metrics.per_seed if self.result.metrics else ()
+        return tuple(s.episodes_fingerprint for s in seeds if s.episodes_fingerprint)
+
+    @cached_property
+    def identity(self) -> dict[str, Any] | None:
+        """All settings that can change the numbers, flat; None if unknown, as for a result copied without them."""
+        try:
+            record = RunDirectory(self.path).identity_record()
+        except Unreadable:
+            return None
+        return None if record is None else record.identity
+
+    @cached_property
+    def protocol_id(self) -> str | None:
+        """8 hex digits over the protocol in full: cells are averaged only where it is equal. None if it is unknown.
+
+        Of `episodes_file` only whether there is one counts, and which protocol its list was drawn under: every fold
+        needs a file of its own. Whether two cells of a fold had the same list is for `episodes_list` to say.
+        """
+        protocol = self.result.protocol
+        if not protocol:
+            return None
+        whole = protocol | {"episodes_file": protocol.get("episodes_file") is not None}
+        if "episodes_list" in whole:
+            whole["episodes_list"] = _head(protocol).get("protocol")
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def episodes_list(self) -> str | None:
+        """Fingerprint of the list in `episodes_file`, equal for all shots that were evaluated on it; None without."""
+        return _head(self.result.protocol).get("fingerprint")
+
+
+def _head(protocol: dict[str, Any]) -> dict[str, Any]:
+    """What a protocol says about its list of episodes."""
+    head = protocol.get("episodes_list")
+    return head if isinstance(head, dict) else {}
+
+
+def by_list(cells: list[CellResult]) -> dict[str | None, list[CellResult]]:
+    """Cells by their list of episodes where two of one fold have different ones, else all of them under None.
+
+    Only cells under one key were scored alike; which lists of different folds belong together, nothing tells.
+    """
+    if len({(c.key.fold, c.episodes_list) for c in cells}) == len({c.key.fold for c in cells}):
+        return {None: cells}
+    found: dict[str | None, list[CellResult]] = {}
+    for cell in cells:
+        found.setdefault(str(cell.episodes_list), []).append(cell)
+    return found
 
 
 @dataclass
 class Collection:
     """Everything found under the folders asked for, in a stable order."""
 
-    cells: list[Cell]
+    cells: list[CellResult]
     problems: list[Problem]
 
 
@@ -48,32 +135,87 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     for root in roots:
         if not root.exists():
             raise UserError(f"{root} does not exist", "name a folder that holds runs, e.g. outputs/runs")
-    cells: list[Cell] = []
+    cells: list[CellResult] = []
     problems: list[Problem] = []
-    seen: set[Path] = set()
-    for root in roots:
-        if root.is_file():
-            if (real := root.resolve()) not in seen:
-                seen.add(real)
-                _add_replication(root, cells, problems)
-            continue
-        for folder, files in _walk(root, seen, problems):
-            if any(marker in files for marker in _MARKERS):
-                _add_run(folder, files, cells, problems)
+    seen: set[tuple[int, int]] = set()
+    for file in {p.resolve(): p for p in roots if p.is_file()}.values():
+        cells += _read_replication(file, problems)
+    for root in (p for p in roots if not p.is_file()):
+        for name, files in walk(root, seen, problems):
+            folder = Path(name)
+            if is_run(folder, files):
+                cells += _read_run(RunDirectory(folder), problems)
             if REPLICATION_FILE in files and not is_ours(folder / REPLICATION_FILE):
-                _add_replication(folder / REPLICATION_FILE, cells, problems)
+                cells += _read_replication(folder / REPLICATION_FILE, problems)
     if not cells and not problems:
         raise UserError(
             f"no run found under {', '.join(map(str, roots))}",
             "name a folder above run directories (they hold result.json, status.json or config.yaml), or start runs"
             " with train.py",
         )
-    cells.sort(key=lambda c: (c.dataset, c.method, c.backbone, c.variant, c.name, c.shot, c.fold, c.seed, str(c.path)))
+    cells.sort(key=lambda c: (_order(c.key), str(c.path)))
     return Collection(cells, problems)
 
 
-def to_frame(collection: Collection | Sequence[Cell]) -> pd.DataFrame:
-    """One row a cell, finished or not; the columns are the plain fields of `Cell` plus its identities."""
+def _order(k: CellKey) -> tuple[Any, ...]:
+    return (k.dataset, k.method, k.backbone, k.variant, k.name, k.shot, k.fold, k.seed)
+
+
+def _read_run(run: RunDirectory, problems: list[Problem]) -> list[CellResult]:
+    """The cell of a run directory; none if nothing tells which it is."""
+    seen = run.look()
+    if (result := seen.result) is not None:
+        result.provenance = {}
+        return [CellResult(run.directory, result, seen.state, "" if result.metrics else "trained, not evaluated")]
+    unreadable = seen.state == State.BROKEN and seen.status is None
+    if unreadable:
+        file, _, what = seen.reason.partition(" ")
+        problems.append(Problem(run.directory / file, what))
+    if (key := run.find_key()) is None:
+        if not unreadable:
+            problems.append(Problem(run.directory, "is a run, but neither its path nor its config.yaml names a cell"))
+        return []
+    try:
+        protocol = run.config().get("protocol")
+    except Unreadable as error:
+        problems.append(Problem(run.config_file, str(error)))
+        protocol = None
+    known = Result(key, fingerprint="", protocol=protocol if isinstance(protocol, dict) else {})
+    return [CellResult(run.directory, known, seen.state, _reason(seen))]
+
+
+def _reason(seen: Snapshot) -> str:
+    if seen.state == State.BROKEN or seen.status is None:
+        return seen.reason
+    parts = [str(seen.state)]
+    if seen.progress:
+        parts.append("step {1} of {2}".format(*seen.progress))
+    if seen.state in (State.RUNNING, State.STALE):
+        if seen.status.eta_seconds is not None:
+            parts.append(f"{_span(seen.status.eta_seconds)} to go")
+        if seen.age is not None:
+            parts.append(f"last heard of {_span(seen.age)} ago on {seen.status.host or 'unknown host'}")
+    return ", ".join([*parts, seen.reason.strip()] if seen.reason else parts)
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
+    try:
+        results, faults = parse_replication(path.resolve().parent.name, read(path, dict[str, Any]) or {})
+    except Unreadable as error:
+        results, faults = [], [str(error)]
+    problems += [Problem(path, fault) for fault in faults]
+    return [CellResult(path, result) for result in results]
+
+
+def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:
+    """One row a cell, with a score or without."""
     import pandas as pd  # takes a second: only for those who ask for a frame
 
     cells = collection.cells if isinstance(collection, Collection) else collection
@@ -84,78 +226,22 @@ def to_frame(collection: Collection | Sequence[Cell]) -> pd.DataFrame:
     ]  # fmt: skip
     rows = []
     for cell in cells:
-        training = mapping(cell.result.get("training"))
-        row = asdict(cell) | {
-            "missing_classes": ", ".join(cell.missing_classes),
-            "protocol": (cell.protocol or {}).get("name"),
+        result = cell.result
+        metrics = {m: getattr(result.metrics, m, None) for m in ("miou", "miou_std", "fb_iou", "fb_iou_std")}
+        rows.append({
+            **vars(cell.key), **metrics,
+            "state": cell.state.value,
+            "partial": cell.partial,
+            "missing_classes": ", ".join(result.missing_classes),
+            "protocol": result.protocol.get("name"),
             "protocol_id": cell.protocol_id,
             "data_val": cell.data_val,
-            "data_train": cell.data_train,
-            "steps": training.get("steps"),
-            "seconds": training.get("seconds"),
-            "finished_at": cell.result.get("finished_at"),
+            "data_train": result.dataset.fingerprint_train,
+            "steps": result.training.steps if result.training else None,
+            "seconds": result.train_seconds,
+            "finished_at": result.finished_at,
+            "fingerprint": result.fingerprint,
+            "reason": cell.reason,
             "path": str(cell.path),
-        }
-        rows.append({column: row[column] for column in columns})
+        })  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
-
-
-def _walk(root: Path, seen: set[Path], problems: list[Problem]) -> Iterator[tuple[Path, set[str]]]:
-    """Every visible folder once, links followed (people link outputs to another disk), circles left out."""
-
-    def unreadable(error: OSError) -> None:
-        problems.append(Problem(Path(error.filename or root), f"cannot be read ({error.strerror})"))
-
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
-        real = Path(folder).resolve()
-        if real in seen:
-            # Its subfolders were visited with it, by whichever path came first.
-            folders.clear()
-            continue
-        seen.add(real)
-        names = set(files)
-        is_run = any(marker in names for marker in _MARKERS)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (is_run and f in _OF_A_RUN))
-        yield Path(folder), names
-
-
-def _add_run(folder: Path, files: set[str], cells: list[Cell], problems: list[Problem]) -> None:
-    broken = ""
-    if "result.json" in files:
-        try:
-            cells.append(finished(folder, load(folder / "result.json")))
-            return
-        except Unreadable as error:
-            broken = str(error)
-            problems.append(Problem(folder / "result.json", broken))
-    cell = unfinished(folder, files, problems)
-    if cell is None:
-        return
-    if broken:
-        cell.state, cell.reason = "broken", f"result.json {broken}"
-    cells.append(cell)
-
-
-def _add_replication(path: Path, cells: list[Cell], problems: list[Problem]) -> None:
-    try:
-        entries, faults = parse_replication(load(path))
-    except Unreadable as error:
-        problems.append(Problem(path, str(error)))
-        return
-    problems.extend(Problem(path, fault) for fault in faults)
-    for entry in entries:
-        cells.append(
-            Cell(
-                name=path.resolve().parent.name,
-                dataset=entry.dataset,
-                method="abcb",
-                backbone=entry.backbone,
-                shot=entry.shot,
-                fold=entry.fold,
-                seed=0,
-                variant="default",
-                path=path,
-                protocol={"name": "older workflow (not recorded)"},
-                miou=entry.miou,
-            )
-        )

@@ -1,33 +1,23 @@
 """The experiments of the paper as it prints them: Tables 3 to 6, Figures 5 and 7, and the test of its claim.
 
-`tables.aggregate` calls `experiment_report` for every folder; cells say themselves which of `REPORTS` they belong to
-(config key `report`, set by the files under `conf/experiment`). Text, Markdown and PNG come from run directories alone.
+`fsseg.report.aggregate` calls `experiment_report`; cells say themselves which of `REPORTS` they belong to (config key
+`report`, set by the files under `conf/experiment`). Text, Markdown and PNG come from run directories alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fsseg.cell.record import Cost, RunDirectory
 from fsseg.process.files import write_atomic
 from fsseg.report.bias import background_bias, figure5
-from fsseg.report.cells import Cell, mapping
-from fsseg.report.comparison import (
-    LABELS,
-    MISSING,
-    Group,
-    Key,
-    Section,
-    component,
-    groups_of,
-    notes_of,
-    rows_of,
-    statistic,
-    to_markdown,
-    to_text,
-)  # fmt: skip
+from fsseg.report.collect import CellResult
+from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, rows_of, statistic
+from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import paper_results
 
 
@@ -39,7 +29,7 @@ class Written:
     files: list[Path]
 
 
-def experiment_report(cells: Iterable[Cell], folder: Path) -> Written | None:
+def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | None:
     """Write `<report>.md` and its pictures into `folder` for every experiment among the cells; None without any.
 
     Raises:
@@ -47,12 +37,12 @@ def experiment_report(cells: Iterable[Cell], folder: Path) -> Written | None:
     """
     texts, files = [], []
     for group in groups_of(cells, REPORTS):
-        section = REPORTS[group.report](group, folder / f"{group.stem}.png")
-        section.notes += group.notes
+        table = REPORTS[group.report](group, folder / f"{group.stem}.png")
+        table.notes += group.notes
         markdown = folder / f"{group.stem}.md"
-        write_atomic(markdown, to_markdown(section))
-        texts.append(to_text(section))
-        files += [markdown, *section.pictures]
+        write_atomic(markdown, table.to_markdown())
+        texts.append(table.to_text())
+        files += [markdown, *table.pictures]
     return Written("\n".join(texts), files) if texts else None
 
 
@@ -60,116 +50,109 @@ def _ablation(
     group: Group,
     title: str,
     kinds: Sequence[Any],
-    kind_of: Callable[[Cell], Any],
+    kind_of: Callable[[CellResult], Any],
     label: Callable[[Any], str],
     paper: Callable[[Any], float | None],
-) -> tuple[Section, dict[Any, dict[Key, Cell]]]:
+) -> tuple[TextTable, Rows]:
     """A table with one row a kind of model: ours, the paper's, and the difference where both are of the same task."""
     rows = rows_of(group, kinds, kind_of)
-    section = Section(f"{title}: mIoU in percent ({group.title})", ["", "ours", "paper", "difference"], [])
+    table = TextTable(f"{title}: mIoU in percent ({group.title})", ["", "ours", "paper", "difference"])
     for kind, cells in rows.items():
         ours, theirs = statistic(cells, _miou), paper(kind)
         difference = f"{ours.mean - theirs:+.2f}" if ours and theirs is not None and group.comparable else ""
-        section.rows.append(
-            [label(kind), MISSING if ours is None else str(ours), "" if theirs is None else f"{theirs:.2f}", difference]
-        )
-    section.notes += notes_of(group, rows)
-    return section, rows
+        table.rows.append([label(kind), str(ours or MISSING), _figure(theirs), difference])
+    table.notes += notes_of(group, rows)
+    return table, rows
 
 
-def _table3(group: Group, _: Path) -> Section:
-    paper = paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]["components"]
-    title = "Table 3, components"
-    return _ablation(
-        group, title, ["baseline", "sm", "full"], component, LABELS.__getitem__, lambda k: paper[LABELS[k]]
-    )[0]
+def _components(group: Group, title: str, kinds: Sequence[str], labels: dict[str, str], key: str) -> TextTable:
+    paper = _ablations()[key]
+    return _ablation(group, title, kinds, component, labels.__getitem__, lambda kind: paper[labels[kind]])[0]
 
 
-def _table4(group: Group, _: Path) -> Section:
-    paper = paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]["evolution"]
-    labels = {**LABELS, "full": "full"}
+def _table3(group: Group, _: Path) -> TextTable:
+    return _components(group, "Table 3, components", ["baseline", "sm", "full"], LABELS, "components")
+
+
+def _table4(group: Group, _: Path) -> TextTable:
     kinds = ["full", "without_ep", "without_es"]
-    return _ablation(group, "Table 4, evolution", kinds, component, labels.__getitem__, lambda k: paper[labels[k]])[0]
+    return _components(group, "Table 4, evolution", kinds, LABELS | {"full": "full"}, "evolution")
 
 
-def _table5(group: Group, _: Path) -> Section:
-    paper = paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]["iterations"]
-    kinds = sorted({1, 2, 3, 4, 5} | {t for c in group.cells if isinstance(t := _iterations(c), int)})
-    section, rows = _ablation(
-        group,
-        "Table 5, iterations",
-        kinds,
-        _iterations,
-        lambda t: f"T = {t}",
-        lambda t: paper.get(str(t), {}).get("miou"),
+def _table5(group: Group, _: Path) -> TextTable:
+    paper = {int(t): figures for t, figures in _ablations()["iterations"].items()}
+    kinds = sorted({1, 2, 3, 4, 5} | _all_iterations(group))
+    table, rows = _ablation(
+        group, "Table 5, iterations", kinds, _iterations, "T = {}".format, lambda t: paper.get(t, {}).get("miou")
     )
-    section.header += ["GMACs", "GMACs dense", "paper GMACs"]
-    for line, (t, cells) in zip(section.rows, rows.items()):
-        cost = next((mapping(c.result.get("cost")) for c in cells.values()), {})
-        line += [
-            _number(cost.get("gmacs")),
-            _number(cost.get("gmacs_dense")),
-            _number(paper.get(str(t), {}).get("gmacs")),
-        ]
-    section.notes.append(
+    table.header += ["GMACs", "GMACs dense", "paper GMACs"]
+    for line, (t, cells) in zip(table.rows, rows.items()):
+        cost = next((c.result.cost for c in cells.values()), None) or Cost()
+        figures = (cost.gmacs, cost.gmacs_dense, paper.get(t, {}).get("gmacs"))
+        line += ["-" if figure is None else f"{figure:.1f}" for figure in figures]
+    table.notes.append(
         "GMACs: of one episode as the model runs, SM and IC left out in round T; dense: in the paper's form, which "
         "counts them (`fsseg cost`)"
     )
-    return section
+    return table
 
 
-def _table6(group: Group, _: Path) -> Section:
-    paper = paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]["prediction_after_iteration_of_T3"]
-    iterations = sorted({t for c in group.cells if isinstance(t := _iterations(c), int)})
+def _table6(group: Group, _: Path) -> TextTable:
+    paper = _ablations()["prediction_after_iteration_of_T3"]
+    iterations = sorted(_all_iterations(group))
     rows = rows_of(group, iterations, _iterations)
     header = ["", *(f"ours, T = {t}" for t in iterations), "paper, T = 3"]
-    section = Section(f"Table 6, mIoU of P_t in percent ({group.title})", header, [])
+    table = TextTable(f"Table 6, mIoU of P_t in percent ({group.title})", header)
     for t in range(1, max([*iterations, len(paper)]) + 1):
-        found = [statistic(rows[T], lambda c, t=t: _round(c, t)) for T in iterations]  # type: ignore[misc]
-        theirs = paper.get(str(t))
-        section.rows.append(
-            [f"P_{t}", *(MISSING if s is None else str(s) for s in found), "" if theirs is None else f"{theirs:.2f}"]
-        )
-    section.notes += notes_of(group, rows)
-    return section
+        found = [statistic(rows[T], partial(_round, t=t)) for T in iterations]
+        table.rows.append([f"P_{t}", *(str(s or MISSING) for s in found), _figure(paper.get(str(t)))])
+    table.notes += notes_of(group, rows)
+    return table
 
 
-def _figure7(group: Group, picture: Path) -> Section:
-    section = Section(f"Figure 7, predictions after QP, SM, IC ({group.title})", ["sheet", "mIoU", "of the run"], [])
+def _figure7(group: Group, picture: Path) -> TextTable:
+    table = TextTable(f"Figure 7, predictions after QP, SM, IC ({group.title})", ["sheet", "mIoU", "of the run"])
     for cell in group.cells:
-        sheet = cell.path / "figures" / "steps.png"
+        sheet = RunDirectory(cell.path).figures / "steps.png"
         if not sheet.is_file():
-            section.notes.append(f"{sheet} is missing (logger.figures=0, or logger.steps=false)")
+            table.notes.append(f"{sheet} is missing (logger.figures=0, or logger.steps=false)")
             continue
-        number = len(section.pictures) + 1
+        number = len(table.pictures) + 1
         target = picture if number == 1 else picture.with_name(f"{picture.stem}-{number}.png")
         write_atomic(target, sheet.read_bytes())
-        section.pictures.append(target)
-        section.rows.append([target.name, f"{cell.miou:.2f}", str(cell.path)])
-    return section
+        table.pictures.append(target)
+        table.rows.append([target.name, f"{cell.result.miou:.2f}", str(cell.path)])
+    return table
 
 
-def _miou(cell: Cell) -> float | None:
-    return cell.miou
+def _ablations() -> dict[str, Any]:
+    return paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]  # type: ignore[no-any-return]
 
 
-def _iterations(cell: Cell) -> int | None:
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _miou(cell: CellResult) -> float | None:
+    return cell.result.miou
+
+
+def _iterations(cell: CellResult) -> int | None:
     """T of a whole ABCB; None for any other model, which is no row of Tables 5 and 6."""
-    model = mapping(cell.result.get("model"))
-    value = model.get("iterations")
+    value = cell.result.model.get("iterations")
     return value if component(cell) == "full" and isinstance(value, int) else None
 
 
-def _round(cell: Cell, t: int) -> float | None:
-    rounds = mapping(cell.result.get("metrics")).get("miou_per_round")
-    return float(rounds[t - 1]) if isinstance(rounds, list) and t <= len(rounds) else None
+def _all_iterations(group: Group) -> set[int]:
+    return {t for c in group.cells if (t := _iterations(c)) is not None}
 
 
-def _number(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, (int, float)) else "-"
+def _round(cell: CellResult, t: int) -> float | None:
+    rounds = cell.result.metrics.miou_per_round if cell.result.metrics else []
+    return rounds[t - 1] if t <= len(rounds) else None
 
 
-REPORTS: dict[str, Callable[[Group, Path], Section]] = {
+REPORTS: dict[str, Callable[[Group, Path], TextTable]] = {
     "table3_components": _table3,
     "table4_evolution": _table4,
     "table5_iterations": _table5,

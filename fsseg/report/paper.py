@@ -12,8 +12,12 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from fsseg.cell.key import CellKey
+
 FOLDS = (0, 1, 2, 3)
 """The folds of both data sets; a mean is a mean over all of them."""
+MEAN = -1
+"""The fold number under which the mean over the folds stands."""
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
 _FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
@@ -52,6 +56,10 @@ class Published:
         """Whether the printed mean is further from the mean of the printed folds than rounding explains."""
         return abs(self.mean - self.mean_of_folds) > 0.101  # folds are off by up to 0.05, the mean by another 0.05
 
+    def at(self, fold: int) -> float:
+        """mIoU of a fold, or of the mean under `MEAN`."""
+        return self.mean if fold == MEAN else self.folds[fold]
+
 
 @lru_cache(maxsize=1)
 def paper_results() -> dict[str, Any]:
@@ -69,40 +77,34 @@ def published(dataset: str, backbone: str, shot: int, method: str = "ABCB") -> P
     return None
 
 
-def published_methods(dataset: str, backbone: str) -> list[str]:
-    """Names of all methods the paper lists for a data set and a backbone, in its order."""
-    return [row["method"] for row in paper_results()["tables"].get(dataset, {}).get(backbone, [])]
+def comparable(key: CellKey, num_val_images: int | None = None) -> Published | None:
+    """The published figures that cells of this data set, method, backbone, shot and variant may be compared with.
 
-
-def comparable(
-    dataset: str, method: str, backbone: str, shot: int, variant: str, num_val_images: int | None = None
-) -> Published | None:
-    """The published figures that a row of ours may be compared with; None unless it replicates them.
-
-    Only a method of the paper, with every setting at its default and on the whole evaluation split, replicates.
+    None unless they replicate them: only a method of the paper, with every setting at its default and on the whole
+    evaluation split, does.
 
     Args:
         num_val_images: images of the evaluation split, where the result tells; fewer than the data set has means that
             a sample was evaluated.
     """
-    if method not in _NAMES or variant != "default":
+    if key.method not in _NAMES or key.variant != "default":
         return None
-    if num_val_images is not None and num_val_images < _FULL_VAL_IMAGES.get(dataset, 0):
+    if num_val_images is not None and num_val_images < _FULL_VAL_IMAGES.get(key.dataset, 0):
         return None
-    return published(dataset, backbone, shot, _NAMES[method])
+    return published(key.dataset, key.backbone, key.shot, _NAMES[key.method])
 
 
-def comparable_ablation(dataset: str, backbone: str, shot: int, fold: int, num_val_images: int | None = None) -> bool:
-    """Whether a run is of the task of the paper's ablations (Tables 3 to 6); see also `unlike_ablation`."""
+def comparable_ablation(key: CellKey, num_val_images: int | None = None) -> bool:
+    """Whether a cell is of the task of the paper's ablations (Tables 3 to 6); see also `unlike_ablation`."""
     whole = num_val_images is None or num_val_images >= _FULL_VAL_IMAGES["pascal5i"]
-    return (dataset, backbone, shot, fold) == ("pascal5i", "resnet50", 1, 0) and whole
+    return (key.dataset, key.backbone, key.shot, key.fold) == ("pascal5i", "resnet50", 1, 0) and whole
 
 
 def unlike_ablation(identity: dict[str, Any]) -> list[str]:
     """The settings (`key=value`) that are not those of the paper's ablations; what the identity lacks is taken as is.
 
     Args:
-        identity: of a cell, flat; empty where nothing tells.
+        identity: of a cell, flat.
     """
     return [
         f"{key}={json.dumps(identity[key])}".replace('"', "")

@@ -1,4 +1,4 @@
-"""`replication_results.json`, the file of the older single-script workflow: read by `collect`, written by `tables`.
+"""`replication_results.json`, the file of the older single-script workflow: read by `collect`, made by `summary`.
 
 Its schema: `{"results": {"<dataset>_<backbone>_<k>shot": {"0".."3": {"miou": fraction}, "mean": {"miou": fraction}}}}`.
 It knows neither method (it is ABCB's replication), nor protocol, nor seed.
@@ -6,41 +6,29 @@ It knows neither method (it is ABCB's replication), nor protocol, nor seed.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsseg.cell.key import CellKey
+from fsseg.cell.record import Metrics, Result
+from fsseg.process.files import read_json
+
 REPLICATION_FILE = "replication_results.json"
 _WRITER = "fsseg aggregate"
+_PROTOCOL = {"name": "older workflow (not recorded)"}
 _KEY = re.compile(r"(?P<dataset>.+)_(?P<backbone>[^_]+)_(?P<shot>\d+)shot")
-
-
-@dataclass(frozen=True)
-class OldEntry:
-    """One fold of the older file; mIoU in percent."""
-
-    dataset: str
-    backbone: str
-    shot: int
-    fold: int
-    miou: float
 
 
 def is_ours(path: Path) -> bool:
     """Whether `fsseg aggregate` wrote the file: then its numbers are in the runs already."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and value.get("written_by") == _WRITER
+    return (read_json(path) or {}).get("written_by") == _WRITER
 
 
-def parse_replication(value: Mapping[str, Any]) -> tuple[list[OldEntry], list[str]]:
-    """All folds of an older file, and what in it makes no sense, in words.
+def parse_replication(name: str, value: Mapping[str, Any]) -> tuple[list[Result], list[str]]:
+    """All folds of an older file as results under a name, and what in it makes no sense, in words.
 
     A value that is no fraction is reported and left out. A stated mean that differs from the mean of its four folds by
     more than 0.05 points is reported; the folds count.
@@ -48,7 +36,7 @@ def parse_replication(value: Mapping[str, Any]) -> tuple[list[OldEntry], list[st
     results = value.get("results")
     if not isinstance(results, dict):
         return [], ['has no "results" object: not a replication_results.json']
-    entries: list[OldEntry] = []
+    entries: list[Result] = []
     faults: list[str] = []
     for key, folds in results.items():
         match = _KEY.fullmatch(key)
@@ -70,8 +58,10 @@ def parse_replication(value: Mapping[str, Any]) -> tuple[list[OldEntry], list[st
                 f'results["{key}"] states a mean of {stated:.4f}; its folds give {sum(found.values()) / 4:.4f}'
             )
         for fold, miou in sorted(found.items()):
-            shot = int(match["shot"])
-            entries.append(OldEntry(match["dataset"], match["backbone"], shot, int(fold), round(100 * miou, 10)))
+            key = CellKey(
+                name, match["dataset"], "abcb", match["backbone"], int(match["shot"]), int(fold), 0, "default"
+            )
+            entries.append(Result(key, "", _PROTOCOL, metrics=Metrics(round(100 * miou, 10))))
     return entries, faults
 
 

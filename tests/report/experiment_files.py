@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fsseg.cell.record import RunDirectory
 from fsseg.report.collect import collect
 from fsseg.report.experiments import experiment_report
 
@@ -14,7 +15,7 @@ FULL = {
 BASELINE = FULL | {"modulation": False, "cleansing": False}
 SM = FULL | {"cleansing": False}
 
-Add = Callable[..., Path]
+Add = Callable[..., RunDirectory]
 
 
 def rows(folder: Path, stem: str) -> dict[str, list[str]]:

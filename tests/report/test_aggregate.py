@@ -16,7 +16,7 @@ def sweep(tmp_path, make_cell):
         make_cell(fold, miou)
     for fold in (0, 1):
         make_cell(fold, 72.0 + fold, shot=5)
-    (make_cell(2, None, shot=5) / "status.json").write_text('{"state": "failed", "reason": "CUDA out of memory"}')
+    make_cell(2, None, shot=5, status={"state": "failed", "reason": "CUDA out of memory"})
     make_cell(0, 40.0, dataset="coco20i", missing_classes=["person"])
     return tmp_path / "x"
 
@@ -104,7 +104,8 @@ def test_replication_results_are_of_abcb_at_its_defaults(tmp_path, make_cell):
 
 
 def test_the_standard_protocol_takes_the_one_place_and_the_other_is_named(tmp_path, make_cell):
-    make_cell(0, 60.0, protocol={"name": "bam"})
+    for fold in (0, 1):
+        make_cell(fold, 60.0, protocol={"name": "bam"})
     make_cell(0, 61.0, name="y")
     text = aggregate([tmp_path])
     results = json.loads((tmp_path / "replication_results.json").read_text())["results"]

@@ -1,4 +1,4 @@
-"""The paper's tables and figures, from results written by hand and figures worked out by hand."""
+"""The paper's tables and figures, from made-up results and figures worked out by hand."""
 
 from __future__ import annotations
 
@@ -77,11 +77,51 @@ def test_a_setting_that_is_not_the_recipes_takes_the_difference_away_and_is_name
     assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
 
 
-def test_a_copied_result_without_identity_is_judged_by_its_task(tmp_path: Path, add: Add) -> None:
-    folder = add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE | {"train.max_steps": 1})
-    (folder / "identity.json").unlink()
+@pytest.mark.parametrize("damage", [None, "{", '{"fingerprint": "f", "identity": 3}'])
+def test_a_result_without_identity_has_unknown_settings_and_no_differences(
+    tmp_path: Path, add: Add, damage: str | None
+) -> None:
+    run = add("table3_components", "ablation-full", 73.5, FULL, identity=RECIPE)
+    run.identity_file.unlink()
+    if damage is not None:
+        run.identity_file.write_text(damage)
+    text = report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", ""]
+    assert "no identity.json that can be read" in text
+    assert "nothing is compared with the paper" in text
+    assert "another task" not in text
+
+
+def test_results_without_identity_mix_no_rates(tmp_path: Path, add: Add) -> None:
+    for lr, seed in ((0.1, 0), (0.1, 1), (0.2, 2)):
+        run = add("table3_components", f"full-{lr}", 50.0 + 10 * lr, FULL, seed=seed, identity={"train.lr": lr})
+        run.identity_file.unlink()
     report(tmp_path)
-    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["73.50", "72.92", "+0.58"]
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"][0] == "51.00 ±0.00"
+    assert rows(tmp_path, "table3_components-2")["baseline + SM + IC"][0] == "52.00"
+
+
+def test_models_of_unknown_settings_share_a_table_that_says_so(tmp_path: Path, add: Add) -> None:
+    for name, model in (("baseline", BASELINE), ("full", FULL)):
+        add("table3_components", name, 50.0, model).identity_file.unlink()
+    text = report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline (backbone + QP)"] == ["50.00", "61.48", ""]
+    assert rows(tmp_path, "table3_components")["baseline + SM + IC"] == ["50.00", "72.92", ""]
+    assert "rows may differ in more than the model" in text
+    assert "train.lr is each model's own" not in text  # nobody knows
+
+
+@pytest.mark.parametrize("identity", [RECIPE, {}])
+def test_a_result_without_identity_stands_in_no_table_of_known_settings(
+    tmp_path: Path, add: Add, identity: dict[str, Any]
+) -> None:
+    for name, model in (("baseline", BASELINE), ("full", FULL)):
+        run = add("table3_components", name, 50.0, model, identity=identity)
+    run.identity_file.unlink()
+    report(tmp_path)
+    tables = [rows(tmp_path, stem) for stem in ("table3_components", "table3_components-2")]
+    assert [t["baseline (backbone + QP)"] for t in tables] == [["50.00", "61.48", "-11.48"], ["—", "61.48", ""]]
+    assert [t["baseline + SM + IC"] for t in tables] == [["—", "72.92", ""], ["50.00", "72.92", ""]]
 
 
 def test_the_recipe_of_the_ablations_is_what_their_files_compose() -> None:
@@ -104,7 +144,7 @@ def test_table_4_has_its_rows_by_what_the_model_lacks(tmp_path: Path, add: Add) 
 def test_table_5_shows_macs_beside_the_papers(tmp_path: Path, add: Add) -> None:
     for t in (1, 3):
         cost = {"gmacs": 200.0 + t, "gmacs_dense": 220.0 + t}
-        add("table5_iterations", f"t{t}", 60.0 + t, FULL | {"iterations": t}, extra={"cost": cost})
+        add("table5_iterations", f"t{t}", 60.0 + t, FULL | {"iterations": t}, cost=cost)
     report(tmp_path)
     table = rows(tmp_path, "table5_iterations")
     assert table["T = 1"] == ["61.00", "61.48", "-0.48", "201.0", "221.0", "225.8"]
@@ -135,6 +175,14 @@ def test_rows_are_compared_on_the_folds_and_seeds_that_all_of_them_have(tmp_path
     assert table["baseline (backbone + QP)"][0] == "17.00 ±2.83"
     assert table["baseline + SM"][0] == "30.00 ±0.00"
     assert "fold 0 seed 0, fold 0 seed 1, fold 1 seed 0, fold 1 seed 1" in text
+
+
+def test_seeds_of_different_folds_are_compared_too(tmp_path: Path, add: Add) -> None:
+    for fold, seed in ((0, 0), (1, 1)):
+        add("table3_components", "b", 10.0 + fold, BASELINE, fold, seed=seed)
+        add("table3_components", "s", 20.0 + fold, SM, fold, seed=seed)
+    report(tmp_path)
+    assert rows(tmp_path, "table3_components")["baseline + SM"][0] == "20.50 ±0.71"  # 20 and 21: sqrt(0.5)
 
 
 def test_other_settings_make_a_table_of_their_own(tmp_path: Path, add: Add) -> None:
@@ -187,9 +235,9 @@ def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: A
 
 def test_figure_7_brings_the_sheets_of_the_runs(tmp_path: Path, add: Add) -> None:
     for seed in (0, 1):
-        folder = add("figure7_steps", "default", 50.0 + seed, FULL, seed=seed)
-        (folder / "figures").mkdir()
-        (folder / "figures" / "steps.png").write_bytes(b"sheet %d" % seed)
+        run = add("figure7_steps", "default", 50.0 + seed, FULL, seed=seed)
+        run.figures.mkdir()
+        (run.figures / "steps.png").write_bytes(b"sheet %d" % seed)
     add("figure7_steps", "default", 55.0, FULL, seed=2)
     text = report(tmp_path)
     assert (tmp_path / "figure7_steps.png").read_bytes() == b"sheet 0"

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from fsseg.report.paper import comparable, paper_results, published, published_methods
+import pytest
+from run_directories import KEY
+
+from fsseg.report.paper import comparable, paper_results, published
 
 
 @pytest.mark.parametrize(
@@ -32,19 +35,18 @@ def test_the_one_printed_mean_of_abcb_that_its_folds_do_not_give_is_known():
 
 
 def test_only_a_replication_is_compared():
-    assert comparable("pascal5i", "abcb", "resnet50", 1, "default") is not None
-    assert comparable("pascal5i", "abcb", "resnet50", 1, "default", num_val_images=1449) is not None
-    assert comparable("pascal5i", "abcb", "resnet50", 1, "default", num_val_images=445) is None
-    assert comparable("pascal5i", "abcb", "resnet50", 1, "train.lr=0.004") is None
-    assert comparable("pascal5i", "baseline", "resnet50", 1, "default") is None
-    assert comparable("pascal5i", "abcb", "tiny", 1, "default") is None
-    assert comparable("pascal5i", "abcb", "resnet50", 2, "default") is None
-    assert comparable("shapes5i", "abcb", "resnet50", 1, "default") is None
+    assert comparable(KEY) == published("pascal5i", "resnet50", 1)
+    assert comparable(KEY, num_val_images=1449) is not None
+    assert comparable(KEY, num_val_images=445) is None
+    changes = [("variant", "train.lr=0.004"), ("method", "baseline"), ("backbone", "tiny"), ("shot", 2),
+               ("dataset", "shapes5i")]  # fmt: skip
+    for field, value in changes:
+        assert comparable(replace(KEY, **{field: value})) is None
 
 
 def test_other_methods_of_the_paper_are_at_hand():
-    assert "HDMNet" in published_methods("pascal5i", "resnet50")
     assert published("pascal5i", "resnet50", 1, "HDMNet").mean == 69.4
+    assert published("pascal5i", "resnet50", 1, "no such method") is None
     assert paper_results()["ablations_pascal5i_fold0_resnet50_1shot"]["components"]["baseline + SM"] == 68.2
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
+from run_directories import PROTOCOL
 
 from fsseg.report.collect import collect
-from fsseg.report.tables import MEAN, Row, Table, build
+from fsseg.report.paper import MEAN
+from fsseg.report.tables import Row, Table, build
 
 
 def one_table(path) -> Table:
@@ -182,15 +183,32 @@ def test_seeds_evaluated_on_different_episodes_are_not_averaged(tmp_path, make_c
 def test_a_failed_cell_is_listed_in_the_row_it_belongs_to(tmp_path, make_cell):
     for fold in range(3):
         make_cell(fold, 60.0)
-    folder = make_cell(3, None)
-    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "disk full"}))
+    folder = make_cell(3, None, status={"state": "failed", "reason": "disk full"}).directory
     table = one_table(tmp_path)
     assert len(table.rows) == 1
     assert table.missing == [("pascal5i abcb resnet50 1-shot fold 3 seed 0", f"failed, disk full ({folder})")]
 
 
+def test_of_two_tables_of_its_protocol_a_failed_cell_is_listed_in_that_of_its_row(tmp_path, make_cell):
+    make_cell(0, 60.0, data={"fingerprint_val": "a"})
+    make_cell(0, 60.0, method="baseline", data={"fingerprint_val": "b"})
+    make_cell(1, None, method="baseline", status="failed", config={"protocol": PROTOCOL})
+    tables = {table.key.data_val: table for table in build(collect([tmp_path])).tables}
+    label = "pascal5i baseline resnet50 1-shot fold 1 seed 0"
+    assert dict(tables["b"].missing)[label].startswith("failed")
+    assert label not in dict(tables["a"].missing)
+
+
+def test_a_foreground_figure_is_of_all_seeds_or_none(tmp_path, make_cell):
+    make_cell(0, 60.0)
+    make_cell(0, 60.0, seed=1, result={"metrics": {"fb_iou": 70.0}})
+    assert one_row(tmp_path).entries[1, 0].fb_iou == 75.0
+    make_cell(0, 60.0, seed=2, result={"metrics": {"fb_iou": None}})
+    assert one_row(tmp_path).entries[1, 0].fb_iou is None
+
+
 def test_a_sweep_without_any_result_still_has_its_table(tmp_path, make_cell):
-    (make_cell(0, None) / "status.json").write_text('{"state": "queued"}')
+    make_cell(0, None, status="queued")
     table = one_table(tmp_path)
     assert table.rows[0].entries == {}
     assert [reason.split(" (")[0] for _, reason in table.missing] == ["queued"] + ["not started"] * 3
@@ -231,12 +249,10 @@ def test_lists_of_different_folds_are_averaged_and_different_lists_of_one_fold_n
 
 def test_a_cell_yet_to_be_evaluated_on_a_list_stands_beside_its_row(tmp_path, make_cell):
     make_cell(0, 50.0, protocol={**_listed("a"), "seeds": [7], "num_episodes": 5, "query_order": "episodes_file"})
-    pending = make_cell(1, None)
     protocol = {
         "name": "standard", "novel_in_training": "drop", "min_pixels": 2048, "num_episodes": 1000, "seeds": [0, 1],
         "query_order": "cycle", "episodes_file": "b.tsv",
     }  # fmt: skip
-    (pending / "config.yaml").write_text(json.dumps({"protocol": protocol}))
-    (pending / "status.json").write_text('{"state": "running"}')
+    make_cell(1, None, config={"protocol": protocol}, status="running")
     (table,) = build(collect([tmp_path])).tables
     assert any("fold 1" in label and "running" in reason for label, reason in table.missing)

@@ -1,0 +1,68 @@
+"""Means, spreads and paired differences, as every table and note of a report prints them.
+
+`math.fsum` throughout: no figure depends on the order in which the runs were read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """None with fewer than two values."""
+    if len(values) < 2:
+        return None
+    middle = mean(values)
+    return math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (len(values) - 1))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean over folds and training seeds; `std` is that of the seeds' means over folds, with two seeds or more."""
+
+    mean: float
+    std: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ±{self.std:.2f}")
+
+    @classmethod
+    def of(cls, values: Mapping[tuple[int, int], float]) -> Statistic:
+        """Of values by (fold, seed), the same folds for every seed."""
+        seeds = sorted({seed for _, seed in values})
+        means = [mean([v for (_, s), v in values.items() if s == seed]) for seed in seeds]
+        return cls(mean(list(values.values())), sample_std(means))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of first minus second over pairs, with its standard error if there are two pairs or more."""
+
+    mean: float
+    standard_error: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f"standard error {self.standard_error:.2f}, "
+        return f"{self.mean:+.2f} ({error}{self.pairs} pair{'' if self.pairs == 1 else 's'})"
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> PairedDifference | None:
+        """Over the pairs measured on both sides; None without any."""
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        if not differences:
+            return None
+        std, num = sample_std(differences), len(differences)
+        return cls(mean(differences), None if std is None else std / math.sqrt(num), num)
+
+
+def shares(histograms: Sequence[Sequence[int]]) -> list[float] | None:
+    """Share of each bin in the sum of equally long histograms, in percent; None where nothing was counted."""
+    total = sum(map(sum, histograms))
+    return [100 * sum(column) / total for column in zip(*histograms)] if total else None
