@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
-from fsseg.model.backbones import LAYERS, Backbone, build_backbone
+from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten, picture_cells
 
@@ -35,10 +35,6 @@ class Prototype(FewShotModel):
 
     def __init__(self, backbone: Backbone, cfg: PrototypeConfig) -> None:
         super().__init__()
-        if cfg.layer not in LAYERS:
-            raise UserError(f"model.layer={cfg.layer} is not a stage", f"choose one of: {', '.join(LAYERS)}")
-        if cfg.threshold not in ("otsu", "background"):
-            raise UserError(f"model.threshold={cfg.threshold} is unknown", "choose one of: otsu, background")
         self.backbone = backbone.requires_grad_(False)
         self.layer, self.threshold = cfg.layer, cfg.threshold
 
