@@ -126,12 +126,6 @@ def test_trains_nothing_and_says_so() -> None:
         model.loss(prediction, batch.query_mask)
 
 
-@pytest.mark.parametrize("key", ["layer", "threshold"])
-def test_an_unknown_choice_is_refused_by_key(key: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.{key}=nonsense"):
-        build_model(samples.cell(samples.prototype(**{key: "nonsense"})))
-
-
 def test_otsu_finds_the_cut_with_the_largest_variance_between_the_sides() -> None:
     rng = np.random.default_rng(0)
     for count in (2, 3, 10, 40):

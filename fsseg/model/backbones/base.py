@@ -34,7 +34,7 @@ class Backbone(nn.Module):
                 features[stage] = x
         return features
 
-    def _freeze(self, trainable_layers: int) -> None:
+    def freeze(self, trainable_layers: int) -> None:
         """Leave only the last `trainable_layers` stages to training; to be called when all stages are there."""
         self.num_frozen = max(0, len(STAGES) - trainable_layers)
         for stage in STAGES[: self.num_frozen]:

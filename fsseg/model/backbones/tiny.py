@@ -55,7 +55,7 @@ class TinyBackbone(Backbone):
         self.layer2 = _Residual(32, 48, dilation=1)
         self.layer3 = _Residual(48, 64, dilation=2)
         self.layer4 = _Residual(64, 64, dilation=3)
-        self._freeze(trainable_layers)
+        self.freeze(trainable_layers)
 
     @classmethod
     def from_config(cls, cfg: BackboneConfig) -> TinyBackbone:

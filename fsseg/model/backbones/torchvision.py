@@ -36,7 +36,7 @@ class ResNetBackbone(Backbone):
         self.layer3, self.layer4 = network.layer3, network.layer4
         expansion = network.layer1[0].expansion
         self.channels = {"layer2": 128 * expansion, "layer3": 256 * expansion, "layer4": 512 * expansion}
-        self._freeze(trainable_layers)
+        self.freeze(trainable_layers)
         self.train()
 
     @classmethod
