@@ -220,7 +220,7 @@ def _run(cfg: Config) -> Iterator[UserError]:
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).is_file():
         yield UserError(f"checkpoint={cfg.checkpoint} is not a file", "give the path of a checkpoints/last.pt")
     if cfg.sync.url is not None:
-        from fsseg.sweep.store import url_faults
+        from fsseg.process.remote import url_faults
 
         yield from url_faults(cfg.sync.url)
     for key, value in (("name", cfg.name), ("variant", cfg.variant)):
