@@ -70,7 +70,7 @@ class SilentObserver:
     def ended(self, index: int, returned: JobReturn) -> None: ...
 
 
-class Signals:
+class StopSignals:
     """Notes INT and TERM instead of dying of them, so that a launcher can leave in order.
 
     A context manager: the handlers of before come back. Outside the main thread it notes nothing.
@@ -80,7 +80,7 @@ class Signals:
         self.received: list[int] = []
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)

@@ -22,7 +22,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from fsseg.errors import UserError
-from fsseg.sweep.launchers.base import CellLauncher, CellLost, Signals, Submitted, SweepInterrupted, failed, outcome
+from fsseg.sweep.launchers.base import CellLauncher, CellLost, StopSignals, Submitted, SweepInterrupted, failed, outcome
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -118,7 +118,7 @@ class SlurmLauncher(CellLauncher):
                     "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
                 )
         jobs = self._submit(job_overrides, initial_job_idx)
-        with Signals() as signals:
+        with StopSignals() as signals:
             return self._wait(jobs, job_overrides, signals)
 
     def _submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
@@ -159,7 +159,7 @@ class SlurmLauncher(CellLauncher):
                  ", ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)), folder)  # fmt: skip
         return jobs
 
-    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: Signals) -> list[JobReturn]:
+    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: StopSignals) -> list[JobReturn]:
         every = float(self.params["poll_seconds"])
         returns: dict[int, JobReturn] = {}
         gone_since: dict[int, float] = {}
