@@ -83,22 +83,17 @@ class Composer:
             del config["hydra"]
         return Composed(tuple(overrides), task, config)
 
-    def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-        """The jobs of `train.py -m <overrides>`, each as its own overrides, in Hydra's order.
-
-        Raises:
-            UserError: a fault of the line, in the words of `train.py`.
-        """
-        return self._expand(overrides)[1]
-
     def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Every job of `train.py -m <overrides>` and what it composes to; a job that cannot be has its error instead.
 
         Raises:
             UserError: a fault of the line as a whole.
         """
-        master, jobs = self._expand(overrides)
-        return self._each(master, jobs)
+        return self.grid_of(self._master(overrides))
+
+    def grid_of(self, master: DictConfig) -> list[tuple[tuple[str, ...], Composed | UserError]]:
+        """As `grid`, from the configuration that Hydra has made of the line, with its `hydra` node."""
+        return self._each(master, self._jobs(master))
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Any number of single configurations, each with its own overrides; quicker than calls of `one`."""
@@ -120,14 +115,17 @@ class Composer:
                 found.append((job, explain(error)))
         return found
 
-    def _expand(self, overrides: Sequence[str]) -> tuple[DictConfig, list[tuple[str, ...]]]:
+    def _master(self, overrides: Sequence[str]) -> DictConfig:
         with _explained():
-            master = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
+            return self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
+
+    def _jobs(self, master: DictConfig) -> list[tuple[str, ...]]:
+        with _explained():
             # What an experiment file sweeps stands under hydra.sweeper.params; the command line wins, as in Hydra.
             params = OmegaConf.select(master, "hydra.sweeper.params") or {}
             arguments = [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
             parsed = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
-            return master, [tuple(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+            return [tuple(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
 
 
 @contextmanager
