@@ -13,11 +13,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from run_directories import make_run
 from sweeps import REPO, Sweep, states, wait_until
 
 import fsseg.config.entry  # noqa: F401  registers the schemas
 from fsseg.cell.claim import acquire
+from fsseg.cell.record import State
+from fsseg.config.compose import composer
 from fsseg.config.quick_compose import QuickComposer
+from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.grid import examine
+from fsseg.sweep.sweeper import Job, text, write_state
 
 
 @pytest.mark.parametrize(
@@ -215,3 +221,49 @@ def test_one_of_several_killed_in_the_middle_leaves_its_cell_to_another(sweep: S
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, outputs
     assert starts(sweep) == [1] * 6
+
+
+def job_of(*overrides: str) -> Job:
+    with composer() as c:
+        [point] = examine(c.grid(overrides), data=False)
+    return Job(**vars(point))
+
+
+def test_a_result_that_comes_between_looking_and_launching_counts_but_for_redo(tmp_path: Path) -> None:
+    line = ("fold=1", f"output_dir={tmp_path}")
+    fresh = job_of(*line)
+    make_run(fresh.place, result=55.0)
+    fresh.settle(None, Elsewhere(None))
+    assert (fresh.state, fresh.note) == (State.DONE, "mIoU 55.00")
+    again = job_of(*line, "redo=true")
+    assert again.state == State.TODO
+    assert again.result() is None
+    make_run(again.place, result=56.0)
+    assert again.result() is not None
+
+
+def test_a_state_written_for_others_keeps_how_far_the_cell_is(tmp_path: Path) -> None:
+    cell = job_of(f"output_dir={tmp_path}").place
+    make_run(cell, status={"state": "preempted", "phase": "train", "step": 7, "steps": 9, "eta_seconds": 3}, age=1e6)
+    write_state(cell, State.QUEUED)
+    status = cell.status()
+    assert status is not None
+    assert (status.state, status.phase, status.step, status.steps) == ("queued", None, 7, 9)
+    assert status.eta_seconds is None
+    age = cell.look().age
+    assert age is not None
+    assert age < 100
+
+
+def test_the_table_names_reasons_and_logs_of_what_is_missing_only(tmp_path: Path) -> None:
+    done, failed = job_of("fold=1", f"output_dir={tmp_path}"), job_of("fold=2", f"output_dir={tmp_path}")
+    done.state, done.note, done.log = State.DONE, "mIoU 55.00", tmp_path / "a.log"
+    failed.state, failed.note, failed.log = State.FAILED, "no memory\nat all", tmp_path / "b.log"
+    assert text([done, failed]).splitlines() == [
+        "",
+        "cell                                               state   result or reason",
+        "runs/shapes5i/abcb/tiny/1shot/default/fold1/seed0  done    mIoU 55.00",
+        "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0  failed  no memory",
+        f"                                                           log: {tmp_path}/b.log",
+        "2 cells: 1 done, 1 failed",
+    ]
