@@ -40,7 +40,7 @@ class Point:
     @property
     def settings(self) -> dict[str, str]:
         """Override key -> value as written, in the order of the line."""
-        return settings_of(self.overrides)
+        return split_overrides(self.overrides)
 
     @property
     def label(self) -> str:
@@ -53,7 +53,7 @@ class Point:
             self.state = self.snapshot.state
 
 
-def settings_of(overrides: Iterable[str]) -> dict[str, str]:
+def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
     """Override key -> value as written; the last of a key counts, as in Hydra."""
     return {key: value for key, _, value in (o.partition("=") for o in overrides)}
 

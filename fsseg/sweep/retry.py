@@ -21,7 +21,7 @@ from fsseg.cell.key import CellKey
 from fsseg.cell.record import Snapshot, State, Unreadable, look_at, open_cell
 from fsseg.errors import UserError
 from fsseg.sweep.boxes import command, merge
-from fsseg.sweep.grid import settings_of
+from fsseg.sweep.grid import split_overrides
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
@@ -90,7 +90,7 @@ def _noted(s: Snapshot) -> dict[str, str] | str:
         line = shlex.join(["python", *last.command]) if last is not None and last.command[:1] == ["train.py"] else ""
         how = f"it was started with `{line}`" if line else _AGAIN
         return f"was started by an earlier version, which did not note the overrides of a cell; {how}"
-    own = settings_of(record.overrides)
+    own = split_overrides(record.overrides)
     own.pop("redo", None)  # it would throw away what the cell has reached
     return own
 

@@ -33,7 +33,7 @@ from fsseg.process.logs import configure_logging
 from fsseg.process.tables import aligned
 from fsseg.sweep.elsewhere import Elsewhere, write_jobs
 from fsseg.sweep.grid import Point, examine
-from fsseg.sweep.launchers.base import CellLost, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -230,7 +230,7 @@ class FssegSweeper(Sweeper):
         return [job for index, job in enumerate(todo) if index in observer.busy]
 
 
-class _Observer:
+class _Observer(Observer):
     """Keeps the directories and the terminal informed while a launcher works on `jobs`."""
 
     def __init__(self, jobs: Sequence[Job], elsewhere: Elsewhere) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsseg.sync")
 
+_USUAL = Tries()
+
 
 @dataclass
 class Outcome:
@@ -77,7 +79,7 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
         log.info("%d files copied to %s", len(outcome.sent), url)
 
 
-def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = Tries()) -> Outcome:  # noqa: B008
+def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = _USUAL) -> Outcome:
     """Copy what is new in a run directory; note in its `sync.json` what arrived and what is pending.
 
     Args:
@@ -123,7 +125,7 @@ def catch_up(
     folders: Iterable[str | Path],
     url: str | None = None,
     checkpoints: bool = False,
-    tries: Tries = Tries(),  # noqa: B008
+    tries: Tries = _USUAL,
 ) -> list[tuple[Path, Outcome]]:
     """Copy every run directory below the folders, as far as it is not there yet.
 
