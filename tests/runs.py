@@ -29,7 +29,7 @@ SMALL = (
 
 _PRELOADED = (
     "fsseg.config.compose", "fsseg.run", "fsseg.engine.train", "fsseg.engine.evaluate", "fsseg.model",
-    "fsseg.draw.sheets",
+    "fsseg.draw.sheets", "hydra_plugins.fsseg_sweeper", "hydra_plugins.fsseg_launchers",
 )  # fmt: skip
 
 

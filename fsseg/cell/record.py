@@ -667,6 +667,21 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunDirectory]:
     return [RunDirectory(path) for path in sorted(found)]
 
 
+def look_at(folders: Iterable[str | Path]) -> list[Snapshot]:
+    """How all runs below the folders stand.
+
+    Raises:
+        UserError: a folder does not exist, or there is no run.
+    """
+    folders, now = list(folders), time.time()
+    if found := [run.look(now) for run in find_runs(folders)]:
+        return found
+    raise UserError(
+        f"no run found under {', '.join(map(str, folders))}",
+        "name a folder above run directories, e.g. outputs/runs, or start runs with train.py",
+    )
+
+
 def is_run(folder: Path, names: set[str]) -> bool:
     """Whether a folder with these files is a run; a config.yaml alone must name a cell."""
     if "result.json" in names or "status.json" in names or "identity.json" in names:

@@ -19,8 +19,8 @@ def aggregate(
     """Collect results into tables: folds as columns, the mean, and the paper's figure beside ours."""
     import tempfile
 
+    from fsseg.process.remote import is_url
     from fsseg.report.aggregate import aggregate as collect_tables
-    from fsseg.sweep.store import is_url
     from fsseg.sweep.sync import mirror
 
     with tempfile.TemporaryDirectory(prefix="fsseg-aggregate-") as temporary:

@@ -32,7 +32,7 @@ def plan(
     if by is not None and servers is None:
         raise UserError("--by says how to cut the grid, but not for how many machines", "add --servers 4")
     made = plans.plan(line or [], calibrate)
-    print(plans.render(made))
+    print(plans.text(made))
     if servers is not None:
         keys = [key.strip() for key in by.split(",") if key.strip()] if by is not None else None
         print("\n" + plans.servers(made, servers, keys, [o for o in line or [] if o.startswith(("hydra.", "hydra/"))]))
@@ -44,15 +44,16 @@ def status(
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, who runs and until when, who failed and why, results so far."""
-    from fsseg.sweep import status as states
+    from fsseg.cell.record import look_at
+    from fsseg.sweep import status as cells
 
     if watch:
         try:
-            states.watch(folders, every)
+            cells.watch(folders, every)
         except KeyboardInterrupt:
             raise typer.Exit() from None
     else:
-        print(states.report(states.read_states(folders)))
+        print(cells.text(look_at(folders)))
 
 
 def retry(
@@ -64,7 +65,7 @@ def retry(
     from fsseg.sweep import retry as retries
 
     found = retries.find_retries(folders, also or [])
-    print(retries.report(found))
+    print(retries.text(found))
     if run and found.lines and (failed := retries.run_lines(found.lines)):
         raise UserError(
             f"{failed} of {len(found.lines)} lines failed (see above)", "`fsseg status` tells what is missing"
@@ -79,7 +80,7 @@ def clean(
     from fsseg.sweep import clean as cleaning
 
     items = cleaning.find_waste(folders)
-    print(cleaning.report(cleaning.delete(items) if yes and items else items, deleted=yes and bool(items)))
+    print(cleaning.text(cleaning.delete(items) if yes and items else items, deleted=yes and bool(items)))
 
 
 def sync(
@@ -93,6 +94,6 @@ def sync(
     from fsseg.sweep import sync as copies
 
     outcomes = copies.catch_up(folders, url, checkpoints)
-    print(copies.summary(outcomes))
+    print(copies.text(outcomes))
     if behind := sum(bool(o.error) for _, o in outcomes):
         raise UserError(f"{behind} of {len(outcomes)} cells are not copied in full", "run the same command again later")

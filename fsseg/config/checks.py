@@ -17,11 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.remote import url_faults
 
 _Relation = Callable[[Config], Iterator[UserError]]
 _RELATIONS: list[tuple[tuple[str, ...], _Relation]] = []
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
-"""Protocol of an address -> the extra of this package that brings what fsspec needs for it."""
 
 
 def validate(cfg: Config) -> None:
@@ -84,26 +83,6 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
             yield key, UserError(f"{key}={path} is not a file", fix)
     if cfg.sync.url is not None:
         yield from (("sync.url", fault) for fault in url_faults(cfg.sync.url))
-
-
-def url_faults(url: str) -> list[UserError]:
-    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
-    protocol, mark, place = url.partition("://")
-    if not mark or not protocol or not place.strip("/"):
-        fix = "write e.g. s3://bucket/folder, sftp://host/folder or file:///folder"
-        return [UserError(f"sync.url={url} is no address", fix)]
-    import fsspec
-
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ValueError:
-        fix = "use s3, gs, sftp, file or another that it knows"
-        return [UserError(f"sync.url={url}: fsspec knows no protocol {protocol}", fix)]
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'fsseg[{extra}]'" if extra else str(error).splitlines()[0]
-        return [UserError(f"sync.url={url}: the package for {protocol} is not installed", fix)]
-    return []
 
 
 def _get(cfg: Config, key: str) -> Any:

@@ -114,12 +114,18 @@ class Composer:
         """
         with explained():
             master = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
+        return Composer(self._loader, master).grid_of_master()
+
+    def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
+        """As `grid`, of the line that Hydra has made this composer's master configuration of."""
+        master = self._master
+        with explained():
             # What an experiment file sweeps stands under hydra.sweeper.params; the command line wins, as in Hydra.
             params = OmegaConf.select(master, "hydra.sweeper.params") or {}
             jobs = split_line(
                 self._loader, [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
             )
-        return Composer(self._loader, master).each(jobs)
+        return self.each(jobs)
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Any number of jobs, each with its own overrides, and what they compose to, or their errors."""

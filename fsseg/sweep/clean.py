@@ -6,6 +6,7 @@ somebody works on is never touched, and a checkpoint that another cell's configu
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsseg.cell.claim import is_gone, is_stale, read_holder, take_away
-from fsseg.process.files import read_json
-from fsseg.sweep.status import CLAIM, CellState, read_states
+from fsseg.cell.record import RunDirectory, Snapshot, State, Unreadable, look_at
 
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file belongs to nobody: writing one takes seconds."""
@@ -28,7 +28,7 @@ class Item:
     """A file to delete: its size in bytes, and why it may go (checkpoint, claim, temporary)."""
 
     path: Path
-    run: Path
+    run: RunDirectory
     size: int
     why: str
 
@@ -39,29 +39,32 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    states = read_states(folders)
-    kept = _named_checkpoints(states)
+    cells = look_at(folders)
+    kept = {path for s in cells for path in _named_checkpoint(s)}
+    oldest = time.time() - TEMPORARY_AGE
     items: list[Item] = []
-    for state in states:
-        if _is_alive(state):
+
+    def add(path: Path, why: str) -> None:
+        items.append(Item(path, run, path.stat().st_size, why))
+
+    for s in cells:
+        run = s.run
+        if s.alive:
             continue
-        if state.state == "done":
-            for path in sorted((state.directory / "checkpoints").glob("*")):
+        if s.state == State.DONE:
+            for path in sorted(run.checkpoint.parent.glob("*")):
                 if path.is_file() and path.resolve() not in kept and not _TEMPORARY.fullmatch(path.name):
-                    items.append(_item(path, state, "checkpoint"))
-        if (state.directory / CLAIM).is_file():
-            items.append(_item(state.directory / CLAIM, state, "claim"))
-        oldest = time.time() - TEMPORARY_AGE
-        for path in sorted(state.directory.rglob(".*")):
+                    add(path, "checkpoint")
+        if run.claim_file.is_file():
+            add(run.claim_file, "claim")
+        for path in sorted(run.directory.rglob(".*")):
             if path.is_file() and _TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < oldest:
-                items.append(_item(path, state, "temporary"))
+                add(path, "temporary")
     return items
 
 
 def delete(items: Sequence[Item]) -> list[Item]:
     """Delete what still may go, and return it."""
-    from fsseg.sweep.status import read_state
-
     gone: list[Item] = []
     claims = [item for item in items if item.why == "claim"]
     # A silent holder is watched for some of its renewals before its claim is taken: together, not one by one.
@@ -70,8 +73,8 @@ def delete(items: Sequence[Item]) -> list[Item]:
     for item in items:
         if item.why == "claim":
             continue
-        state = read_state(item.run)
-        if _is_alive(state) or (item.why == "checkpoint" and state.state != "done"):
+        now = item.run.look()
+        if now.alive or (item.why == "checkpoint" and now.state != State.DONE):
             continue
         try:
             item.path.unlink()
@@ -85,15 +88,15 @@ def delete(items: Sequence[Item]) -> list[Item]:
     return gone
 
 
-def report(items: Sequence[Item], deleted: bool) -> str:
+def text(items: Sequence[Item], deleted: bool) -> str:
     """What `fsseg clean` prints."""
     if not items:
         return "nothing to clean" if not deleted else "nothing was deleted: somebody works on these cells again"
     words = {"checkpoint": "checkpoints of finished cells", "claim": "stale claims", "temporary": "temporary files"}
     lines = []
-    for why, text in words.items():
+    for why, what in words.items():
         if mine := [i for i in items if i.why == why]:
-            lines.append(f"{len(mine)} {text}, {sum(i.size for i in mine) / 1e6:.1f} MB")
+            lines.append(f"{len(mine)} {what}, {sum(i.size for i in mine) / 1e6:.1f} MB")
             lines += [f"  {i.path}" for i in mine[:20]]
             if len(mine) > 20:
                 lines.append(f"  ... and {len(mine) - 20} more")
@@ -101,41 +104,20 @@ def report(items: Sequence[Item], deleted: bool) -> str:
     return "\n".join(lines)
 
 
-def _is_alive(state: CellState) -> bool:
-    """Whether somebody works on the cell, as far as one look can tell."""
-    if state.state in ("running", "queued"):
-        return True
-    claim = state.directory / CLAIM
-    holder = read_holder(claim)
-    if holder is None or is_gone(holder):
-        return False
-    try:
-        return time.time() - claim.stat().st_mtime <= holder.lease
-    except OSError:
-        return False
-
-
 def _take_claim(item: Item) -> bool:
     holder = read_holder(item.path)
     return holder is not None and (is_gone(holder) or is_stale(item.path, holder)) and take_away(item.path, holder)
 
 
-def _named_checkpoints(states: Sequence[CellState]) -> set[Path]:
-    """Checkpoints that some cell's configuration names: without them that cell cannot even be looked up again."""
-    found = set()
-    for state in states:
-        if state.state == "done":
-            name = (read_json(state.directory / "result.json") or {}).get("checkpoint")
-        else:
-            try:
-                match = re.search(r"^checkpoint: *(.+)$", (state.directory / "config.yaml").read_text(), re.MULTILINE)
-            except OSError:
-                match = None
-            name = match.group(1).strip().strip("'\"") if match else None
-        if name and name != "null":
-            found.add(Path(str(name)).resolve())
-    return found
+def _named_checkpoint(s: Snapshot) -> Iterable[Path]:
+    """The checkpoint that a cell began from, or is to begin from: without it the cell cannot even be looked up again.
 
-
-def _item(path: Path, state: CellState, why: str) -> Item:
-    return Item(path, state.directory, path.stat().st_size, why)
+    A relative path counts from the folder where the run was started: the current one, or one above the run.
+    """
+    try:
+        origin = s.result.checkpoint if s.result else None
+        name = origin.path if origin else None if s.result else s.run.config().get("checkpoint")
+    except Unreadable:
+        name = None
+    places = [Path.cwd(), *Path(os.path.abspath(s.directory)).parents] if name else []
+    return [Path(place, str(name)).resolve() for place in places]

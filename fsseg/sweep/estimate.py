@@ -6,7 +6,6 @@ with the very same model settings were measured, only those count. Nothing is gu
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import statistics
@@ -15,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsseg.cell.record import Result, RunDirectory, Snapshot, State, Unreadable, find_runs
 from fsseg.config.schema import Config, trains
-from fsseg.process.files import read_json
-from fsseg.sweep.status import CellState, find_runs
 
 Kind = tuple[str, str, str, int, int, int]
 
@@ -98,93 +96,85 @@ def measurements(output_dir: Path) -> list[Measured]:
     """Everything that run directories below the output folder tell; nothing if there is no such folder."""
     if not output_dir.is_dir():
         return []
-    return [m for folder in find_runs([output_dir]) if (m := measure(folder)) is not None]
+    return [m for run in find_runs([output_dir]) if (m := measure(run)) is not None]
 
 
-def measure(folder: Path, calibration: bool = False) -> Measured | None:
+def measure(run: RunDirectory, calibration: bool = False) -> Measured | None:
     """What one run directory tells; None if that is nothing."""
-    identity = (read_json(folder / "identity.json") or {}).get("identity")
-    if not isinstance(identity, dict):
-        return None
     try:
+        record, status, result = run.identity_record(), run.status(), run.result()
+        identity = record.identity if record else {}
         kind: Kind = (
             identity["dataset.name"], identity["model.name"], identity["backbone.name"], identity["shot"],
             identity["dataset.image_size"], identity["train.batch_size"],
         )  # fmt: skip
-    except KeyError:
+    except (Unreadable, KeyError):
         return None
-    status = read_json(folder / "status.json") or {}
-    result = read_json(folder / "result.json")
+    settings, pool = settings_of(identity), pool_of(identity)
+    pace = status.seconds_per_step if status else None
     if result is None:
-        if status.get("phase") != "train" or not status.get("seconds_per_step") or (status.get("step") or 0) < 3:
+        if status is None or status.phase != "train" or not pace or (status.step or 0) < 3:
             return None
-        return Measured(
-            kind, settings_of(identity), None, float(status["seconds_per_step"]), None, 0.0, None, pool_of(identity),
-            status.get("peak_memory_bytes"), None, "running cells",
-        )  # fmt: skip
-    timing, training = _mapping(result.get("timing")), _mapping(result.get("training"))
-    metrics = _mapping(result.get("metrics"))
-    episodes = sum(int(s.get("num_episodes") or 0) for s in metrics.get("per_seed") or [])
-    episodes *= 1 + len(_mapping(metrics.get("by_background_shift")))
-    train = (
-        timing["train_seconds"] / training["steps"] if training.get("steps") and timing.get("train_seconds") else None
-    )
-    evaluate = timing["evaluate_seconds"] / episodes if episodes and timing.get("evaluate_seconds") else None
+        memory = status.peak_memory_bytes
+        return Measured(kind, settings, None, pace, None, 0.0, None, pool, memory, None, "running cells")
+    timing, training = result.timing, result.training
+    train = result.train_seconds / training.steps if training and training.steps and result.train_seconds else None
+    episodes = _episodes(result)
+    evaluate = timing.evaluate_seconds / episodes if episodes and timing.evaluate_seconds else None
     if calibration:  # few steps: leave the start-up of workers and kernels out
-        train = _steady_seconds(folder / "metrics.csv") or train
-        evaluate = _number(status.get("seconds_per_step")) or evaluate
+        train, evaluate = _steady_seconds(run) or train, pace or evaluate
     return Measured(
-        kind, settings_of(identity), _mapping(result.get("provenance")).get("device"), train, evaluate,
-        (timing.get("prepare_seconds") or 0.0) + (timing.get("figures_seconds") or 0.0), training.get("images"),
-        pool_of(identity), result.get("peak_memory_bytes"),
-        sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
-        "calibration" if calibration else "finished cells",
+        kind, settings, result.provenance.get("device"), train, evaluate,
+        (timing.prepare_seconds or 0.0) + (timing.figures_seconds or 0.0), training.images if training else None, pool,
+        result.peak_memory_bytes, run.size(), "calibration" if calibration else "finished cells",
     )  # fmt: skip
 
 
-def _steady_seconds(path: Path) -> float | None:
+def _episodes(result: Result) -> int:
+    """Episodes that were evaluated, those under background shifts included."""
+    if result.metrics is None:
+        return 0
+    return sum(s.num_episodes for s in result.metrics.per_seed) * (1 + len(result.metrics.by_background_shift))
+
+
+def _steady_seconds(run: RunDirectory) -> float | None:
     """Seconds per step of the later half of a short run, from its running means."""
-    try:
-        rows = [(int(r["step"]), float(r["seconds_per_step"])) for r in csv.DictReader(path.open(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError):
+    steps, means = run.curves().get("seconds_per_step", ([], []))
+    if len(steps) < 2:
         return None
-    if len(rows) < 2:
-        return None
-    (first, first_mean), (last, last_mean) = rows[len(rows) // 2 - 1], rows[-1]
-    seconds = (last * last_mean - first * first_mean) / (last - first)
+    middle = len(steps) // 2 - 1
+    seconds = (steps[-1] * means[-1] - steps[middle] * means[middle]) / (steps[-1] - steps[middle])
     return seconds if seconds > 0 else None
 
 
-def estimate(cfg: Config, identity: dict[str, Any], status: CellState | None, known: Sequence[Measured]) -> Estimate:
+def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, known: Sequence[Measured]) -> Estimate:
     """What a cell costs from here on.
 
     Args:
         cfg: of the cell.
         identity: of the cell (`Cell.identity`).
-        status: of its directory; None if there is none.
+        found: its directory; None if there is none.
         known: measured cells of any kind.
     """
     to_train = cfg.train.enabled and trains(cfg)
     images = training_images(cfg, identity, known) if to_train else None
-    steps = _steps(cfg, images, status) if to_train else 0
+    steps = _steps(cfg, images, found) if to_train else 0
     alike = [m for m in known if m.kind == kind_of(cfg)]
     if exact := [m for m in alike if m.settings == settings_of(identity)]:
         alike = exact
     alike = _one_device(alike, cfg.device)
-    if status is not None and status.state == "done":
-        folder = status.directory
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        return Estimate(steps, (0.0, 0.0), None, float(size), "done")
+    if found is not None and found.state == State.DONE:
+        return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done")
 
     memory: tuple[float, float] | None = None
     if sizes := [m.memory / 1e9 for m in alike if m.memory]:
         memory = (max(sizes), max(sizes))
     disk = statistics.median([m.disk for m in alike if m.disk]) if any(m.disk for m in alike) else None
-    hours, basis = _measured_hours(cfg, steps, status, alike)
+    hours, basis = _measured_hours(cfg, steps, found, alike)
     published = _is_published(cfg)
     if hours is None and published:
         low, high = PUBLISHED_HOURS[cfg.dataset.name]
-        share = _share_left(steps, status) * _share_of_recipe(cfg, steps, images)
+        share = _share_left(steps, found) * _share_of_recipe(cfg, steps, images)
         hours, basis = (low * share, high * share), "published figures"
     if published:
         memory = memory or PUBLISHED_GB
@@ -193,7 +183,7 @@ def estimate(cfg: Config, identity: dict[str, Any], status: CellState | None, kn
 
 
 def _measured_hours(
-    cfg: Config, steps: int | None, status: CellState | None, alike: Sequence[Measured]
+    cfg: Config, steps: int | None, found: Snapshot | None, alike: Sequence[Measured]
 ) -> tuple[tuple[float, float] | None, str]:
     train = [m.train for m in alike if m.train]
     evaluate = [m.evaluate for m in alike if m.evaluate]
@@ -201,7 +191,7 @@ def _measured_hours(
     if steps:
         if not train:
             return None, ""
-        seconds += _share_left(steps, status) * steps * statistics.median(train)
+        seconds += _share_left(steps, found) * steps * statistics.median(train)
     elif steps is None:
         return None, ""
     if cfg.eval.enabled and evaluate:
@@ -242,22 +232,22 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
     return images
 
 
-def _steps(cfg: Config, images: int | None, status: CellState | None) -> int | None:
+def _steps(cfg: Config, images: int | None, found: Snapshot | None) -> int | None:
     if images is not None:
         total = max(1, images // cfg.train.batch_size) * cfg.train.epochs
         return total if cfg.train.max_steps is None else min(total, cfg.train.max_steps)
-    if status is not None and status.phase == "train" and status.steps:
-        return status.steps
+    if found is not None and found.progress and found.progress[0] == "train":
+        return found.progress[2]
     return cfg.train.max_steps  # an upper bound; None if there is none
 
 
-def _share_left(steps: int | None, status: CellState | None) -> float:
-    if status is None or status.state == "done":
+def _share_left(steps: int | None, found: Snapshot | None) -> float:
+    if found is None or found.status is None:
         return 1.0
-    if status.phase in ("evaluate", "record"):
+    if found.status.phase in ("evaluate", "record"):
         return 0.0
-    if status.phase == "train" and status.step and (steps or status.steps):
-        return max(0.0, 1 - status.step / (steps or status.steps or 1))
+    if found.status.phase == "train" and found.status.step and (total := steps or found.status.steps):
+        return max(0.0, 1 - found.status.step / total)
     return 1.0
 
 
@@ -281,11 +271,3 @@ def _is_published(cfg: Config) -> bool:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None

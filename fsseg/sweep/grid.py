@@ -1,27 +1,20 @@
-"""The cells of a `-m` line: what state each is in, and how to cut the grid into lines for several servers.
+"""The cells of a `-m` line: what each composes to, where it lies, and whether it is done or cannot start.
 
-`fsseg plan` calls both; `fsseg retry` uses the cutting to find short lines for scattered cells. A set of cells that is
-a product of choices (`dataset=a,b fold=0,1`) is called a box: it is what one command line can say.
+The sweeper, `fsseg plan` and `fsseg retry` expand a line here.
 """
 
 from __future__ import annotations
 
-import itertools
-import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsseg.cell.record import Cell
+from fsseg.cell.record import Cell, Snapshot, State, open_cell
 from fsseg.errors import UserError
-from fsseg.sweep.status import CellState, read_state
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
-
-GRID_KEYS = ("dataset", "method", "backbone", "shot", "fold", "seed")
-Box = dict[str, tuple[str, ...]]
-"""Override key -> the values it takes; all combinations are meant."""
 
 
 @dataclass
@@ -29,20 +22,40 @@ class Point:
     """One cell of a grid.
 
     Attributes:
-        settings: override key -> value as written, in the order of the line.
+        overrides: the cell's part of the line.
+        composed: its configuration; None if it cannot be composed.
         cell: directory and fingerprint; None if the configuration is at fault.
-        config: the composed configuration (`fsseg.config.compose.Composed`), None likewise.
-        state: done, running, preempted, stale, failed, queued, to do, or faulty.
-        status: what its directory says; None if there is none yet.
-        faults: why it cannot start.
+        state: done, faulty or to do; after `look` that of its directory.
+        snapshot: how its directory stands; None if nothing is there, or nobody has looked.
+        faults: why it cannot start; empty if it can.
     """
 
-    settings: dict[str, str]
+    overrides: tuple[str, ...]
+    composed: Composed | None = None
     cell: Cell | None = None
-    config: Composed | None = None
-    state: str = "to do"
-    status: CellState | None = None
+    state: State = State.TODO
+    snapshot: Snapshot | None = None
     faults: list[UserError] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Override key -> value as written, in the order of the line."""
+        return split_overrides(self.overrides)
+
+    @property
+    def label(self) -> str:
+        return str(self.cell.key) if self.cell else " ".join(self.overrides)
+
+    def look(self) -> None:
+        """Take the state of a cell that is to do from its directory, if a run has been there."""
+        if self.state == State.TODO and self.cell is not None and self.cell.status_file.exists():
+            self.snapshot = self.cell.look()
+            self.state = self.snapshot.state
+
+
+def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """Override key -> value as written; the last of a key counts, as in Hydra."""
+    return {key: value for key, _, value in (o.partition("=") for o in overrides)}
 
 
 def build_grid(overrides: Sequence[str]) -> list[Point]:
@@ -53,178 +66,61 @@ def build_grid(overrides: Sequence[str]) -> list[Point]:
     Raises:
         UserError: a fault of the line as a whole, or two cells with one directory.
     """
-    from fsseg.cell.record import open_cell
-    from fsseg.config.checks import faults
     from fsseg.config.compose import composer
 
-    points = []
     with composer() as c:
-        for job, composed in c.grid(overrides):
-            point = Point(settings=dict(_split(o) for o in job))
-            points.append(point)
-            if isinstance(composed, UserError):
-                point.state, point.faults = "faulty", [composed]
-                continue
-            point.config = composed
-            point.faults = faults(composed.cfg)
-            if not point.faults:
-                point.cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
-                _look(point, composed.cfg.redo)
-            if point.faults:
-                point.state = "faulty"
-    seen: dict[str, Point] = {}
+        points = examine(c.grid(overrides), data=False)
     for point in points:
-        if point.cell is not None and (other := seen.setdefault(str(point.cell.directory), point)) is not point:
+        if point.composed is not None and not point.composed.cfg.redo:
+            point.look()
+    return points
+
+
+def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: bool) -> list[Point]:
+    """The points of composed cells, in their order; each is done, to do or faulty.
+
+    Args:
+        jobs: overrides of each cell, and what they compose to.
+        data: whether missing data is a fault.
+
+    Raises:
+        UserError: two cells have one directory.
+    """
+    points = [_examined(Point(tuple(job)), composed, data) for job, composed in jobs]
+    seen: dict[Path, Point] = {}
+    for point in points:
+        if point.cell is not None and (other := seen.setdefault(point.cell.directory, point)) is not point:
             raise UserError(
-                f"two cells of this line share the directory {point.cell.directory}: "
-                f"[{_words(other.settings)}] and [{_words(point.settings)}]",
-                "take the duplicate out of the line, or set variant= to tell them apart",
+                f"two cells of this sweep share the directory {point.cell.directory}: "
+                f"[{' '.join(other.overrides)}] and [{' '.join(point.overrides)}]",
+                "take the duplicate out of the sweep, or set variant= to tell them apart",
             )
     return points
 
 
-def _look(point: Point, redo: bool) -> None:
-    assert point.cell is not None
-    if redo:
-        return
-    if point.cell.finished() is not None:
-        point.state = "done"
-        point.status = read_state(point.cell.directory)
-        return
+def _examined(point: Point, composed: Composed | UserError, data: bool) -> Point:
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fsseg.config.checks import faults
+    from fsseg.config.entry import explain
+    from fsseg.data.registry import folder_faults
+
+    if isinstance(composed, UserError):
+        point.state, point.faults = State.FAULTY, [composed]
+        return point
+    point.composed, cfg = composed, composed.cfg
     try:
-        point.cell.check_same_settings()
+        point.cell = open_cell(cfg, composed.resolved, composed.task_overrides)
+        if not cfg.redo and (result := point.cell.finished()) is not None:
+            point.state, point.snapshot = State.DONE, Snapshot(point.cell, State.DONE, result=result)
+            return point
+        point.faults = faults(cfg) or (folder_faults(cfg) if data else [])
+        if not point.faults and not cfg.redo:
+            point.cell.check_same_settings()
     except UserError as error:
-        point.faults = [error]
-        return
-    if point.cell.status_file.exists():
-        point.status = read_state(point.cell.directory)
-        point.state = point.status.state
-
-
-def swept_keys(points: Sequence[Point]) -> list[str]:
-    """Keys that take more than one value, in the order of the line."""
-    if not points:
-        return []
-    return [k for k in points[0].settings if len({p.settings.get(k) for p in points}) > 1]
-
-
-def cut(
-    points: Sequence[Point], hours: Sequence[float], servers: int, by: Sequence[str] | None = None
-) -> list[list[Box]]:
-    """Share a grid out among servers: for each of them the boxes it runs; together exactly the grid.
-
-    Consecutive groups go to one server, such that the largest sum of hours is as small as it can be.
-
-    Args:
-        points: of the grid.
-        hours: expected for each point; 0 for finished ones.
-        servers: how many.
-        by: keys along which the grid may be cut; None chooses those with the fewest lines among the best balanced,
-            all swept keys are the finest cut.
-
-    Raises:
-        UserError: `servers` is less than 1, or `by` names a key that the line does not have.
-    """
-    if servers < 1:
-        raise UserError(f"--servers {servers}: there must be at least one", "give the number of machines")
-    swept = swept_keys(points)
-    known = set(GRID_KEYS) | set(points[0].settings if points else ())
-    for key in by or ():
-        if key not in known:
-            choices = ", ".join(swept) or "the line sweeps nothing"
-            raise UserError(f"--by {key}: the line has no {key}", f"choose among: {choices}")
-    if by is not None:
-        return _cut_along(points, hours, servers, [k for k in swept if k in by])[1]
-    best: list[tuple[float, int, int, list[list[Box]]]] = []
-    for size in range(len(swept) + 1):
-        for chosen in itertools.combinations(swept, size):
-            longest, parts = _cut_along(points, hours, servers, chosen)
-            best.append((longest, sum(map(len, parts)), size, parts))
-    shortest = min(entry[0] for entry in best)
-    good = [entry for entry in best if entry[0] <= 1.05 * shortest]
-    return min(good, key=lambda entry: (entry[1], entry[2]))[3]
-
-
-def _cut_along(
-    points: Sequence[Point], hours: Sequence[float], servers: int, keys: Sequence[str]
-) -> tuple[float, list[list[Box]]]:
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, point in enumerate(points):
-        groups.setdefault(tuple(point.settings[k] for k in keys), []).append(i)
-    members = list(groups.values())
-    chunks = _chunks([sum(hours[i] for i in group) for group in members], servers)
-    parts = [merge([points[i].settings for g in chunk for i in members[g]]) for chunk in chunks]
-    longest = max(sum(hours[i] for g in chunk for i in members[g]) for chunk in chunks)
-    return longest, parts
-
-
-def _chunks(weights: Sequence[float], count: int) -> list[list[int]]:
-    """Cut a sequence into at most `count` runs, none empty, with the smallest largest sum; ties by length."""
-    size = len(weights)
-    count = min(count, size)
-    # best[k][n]: (largest sum, largest length) of the first n weights in k runs, and where the last run begins
-    best: list[list[tuple[float, int, int]]] = [[(float("inf"), size, 0)] * (size + 1) for _ in range(count + 1)]
-    best[0][0] = (0.0, 0, 0)
-    for k in range(1, count + 1):
-        for n in range(k, size + 1):
-            total = 0.0
-            for begin in range(n - 1, k - 2, -1):
-                total += weights[begin]
-                before = best[k - 1][begin]
-                candidate = (max(before[0], total), max(before[1], n - begin), begin)
-                if candidate[:2] < best[k][n][:2]:
-                    best[k][n] = candidate
-    runs: list[list[int]] = []
-    n = size
-    for k in range(count, 0, -1):
-        begin = best[k][n][2]
-        runs.append(list(range(begin, n)))
-        n = begin
-    return runs[::-1]
-
-
-def merge(settings: Sequence[Mapping[str, str]]) -> list[Box]:
-    """Few boxes that hold exactly the given points, each point once.
-
-    Two boxes that differ in one key become one; points with different sets of keys never meet.
-    """
-    boxes: list[Box] = [{k: (v,) for k, v in s.items()} for s in settings]
-    keys = list(dict.fromkeys(k for s in settings for k in s))
-    for key in reversed(keys):  # the last key of a line varies fastest
-        boxes = _merge_along(boxes, key)
-    changed = True
-    while changed:  # a second look: what merged along one key may now merge along another
-        before = len(boxes)
-        for key in keys:
-            boxes = _merge_along(boxes, key)
-        changed = len(boxes) < before
-    return boxes
-
-
-def _merge_along(boxes: Sequence[Box], key: str) -> list[Box]:
-    merged: dict[Hashable, Box] = {}
-    for box in boxes:
-        rest = (key in box, tuple(sorted((k, frozenset(v)) for k, v in box.items() if k != key)))
-        if rest in merged and key in box:
-            values = merged[rest][key]
-            merged[rest][key] = values + tuple(v for v in box[key] if v not in values)
-        elif rest in merged:
-            continue  # the same point twice
-        else:
-            merged[rest] = dict(box)
-    return list(merged.values())
-
-
-def command(box: Box, extra: Sequence[str] = ()) -> str:
-    """The line that runs a box, quoted for a shell; `extra` are further overrides."""
-    words = [f"{key}={','.join(values)}" for key, values in box.items()] + list(extra)
-    return shlex.join(["python", "train.py", "-m", *words])
-
-
-def _split(override: str) -> tuple[str, str]:
-    key, _, value = override.partition("=")
-    return key, value
-
-
-def _words(settings: Mapping[str, str]) -> str:
-    return " ".join(f"{k}={v}" for k, v in settings.items())
+        point.faults = (faults(cfg) if point.cell is None else []) or [error]
+    except OmegaConfBaseException as error:
+        point.faults = [explain(error)]
+    if point.faults:
+        point.state = State.FAULTY
+    return point

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsseg.cell.record import State, find_runs
 from fsseg.errors import UserError
+from fsseg.process.tables import aligned
+from fsseg.process.words import extent, size, span
+from fsseg.sweep.boxes import Box, command, cut, swept_keys
 from fsseg.sweep.estimate import Estimate, Measured, estimate, kind_of, measure, measurements, settings_of
-from fsseg.sweep.grid import Box, Point, build_grid, command, cut, swept_keys
-from fsseg.sweep.status import find_runs, span
+from fsseg.sweep.grid import Point, build_grid
 
 CALIBRATION_STEPS = 8
 CALIBRATION_EPISODES = 16
@@ -42,7 +45,7 @@ def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float
         UserError: a fault of the line.
     """
     points = build_grid(overrides)
-    folders = dict.fromkeys(p.config.cfg.output_dir for p in points if p.config is not None)
+    folders = dict.fromkeys(p.composed.cfg.output_dir for p in points if p.composed is not None)
     known = [m for folder in folders for m in measurements(Path(folder))]
     notes: list[str] = []
     if calibrate:
@@ -51,11 +54,10 @@ def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float
             known += found
             notes.append(note)
     estimates = [
-        estimate(p.config.cfg, p.cell.identity, p.status, known)
-        if p.config is not None and p.cell is not None
-        else None
+        None if p.composed is None or p.cell is None or p.state == State.FAULTY
+        else estimate(p.composed.cfg, p.cell.identity, p.snapshot, known)
         for p in points
-    ]
+    ]  # fmt: skip
     return Plan(points, estimates, notes + _data_notes(points))
 
 
@@ -64,9 +66,9 @@ def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Poin
     seen = {(m.kind, m.settings) for m in known}
     chosen = []
     for p in points:
-        if p.config is None or p.cell is None or p.state == "done":
+        if p.composed is None or p.cell is None or p.state in (State.DONE, State.FAULTY):
             continue
-        mark = (kind_of(p.config.cfg), settings_of(p.cell.identity))
+        mark = (kind_of(p.composed.cfg), settings_of(p.cell.identity))
         if mark not in seen:
             seen.add(mark)
             chosen.append(p)
@@ -75,7 +77,7 @@ def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Poin
 
 def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured], str]:
     """A few steps and episodes of a cell in a process and a folder of their own: what they tell, a line for people."""
-    assert point.config is not None
+    assert point.composed is not None
     label = " ".join(f"{k}={v}" for k, v in point.settings.items())
     with tempfile.TemporaryDirectory(prefix="fsseg-calibration-") as folder:
         short = {
@@ -83,7 +85,7 @@ def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured],
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
         }  # fmt: skip
-        line = [sys.executable, "-m", "fsseg.sweep.plan", *point.config.task_overrides]
+        line = [sys.executable, "-m", "fsseg.run", *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=limit_seconds, env=dict(os.environ))
@@ -103,31 +105,26 @@ def _data_notes(points: Sequence[Point]) -> list[str]:
 
     notes: dict[str, None] = {}
     for p in points:
-        if p.config is not None and p.cell is not None and p.state != "done":
-            for fault in folder_faults(p.config.cfg):
+        if p.composed is not None and p.state not in (State.DONE, State.FAULTY):
+            for fault in folder_faults(p.composed.cfg):
                 notes.setdefault(f"not ready: {fault}")
     return list(notes)
 
 
-def render(plan: Plan, limit: int = 200) -> str:
-    """The table, the totals, and where the numbers come from."""
+def text(plan: Plan, limit: int = 200) -> str:
+    """What `fsseg plan` prints: the table, the totals, and where the numbers come from."""
     points, estimates = plan.points, plan.estimates
     keys = swept_keys(points) or [k for k in ("dataset", "fold") if points and k in points[0].settings]
     rows = [["cell", "state", "steps", "hours", "memory", "disk", "directory"]]
-    for p, e in zip(points, estimates):
+    for p, e in list(zip(points, estimates))[:limit]:
         rows.append([
             " ".join(p.settings[k] if k in _SPEAKING else f"{k} {p.settings[k]}" for k in keys) or "-",
-            _state(p), _whole(e.steps if e else None), _hours(e), _memory(e), _bytes(e.disk if e else None),
-            str(p.cell.directory) if p.cell else "-",
+            _state(p), "?" if e is None or e.steps is None else str(e.steps), _hours(e), _memory(e),
+            size(e.disk if e else None), str(p.cell.directory) if p.cell else "-",
         ])  # fmt: skip
-    shown = rows[: limit + 1]
-    widths = [max(len(row[i]) for row in shown) for i in range(len(rows[0]) - 1)]
-    lines = [
-        "  ".join([f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(r, widths))] + [r[-1]])
-        for r in shown
-    ]
-    if len(rows) > len(shown):
-        lines.append(f"... and {len(rows) - len(shown)} more")
+    lines = [aligned(rows, left=(0, 1, 6))]
+    if len(points) > limit:
+        lines.append(f"... and {len(points) - limit} more")
     lines += ["", _totals(plan)]
     for basis, count in Counter(e.basis for e in estimates if e is not None and e.basis != "done").items():
         cells = f"{count} cell{'s' * (count != 1)}"
@@ -143,69 +140,43 @@ def render(plan: Plan, limit: int = 200) -> str:
         else:
             lines.append(f"hours of {cells} from {basis}")
     faulty: dict[str, int] = Counter(str(f) for p in points for f in p.faults)
-    lines += [f"cannot start ({count} cells): {text}" for text, count in faulty.items()]
+    lines += [f"cannot start ({count} cells): {fault}" for fault, count in faulty.items()]
     return "\n".join(lines + plan.notes)
 
 
 def _totals(plan: Plan) -> str:
     counts = Counter(p.state for p in plan.points)
-    left = [e for p, e in zip(plan.points, plan.estimates) if e is not None and p.state != "done"]
+    left = [e for p, e in zip(plan.points, plan.estimates) if e is not None and p.state != State.DONE]
     low = sum(e.hours[0] for e in left if e.hours)
     high = sum(e.hours[1] for e in left if e.hours)
     unknown = sum(e.hours is None for e in left)
-    hours = _range(low, high, "h", most_only=low < 0.01 * high)
-    text = f"{len(plan.points)} cells: {', '.join(f'{n} {state}' for state, n in counts.items())}"
+    hours = extent(low, high, "h", most_only=low < 0.01 * high)
+    line = f"{len(plan.points)} cells: {', '.join(f'{n} {state}' for state, n in counts.items())}"
     if left:
-        text += f"; {hours} to go" + (f" and {unknown} cells of unknown length" if unknown else "")
+        line += f"; {hours} to go" + (f" and {unknown} cells of unknown length" if unknown else "")
         disk = sum(e.disk for e in left if e.disk)
-        text += f", {_bytes(disk)} of disk" if disk else ""
-    return text
+        line += f", {size(disk)} of disk" if disk else ""
+    return line
 
 
 def _state(p: Point) -> str:
-    if (
-        p.status is not None
-        and p.status.step
-        and p.status.steps
-        and p.state in ("running", "preempted", "stale", "failed")
-    ):
-        return f"{p.state} ({p.status.phase} {p.status.step}/{p.status.steps})"
-    return p.state
+    shown = (State.RUNNING, State.PREEMPTED, State.STALE, State.FAILED)
+    if p.state in shown and p.snapshot is not None and p.snapshot.progress and p.snapshot.progress[1]:
+        return "{} ({} {}/{})".format(p.state, *p.snapshot.progress)
+    return str(p.state)
 
 
 def _hours(e: Estimate | None) -> str:
     if e is None or e.hours is None:
         return "?"
     low, high = e.hours
-    return "0" if high == 0 else _range(low, high, "", most_only=low == 0).strip()
-
-
-def _range(low: float, high: float, unit: str, most_only: bool = False) -> str:
-    def text(value: float) -> str:
-        return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-    if most_only and high > low:
-        return f"up to {text(high)} {unit}"
-    return f"{text(low)} {unit}" if abs(high - low) < 0.005 * max(high, 1e-9) else f"{text(low)}-{text(high)} {unit}"
+    return "0" if high == 0 else extent(low, high, "", most_only=low == 0)
 
 
 def _memory(e: Estimate | None) -> str:
     if e is None or e.gigabytes is None:
         return "-" if e is not None and e.basis == "done" else "?"
-    return _range(*e.gigabytes, "GB")
-
-
-def _bytes(size: float | None) -> str:
-    if size is None:
-        return "?"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size / 1e3:.0f} kB"
-
-
-def _whole(value: int | None) -> str:
-    return "?" if value is None else str(value)
+    return extent(*e.gigabytes, "GB")
 
 
 def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: Sequence[str] = ()) -> str:
@@ -214,7 +185,7 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
     Raises:
         UserError: a key in `by` that the line does not have, or cells that cannot start.
     """
-    if any(p.state == "faulty" for p in plan.points):
+    if any(p.state == State.FAULTY for p in plan.points):
         raise UserError("some cells of this line cannot start (listed above)", "mend the line first")
     hours = weights(plan)
     if by is not None and list(by) == ["finest"]:
@@ -224,7 +195,7 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
     lines = [f"{len(parts)} servers:" if len(parts) == count else f"{len(parts)} of {count} servers have work: {why}"]
     for number, boxes in enumerate(parts, 1):
         mine = [i for i, p in enumerate(plan.points) if any(_inside(p, box) for box in boxes)]
-        done = sum(plan.points[i].state == "done" for i in mine)
+        done = sum(plan.points[i].state == State.DONE for i in mine)
         known = all((e := plan.estimates[i]) is not None and e.hours is not None for i in mine)
         expected = f", about {span(3600 * sum(hours[i] for i in mine))}" if known else ""
         lines.append(f"\n# server {number}: {len(mine)} cells" + (f" ({done} done)" if done else "") + expected)
@@ -235,26 +206,10 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
 def weights(plan: Plan) -> list[float]:
     """Hours a cell, the middle of a range; where unknown, as long as the others are on average."""
     middles = [None if e is None or e.hours is None else sum(e.hours) / 2 for e in plan.estimates]
-    known = [m for m, p in zip(middles, plan.points) if m is not None and p.state != "done"]
+    known = [m for m, p in zip(middles, plan.points) if m is not None and p.state != State.DONE]
     usual = sum(known) / len(known) if known else 1.0
     return [usual if m is None else m for m in middles]
 
 
 def _inside(point: Point, box: Box) -> bool:
     return all(point.settings.get(k) in values for k, values in box.items())
-
-
-def _calibrate(overrides: Sequence[str]) -> None:
-    """The process of one calibration: an ordinary short run."""
-    from fsseg.config.compose import compose
-    from fsseg.run import run
-
-    composed = compose(overrides)
-    run(composed.config, composed.task_overrides)
-
-
-if __name__ == "__main__":
-    try:
-        _calibrate(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

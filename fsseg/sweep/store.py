@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,6 @@ T = TypeVar("T")
 
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # a put is seen whole or not at all
 _SMALL = 32 << 20  # bytes: read at once, so that a log that grows meanwhile is still sent as one state
-
-
-def is_url(text: str) -> bool:
-    return "://" in text
 
 
 class Store:
@@ -90,23 +87,43 @@ class Store:
         return content
 
 
-def tried(operation: Callable[[], T], attempts: int, pause: float, deadline: float | None) -> T:
-    for attempt in range(1, attempts + 1):
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError("out of time")
-        try:
-            return operation()
-        except (UserError, ImportError, PermissionError):
-            raise  # waiting does not mend these
-        except Exception as error:
-            if attempt == attempts:
-                raise
-            wait = pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # many cells that end together come back apart
-            if deadline is not None:
-                wait = min(wait, max(0.0, deadline - time.monotonic()))
-            log.debug("attempt %d: %s; again in %.1f s", attempt, words(error), wait)
-            time.sleep(wait)
-    raise AssertionError("attempts is at least 1")
+@dataclass(frozen=True)
+class Tries:
+    """How hard to try.
+
+    Attributes:
+        attempts: of each operation.
+        pause: seconds before the second attempt; doubles with each.
+        deadline: on `time.monotonic`; nothing new is begun after it.
+    """
+
+    attempts: int = 4
+    pause: float = 1.0
+    deadline: float | None = None
+
+    def call(self, operation: Callable[[], T]) -> T:
+        """Do it until it works.
+
+        Raises:
+            Exception: that of the last attempt, or one that waiting does not mend.
+        """
+        for attempt in range(1, self.attempts + 1):
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                raise TimeoutError("out of time")
+            try:
+                return operation()
+            except (UserError, ImportError, PermissionError):
+                raise  # waiting does not mend these
+            except Exception as error:
+                if attempt == self.attempts:
+                    raise
+                # many cells that end together come back apart
+                wait = self.pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
+                if self.deadline is not None:
+                    wait = min(wait, max(0.0, self.deadline - time.monotonic()))
+                log.debug("attempt %d: %s; again in %.1f s", attempt, words(error), wait)
+                time.sleep(wait)
+        raise AssertionError("attempts is at least 1")
 
 
 def words(error: BaseException) -> str:

@@ -10,53 +10,124 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from fsseg.cell.record import open_cell
+from fsseg.cell.record import Cell, Result, State, Status, Unreadable, write_record
 from fsseg.config.compose import Composer
-from fsseg.config.hydra_internals import BasicLauncher, split_line
-from fsseg.errors import UserError
-from fsseg.process.files import write_atomic
-from fsseg.sweep.jobs import (
-    FINE,
-    Elsewhere,
-    Job,
-    grouped,
-    mark_queued,
-    record_text,
-    refuse_shared_directories,
-    result_time,
-    settle,
-    table,
-    wait_for_signs_of_life,
-    write_state,
-)
-from fsseg.sweep.launchers.base import SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.config.hydra_internals import BasicLauncher
+from fsseg.errors import UserError, merge_errors
+from fsseg.process.logs import configure_logging
+from fsseg.process.tables import aligned
+from fsseg.sweep.elsewhere import Elsewhere, write_jobs
+from fsseg.sweep.grid import Point, examine
+from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
 
 log = logging.getLogger("fsseg.sweep")
 
+_FINE = (State.DONE, State.RUNNING, State.QUEUED)  # nothing is left to mend: the latter two belong to other processes
 _MOST_LAUNCHES = 4  # of a cell in one sweep: others may take it, and die, more than once
+
+
+@dataclass
+class Job(Point):
+    """A cell of the sweep that runs.
+
+    Attributes:
+        note: why it stands so, or who has it.
+        log: the file to look into.
+        old_result: when the result was written that `redo=true` does not accept, in nanoseconds.
+        launches: how often this sweep has launched it.
+    """
+
+    note: str = ""
+    log: Path | None = None
+    old_result: int | None = None
+    launches: int = 0
+
+    def __post_init__(self) -> None:
+        if self.snapshot is not None and self.snapshot.result is not None:
+            self.note = _score(self.snapshot.result)
+        elif self.composed is not None and self.composed.cfg.redo and self.cell is not None:
+            self.old_result = _modified(self.cell.result_file)
+
+    @property
+    def place(self) -> Cell:
+        """The cell of a job that can start."""
+        assert self.cell is not None
+        return self.cell
+
+    def result(self) -> Result | None:
+        """What result.json says, if it counts."""
+        if self.old_result is not None and _modified(self.place.result_file) == self.old_result:
+            return None
+        return self.place.finished()
+
+    def settle(self, returned: JobReturn | None, elsewhere: Elsewhere, job_log: Path | None = None) -> None:
+        """Find out how the cell fared: its directory has the last word, the launcher only explains what it lacks.
+
+        Args:
+            returned: what the launcher says; None if nothing.
+            elsewhere: to ask whether others have it now.
+            job_log: what the job's process printed.
+        """
+        cell = self.place
+        self.note, self.log = "", None
+        if (result := self.result()) is not None:
+            self.state, self.note = State.DONE, _score(result)
+            return
+        error = None if returned is None else returned._return_value
+        lost = isinstance(error, CellLost)
+        if (owner := elsewhere.owner(cell)) is not None:
+            self.state, self.note = owner
+            return
+        status = _status(cell)
+        told = State(status.state) if status.state in (State.FAILED, State.PREEMPTED) else None
+        self.log = cell.log_file if cell.log_file.exists() else job_log
+        if returned is not None and returned.status == JobStatus.FAILED and not lost:
+            self.state = State.FAILED
+            self.note = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        elif told is not None:
+            self.state, self.note = told, status.reason or ""
+            if told == State.PREEMPTED and lost:
+                self.note += f" ({error})"
+        elif returned is None or returned.status == JobStatus.COMPLETED:
+            # Held by a process that has let go of it since, if it was started at all.
+            self.state, self.note = State.STOPPED, "not started, or not finished"
+        else:
+            # Its process could write nothing any more: killed, or dead before it came to the cell.
+            self.state, self.note = State.FAILED, str(error)
+            self.log = job_log if job_log is not None and job_log.exists() else self.log
+            try:
+                write_state(cell, State.FAILED, self.note[:500])
+                with cell.log_file.open("a", encoding="utf-8") as file:
+                    file.write(f"{datetime.now():%H:%M:%S} {self.note}\n")
+            except OSError as error:
+                log.warning("%s: the reason of the failure cannot be written (%s)", cell.directory, error.strerror)
 
 
 class FssegSweeper(Sweeper):
     """Cartesian product of the overrides, one job a cell, in the order given.
 
     Args:
-        params: overrides that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins.
+        params: overrides that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins. Hydra
+            wants them taken here; the composer finds them in the configuration.
     """
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
-        self.params = dict(params or {})
+        del params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -64,7 +135,8 @@ class FssegSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if type(self.launcher) is BasicLauncher:  # the default: Hydra's, but for its ways to end
+        # The default is Hydra's, but for its ways to end. By name: Hydra may have loaded the class a second time.
+        if config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}":
             self.launcher = SequentialLauncher()
             self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -77,19 +149,15 @@ class FssegSweeper(Sweeper):
         """
         assert self.hydra_context is not None
         assert self.config is not None
-        from fsseg.process.logs import configure_logging
-
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
-        lines = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        composer = Composer(self.hydra_context.config_loader, self.config)
-        jobs = [examine(composer, overrides) for overrides in split_line(self.hydra_context.config_loader, lines)]
-        refuse_shared_directories(jobs)
+        cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
+        jobs = [Job(**vars(point)) for point in examine(cells, data=True)]
         todo = self._announce(jobs)
 
         self.returns: list[JobReturn] = []
         interrupted = None
-        held = [job for job in jobs if job.state in ("running", "queued")]
+        held = [job for job in jobs if job.state in (State.RUNNING, State.QUEUED)]
         try:
             while todo or held:
                 busy = self._launch(todo) if todo else []
@@ -100,13 +168,13 @@ class FssegSweeper(Sweeper):
         except KeyboardInterrupt as error:
             interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
         for job in jobs:
-            if job.state == "todo":
-                settle(job, None, self.elsewhere)
-        print(table(jobs), flush=True)
+            if job.state == State.TODO:
+                job.settle(None, self.elsewhere)
+        print(text(jobs), flush=True)
         if interrupted is not None:
             log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
             raise SystemExit(128 + interrupted.signum)
-        if left := [job for job in jobs if job.state not in FINE]:
+        if left := [job for job in jobs if job.state not in _FINE]:
             raise UserError(
                 f"{len(left)} of {len(jobs)} cells are not done (listed above)",
                 "mend the cause and run the same line again: it runs just what is missing",
@@ -115,23 +183,24 @@ class FssegSweeper(Sweeper):
 
     def _announce(self, jobs: Sequence[Job]) -> list[Job]:
         """Say what will be done; the cells to launch."""
-        faulty = [job for job in jobs if job.state == "faulty"]
-        for text, labels in grouped(faulty).items():
-            log.error(
-                "%s\n  (%s)", text, f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
-            )
-        todo = [job for job in jobs if job.state == "todo"]
-        self.elsewhere = Elsewhere(self.folder.glob(".submitit/*/jobs.json") if todo else ())
-        for job in todo:
-            assert job.cell is not None
-            if (owner := self.elsewhere.owner(job.cell)) is not None:
+        groups: dict[str, list[str]] = {}
+        for job in jobs:
+            if job.state == State.FAULTY:
+                groups.setdefault(str(merge_errors(job.faults)), []).append(job.label)
+        for fault, labels in groups.items():
+            cells = f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
+            log.error("%s\n  (%s)", fault, cells)
+        open_ = [job for job in jobs if job.state == State.TODO]
+        self.elsewhere = Elsewhere(self.folder if open_ else None)
+        for job in open_:
+            if (owner := self.elsewhere.owner(job.place)) is not None:
                 job.state, job.note = owner
                 log.info("left to %s: %s", job.note, job.label)
-        left = [job for job in todo if job.state != "todo"]
-        todo = [job for job in todo if job.state == "todo"]
-        done = sum(job.state == "done" for job in jobs)
-        extra = f", {len(left)} in other hands" if left else ""
-        extra += f", {len(faulty)} cannot start" if faulty else ""
+        todo = [job for job in open_ if job.state == State.TODO]
+        faulty, left = sum(map(len, groups.values())), len(open_) - len(todo)
+        done = sum(job.state == State.DONE for job in jobs)
+        extra = f", {left} in other hands" if left else ""
+        extra += f", {faulty} cannot start" if faulty else ""
         log.info("%d of %d cells done, %d to run%s", done, len(jobs), len(todo), extra)
         return todo
 
@@ -145,7 +214,7 @@ class FssegSweeper(Sweeper):
         if hasattr(self.launcher, "observer"):
             self.launcher.observer = observer
         try:
-            returns = self.launcher.launch([job.overrides for job in todo], initial_job_idx=len(self.returns))
+            returns = self.launcher.launch([list(job.overrides) for job in todo], initial_job_idx=len(self.returns))
         except UserError as error:
             observer.refused(error)
             raise
@@ -161,7 +230,7 @@ class FssegSweeper(Sweeper):
         return [job for index, job in enumerate(todo) if index in observer.busy]
 
 
-class _Observer:
+class _Observer(Observer):
     """Keeps the directories and the terminal informed while a launcher works on `jobs`."""
 
     def __init__(self, jobs: Sequence[Job], elsewhere: Elsewhere) -> None:
@@ -174,69 +243,80 @@ class _Observer:
 
     def before_submission(self) -> None:
         for job in self.jobs:
-            assert job.cell is not None
-            mark_queued(job.cell)
+            write_state(job.place, State.QUEUED)
         self._marked = True
 
     def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None:
-        record = {}
-        for index, job in jobs.items():
-            cell = self.jobs[index].cell
-            assert cell is not None
-            record[str(cell.directory.absolute())] = {"job_id": job.job_id, "log": str(job.log)}
-            self._logs[index] = job.log
-        write_atomic(folder / "jobs.json", record_text(record))
+        self._logs.update((index, job.log) for index, job in jobs.items())
+        write_jobs(folder, {self.jobs[index].place.directory: job for index, job in jobs.items()})
 
     def ended(self, index: int, returned: JobReturn) -> None:
         job = self.jobs[index]
-        settle(job, returned, self.elsewhere, self._logs.get(index))
+        job.settle(returned, self.elsewhere, self._logs.get(index))
         self.over.add(index)
-        if returned.status == JobStatus.COMPLETED and job.state != "done":  # a run leaves a cell to its holder
+        if returned.status == JobStatus.COMPLETED and job.state != State.DONE:  # a run leaves a cell to its holder
             self.busy.add(index)
         log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
 
     def refused(self, error: UserError) -> None:
         """Nothing was submitted after all."""
         for job in self.jobs if self._marked else ():
-            assert job.cell is not None
-            write_state(job.cell, "failed", f"not submitted: {error.what}")
+            write_state(job.place, State.FAILED, f"not submitted: {error.what}")
 
 
-def examine(composer: Composer, overrides: Sequence[str]) -> Job:
-    """One cell before the launch: done, todo or faulty."""
-    from fsseg.config.checks import faults
-    from fsseg.config.entry import explain, typed
-    from fsseg.data.registry import folder_faults
+def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:
+    """Of cells that others held when their turn came: those that are free now and were not brought to an end.
 
-    job = Job(list(overrides), None, [], "faulty")
+    Waits until each holder has renewed its claim once, or let its lease pass: seconds if they live.
+    """
+    seen = {id(job): _modified(job.place.claim_file) for job in jobs}
+    free: list[Job] = []
+    open_ = list(jobs)
+    while open_:
+        for job in list(open_):
+            owner = None if job.result() is not None else elsewhere.owner(job.place)
+            now = _modified(job.place.claim_file)
+            if owner is None or now is None or now != seen[id(job)]:  # without a claim, SLURM's queue is the owner
+                open_.remove(job)
+                job.settle(None, elsewhere)
+                if job.state in (State.STOPPED, State.PREEMPTED):
+                    free.append(job)
+        if open_:
+            time.sleep(0.5)
+    return free
+
+
+def write_state(cell: Cell, state: State, reason: str | None = None) -> None:
+    """Write a state on behalf of a process that cannot, or has not begun; how far the cell is stays there."""
+    new = {"state": state, "reason": reason, "phase": None, "eta_seconds": None, "heartbeat": time.time()}
+    write_record(cell.status_file, msgspec.structs.replace(_status(cell), **new))
+
+
+def _status(cell: Cell) -> Status:
     try:
-        composed = composer.compose(overrides)
-        cfg = typed(composed)
-        try:
-            job.cell = open_cell(cfg, _plain(composed), overrides)
-        except UserError:
-            job.faults = faults(cfg)
-            if not job.faults:
-                raise
-            return job
-        if not cfg.redo and (result := job.cell.finished()) is not None:
-            job.state, job.note = "done", f"mIoU {result.miou:.2f}" if result.miou is not None else "trained"
-            return job
-        job.faults = faults(cfg) or folder_faults(cfg)
-        if not job.faults:
-            if cfg.redo:
-                job.old_result = result_time(job.cell)
-            else:
-                job.cell.check_same_settings()
-            job.state = "todo"
-    except UserError as error:
-        job.faults = [error]
-    except (HydraException, OmegaConfBaseException) as error:
-        job.faults = [explain(error)]
-    return job
+        return cell.status() or Status()
+    except Unreadable:
+        return Status()
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    value = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(value, dict)
-    return {str(k): v for k, v in value.items()}
+def text(jobs: Sequence[Job]) -> str:
+    """The cells with their states; those without a result with reason and log file."""
+    rows = [["cell", "state", "result or reason"]]
+    for job in jobs:
+        rows.append([job.label, str(job.state), (job.note.splitlines() or [""])[0][:200]])
+        if job.log is not None and job.state not in _FINE:
+            rows.append(["", "", f"log: {job.log}"])
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
+    return f"\n{aligned(rows, left=(0, 1, 2))}\n{len(jobs)} cells: {counts}"
+
+
+def _score(result: Result) -> str:
+    return "trained" if result.miou is None else f"mIoU {result.miou:.2f}"
+
+
+def _modified(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None

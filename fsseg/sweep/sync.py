@@ -11,26 +11,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from fsseg.config.checks import url_faults
+from fsseg.cell.key import CellKey
+from fsseg.cell.record import Copied, RunDirectory, Unreadable, find_runs, write_record
 from fsseg.errors import UserError
-from fsseg.process.files import read_json, write_atomic, write_json
-from fsseg.sweep.status import CLAIM, find_runs, key_of
-from fsseg.sweep.store import Store, tried, words
+from fsseg.process.files import write_atomic
+from fsseg.process.remote import url_faults
+from fsseg.sweep.store import Store, Tries, words
 
 if TYPE_CHECKING:
     from fsseg.cell.record import Cell
     from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg.sync")
-T = TypeVar("T")
 
-MARKER = "sync.json"
-_COLLECTED = ("result.json", "status.json", "replication_results.json")
+_USUAL = Tries()
 
 
 @dataclass
@@ -59,15 +58,12 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
     if cfg.sync.url is None:
         return
     url, outcome = str(cfg.sync.url), Outcome(error=f"no answer within {cfg.sync.timeout_seconds:g} s")
-    deadline = time.monotonic() + cfg.sync.timeout_seconds
+    tries = Tries(cfg.sync.attempts, deadline=time.monotonic() + cfg.sync.timeout_seconds)
 
     def work() -> None:
         nonlocal outcome
         try:
-            outcome = push(
-                cell.directory, url, checkpoints=cfg.sync.checkpoints or not final,
-                relative=cell.key.path.as_posix(), attempts=cfg.sync.attempts, deadline=deadline,
-            )  # fmt: skip
+            outcome = push(cell, url, cfg.sync.checkpoints or not final, tries)
         except Exception as error:  # a copy is a convenience: whatever goes wrong, the run's own result stands
             outcome = Outcome(error=words(error))
 
@@ -78,65 +74,50 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
     if outcome.error:
         log.warning("sync.url=%s: %s; `fsseg sync %s` catches up", url, outcome.error, cell.directory)
         if thread.is_alive():
-            _mark(cell.directory, url, {}, Outcome(error=outcome.error), cfg.sync.checkpoints)
+            _mark(cell, Copied(url, cfg.sync.checkpoints), Outcome(error=outcome.error))
     elif outcome.sent:
         log.info("%d files copied to %s", len(outcome.sent), url)
 
 
-def push(
-    directory: Path,
-    url: str,
-    *,
-    checkpoints: bool = False,
-    relative: str | None = None,
-    attempts: int = 4,
-    pause: float = 1.0,
-    deadline: float | None = None,
-) -> Outcome:
+def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = _USUAL) -> Outcome:
     """Copy what is new in a run directory; note in its `sync.json` what arrived and what is pending.
 
     Args:
-        directory: of the run.
+        run: where to copy from.
         url: the folder that stands for the output folder.
         checkpoints: copy them too.
-        relative: path below `url`; None takes the cell's own.
-        attempts: for each operation.
-        pause: seconds before the second attempt; doubles with each.
-        deadline: on `time.monotonic`; nothing new is begun after it.
+        tries: for each operation.
 
     Raises:
         OSError: if the run directory itself cannot be read.
     """
-    known = read_json(directory / MARKER) or {}
-    arrived: dict[str, list[int]] = dict(known.get("files") or {}) if known.get("url") == url else {}
-    stats = {name: _stat(directory / name) for name in _files(directory, checkpoints)}
-    todo = [name for name, stat in stats.items() if arrived.get(name) != stat]
+    known = run.copied()
+    copied = Copied(url, checkpoints, files=known.files if known.url == url else {})
+    stats = {name: _stat(run.directory / name) for name in _files(run, checkpoints)}
+    todo = [name for name, stat in stats.items() if copied.files.get(name) != stat]
     outcome = Outcome(pending=list(todo))
     if not todo:
-        if known.get("pending") or known.get("url") != url:
-            _mark(directory, url, arrived, outcome, checkpoints)
+        if known.pending or known.url != url:
+            _mark(run, copied, outcome)
         return outcome
-
-    def attempt(operation: Callable[[], T]) -> T:
-        return tried(operation, attempts, pause, deadline)
-
+    key, result = CellKey.from_path(run.directory), run.result_file.name
+    base = key.path.as_posix() if key else run.directory.resolve().name
     try:
         if faults := url_faults(url):
             raise faults[0]
-        remote = attempt(lambda: Store(url))
-        base = relative if relative is not None else _relative(directory)
-        if "result.json" in todo or "result.json" not in stats:
+        remote = tries.call(lambda: Store(url))
+        if result in todo or result not in stats:
             # A result over there is that of an earlier run of this cell: what comes now must not be taken for its rest.
-            attempt(lambda: remote.remove(f"{base}/result.json"))
-            arrived.pop("result.json", None)
+            tries.call(lambda: remote.remove(f"{base}/{result}"))
+            copied.files.pop(result, None)
         for name in todo:
-            attempt(lambda name=name: remote.send(directory / name, f"{base}/{name}"))  # type: ignore[misc]
-            arrived[name] = stats[name]
+            tries.call(lambda name=name: remote.send(run.directory / name, f"{base}/{name}"))  # type: ignore[misc]
+            copied.files[name] = stats[name]
             outcome.sent.append(name)
             outcome.pending.remove(name)
     except Exception as error:  # botocore, paramiko and friends have exception trees of their own
         outcome.error = words(error)
-    _mark(directory, url, arrived, outcome, checkpoints)
+    _mark(run, copied, outcome)
     return outcome
 
 
@@ -144,8 +125,7 @@ def catch_up(
     folders: Iterable[str | Path],
     url: str | None = None,
     checkpoints: bool = False,
-    attempts: int = 4,
-    pause: float = 1.0,
+    tries: Tries = _USUAL,
 ) -> list[tuple[Path, Outcome]]:
     """Copy every run directory below the folders, as far as it is not there yet.
 
@@ -153,7 +133,7 @@ def catch_up(
         folders: output folders.
         url: None takes the one that each run was given.
         checkpoints: copy them too; a run that was given `sync.checkpoints=true` copies its own in any case.
-        attempts, pause: as in `push`; once the store has failed, each further cell is tried once.
+        tries: as in `push`; once the store has failed, each further cell is tried once.
 
     Raises:
         UserError: a folder does not exist, or no run under it has an address.
@@ -162,15 +142,15 @@ def catch_up(
         raise faults[0]
     found: list[tuple[Path, Outcome]] = []
     without = 0
-    for directory in find_runs(folders):
-        own_url, own_checkpoints = _given(directory)
+    for run in find_runs(folders):
+        own_url, own_checkpoints = _given(run)
         if (target := url or own_url) is None:
             without += 1
             continue
-        outcome = push(directory, target, checkpoints=checkpoints or own_checkpoints, attempts=attempts, pause=pause)
+        outcome = push(run, target, checkpoints or own_checkpoints, tries)
         if outcome.error:
-            attempts = 1
-        found.append((directory, outcome))
+            tries = replace(tries, attempts=1)
+        found.append((run.directory, outcome))
     if without and not found:
         raise UserError(
             f"{without} runs, and none was started with sync.url", "give the address: --url s3://bucket/folder"
@@ -186,16 +166,16 @@ def mirror(url: str, folder: Path) -> Path:
     """
     if faults := url_faults(url):
         raise UserError(faults[0].what.removeprefix("sync.url="), faults[0].fix)
+    run = RunDirectory(Path())
+    records = {run.result_file.name, run.status_file.name, run.identity_file.name}
     try:
-        remote = tried(lambda: Store(url), 2, 1.0, None)
-        names = set(tried(remote.list, 2, 1.0, None))
-        wanted = {
-            n for n in names if PurePosixPath(n).name in ("result.json", "status.json", "replication_results.json")
-        }
-        runs = {PurePosixPath(n).parent for n in wanted if PurePosixPath(n).name != "replication_results.json"}
+        remote = Tries(2).call(lambda: Store(url))
+        names = {PurePosixPath(name) for name in Tries(2).call(remote.list)}
+        wanted = {n for n in names if n.name in (*records, "replication_results.json")}
         # Only an unfinished cell is asked for its configuration.
-        wanted |= {str(r / "config.yaml") for r in runs if str(r / "result.json") not in names} & names
-        content = tried(lambda: remote.read(sorted(wanted)), 3, 1.0, None)
+        runs = {n.parent for n in wanted if n.name in records}
+        wanted |= {r / run.config_file.name for r in runs if r / run.result_file.name not in names} & names
+        content = Tries(3).call(lambda: remote.read(sorted(map(str, wanted))))
     except Exception as error:
         raise UserError(
             f"{url}: cannot be read ({words(error)})", "check the address, the network and the credentials"
@@ -208,21 +188,19 @@ def mirror(url: str, folder: Path) -> Path:
     return root
 
 
-def _files(directory: Path, checkpoints: bool) -> list[str]:
+def _files(run: RunDirectory, checkpoints: bool) -> list[str]:
     """What belongs into a copy, in the order of sending: the result last, whatever tells of progress just before."""
+    kept_here = (run.sync_file, run.claim_file)
     names = []
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory).as_posix()
-        if path.name.startswith(".") or path.suffix == ".tmp" or name in (MARKER, CLAIM) or not path.is_file():
+    for path in run.directory.rglob("*"):
+        if path.name.startswith(".") or path.suffix == ".tmp" or path in kept_here or not path.is_file():
             continue
-        if name.startswith("checkpoints/") and not checkpoints:
-            continue
-        names.append(name)
+        if checkpoints or path.parent != run.checkpoint.parent:
+            names.append(path.relative_to(run.directory).as_posix())
 
     def rank(name: str) -> tuple[int, str]:
-        if name == "result.json":
-            return 3, name
-        return (2 if name.startswith("checkpoints/") else 1 if name == "status.json" else 0), name
+        late = {run.status_file.name: 1, run.result_file.name: 3}
+        return 2 if name.startswith("checkpoints/") else late.get(name, 0), name
 
     return sorted(names, key=rank)
 
@@ -232,37 +210,25 @@ def _stat(path: Path) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
-def _relative(directory: Path) -> str:
-    key = key_of(directory)
-    return key.path.as_posix() if key else directory.resolve().name
-
-
-def _given(directory: Path) -> tuple[str | None, bool]:
+def _given(run: RunDirectory) -> tuple[str | None, bool]:
     """The address that the run was started with, and whether its checkpoints go there."""
-    import yaml
-
-    marker = read_json(directory / MARKER) or {}
+    copied = run.copied()
     try:
-        text = (directory / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        block = config.get("sync") or {}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        block = run.config().get("sync") or {}
+    except Unreadable:
         block = {}
-    return block.get("url") or marker.get("url"), bool(block.get("checkpoints") or marker.get("checkpoints"))
+    return block.get("url") or copied.url, bool(block.get("checkpoints") or copied.checkpoints)
 
 
-def _mark(directory: Path, url: str, files: dict[str, list[int]], outcome: Outcome, checkpoints: bool) -> None:
-    record = {
-        "url": url, "checkpoints": checkpoints, "at": time.time(), "error": outcome.error, "pending": outcome.pending,
-        "files": files,
-    }  # fmt: skip
+def _mark(run: RunDirectory, copied: Copied, outcome: Outcome) -> None:
+    copied.at, copied.error, copied.pending = time.time(), outcome.error, outcome.pending
     try:
-        write_json(directory / MARKER, record)
+        write_record(run.sync_file, copied)
     except OSError as error:
-        log.debug("%s: %s", directory / MARKER, error)
+        log.debug("%s: %s", run.sync_file, error)
 
 
-def summary(outcomes: Sequence[tuple[Path, Outcome]]) -> str:
+def text(outcomes: Sequence[tuple[Path, Outcome]]) -> str:
     """What `fsseg sync` prints."""
     sent = sum(len(o.sent) for _, o in outcomes)
     behind = [(d, o) for d, o in outcomes if o.error or o.pending]

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_directories import KEY, make_run
 
-from fsseg.cell.key import CellKey
-from fsseg.process.files import write_json
+from fsseg.cell.record import RunDirectory
+from fsseg.cli.app import main
 
 
 def fsseg(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fsseg.cli.app", *words], capture_output=True, text=True, cwd=cwd)
+    """The command in this process: what it prints, and the exit status that the interpreter would make of its end."""
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["fsseg", *words])
+        patch.chdir(cwd or Path.cwd())
+        try:
+            main()
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
-def finished(root: Path, fold: int, miou: float) -> Path:
-    """A run directory with a result as run.py writes it."""
-    key = CellKey("runs", "shapes5i", "abcb", "tiny", 1, fold, 0, "default")
-    write_json(root / key.path / "status.json", {"state": "done"})
-    write_json(root / key.path / "result.json", {
-        "schema_version": 1, "fingerprint": "f", "cell": key.__dict__, "protocol": {"name": "standard"},
-        "metrics": {"miou": miou, "miou_std": 0.0, "fb_iou": 60.0, "fb_iou_std": 0.0, "per_seed": []},
-        "missing_classes": [],
-        "dataset": {"fingerprint_val": "v", "fingerprint_train": "t"}, "checkpoint": None,
-    })  # fmt: skip
-    return root / key.path
+def finished(root: Path, fold: int, miou: float) -> RunDirectory:
+    return make_run(root, replace(KEY, dataset="shapes5i", backbone="tiny", fold=fold), result=miou, version=1)
+
+
+def test_the_command_ends_like_any_other_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "fsseg.cli.app", "status", "no/such"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no/such is no folder\n  -> ")
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
@@ -93,15 +105,15 @@ def test_plan_takes_a_pasted_line_with_its_m(tmp_path: Path) -> None:
 
 
 def test_status_clean_and_retry_work_on_a_folder(tmp_path: Path) -> None:
-    folder = finished(tmp_path, 0, 41.5)
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "last.pt").write_bytes(b"x")
+    run = finished(tmp_path, 0, 41.5)
+    run.checkpoint.parent.mkdir()
+    run.checkpoint.write_bytes(b"x")
     assert "1 cells: 1 done" in fsseg("status", str(tmp_path)).stdout
     assert fsseg("retry", str(tmp_path)).stdout == "nothing to run again\n"
     assert "nothing deleted yet" in fsseg("clean", str(tmp_path)).stdout
-    assert (folder / "checkpoints" / "last.pt").exists()
+    assert run.checkpoint.exists()
     assert "deleted" in fsseg("clean", str(tmp_path), "--yes").stdout
-    assert not (folder / "checkpoints").exists()
+    assert not run.checkpoint.parent.exists()
 
 
 def test_watch_ends_when_nothing_runs(tmp_path: Path) -> None:

@@ -18,12 +18,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell.claim import CellBusy, acquire
-from fsseg.cell.record import Cell, open_cell
-from fsseg.cell.status import Status
+from fsseg.cell.claim import Busy, acquire
+from fsseg.cell.record import Cell, Metrics, Result, State, open_cell, write_record
+from fsseg.cell.status import StatusFile
 from fsseg.config.entry import launch, typed
 from fsseg.errors import UserError
-from fsseg.process.files import write_json
 from fsseg.process.signals import Signals
 
 
@@ -39,27 +38,28 @@ def main(config: DictConfig) -> None:
         return
     with Signals() as signals:
         try:
-            claim = acquire(cell.claim, cfg.lease_seconds)
-        except CellBusy:
+            claim = acquire(cell.claim_file, cfg.lease_seconds)
+        except Busy:
             return
         if not cfg.redo and cell.finished() is not None:  # another process had it until a moment ago
             claim.release()
             return
         claim.start()
-        status = Status(cell.status)
-        status.update(state="running")
+        status = StatusFile(cell.status_file)
+        status.update(state=State.RUNNING)
         started = time.time()
         try:
             stopped = act(what, cell, signals)
             if stopped:
-                status.update(state="preempted", reason=signals.reason())
+                status.update(state=State.PREEMPTED, reason=signals.reason())
             else:
                 starts = [*_starts(cell), [started, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]]
                 (cell.directory / "starts.json").write_text(json.dumps(starts))
-                write_json(cell.result, {"fingerprint": cell.fingerprint, "metrics": {"miou": 50.0 + cfg.fold}})
-                status.update(state="done")
+                result = Result(cell.key, cell.fingerprint, protocol={}, metrics=Metrics(50.0 + cfg.fold))
+                write_record(cell.result_file, result)
+                status.update(state=State.DONE)
         except Exception as error:
-            status.update(state="failed", reason=f"{type(error).__name__}: {error}")
+            status.update(state=State.FAILED, reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             claim.release()

@@ -1,16 +1,62 @@
-"""Sweeps of cells that do not train (`fake_train.py`), as processes of their own."""
+"""Sweeps of cells that do not train (`fake_train.py`), in processes of their own that start at once."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from runs import fork
+
 REPO = Path(__file__).resolve().parents[2]
+FAKE = Path(__file__).with_name("fake_train.py")
+
+
+class Started:
+    """`python fake_train.py <words>` as `subprocess.Popen` would show it, but forked off a process that has Hydra."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        self._process: ForkServerProcess = fork(_fake_train, list(words), str(folder), dict(environment), log=log)
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float = 240) -> tuple[str, None]:
+        """Wait for its end; everything it printed."""
+        self._process.join(timeout)
+        output = self._log.read_text() if self._log.exists() else ""
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("fake_train.py", timeout, output)
+        return output, None
+
+
+def _fake_train(words: list[str], folder: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    warnings.simplefilter("ignore")
+    sys.argv = [str(FAKE), *words]
+    runpy.run_path(str(FAKE), run_name="__main__")
 
 
 class Sweep:
@@ -18,23 +64,20 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Started] = []
 
-    def start(self, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *overrides: str, **environment: str) -> Started:
         own = [f"output_dir={self.folder / 'outputs'}", "name=s", f"dataset.root={self.folder}"]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
         env.pop("HYDRA_FULL_ERROR", None)
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fake_train.py")), *overrides, *own],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder, env=env,
-        )  # fmt: skip
+        process = Started([*overrides, *own], self.folder, env, self.folder / f"output{len(self.started)}.txt")
         self.started.append(process)
         return process
 
-    def run(self, *overrides: str, **environment: str) -> tuple[int, str]:
+    def run(self, *overrides: str, **environment: str) -> tuple[int | None, str]:
         """Exit status, and everything printed."""
         process = self.start(*overrides, **environment)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate()
         return process.returncode, output
 
     def cell(self, fold: int) -> Path:

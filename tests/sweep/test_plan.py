@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_directories import make_run
 
+from fsseg.cell.record import RunDirectory
 from fsseg.config.schema import BaselineConfig
 from fsseg.errors import UserError
-from fsseg.process.files import write_json
 from fsseg.sweep import plan as plans
 from fsseg.sweep.estimate import measure
-from fsseg.sweep.plan import plan, render, servers
+from fsseg.sweep.plan import plan, servers, text
 
 SHAPES = [
     "train.epochs=50",
@@ -24,19 +26,17 @@ SHAPES = [
 ]
 
 
-def finish(point: Any, train: float = 2.0, evaluate: float = 0.5, device: str = "GPU X", images: int = 40) -> Path:
-    """A result as run.py writes it: 100 steps, 100 episodes, 10 seconds of everything else."""
-    cell = point.cell
-    write_json(cell.identity_file, {"fingerprint": cell.fingerprint, "identity": cell.identity})
-    write_json(cell.result, {
-        "schema_version": 1, "fingerprint": cell.fingerprint,
-        "metrics": {"miou": 50.0, "per_seed": [{"num_episodes": 50}, {"num_episodes": 50}]},
-        "training": {"steps": 100, "images": images},
+def finish(
+    point: Any, train: float = 2.0, evaluate: float = 0.5, device: str = "GPU X", images: int = 40, **more: Any
+) -> RunDirectory:
+    """A result of 100 steps, 100 episodes and 10 seconds of everything else."""
+    return make_run(point.cell, result={
+        "metrics": {"per_seed": [{"seed": s, "miou": 50.0, "num_episodes": 50} for s in (0, 1)]},
+        "training": {"steps": 100, "images": images, "seconds": None},
         "timing": {"prepare_seconds": 6.0, "train_seconds": 100 * train, "evaluate_seconds": 100 * evaluate,
                    "figures_seconds": 4.0},
         "peak_memory_bytes": 3_000_000_000, "provenance": {"device": device},
-    })  # fmt: skip
-    return cell.directory  # type: ignore[no-any-return]
+    }, **more)  # fmt: skip
 
 
 def hours_of(line: list[str]) -> list[tuple[float, float] | None]:
@@ -53,7 +53,7 @@ def test_measured_seconds_per_step_and_episode_make_the_hours(tmp_path: Path) ->
     assert done.hours == (0.0, 0.0)
     assert todo.hours == pytest.approx((260 / 3600, 260 / 3600))  # 100 x 2 s + 100 x 0.5 s + 10 s
     assert todo.gigabytes == (3.0, 3.0)
-    assert "1 finished cells on GPU X" in render(made)
+    assert "1 finished cells on GPU X" in text(made)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,21 @@ def test_devices_are_not_mixed(tmp_path: Path) -> None:
 def test_a_cell_that_stopped_half_way_costs_the_rest(tmp_path: Path) -> None:
     line = [*SHAPES, f"output_dir={tmp_path}"]
     finish(plan([*line, "fold=1"]).points[0])
-    write_json(plan(line).points[0].cell.status, {"state": "preempted", "phase": "train", "step": 75, "steps": 100})  # type: ignore[union-attr]
+    stopped = plan(line).points[0].cell
+    assert stopped is not None
+    make_run(stopped, status={"state": "preempted", "phase": "train", "step": 75, "steps": 100})
     made = plan(line)
     assert made.points[0].state == "preempted"
     assert made.estimates[0] is not None
     assert made.estimates[0].hours == pytest.approx((110 / 3600,) * 2)  # 25 x 2 s + 50 s + 10 s
-    assert "preempted (train 75/100)" in render(made)
+    assert "preempted (train 75/100)" in text(made)
 
 
 def test_a_running_cell_of_the_same_kind_tells_too(tmp_path: Path) -> None:
     line = [*SHAPES, f"output_dir={tmp_path}"]
     running = plan([*line, "fold=1"]).points[0].cell
     assert running is not None
-    write_json(running.identity_file, {"fingerprint": running.fingerprint, "identity": running.identity})
-    write_json(
-        running.status, {"state": "running", "phase": "train", "step": 20, "steps": 100, "seconds_per_step": 3.6}
-    )
+    make_run(running, status={"state": "running", "phase": "train", "step": 20, "steps": 100, "seconds_per_step": 3.6})
     made = plan(line)
     assert made.estimates[0] is not None
     assert made.estimates[0].hours == pytest.approx((0.1, 0.1))
@@ -121,10 +120,10 @@ def test_published_figures_stand_where_nothing_was_measured_and_are_named(tmp_pa
     assert [e.hours for e in made.estimates if e] == [(0.5, 1.0), (0.0, 80.0)]
     # fold 0: 7574 images in the standard list, drop; 7574 // 16 = 473 steps an epoch, 250 epochs
     assert [e.steps for e in made.estimates if e] == [118250, None]
-    text = render(made)
-    assert "hours of 2 cells from published figures" in text
-    assert "10-12 GB" in text
-    assert "fsseg prepare dataset=pascal5i" in text
+    printed = text(made)
+    assert "hours of 2 cells from published figures" in printed
+    assert "10-12 GB" in printed
+    assert "fsseg prepare dataset=pascal5i" in printed
 
 
 def test_published_hours_shrink_with_the_recipe(tmp_path: Path) -> None:
@@ -140,7 +139,7 @@ def test_what_nothing_tells_stays_unknown(line: list[str], tmp_path: Path) -> No
     made = plan([*line, f"output_dir={tmp_path}"])
     assert made.estimates[0] is not None
     assert made.estimates[0].hours is None
-    assert "unknown" in render(made)
+    assert "unknown" in text(made)
 
 
 def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
@@ -150,13 +149,12 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     asked: list[list[str]] = []
 
     def short_run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        line = words[3:]
-        asked.append(line)
-        [point] = plans.build_grid(line)
-        folder = finish(point, train=9.0, evaluate=9.0)
-        rows = ["step,seconds_per_step", "1,5.0", "2,3.0", "3,7/3", "4,2.0"]
-        (folder / "metrics.csv").write_text("\n".join(rows).replace("7/3", "2.3333333") + "\n")
-        write_json(folder / "status.json", {"state": "done", "phase": None, "seconds_per_step": 0.25})
+        assert words[:3] == [sys.executable, "-m", "fsseg.run"]
+        asked.append(words[3:])
+        [point] = plans.build_grid(words[3:])
+        run = finish(point, train=9.0, evaluate=9.0, status={"state": "done", "seconds_per_step": 0.25})
+        means = {1: 5.0, 2: 3.0, 3: 7 / 3, 4: 2.0}
+        run.write_metrics([{"step": step, "seconds_per_step": mean} for step, mean in means.items()])
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(plans.subprocess, "run", short_run)
@@ -167,7 +165,7 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     # running means 3.0 after 2 steps and 2.0 after 4: the last two took 8 - 6 = 2 s, 1 s each
     expected = (100 * 1.0 + 100 * 0.25 + 10) / 3600
     assert [e.hours for e in made.estimates if e] == [pytest.approx((expected, expected))] * 2
-    assert "from calibration on GPU X" in render(made)
+    assert "from calibration on GPU X" in text(made)
 
 
 def test_a_calibration_that_fails_is_told_and_leaves_the_published_figures(
@@ -178,25 +176,37 @@ def test_a_calibration_that_fails_is_told_and_leaves_the_published_figures(
     made = plan(["dataset=pascal5i", f"output_dir={tmp_path}"], calibrate=True)
     assert made.estimates[0] is not None
     assert made.estimates[0].basis == "published figures"
-    assert "failed: error: no data" in render(made)
+    assert "failed: error: no data" in text(made)
+
+
+@pytest.mark.process
+def test_a_calibration_is_a_real_run(tmp_path: Path) -> None:
+    """What the short run is asked for is what `python -m fsseg.run` takes."""
+    small = ["dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "model.channels=16",
+             "train.batch_size=2", "num_workers=0", "num_threads=1", "device=cpu"]  # fmt: skip
+    made = plan([*small, f"dataset.root={tmp_path}", f"output_dir={tmp_path}/outputs"], calibrate=True)
+    [estimate] = made.estimates
+    assert "s a step, " in made.notes[0]
+    assert estimate is not None
+    assert estimate.basis.startswith("calibration on CPU")
 
 
 def test_totals_count_states_and_sum_what_is_left(tmp_path: Path) -> None:
     line = [*SHAPES, "fold=0,1,2", f"output_dir={tmp_path}"]
     finish(plan(line).points[0], train=36.0, evaluate=0.0)  # 3600 s + 10 s a cell
-    total = next(t for t in render(plan(line)).splitlines() if t.startswith("3 cells"))
+    total = next(t for t in text(plan(line)).splitlines() if t.startswith("3 cells"))
     assert total.startswith("3 cells: 1 done, 2 to do; 2.0 h to go")
 
 
 def test_servers_get_lines_with_their_hours_and_hydras_own_overrides(tmp_path: Path) -> None:
     made = plan(["dataset=pascal5i", "fold=0,1,2,3", "hydra/launcher=basic", f"output_dir={tmp_path}"])
-    text = servers(made, 2, ["fold"], ["hydra/launcher=basic"])
-    lines = [t for t in text.splitlines() if t.startswith("python")]
+    printed = servers(made, 2, ["fold"], ["hydra/launcher=basic"])
+    lines = [t for t in printed.splitlines() if t.startswith("python")]
     assert lines == [
         f"python train.py -m dataset=pascal5i fold={f} output_dir={tmp_path} hydra/launcher=basic"
         for f in ("0,1", "2,3")
     ]
-    assert "# server 1: 2 cells, about 1.5 h" in text  # 45 min a fold, the middle of 30 to 60
+    assert "# server 1: 2 cells, about 1.5 h" in printed  # 45 min a fold, the middle of 30 to 60
 
 
 def test_servers_without_work_are_mentioned(tmp_path: Path) -> None:
@@ -210,4 +220,4 @@ def test_a_line_with_cells_that_cannot_start_is_not_shared_out(tmp_path: Path) -
 
 
 def test_a_folder_that_is_no_run_measures_nothing(tmp_path: Path) -> None:
-    assert measure(tmp_path) is None
+    assert measure(RunDirectory(tmp_path)) is None

@@ -6,27 +6,23 @@ import shlex
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from run_directories import make_run
 
-from fsseg.cell.record import open_cell
+from fsseg.cell.record import Attempt, Cell, open_cell, write_record
 from fsseg.config.compose import Composed, composer
-from fsseg.process.files import write_json
-from fsseg.sweep.retry import _literal, find_retries, report
+from fsseg.sweep.retry import find_retries, text
 
 
-def start(line: list[str], state: str = "failed") -> list[Path]:
+def start(line: list[str], state: str = "failed") -> list[Cell]:
     """What the first seconds of a sweep leave behind, without running it."""
-    folders = []
+    cells = []
     with composer() as c:
         for _, composed in c.grid(line):
             assert isinstance(composed, Composed)
             cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
-            cell.directory.mkdir(parents=True)
-            cell.config.write_text(OmegaConf.to_yaml(composed.config, resolve=True))
-            write_json(cell.identity_file, {"fingerprint": cell.fingerprint, "identity": cell.identity})
-            write_json(cell.status, {"state": state, "reason": "out of luck"})
-            folders.append(cell.directory)
-    return folders
+            make_run(cell, status={"state": state, "reason": "out of luck"})
+            cells.append(cell)
+    return cells
 
 
 def reached(lines: list[str]) -> dict[Path, str]:
@@ -45,8 +41,11 @@ def reached(lines: list[str]) -> dict[Path, str]:
 AWKWARD = {
     "plain": ["fold=0,1,2"],
     "values": ["train.lr=0.004", "model.iterations=5", "protocol.seeds=[0,1]", "dataset.rotate_degrees=5"],
+    "lists": ["protocol.seeds=[0,1],[2,3,4]", "train.lr=1e-3,.5"],
     "groups": ["dataset=pascal5i", "method=baseline", "backbone=resnet101", "protocol=hsnet", "shot=5", "fold=2,3"],
     "paths": ["dataset=pascal5i", "dataset.root='/data/with space, comma'", "num_workers=3", "device=cpu", "fold=1"],
+    "quotes": ["dataset.root='it\\'s \"here\"'", "sync.url='file:///a=b, $HOME'", "fold=0,1"],
+    "nulls": ["train.max_steps=null", "sync.url=null", "train.clip_grad_norm=null,1.5"],
     "named": ["variant=mine", "train.max_steps=7", "seed=3", "protocol=bam"],
     "experiment": ["experiment=smoke", "fold=0,3"],
 }
@@ -54,29 +53,55 @@ AWKWARD = {
 
 @pytest.mark.parametrize("line", AWKWARD.values(), ids=AWKWARD.keys())
 def test_the_lines_lead_back_to_the_same_cells(line: list[str], tmp_path: Path) -> None:
-    folders = start([*line, f"output_dir={tmp_path}", *([] if "experiment=smoke" in line else ["name='a name'"])])
+    cells = start([*line, f"output_dir={tmp_path}", *([] if "experiment=smoke" in line else ["name='a name'"])])
     found = find_retries([tmp_path])
     assert found.notes == []
-    stored = {f: OmegaConf.load(f / "identity.json")["fingerprint"] for f in folders}
-    assert reached(found.lines) == stored
+    assert reached(found.lines) == {cell.directory: cell.fingerprint for cell in cells}
     assert len(found.lines) == 1
+
+
+def test_what_an_experiment_file_sweeps_is_named_in_the_line(tmp_path: Path) -> None:
+    cells = start(["experiment=table3_components", "fold=1", f"output_dir={tmp_path}"])
+    find = find_retries([tmp_path])
+    assert find.notes == []
+    assert reached(find.lines) == {cell.directory: cell.fingerprint for cell in cells}
+    assert len(cells) > 1
+
+
+@pytest.mark.parametrize("folder", ["outputs", "with space, comma and 'quote'"])
+def test_a_line_may_be_asked_for_in_another_folder_than_the_run_was_started_in(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quoted = folder.replace("'", "\\'")
+    [cell] = start(["fold=1", f"output_dir='{quoted}'"])
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    [line] = find_retries([tmp_path / folder]).lines
+    assert {k.resolve(): v for k, v in reached([line]).items()} == {tmp_path / cell.directory: cell.fingerprint}
+
+
+def test_a_cell_is_not_redone_from_the_beginning(tmp_path: Path) -> None:
+    start(["fold=1", "redo=true", f"output_dir={tmp_path}"], "preempted")
+    [line] = find_retries([tmp_path]).lines
+    assert "redo=" not in line
 
 
 def test_finished_and_living_cells_are_left_alone(tmp_path: Path) -> None:
     done, running, failed, preempted = start(["fold=0,1,2,3", f"output_dir={tmp_path}"])
-    write_json(done / "result.json", {"metrics": {"miou": 1.0}})
-    write_json(running / "status.json", {"state": "running", "heartbeat": 4e9})
-    write_json(preempted / "status.json", {"state": "preempted"})
+    make_run(done, result=1.0)
+    make_run(running, status="running")
+    make_run(preempted, status="preempted")
     found = find_retries([tmp_path])
-    assert {s.directory for s in found.cells} == {failed, preempted}
+    assert {s.directory for s in found.cells} == {failed.directory, preempted.directory}
     [line] = found.lines
     assert "fold=2,3" in line
 
 
 def test_nothing_to_do_is_said_without_lines(tmp_path: Path) -> None:
-    [folder] = start([f"output_dir={tmp_path}"])
-    write_json(folder / "result.json", {"metrics": None})
-    assert report(find_retries([tmp_path])) == "nothing to run again"
+    [cell] = start([f"output_dir={tmp_path}"])
+    make_run(cell, result={"metrics": None})
+    assert text(find_retries([tmp_path])) == "nothing to run again"
 
 
 def test_further_overrides_stand_in_every_line(tmp_path: Path) -> None:
@@ -87,27 +112,48 @@ def test_further_overrides_stand_in_every_line(tmp_path: Path) -> None:
 
 
 def test_a_cell_of_other_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
-    [folder] = start([f"output_dir={tmp_path}"])
-    write_json(folder / "identity.json", {"fingerprint": "0" * 16, "identity": {}})
+    [cell] = start([f"output_dir={tmp_path}"])
+    make_run(tmp_path, cell.key, identity={}, overrides=cell.overrides)  # another fingerprint
     found = find_retries([tmp_path])
     assert found.lines == []
     assert "another version" in found.notes[0]
 
 
-def test_a_cell_without_configuration_gets_no_line_but_a_reason(tmp_path: Path) -> None:
-    [folder] = start([f"output_dir={tmp_path}"])
-    (folder / "config.yaml").unlink()
-    assert "no config.yaml" in find_retries([tmp_path]).notes[0]
+def test_a_cell_whose_overrides_are_unknown_to_this_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
+    [cell] = start([f"output_dir={tmp_path}"])
+    make_run(cell, overrides=["gone.setting=1"])
+    [note] = find_retries([tmp_path]).notes
+    assert note.startswith(f"{cell.key}: ")
+    assert "gone" in note
+
+
+def test_a_cell_without_identity_gets_no_line_but_a_reason(tmp_path: Path) -> None:
+    [cell] = start([f"output_dir={tmp_path}"])
+    cell.identity_file.unlink()
+    assert "no identity.json" in find_retries([tmp_path]).notes[0]
+    cell.identity_file.write_text('{"fingerprint": ')
+    assert "identity.json is not JSON" in find_retries([tmp_path]).notes[0]
 
 
 @pytest.mark.parametrize(
-    "value",
-    [None, True, 1e-5, 0.004, 3, "plain", "null", "true", "12", "1e5", "", "a b", "it's", "a,b", "back\\slash", "end\\",
-     "q\\'x", "[x]", "${x}a", "a=b", [0, 1], [0.5, "x y"], "/abs/path-1.txt", "ü", "~/data"],
+    ("command", "words"),
+    [
+        (["train.py", "-m", "fold=0,1", "name=a b"], "it was started with `python train.py -m fold=0,1 'name=a b'`"),
+        (["_submit.py", "/some/folder"], "run its sweep line again"),
+        (None, "run its sweep line again"),
+    ],
+    ids=["by hand", "by a launcher", "not at all"],
 )  # fmt: skip
-def test_a_value_comes_through_hydras_grammar_unchanged(value: object) -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    [parsed] = OverridesParser.create().parse_overrides([f"key={_literal(value)}"])
-    assert not parsed.is_sweep_override()
-    assert parsed.value() == value
+def test_a_cell_of_the_former_version_is_told_how_it_was_started(
+    command: list[str] | None, words: str, tmp_path: Path
+) -> None:
+    [cell] = start([f"output_dir={tmp_path}"])
+    make_run(cell, status="failed", version=1)
+    if command is not None:
+        write_record(cell.attempts / "1.json", Attempt("2026-01-01T00:00:00+00:00", command=["train.py", "old=1"]))
+        write_record(cell.attempts / "2.json", Attempt("2026-01-02T00:00:00+00:00", command=command))
+    found = find_retries([tmp_path])
+    assert found.lines == []
+    assert "earlier version" in found.notes[0]
+    assert words in found.notes[0]
+    assert found.notes[0] in text(found)

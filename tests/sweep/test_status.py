@@ -6,147 +6,173 @@ import json
 import os
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_directories import KEY, make_run
 
 from fsseg.cell.claim import acquire
 from fsseg.cell.key import CellKey
+from fsseg.cell.record import RunDirectory, State, find_runs, look_at
 from fsseg.errors import UserError
-from fsseg.process.files import write_json
-from fsseg.sweep.status import find_runs, key_of, read_state, read_states, report, span
-
-KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
+from fsseg.sweep.status import text
 
 
-def run_folder(root: Path, key: CellKey = KEY, **status: Any) -> Path:
-    folder = root / key.path
-    write_json(folder / "status.json", {"state": "running", "heartbeat": time.time(), "host": "node1", **status})
-    return folder
+def running(root: Path, key: CellKey = KEY, age: float = 0.0, **status: Any) -> RunDirectory:
+    return make_run(root, key, status={"state": "running", "host": "node1", **status}, age=age)
 
 
 def test_a_result_means_done_whatever_the_status_says(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path)
-    write_json(folder / "result.json", {"metrics": {"miou": 61.25}})
-    state = read_state(folder)
-    assert (state.state, state.miou, state.key) == ("done", 61.25, KEY)
+    seen = make_run(tmp_path, result=61.25, status="running").look()
+    assert (seen.state, seen.miou, seen.key) == (State.DONE, 61.25, KEY)
 
 
 def test_status_alone_that_says_done_is_broken(tmp_path: Path) -> None:
-    assert read_state(run_folder(tmp_path, state="done")).state == "broken"
+    assert make_run(tmp_path, status="done").look().state == State.BROKEN
 
 
 @pytest.mark.parametrize(("silence", "expected"), [(10.0, "running"), (299.0, "running"), (301.0, "stale")])
 def test_a_running_cell_is_stale_after_its_lease(tmp_path: Path, silence: float, expected: str) -> None:
-    folder = run_folder(tmp_path, heartbeat=1000.0)
-    state = read_state(folder, now=1000.0 + silence, lease=300.0)
-    assert state.state == expected
-    assert state.age == silence
+    seen = running(tmp_path, heartbeat=1000.0).look(now=1000.0 + silence)
+    assert seen.state == expected
+    assert seen.age == silence
 
 
 def test_a_renewed_claim_keeps_a_cell_running_that_writes_no_status(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, heartbeat=1000.0)
-    claim = acquire(folder / "claim.json", lease=60.0)
+    run = running(tmp_path, heartbeat=1000.0)
+    claim = acquire(run.claim_file, lease=60.0)
     try:
-        assert read_state(folder).state == "running"
-        os.utime(folder / "claim.json", (1000.0, 1000.0))
-        assert read_state(folder).state == "stale"
+        assert run.look().state == State.RUNNING
+        os.utime(run.claim_file, (1000.0, 1000.0))
+        assert run.look().state == State.STALE
     finally:
         claim.release()
 
 
 def test_a_holder_that_ended_on_this_machine_makes_its_cell_stale_at_once(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path)
+    run = running(tmp_path)
     code = (
-        "from pathlib import Path; from fsseg.cell.claim import acquire; "
-        f"acquire(Path({str(folder)!r}, 'claim.json'), 300)"
+        f"from pathlib import Path; from fsseg.cell.claim import acquire; acquire(Path({str(run.claim_file)!r}), 300)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    state = read_state(folder)
-    assert state.state == "stale"
-    assert "ended" in state.reason
+    subprocess.run([sys.executable, "-c", code, str(run.claim_file)], check=True)
+    seen = run.look()
+    assert seen.state == State.STALE
+    assert "ended" in seen.reason
 
 
 def test_a_clock_that_is_behind_the_writers_gives_no_negative_age(tmp_path: Path) -> None:
-    assert read_state(run_folder(tmp_path, heartbeat=2000.0), now=1000.0).age == 0.0
+    assert running(tmp_path, heartbeat=2000.0).look(now=1000.0).age == 0.0
 
 
 def test_a_directory_that_died_before_its_first_status_counts_as_failed(tmp_path: Path) -> None:
-    folder = tmp_path / KEY.path
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("name: runs\n")
-    assert read_state(folder).state == "failed"
+    assert make_run(tmp_path, config="name: runs\n").look().state == State.FAILED
 
 
 def test_a_status_that_is_no_json_is_broken(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path)
-    (folder / "status.json").write_text('{"state": "run')
-    assert read_state(folder).state == "broken"
+    run = running(tmp_path)
+    run.status_file.write_text('{"state": "run')
+    assert run.look().state == State.BROKEN
 
 
 def test_runs_are_found_once_under_overlapping_folders_and_links(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path / "outputs")
+    run = running(tmp_path / "outputs")
     (tmp_path / "outputs" / "runs" / "loop").symlink_to(tmp_path / "outputs")
-    (folder / "figures").mkdir()
-    assert find_runs([tmp_path / "outputs", tmp_path / "outputs" / "runs", folder]) == [folder]
+    run.figures.mkdir()
+    assert find_runs([tmp_path / "outputs", tmp_path / "outputs" / "runs", run.directory]) == [run]
 
 
 def test_a_key_is_read_off_a_relative_path_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run_folder(tmp_path)
-    monkeypatch.chdir(folder.parents[1])
-    assert key_of(Path("fold2/seed0")) == KEY
-    assert key_of(tmp_path) is None
+    monkeypatch.chdir(running(tmp_path).directory.parents[1])
+    assert CellKey.from_path(Path("fold0/seed0")) == KEY
+    assert CellKey.from_path(tmp_path) is None
 
 
-def test_the_report_counts_and_names_what_needs_help(tmp_path: Path) -> None:
-    def key(fold: int) -> CellKey:
-        return CellKey("runs", "pascal5i", "abcb", "resnet50", 1, fold, 0, "default")
+def test_the_text_counts_and_names_what_needs_help(tmp_path: Path) -> None:
+    running(tmp_path, phase="train", step=50, steps=200, eta_seconds=7200, miou=12.5)
+    failed = make_run(tmp_path, replace(KEY, fold=1), status={"state": "failed", "reason": "UserError: truncated"})
+    make_run(tmp_path, replace(KEY, fold=2), status={"state": "preempted", "phase": "train", "step": 7, "steps": 9})
+    running(tmp_path, replace(KEY, fold=4), age=7200.0, phase="evaluate")
+    make_run(tmp_path, replace(KEY, fold=5), status="queued")
+    make_run(tmp_path, replace(KEY, fold=3), result=60.0)
+    lines = text(look_at([tmp_path])).splitlines()
+    here = "runs/pascal5i/abcb/resnet50/1shot/default"
+    assert lines[0] == "6 cells: 1 done, 1 running, 1 queued, 1 preempted, 1 stale, 1 failed"
+    assert lines[2] == "running"
+    assert lines[3].startswith(f"  {here}/fold0/seed0  train, 50/200, 2.0 h left, mIoU 12.50, on node1, heard of ")
+    assert lines[5:7] == ["queued", f"  {here}/fold5/seed0"]
+    assert lines[8] == "to be run again (`fsseg retry`)"
+    assert lines[9] == f"  {here}/fold1/seed0  failed: UserError: truncated, log: {failed.log_file}"
+    assert lines[10].startswith(f"  {here}/fold2/seed0  preempted: train 7/9, log: ")
+    assert "fold4/seed0  stale: no sign of life: killed, or its host is gone, last on node1 2.0 h ago" in lines[11]
+    assert lines[13].split() == ["mIoU", "so", "far", "fold", "3", "mean"]
+    assert lines[14].split() == ["pascal5i", "abcb", "resnet50", "1-shot", "60.00", "60.00"]
 
-    run_folder(tmp_path, key(0), phase="train", step=50, steps=200, eta_seconds=7200, miou=12.5)
-    run_folder(tmp_path, key(1), state="failed", reason="UserError: truncated image")
-    run_folder(tmp_path, key(2), state="preempted", phase="train", step=7, steps=9)
-    for fold, miou in ((3, 60.0),):
-        write_json(tmp_path / key(fold).path / "result.json", {"metrics": {"miou": miou}})
-    text = report(read_states([tmp_path]))
-    assert text.splitlines()[0] == "4 cells: 1 done, 1 running, 1 preempted, 1 failed"
-    assert "train, 50/200, 2.0 h left, mIoU 12.50, on node1" in text
-    assert "failed: UserError: truncated image" in text
-    assert "preempted: train 7/9" in text
-    [row] = [line for line in text.splitlines() if line.startswith("pascal5i abcb resnet50 1-shot")]
-    assert row.split()[-2:] == ["60.00", "60.00"]
+
+def test_a_long_section_is_cut(tmp_path: Path) -> None:
+    for fold in range(4):
+        make_run(tmp_path, replace(KEY, fold=fold), status="queued")
+    lines = text(look_at([tmp_path]), limit=2).splitlines()
+    assert lines[-1] == "  ... and 2 more"
+    assert len(lines) == 6
 
 
 def test_the_mean_stands_only_where_every_fold_of_the_table_is_done(tmp_path: Path) -> None:
     for backbone, folds in (("resnet50", (0, 1)), ("resnet101", (0,))):
         for fold in folds:
-            key = CellKey("runs", "pascal5i", "abcb", backbone, 1, fold, 0, "default")
-            write_json(tmp_path / key.path / "result.json", {"metrics": {"miou": 50.0 + 10 * fold}})
-    rows = {line.split()[2]: line.split()[4:] for line in report(read_states([tmp_path])).splitlines()[3:]}
+            make_run(tmp_path, replace(KEY, backbone=backbone, fold=fold), result=50.0 + 10 * fold)
+    rows = {line.split()[2]: line.split()[4:] for line in text(look_at([tmp_path])).splitlines()[3:]}
     assert rows == {"resnet50": ["50.00", "60.00", "55.00"], "resnet101": ["50.00", "-", "-"]}
+
+
+def test_seeds_are_averaged_and_partial_results_are_marked(tmp_path: Path) -> None:
+    for seed, miou in enumerate((40.0, 50.0)):
+        make_run(tmp_path, replace(KEY, seed=seed), result={"metrics": {"miou": miou}, "partial": seed == 1})
+    make_run(tmp_path, replace(KEY, variant="train.lr-1"), result=10.0)
+    make_run(tmp_path, replace(KEY, name="other"), result=20.0)
+    lines = text(look_at([tmp_path])).splitlines()[3:]
+    assert [line.split() for line in lines[:3]] == [
+        ["other:", "pascal5i", "abcb", "resnet50", "1-shot", "20.00", "20.00"],
+        ["runs:", "pascal5i", "abcb", "resnet50", "1-shot", "45.00*", "45.00"],
+        ["runs:", "pascal5i", "abcb", "resnet50", "1-shot", "[train.lr-1]", "10.00", "10.00"],
+    ]
+    assert lines[3] == "* partial: a novel class had no episode"
 
 
 def test_missing_and_empty_folders_are_the_users_fault(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        read_states([tmp_path / "absent"])
+        look_at([tmp_path / "absent"])
     with pytest.raises(UserError, match="no run found"):
-        read_states([tmp_path])
+        look_at([tmp_path])
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12240, "3.4 h"), (449280, "5.2 d")])
-def test_spans_of_time_are_short(seconds: float, text: str) -> None:
-    assert span(seconds) == text
-
-
-def test_reading_states_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
-    run_folder(tmp_path)
+def test_looking_at_runs_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
+    running(tmp_path)
     code = (
-        "import sys, json; from pathlib import Path; import fsseg.cli.app;"
+        "import sys, json; from pathlib import Path; import fsseg.cli.app; from fsseg.cell.record import look_at;"
         "from fsseg.sweep import status, retry, clean;"
-        f"p = [Path({str(tmp_path)!r})]; status.report(status.read_states(p));"
-        "retry.find_retries(p); clean.find_waste(p);"
+        f"p = [Path({str(tmp_path)!r})]; status.text(look_at(p)); retry.find_retries(p); clean.find_waste(p);"
         "print(json.dumps([m for m in ('torch', 'hydra', 'omegaconf', 'pandas', 'numpy') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_sweep_never_needs_what_works_inside_a_cell(tmp_path: Path) -> None:
+    """With the launchers and everything that a plan, a sweep or a copy imports."""
+    code = (
+        "import sys, json, pkgutil, importlib, fsseg.sweep;"
+        "found = pkgutil.walk_packages(fsseg.sweep.__path__, 'fsseg.sweep.');"
+        "names = [m.name for m in found if 'plugin' not in m.name];"
+        "[importlib.import_module(name) for name in names];"
+        "import hydra_plugins.fsseg_sweeper, hydra_plugins.fsseg_launchers;"
+        "from fsseg.sweep.plan import plan, text; text(plan(sys.argv[1:]));"
+        "bad = ('torch', 'fsseg.run', 'fsseg.engine', 'fsseg.model', 'fsseg.report', 'matplotlib');"
+        "print(json.dumps([len(names), [m for m in sys.modules if m.startswith(bad)]]))"
+    )
+    line = [f"output_dir={tmp_path}", "dataset=shapes5i,pascal5i", f"dataset.root={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", code, *line], check=True, capture_output=True, text=True)
+    count, found = json.loads(done.stdout)
+    assert count > 12
+    assert found == []

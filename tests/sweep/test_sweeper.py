@@ -13,11 +13,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from run_directories import make_run
 from sweeps import REPO, Sweep, states, wait_until
 
 import fsseg.config.entry  # noqa: F401  registers the schemas
 from fsseg.cell.claim import acquire
-from fsseg.config.compose import Composer
+from fsseg.cell.record import State
+from fsseg.config.compose import Composer, composer
+from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.grid import examine
+from fsseg.sweep.sweeper import Job, text, write_state
 
 
 @pytest.mark.parametrize(
@@ -68,24 +73,24 @@ def test_two_cells_with_one_directory_are_refused_before_anything_starts(sweep: 
 
 
 def test_a_rerun_launches_what_is_missing_and_nothing_else(sweep: Sweep) -> None:
-    code, output = sweep.run("-m", "fold=0,1,2,3", FAKE_1="raise", FAKE_2="usererror")
+    code, output = sweep.run("-m", "fold=0,1,2", FAKE_1="raise", FAKE_2="usererror")
     assert code == 1
-    assert "0 of 4 cells done, 4 to run" in output
-    assert states(output) == ["done", "failed", "failed", "done"]
+    assert "0 of 3 cells done, 3 to run" in output
+    assert states(output) == ["done", "failed", "failed"]
     assert "RuntimeError: a bad image" in output
     assert "the image is bad" in output
-    assert "error: 2 of 4 cells are not done" in output
+    assert "error: 2 of 3 cells are not done" in output
     assert "Traceback" not in output
 
-    code, output = sweep.run("-m", "fold=0,1,2,3")
+    code, output = sweep.run("-m", "fold=0,1,2")
     assert code == 0
-    assert "2 of 4 cells done, 2 to run" in output
-    assert states(output) == ["done"] * 4
-    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]
+    assert "1 of 3 cells done, 2 to run" in output
+    assert states(output) == ["done"] * 3
+    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(3)] == [1, 1, 1]
 
-    code, output = sweep.run("-m", "fold=0,1,2,3")
+    code, output = sweep.run("-m", "fold=0,1,2")
     assert code == 0
-    assert "4 of 4 cells done, 0 to run" in output
+    assert "3 of 3 cells done, 0 to run" in output
 
 
 def test_redo_runs_a_finished_cell_again_and_its_old_result_hides_no_failure(sweep: Sweep) -> None:
@@ -183,33 +188,81 @@ def test_a_silent_holder_elsewhere_is_waited_for_no_longer_than_its_lease(sweep:
     assert states(output) == ["done", "done"]
 
 
-GRID = ("fold=0,1,2,3", "seed=0,1,2")
-SLOW = {f"FAKE_{fold}": "sleep:0.5" for fold in range(4)}
+GRID = ("fold=0,1,2", "seed=0,1")
+SLOW = {f"FAKE_{fold}": "sleep:0.5" for fold in range(3)}
 
 
 def starts(sweep: Sweep) -> list[int]:
-    cells = [sweep.cell(fold).with_name(f"seed{seed}") for fold in range(4) for seed in range(3)]
+    cells = [sweep.cell(fold).with_name(f"seed{seed}") for fold in range(3) for seed in range(2)]
     return [len(json.loads((cell / "starts.json").read_text())) for cell in cells]
 
 
+@pytest.mark.process
 def test_eight_processes_share_a_sweep_and_run_each_cell_once(sweep: Sweep) -> None:
     processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(8)]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, outputs
     for output in outputs:
-        assert len(states(output)) == 12
+        assert len(states(output)) == 6
         assert set(states(output)) <= {"done", "running"}
-    assert starts(sweep) == [1] * 12
+    assert starts(sweep) == [1] * 6
 
 
+@pytest.mark.process
 def test_one_of_several_killed_in_the_middle_leaves_its_cell_to_another(sweep: Sweep) -> None:
     victim = sweep.start("-m", *GRID, "lease_seconds=10", FAKE_0="hang")
     wait_until((sweep.cell(0) / "hung").exists)
     processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(3)]
-    others = [sweep.cell(fold) / "result.json" for fold in range(1, 4)]
+    others = [sweep.cell(fold) / "result.json" for fold in range(1, 3)]
     wait_until(lambda: any(path.exists() for path in others), 180)
     victim.kill()
     victim.communicate()
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, outputs
-    assert starts(sweep) == [1] * 12
+    assert starts(sweep) == [1] * 6
+
+
+def job_of(*overrides: str) -> Job:
+    with composer() as c:
+        [point] = examine(c.grid(overrides), data=False)
+    return Job(**vars(point))
+
+
+def test_a_result_that_comes_between_looking_and_launching_counts_but_for_redo(tmp_path: Path) -> None:
+    line = ("fold=1", f"output_dir={tmp_path}")
+    fresh = job_of(*line)
+    make_run(fresh.place, result=55.0)
+    fresh.settle(None, Elsewhere(None))
+    assert (fresh.state, fresh.note) == (State.DONE, "mIoU 55.00")
+    again = job_of(*line, "redo=true")
+    assert again.state == State.TODO
+    assert again.result() is None
+    make_run(again.place, result=56.0)
+    assert again.result() is not None
+
+
+def test_a_state_written_for_others_keeps_how_far_the_cell_is(tmp_path: Path) -> None:
+    cell = job_of(f"output_dir={tmp_path}").place
+    make_run(cell, status={"state": "preempted", "phase": "train", "step": 7, "steps": 9, "eta_seconds": 3}, age=1e6)
+    write_state(cell, State.QUEUED)
+    status = cell.status()
+    assert status is not None
+    assert (status.state, status.phase, status.step, status.steps) == ("queued", None, 7, 9)
+    assert status.eta_seconds is None
+    age = cell.look().age
+    assert age is not None
+    assert age < 100
+
+
+def test_the_table_names_reasons_and_logs_of_what_is_missing_only(tmp_path: Path) -> None:
+    done, failed = job_of("fold=1", f"output_dir={tmp_path}"), job_of("fold=2", f"output_dir={tmp_path}")
+    done.state, done.note, done.log = State.DONE, "mIoU 55.00", tmp_path / "a.log"
+    failed.state, failed.note, failed.log = State.FAILED, "no memory\nat all", tmp_path / "b.log"
+    assert text([done, failed]).splitlines() == [
+        "",
+        "cell                                               state   result or reason",
+        "runs/shapes5i/abcb/tiny/1shot/default/fold1/seed0  done    mIoU 55.00",
+        "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0  failed  no memory",
+        f"                                                           log: {tmp_path}/b.log",
+        "2 cells: 1 done, 1 failed",
+    ]

@@ -12,32 +12,35 @@ from typing import Any
 import fsspec
 import pytest
 from omegaconf import OmegaConf
+from run_directories import make_run as make_records
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Cell
-from fsseg.config.checks import url_faults
+from fsseg.cell.record import Cell, find_runs
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
-from fsseg.process.files import read_json, write_json
+from fsseg.process.remote import url_faults
+from fsseg.report.aggregate import aggregate
 from fsseg.sweep import sync
+from fsseg.sweep.store import Tries
 
 KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")
 REMOTE = "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0"
+ALWAYS = {"config.yaml", "identity.json", "train.log", "figures/episodes.png", "status.json", "result.json"}
 
 
 def make_run(root: Path, key: CellKey = KEY, done: bool = True) -> Cell:
-    cell = Cell(key, root / key.path, "f" * 16, {})
-    write_json(cell.status, {"state": "done" if done else "preempted", "step": 5, "steps": 10})
-    (cell.directory / "config.yaml").write_text("name: runs\n")
-    (cell.directory / "train.log").write_text("log\n")
-    (cell.directory / "figures").mkdir()
-    (cell.directory / "figures" / "episodes.png").write_bytes(b"png")
-    (cell.directory / "checkpoints").mkdir()
-    (cell.directory / "checkpoints" / "last.pt").write_bytes(b"weights")
-    (cell.directory / "claim.json").write_text("{}")
+    cell = Cell(root / key.path, key, "f" * 16, {"fold": key.fold})
+    make_records(
+        cell, result=50.0 if done else None, config="name: runs\n",
+        status={"state": "done" if done else "preempted", "step": 5, "steps": 10},
+    )  # fmt: skip
+    cell.log_file.write_text("log\n")
+    cell.figures.mkdir()
+    (cell.figures / "episodes.png").write_bytes(b"png")
+    cell.checkpoint.parent.mkdir()
+    cell.checkpoint.write_bytes(b"weights")
+    cell.claim_file.write_text("{}")
     (cell.directory / ".status.json.abc.tmp").write_text("half")
-    if done:
-        write_json(cell.result, {"schema_version": 1, "fingerprint": "f" * 16, "metrics": {"miou": 50.0}})
     return cell
 
 
@@ -83,15 +86,11 @@ def test_a_finished_cell_arrives_on_s3_without_checkpoints_claims_and_temporary_
     cell = make_run(tmp_path)
     sync.sync_cell(configured(f"s3://{bucket}/exp"), cell)
     found = objects(bucket)
-    assert set(found) == {
-        f"exp/{REMOTE}/{name}"
-        for name in ("config.yaml", "train.log", "figures/episodes.png", "status.json", "result.json")
-    }
-    assert found[f"exp/{REMOTE}/result.json"] == cell.result.read_bytes()
-    marker = read_json(cell.directory / "sync.json")
-    assert marker is not None
-    assert marker["pending"] == []
-    assert marker["error"] == ""
+    assert set(found) == {f"exp/{REMOTE}/{name}" for name in ALWAYS}
+    assert found[f"exp/{REMOTE}/result.json"] == cell.result_file.read_bytes()
+    marker = cell.copied()
+    assert marker.pending == []
+    assert marker.error == ""
 
 
 def test_checkpoints_go_along_when_asked_for_and_on_preemption(tmp_path: Path, bucket: str) -> None:
@@ -105,26 +104,48 @@ def test_checkpoints_go_along_when_asked_for_and_on_preemption(tmp_path: Path, b
 
 def test_only_what_changed_is_sent_again(tmp_path: Path, bucket: str) -> None:
     cell = make_run(tmp_path)
-    assert len(sync.push(cell.directory, f"s3://{bucket}/x").sent) == 5
-    assert sync.push(cell.directory, f"s3://{bucket}/x").sent == []
-    (cell.directory / "train.log").write_text("more\n")
-    assert sync.push(cell.directory, f"s3://{bucket}/x").sent == ["train.log"]
+    assert len(sync.push(cell, f"s3://{bucket}/x").sent) == 6
+    assert sync.push(cell, f"s3://{bucket}/x").sent == []
+    cell.log_file.write_text("more\n")
+    assert sync.push(cell, f"s3://{bucket}/x").sent == ["train.log"]
     assert objects(bucket)[f"x/{REMOTE}/train.log"] == b"more\n"
 
 
 def test_aggregate_mirror_of_s3_equals_the_local_files(tmp_path: Path, bucket: str) -> None:
     done, unfinished = KEY, CellKey("runs", "shapes5i", "abcb", "tiny", 1, 3, 0, "default")
     for key, is_done in ((done, True), (unfinished, False)):
-        sync.push(make_run(tmp_path / "local", key, is_done).directory, f"s3://{bucket}/deep/exp")
+        sync.push(make_run(tmp_path / "local", key, is_done), f"s3://{bucket}/deep/exp")
     root = sync.mirror(f"s3://{bucket}/deep/exp", tmp_path / "mirror")
     files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     expected = {
-        f"{done.path}/result.json", f"{done.path}/status.json",
-        f"{unfinished.path}/status.json", f"{unfinished.path}/config.yaml",
+        f"{done.path}/result.json", f"{done.path}/status.json", f"{done.path}/identity.json",
+        f"{unfinished.path}/status.json", f"{unfinished.path}/identity.json", f"{unfinished.path}/config.yaml",
     }  # fmt: skip
     assert files == {name: (tmp_path / "local" / name).read_bytes() for name in expected}
     deeper = sync.mirror(f"s3://{bucket}/deep/exp/runs/shapes5i", tmp_path / "second")
     assert deeper.joinpath(*done.path.parts[2:], "result.json").is_file()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_aggregating_from_an_address_tells_what_aggregating_the_folder_tells(version: int, tmp_path: Path) -> None:
+    """Runs of an ablation at two rates and with fewer steps than the paper's: identity.json alone says so."""
+    full = dict.fromkeys(("modulation", "cleansing", "pixel_evolution", "structure_evolution"), True) | {
+        "iterations": 3
+    }
+    for name, model in {"full": full, "sm": full | {"cleansing": False}}.items():
+        for lr in (0.1, 0.005):
+            settings = {"train.lr": lr, "train.max_steps": 100} | {f"model.{k}": v for k, v in model.items()}
+            result = {"report": "table3_components", "model": model, "metrics": {"miou": 60 + lr}}
+            key = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 0, 0, f"{name}-{lr}")
+            make_records(tmp_path / "local", key, result=result, identity=settings, version=version)
+    for run in find_runs([tmp_path / "local"]):
+        sync.push(run, f"file://{tmp_path}/store")
+    mirrored = sync.mirror(f"file://{tmp_path}/store", tmp_path / "mirror")
+    texts = []
+    for place in (tmp_path / "local", mirrored):
+        texts.append(aggregate([place], tmp_path / "tables").replace(str(place), "HERE"))
+    assert "max_steps" in texts[0]
+    assert texts[1] == texts[0]
 
 
 def test_a_missing_bucket_is_the_users_fault_for_a_reader(tmp_path: Path, bucket: str) -> None:
@@ -147,10 +168,9 @@ def test_a_store_that_refuses_connections_leaves_the_run_alone_and_is_caught_up(
         broken.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing_port()}")
         sync.sync_cell(configured(f"s3://{bucket}/exp"), cell)
     assert "fsseg sync" in caplog.text
-    marker = read_json(cell.directory / "sync.json")
-    assert marker is not None
-    assert marker["pending"][-1] == "result.json"
-    assert marker["error"]
+    marker = cell.copied()
+    assert marker.pending[-1] == "result.json"
+    assert marker.error
     assert objects(bucket) == {}
     [(directory, outcome)] = sync.catch_up([tmp_path])
     assert (directory, outcome.pending, outcome.error) == (cell.directory, [], "")
@@ -166,9 +186,8 @@ def test_a_store_that_accepts_and_never_answers_costs_no_more_than_the_time_limi
         silent.listen()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         sync.sync_cell(configured(f"s3://{bucket}/exp", timeout_seconds=0.5), cell)  # the test's own limit is the check
-    marker = read_json(cell.directory / "sync.json")
-    assert marker is not None
-    assert "no answer" in marker["error"]
+    marker = cell.copied()
+    assert "no answer" in marker.error
 
 
 class Flaky:
@@ -195,48 +214,48 @@ def test_the_result_goes_last_and_not_at_all_when_something_before_it_failed(
     cell = make_run(tmp_path / "local")
     url = f"file://{tmp_path}/store"
     flaky = Flaky(monkeypatch, fail_on="checkpoints/last.pt")
-    outcome = sync.push(cell.directory, url, checkpoints=True, attempts=2, pause=0)
+    outcome = sync.push(cell, url, True, Tries(2, pause=0))
     assert outcome.pending == ["checkpoints/last.pt", "result.json"]
     assert "ConnectionResetError" in outcome.error
     assert not (tmp_path / "store" / REMOTE / "result.json").exists()
     flaky.fail_on = ""
-    assert sync.push(cell.directory, url, checkpoints=True, pause=0).sent == ["checkpoints/last.pt", "result.json"]
+    assert sync.push(cell, url, True, Tries(pause=0)).sent == ["checkpoints/last.pt", "result.json"]
     assert flaky.arrived[-1] == "result.json"
 
 
 def test_a_passing_failure_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Flaky(monkeypatch, failures=3)
-    outcome = sync.push(make_run(tmp_path / "local").directory, f"file://{tmp_path}/store", attempts=4, pause=0)
-    assert (len(outcome.sent), outcome.pending, outcome.error) == (5, [], "")
+    outcome = sync.push(make_run(tmp_path / "local"), f"file://{tmp_path}/store", tries=Tries(4, pause=0))
+    assert (len(outcome.sent), outcome.pending, outcome.error) == (6, [], "")
 
 
 def test_a_plain_folder_never_shows_half_a_file_and_keeps_no_temporary_ones(tmp_path: Path) -> None:
     cell = make_run(tmp_path / "local")
-    sync.push(cell.directory, f"file://{tmp_path}/store")
+    sync.push(cell, f"file://{tmp_path}/store")
     files = {
         p.relative_to(tmp_path / "store" / REMOTE).as_posix() for p in (tmp_path / "store").rglob("*") if p.is_file()
     }
-    assert files == {"config.yaml", "train.log", "figures/episodes.png", "status.json", "result.json"}
+    assert files == ALWAYS
 
 
 def test_a_cell_that_is_redone_takes_its_old_result_off_the_store_first(tmp_path: Path) -> None:
     cell = make_run(tmp_path / "local")
-    sync.push(cell.directory, f"file://{tmp_path}/store")
-    for name in ("result.json", "sync.json"):
-        (cell.directory / name).unlink()
-    sync.push(cell.directory, f"file://{tmp_path}/store")
+    sync.push(cell, f"file://{tmp_path}/store")
+    cell.result_file.unlink()
+    cell.sync_file.unlink()
+    sync.push(cell, f"file://{tmp_path}/store")
     assert not (tmp_path / "store" / REMOTE / "result.json").exists()
 
 
 def test_another_address_gets_everything(tmp_path: Path) -> None:
     cell = make_run(tmp_path / "local")
-    assert len(sync.push(cell.directory, f"file://{tmp_path}/one").sent) == 5
-    assert len(sync.push(cell.directory, f"file://{tmp_path}/two").sent) == 5
+    assert len(sync.push(cell, f"file://{tmp_path}/one").sent) == 6
+    assert len(sync.push(cell, f"file://{tmp_path}/two").sent) == 6
 
 
 def test_catching_up_takes_the_address_from_the_configuration_of_the_run(tmp_path: Path) -> None:
     cell = make_run(tmp_path / "local")
-    cell.config.write_text(f"sync:\n  url: file://{tmp_path}/store\n  checkpoints: true\n")
+    cell.config_file.write_text(f"sync:\n  url: file://{tmp_path}/store\n  checkpoints: true\n")
     [(_, outcome)] = sync.catch_up([tmp_path / "local"])
     assert "checkpoints/last.pt" in outcome.sent
     assert (tmp_path / "store" / REMOTE / "result.json").is_file()

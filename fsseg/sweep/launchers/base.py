@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
@@ -47,8 +47,8 @@ class Submitted:
     log: Path
 
 
-class Observer(Protocol):
-    """What a launcher tells while it works; the sweeper."""
+class Observer:
+    """What a launcher tells while it works. The sweeper listens; this one does not."""
 
     def before_submission(self) -> None:
         """All jobs are about to be handed over; none has started."""
@@ -60,17 +60,7 @@ class Observer(Protocol):
         """One job is over."""
 
 
-class SilentObserver:
-    """Listens to nothing: a launcher that is used without our sweeper."""
-
-    def before_submission(self) -> None: ...
-
-    def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None: ...
-
-    def ended(self, index: int, returned: JobReturn) -> None: ...
-
-
-class Signals:
+class StopSignals:
     """Notes INT and TERM instead of dying of them, so that a launcher can leave in order.
 
     A context manager: the handlers of before come back. Outside the main thread it notes nothing.
@@ -80,7 +70,7 @@ class Signals:
         self.received: list[int] = []
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
@@ -112,7 +102,7 @@ def failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
 class SequentialLauncher(BasicLauncher):
     """`hydra/launcher=basic`: Hydra's, but a cell that calls `sys.exit` ends only itself."""
 
-    observer: Observer = SilentObserver()
+    observer = Observer()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells in this process.
@@ -145,7 +135,7 @@ def _signal_behind(error: SystemExit) -> int | None:
 class CellLauncher(BaseSubmititLauncher):
     """A launcher whose cells run in processes of their own, through submitit's pickles."""
 
-    observer: Observer = SilentObserver()
+    observer = Observer()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "observer"}  # the job does not need the sweep

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fsseg.sweep.launchers.base import (
     RESTART_COUNT,
     CellLauncher,
     CellLost,
-    Signals,
+    StopSignals,
     Submitted,
     SweepInterrupted,
     failed,
@@ -50,13 +50,16 @@ class _Running:
     asked: float | None = None  # when TERM was sent to what is left of it
 
 
-@dataclass
-class _Plan:
+@dataclass(frozen=True)
+class Slots:
+    """What the cells share: how many run at a time, on which groups of GPUs, each with how many threads.
+
+    A slot takes its group of GPUs in turn; without groups the GPUs are left alone.
+    """
+
     workers: int
-    gpus: list[list[str]] = field(
-        default_factory=list
-    )  # one group of GPUs a slot, reused in turn; empty: leave them alone
-    threads: int = 1
+    gpus: list[list[str]]
+    threads: int
 
 
 class LocalLauncher(CellLauncher):
@@ -74,7 +77,7 @@ class LocalLauncher(CellLauncher):
         from submitit.core import utils
 
         setup_globals()
-        self._plan = plan(self.params)
+        self._slots = slots(self.params)
         self._folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tasks = int(self.params["tasks_per_node"])
@@ -87,15 +90,15 @@ class LocalLauncher(CellLauncher):
             delayed.dump(utils.JobPaths(self._folder, job_id).submitted_pickle)
         self.observer.before_submission()
         self.observer.submitted({i: Submitted(job_id, self._log(job_id)) for i, job_id in enumerate(ids)}, self._folder)
-        log.info("%d workers%s, logs in %s", self._plan.workers,
-                 f" on {len(self._plan.gpus)} GPU groups" if self._plan.gpus else "", self._folder)  # fmt: skip
+        log.info("%d workers%s, logs in %s", self._slots.workers,
+                 f" on {len(self._slots.gpus)} GPU groups" if self._slots.gpus else "", self._folder)  # fmt: skip
 
         waiting = list(range(len(job_overrides)))
         running: list[_Running] = []
-        with Signals() as signals:
+        with StopSignals() as signals:
             while running or (waiting and not signals.received):
-                while waiting and not signals.received and len(running) < self._plan.workers:
-                    slot = min(set(range(self._plan.workers)) - {r.slot for r in running})
+                while waiting and not signals.received and len(running) < self._slots.workers:
+                    slot = min(set(range(self._slots.workers)) - {r.slot for r in running})
                     index = waiting.pop(0)
                     running.append(_Running(index, slot, ids[index], self._start(ids[index], slot, 0)))
                 self._pass_on(signals, running)
@@ -120,9 +123,9 @@ class LocalLauncher(CellLauncher):
             SUBMITIT_LOCAL_JOB_NUM_NODES="1", SUBMITIT_LOCAL_NODEID="0", PYTHONUNBUFFERED="1",
         )  # fmt: skip
         base[RESTART_COUNT] = str(restarts)
-        base.setdefault("OMP_NUM_THREADS", str(self._plan.threads))
-        if self._plan.gpus:
-            base["CUDA_VISIBLE_DEVICES"] = ",".join(self._plan.gpus[slot % len(self._plan.gpus)])
+        base.setdefault("OMP_NUM_THREADS", str(self._slots.threads))
+        if self._slots.gpus:
+            base["CUDA_VISIBLE_DEVICES"] = ",".join(self._slots.gpus[slot % len(self._slots.gpus)])
         processes = []
         for rank in range(self._tasks):
             env = base | {"SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_LOCALID": str(rank)}
@@ -139,7 +142,7 @@ class LocalLauncher(CellLauncher):
                 )
         return processes
 
-    def _pass_on(self, signals: Signals, running: list[_Running]) -> None:
+    def _pass_on(self, signals: StopSignals, running: list[_Running]) -> None:
         """The first INT or TERM: cells checkpoint, for `signal_delay_s` at most. The second: they are killed."""
         if not signals.received:
             return
@@ -195,7 +198,7 @@ def _how(codes: Sequence[int]) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code} and no result"
 
 
-def plan(params: dict[str, Any]) -> _Plan:
+def slots(params: dict[str, Any]) -> Slots:
     """Workers, their GPUs and threads, from the launcher's settings and what the machine has.
 
     Raises:
@@ -220,7 +223,7 @@ def plan(params: dict[str, Any]) -> _Plan:
         raise UserError(f"hydra.launcher.workers={workers} runs nothing", "set it to 1 or more, or leave it out")
     if params["gpus_per_node"] == 0:
         groups = [[]]  # asked to hide them
-    return _Plan(workers, groups, max(1, cores // (workers * tasks)))
+    return Slots(workers, groups, max(1, cores // (workers * tasks)))
 
 
 def visible_gpus() -> list[str]:

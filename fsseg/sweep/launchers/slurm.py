@@ -22,11 +22,14 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from fsseg.errors import UserError
-from fsseg.sweep.launchers.base import CellLauncher, CellLost, Signals, Submitted, SweepInterrupted, failed, outcome
+from fsseg.sweep.launchers.base import CellLauncher, CellLost, StopSignals, Submitted, SweepInterrupted, failed, outcome
 
 log = logging.getLogger("fsseg.sweep")
 
 _LOOK_SECONDS = 1.0  # between looks for result files
+_COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name",
+           "stderr_to_stdout")  # fmt: skip
+"""What submitit calls the same for every cluster; its names for SLURM's own settings begin with `slurm_`."""
 _LARGEST_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the cluster sets another
 
 
@@ -118,25 +121,14 @@ class SlurmLauncher(CellLauncher):
                     "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
                 )
         jobs = self._submit(job_overrides, initial_job_idx)
-        with Signals() as signals:
+        with StopSignals() as signals:
             return self._wait(jobs, job_overrides, signals)
 
     def _submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
         import submitit
 
-        params = {
-            k: v for k, v in self.params.items() if k not in ("submitit_folder", "max_num_timeout", "poll_seconds")
-        }
-        common = {
-            "timeout_min",
-            "cpus_per_task",
-            "gpus_per_node",
-            "tasks_per_node",
-            "mem_gb",
-            "nodes",
-            "name",
-            "stderr_to_stdout",
-        }
+        ours = ("submitit_folder", "max_num_timeout", "poll_seconds")
+        params = {k if k in _COMMON else f"slurm_{k}": v for k, v in self.params.items() if k not in ours}
         folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
         self.observer.before_submission()
         arguments = self.job_arguments(job_overrides, initial_job_idx)
@@ -146,7 +138,7 @@ class SlurmLauncher(CellLauncher):
                 executor = submitit.AutoExecutor(
                     folder, cluster="slurm", slurm_max_num_timeout=int(self.params["max_num_timeout"])
                 )
-                executor.update_parameters(**{k if k in common else f"slurm_{k}": v for k, v in params.items()})
+                executor.update_parameters(**params)
                 jobs += executor.map_array(self, *zip(*arguments[start : start + _LARGEST_ARRAY]))
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
@@ -159,7 +151,7 @@ class SlurmLauncher(CellLauncher):
                  ", ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)), folder)  # fmt: skip
         return jobs
 
-    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: Signals) -> list[JobReturn]:
+    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: StopSignals) -> list[JobReturn]:
         every = float(self.params["poll_seconds"])
         returns: dict[int, JobReturn] = {}
         gone_since: dict[int, float] = {}

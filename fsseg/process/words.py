@@ -1,0 +1,34 @@
+"""Durations, sizes and ranges in words, for whoever prints them: at a glance, not to the second."""
+
+from __future__ import annotations
+
+
+def span(seconds: float) -> str:
+    """40 s, 12 min, 3.4 h, 5.2 d."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} d"
+
+
+def size(count: float | None) -> str:
+    """4.21 GB, 500 MB, 12 kB; `?` for None."""
+    if count is None:
+        return "?"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def extent(low: float, high: float, unit: str, most_only: bool = False) -> str:
+    """`0.5-1.0 h`, `3.0 GB` where both ends are alike, `up to 80 h` if only the upper end says something."""
+    if most_only and high > low:
+        return f"up to {_figure(high)} {unit}".rstrip()
+    alike = abs(high - low) < 0.005 * max(high, 1e-9)
+    return (f"{_figure(low)} {unit}" if alike else f"{_figure(low)}-{_figure(high)} {unit}").rstrip()
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
