@@ -184,6 +184,6 @@ def test_the_estimate_counts_the_episodes_of_every_shift(root: Path, tmp_path: P
 
     made = composed(root, tmp_path, "eval.background_shifts=[0,1]", "variant=measured")
     result = run(made.config, made.task_overrides)
-    found = measure(cell_of(made).directory)
+    found = measure(cell_of(made))
     assert found is not None
     assert found.evaluate == pytest.approx(result["timing"]["evaluate_seconds"] / (3 * 6))  # 6 episodes, 3 times
