@@ -163,9 +163,3 @@ def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         values, rest = rest[: parameter.numel()], rest[parameter.numel() :]
         if count:
             parameter.grad = values.view_as(parameter).to(parameter.dtype)
-
-
-def tear_down() -> None:
-    """Leave the other processes; to be called at the end of the program."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

@@ -33,7 +33,7 @@ _USUAL = Tries()
 
 
 @dataclass
-class Outcome:
+class Push:
     """What one push achieved.
 
     Attributes:
@@ -57,7 +57,7 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
     """
     if cfg.sync.url is None:
         return
-    url, outcome = str(cfg.sync.url), Outcome(error=f"no answer within {cfg.sync.timeout_seconds:g} s")
+    url, outcome = str(cfg.sync.url), Push(error=f"no answer within {cfg.sync.timeout_seconds:g} s")
     tries = Tries(cfg.sync.attempts, deadline=time.monotonic() + cfg.sync.timeout_seconds)
 
     def work() -> None:
@@ -65,7 +65,7 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
         try:
             outcome = push(cell, url, cfg.sync.checkpoints or not final, tries)
         except Exception as error:  # a copy is a convenience: whatever goes wrong, the run's own result stands
-            outcome = Outcome(error=words(error))
+            outcome = Push(error=words(error))
 
     # In a thread, because a store that accepts a connection and then says nothing heeds no time-out of ours.
     thread = threading.Thread(target=work, name="fsseg-sync", daemon=True)
@@ -74,12 +74,12 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
     if outcome.error:
         log.warning("sync.url=%s: %s; `fsseg sync %s` catches up", url, outcome.error, cell.directory)
         if thread.is_alive():
-            _mark(cell, Copied(url, cfg.sync.checkpoints), Outcome(error=outcome.error))
+            _mark(cell, Copied(url, cfg.sync.checkpoints), Push(error=outcome.error))
     elif outcome.sent:
         log.info("%d files copied to %s", len(outcome.sent), url)
 
 
-def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = _USUAL) -> Outcome:
+def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = _USUAL) -> Push:
     """Copy what is new in a run directory; note in its `sync.json` what arrived and what is pending.
 
     Args:
@@ -95,7 +95,7 @@ def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = 
     copied = Copied(url, checkpoints, files=known.files if known.url == url else {})
     stats = {name: _stat(run.directory / name) for name in _files(run, checkpoints)}
     todo = [name for name, stat in stats.items() if copied.files.get(name) != stat]
-    outcome = Outcome(pending=list(todo))
+    outcome = Push(pending=list(todo))
     if not todo:
         if known.pending or known.url != url:
             _mark(run, copied, outcome)
@@ -126,7 +126,7 @@ def catch_up(
     url: str | None = None,
     checkpoints: bool = False,
     tries: Tries = _USUAL,
-) -> list[tuple[Path, Outcome]]:
+) -> list[tuple[Path, Push]]:
     """Copy every run directory below the folders, as far as it is not there yet.
 
     Args:
@@ -140,7 +140,7 @@ def catch_up(
     """
     if url is not None and (faults := url_faults(url)):
         raise faults[0]
-    found: list[tuple[Path, Outcome]] = []
+    found: list[tuple[Path, Push]] = []
     without = 0
     for run in find_runs(folders):
         own_url, own_checkpoints = _given(run)
@@ -220,7 +220,7 @@ def _given(run: RunDirectory) -> tuple[str | None, bool]:
     return block.get("url") or copied.url, bool(block.get("checkpoints") or copied.checkpoints)
 
 
-def _mark(run: RunDirectory, copied: Copied, outcome: Outcome) -> None:
+def _mark(run: RunDirectory, copied: Copied, outcome: Push) -> None:
     copied.at, copied.error, copied.pending = time.time(), outcome.error, outcome.pending
     try:
         write_record(run.sync_file, copied)
@@ -228,7 +228,7 @@ def _mark(run: RunDirectory, copied: Copied, outcome: Outcome) -> None:
         log.debug("%s: %s", run.sync_file, error)
 
 
-def text(outcomes: Sequence[tuple[Path, Outcome]]) -> str:
+def text(outcomes: Sequence[tuple[Path, Push]]) -> str:
     """What `fsseg sync` prints."""
     sent = sum(len(o.sent) for _, o in outcomes)
     behind = [(d, o) for d, o in outcomes if o.error or o.pending]

@@ -115,6 +115,28 @@ def test_a_running_cell_of_the_same_kind_tells_too(tmp_path: Path) -> None:
     assert "running cells" in made.estimates[0].basis
 
 
+def test_the_first_steps_of_a_running_cell_tell_nothing(tmp_path: Path) -> None:
+    line = [*SHAPES, f"output_dir={tmp_path}"]
+    running = plan([*line, "fold=1"]).points[0].cell
+    assert running is not None
+    make_run(running, status={"state": "running", "phase": "train", "step": 2, "steps": 100, "seconds_per_step": 3.6})
+    assert hours_of(line) == [None]
+
+
+def test_episodes_under_shifted_backgrounds_count_too(tmp_path: Path) -> None:
+    line = [*SHAPES, "eval.background_shifts=[0,1]", f"output_dir={tmp_path}"]
+    done = finish(plan(line).points[0])
+    shifted = {"miou": 1.0}
+    make_run(tmp_path, done.find_key(), result={  # type: ignore[arg-type]
+        "metrics": {"per_seed": [{"seed": 0, "miou": 50.0, "num_episodes": 50}],
+                    "by_background_shift": {"0.0": shifted, "1.0": shifted}},
+        "timing": {"evaluate_seconds": 300.0},
+    })  # fmt: skip
+    measured = measure(done)
+    assert measured is not None
+    assert measured.evaluate == 2.0  # 50 episodes, three times
+
+
 def test_published_figures_stand_where_nothing_was_measured_and_are_named(tmp_path: Path) -> None:
     made = plan(["dataset=pascal5i,coco20i", f"output_dir={tmp_path}"])
     assert [e.hours for e in made.estimates if e] == [(0.5, 1.0), (0.0, 80.0)]
@@ -166,6 +188,16 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     expected = (100 * 1.0 + 100 * 0.25 + 10) / 3600
     assert [e.hours for e in made.estimates if e] == [pytest.approx((expected, expected))] * 2
     assert "from calibration on GPU X" in text(made)
+
+
+def test_only_what_has_still_to_run_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans.subprocess, "run", lambda *_, **__: pytest.fail("a calibration was started"))
+    line = ["fold=0", f"output_dir={tmp_path}"]
+    done = plan(line).points[0].cell
+    assert done is not None
+    make_run(done, result={"metrics": None, "training": None})
+    done.identity_file.unlink()  # so that it measures nothing
+    assert plan(["fold=0,9", f"output_dir={tmp_path}"], calibrate=True).notes == []
 
 
 def test_a_calibration_that_fails_is_told_and_leaves_the_published_figures(

@@ -119,6 +119,16 @@ def test_a_cell_of_other_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
     assert "another version" in found.notes[0]
 
 
+def test_a_run_that_was_copied_to_the_place_of_another_cell_gets_no_line(tmp_path: Path) -> None:
+    [cell] = start(["fold=1", f"output_dir={tmp_path}"])
+    place = cell.directory.parents[1] / "fold2" / "seed0"
+    place.parent.mkdir()
+    cell.directory.rename(place)
+    found = find_retries([tmp_path])
+    assert found.lines == []
+    assert len(found.notes) == 1
+
+
 def test_a_cell_whose_overrides_are_unknown_to_this_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
     [cell] = start([f"output_dir={tmp_path}"])
     make_run(cell, overrides=["gone.setting=1"])

@@ -21,7 +21,7 @@ from fsseg.cell.claim import acquire
 from fsseg.cell.record import State
 from fsseg.config.compose import Composer, composer
 from fsseg.sweep.elsewhere import Elsewhere
-from fsseg.sweep.grid import examine
+from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.sweeper import Job, text, write_state
 
 
@@ -222,23 +222,29 @@ def test_one_of_several_killed_in_the_middle_leaves_its_cell_to_another(sweep: S
     assert starts(sweep) == [1] * 6
 
 
-def job_of(*overrides: str) -> Job:
+def point_of(*overrides: str) -> Point:
     with composer() as c:
         [point] = examine(c.grid(overrides), data=False)
-    return Job(**vars(point))
+    return point
+
+
+def job_of(*overrides: str) -> Job:
+    return Job(**vars(point_of(*overrides)))
 
 
 def test_a_result_that_comes_between_looking_and_launching_counts_but_for_redo(tmp_path: Path) -> None:
     line = ("fold=1", f"output_dir={tmp_path}")
-    fresh = job_of(*line)
-    make_run(fresh.place, result=55.0)
-    fresh.settle(None, Elsewhere(None))
-    assert (fresh.state, fresh.note) == (State.DONE, "mIoU 55.00")
-    again = job_of(*line, "redo=true")
-    assert again.state == State.TODO
-    assert again.result() is None
-    make_run(again.place, result=56.0)
-    assert again.result() is not None
+    fresh, again = point_of(*line), point_of(*line, "redo=true")
+    assert fresh.cell is not None
+    make_run(fresh.cell, result=55.0)  # by another process
+    job = Job(**vars(fresh))
+    job.settle(None, Elsewhere(None))
+    assert (job.state, job.note) == (State.DONE, "mIoU 55.00")
+    redone = Job(**vars(again))
+    assert redone.state == State.TODO
+    assert redone.result() is None
+    make_run(redone.place, result=56.0)
+    assert redone.result() is not None
 
 
 def test_a_state_written_for_others_keeps_how_far_the_cell_is(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def test_a_passing_failure_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     Flaky(monkeypatch, failures=3)
     outcome = sync.push(make_run(tmp_path / "local"), f"file://{tmp_path}/store", tries=Tries(4, pause=0))
     assert (len(outcome.sent), outcome.pending, outcome.error) == (6, [], "")
+
+
+def test_a_store_that_is_down_is_not_tried_to_the_end_for_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fold in range(3):
+        make_run(tmp_path / "local", replace(KEY, fold=fold))
+    flaky = Flaky(monkeypatch, failures=1000)
+    outcomes = sync.catch_up([tmp_path / "local"], f"file://{tmp_path}/store", tries=Tries(5, pause=0))
+    assert flaky.tries == 5 + 1 + 1
+    assert [len(o.pending) for _, o in outcomes] == [6, 6, 6]
+    assert sync.text(outcomes).splitlines()[0] == "3 cells: 0 files copied, 0 cells up to date"
 
 
 def test_a_plain_folder_never_shows_half_a_file_and_keeps_no_temporary_ones(tmp_path: Path) -> None:
