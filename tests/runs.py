@@ -110,6 +110,7 @@ def _run_script(path: Path, arguments: Sequence[str], cwd: Path, err: Path) -> N
     os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.chdir(cwd)
     os.environ.pop("HYDRA_FULL_ERROR", None)
+    multiprocessing.set_start_method("fork", force=True)  # as for a process that a shell starts
     warnings.simplefilter("ignore")
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.parent))

@@ -86,6 +86,7 @@ def kill_often(c: Any, cell: Cell, kills: int, log: Path) -> None:
     assert process.exitcode == 0, log.read_text()
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_it_ends_as_if_never_killed(root: Path, tmp_path: Path, whole: Any) -> None:
     c = composed(root, tmp_path, "train.checkpoint_minutes=0")
     cell = cell_of(c)

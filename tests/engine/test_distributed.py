@@ -36,6 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shapes5i")
 
 
+@pytest.mark.process
 def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, tmp_path: Path) -> None:
     one = composed(root, tmp_path / "one", *SETTINGS)
     alone = done(one)

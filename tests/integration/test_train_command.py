@@ -247,6 +247,7 @@ def test_a_json_that_is_not_coco_is_named(train: Command, tmp_path: Path, conten
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.process
 @pytest.mark.shared
 def test_smoke_on_real_coco_images(train: Command, tmp_path: Path, shared_dir: Path) -> None:
     done = train(

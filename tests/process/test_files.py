@@ -30,6 +30,7 @@ print(number)
 """
 
 
+@pytest.mark.process
 def test_two_processes_write_and_one_reads_for_30_seconds_without_one_broken_read(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), who], stdout=subprocess.PIPE, text=True)
