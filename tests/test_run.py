@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from runs import cell_of, composed, done, numbers, start
 
 from fsseg import run as run_module
@@ -257,6 +258,24 @@ def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path:
     assert not (cell.directory / "left.txt").exists()
     assert attempts(cell) == ["done"]
     assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
+
+
+def test_another_file_of_weights_is_another_setting_and_a_copy_is_not(root: Path, tmp_path: Path) -> None:
+    """Which file it is decides, not where it lies: the second file once found the first one's result."""
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / f"{name}.pth")
+    shutil.copy(tmp_path / "a.pth", tmp_path / "copy.pth")
+
+    def cell_with(name: str) -> Any:
+        weights = f"backbone.weights={tmp_path / name}.pth"
+        return composed(root, tmp_path / "out", "backbone=resnet18", weights, "train.max_steps=1", "eval.enabled=false")
+
+    first = done(cell_with("a"))
+    assert done(cell_with("copy")) == first
+    other = cell_with("b")
+    with pytest.raises(UserError, match=r"backbone\.weights \(content\): [0-9a-f]{16} there, [0-9a-f]{16} now"):
+        run(other.config, other.task_overrides)
 
 
 def test_redo_is_obeyed_once_by_a_requeued_job(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
