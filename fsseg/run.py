@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +25,7 @@ from fsseg.config.checks import faults
 from fsseg.config.entry import typed
 from fsseg.data.registry import build_source, folder_faults, needed_splits
 from fsseg.engine.context import Run
-from fsseg.engine.devices import choose_device, describe_device, peak_memory
+from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors
@@ -164,7 +164,7 @@ def _attempt(run: Run) -> Outcome | None:
         run.still_ours()
         write_record(cell.result_file, result)
         # The cell is done, whatever happens to the records from here on.
-        _close(run, attempt, handler, Ending(State.DONE))
+        _close(run, attempt, handler, Ending(State.DONE), eta_seconds=0, peak_memory_bytes=result.peak_memory_bytes)
         with suppress(OSError):
             cell.previous_checkpoint.unlink(missing_ok=True)
         sync_cell(run.cfg, cell)
@@ -174,16 +174,15 @@ def _attempt(run: Run) -> Outcome | None:
 
             distributed.broadcast(Outcome(State.DONE, result), run.ranks)  # they leave when it is written
         return Outcome(State.DONE, result)
-    except ClaimLost:
-        raise
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error, cell.directory, run.signals)
-        if ending.traceback:
-            handler.note(f"error: {error}\n{traceback.format_exc()}")
-        _close(run, attempt, handler, ending)
-        if ending.state == State.PREEMPTED:
+        if ending.recorded:
+            handler.note(ending.note)
+            _close(run, attempt, handler, ending)
+        if ending.copied:
             sync_cell(run.cfg, cell, final=False)
-            log.info("stopped (%s); the next start goes on from the last checkpoint", ending.reason)
+        if ending.state == State.PREEMPTED:
+            log.info("stopped by %s; the next start goes on from the last checkpoint", ending.reason)
         if ending.error is error:
             raise
         if ending.error is not None:
@@ -197,13 +196,11 @@ def _attempt(run: Run) -> Outcome | None:
             log.debug("train.log: %s", error)
 
 
-def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending) -> None:
+def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fields: Any) -> None:
     """Record how the attempt ended, as far as that can be written."""
     handler.strict = False
     try:
-        memory = peak_memory(run.device) if ending.state == State.DONE and run.device is not None else None
-        left = {"eta_seconds": 0, "peak_memory_bytes": memory} if ending.state == State.DONE else {}
-        run.status.update(state=ending.state, phase=None, reason=ending.reason or None, **left)
+        run.status.update(state=ending.state, phase=None, reason=ending.reason or None, **fields)
         attempt.end(f"{ending.state}: {ending.reason}" if ending.reason else str(ending.state))
     except (OSError, ClaimLost) as error:
         log.debug("the end could not be recorded: %s", error)

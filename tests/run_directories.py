@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.record import SCHEMA_VERSION, Cell, Identity, Result, RunDirectory, State, Status, write_record
+from fsseg.process.files import write_json
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 0, 0, "default")
 PROTOCOL = {
@@ -55,25 +56,32 @@ def make_run(
         run.config_file.write_text(config if isinstance(config, str) else OmegaConf.to_yaml(OmegaConf.create(config)))
     if identity is not None:
         kept = list(overrides or []) if version > 1 else None
-        write_record(run.identity_file, Identity(fingerprint, dict(identity), kept, version))
+        written(run.identity_file, Identity(fingerprint, dict(identity), kept), version)
     if result is not None:
         given = {"metrics": {"miou": float(result)}} if isinstance(result, (int, float)) else result
         miou = (given.get("metrics") or {}).get("miou", 50.0)
         fields = merged(default_result(key, fingerprint, miou, version), given)
-        write_record(run.result_file, checked(fields, Result))
+        written(run.result_file, checked(fields, Result), version)
         status = State.DONE.value if status is None else status
     if status is not None:
         given = {"state": status} if isinstance(status, str) else status
-        fields = {"heartbeat": time.time() - age, "schema_version": version, **given}
-        write_record(run.status_file, checked(fields, Status))
+        fields = {"heartbeat": time.time() - age, **given}
+        written(run.status_file, checked(fields, Status), version)
     return run
+
+
+def written(path: Path, record: Any, version: int) -> None:
+    """Write a record; of an older version, as the code of that time did."""
+    write_record(path, record)
+    if version < SCHEMA_VERSION:
+        write_json(path, {**msgspec.to_builtins(record), "schema_version": version})
 
 
 def default_result(key: CellKey, fingerprint: str, miou: float, version: int) -> dict[str, Any]:
     """A finished run of 10 steps and one class; the episodes are those of its fold."""
     seconds = {"seconds": 2.5} if version > 1 else {}
     return {
-        "schema_version": version, "cell": key, "fingerprint": fingerprint, "protocol": PROTOCOL,
+        "cell": key, "fingerprint": fingerprint, "protocol": PROTOCOL,
         "metrics": {"miou": miou, "miou_std": 0.5, "fb_iou": 80.0, "fb_iou_std": 0.1, "per_class": {"cat": miou},
                     "per_seed": [{"seed": 0, "miou": miou, "episodes_fingerprint": f"e{key.fold}"}]},
         "dataset": {"fingerprint_train": "t", "fingerprint_val": "v"}, "training": {"steps": 10, **seconds},

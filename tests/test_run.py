@@ -239,7 +239,7 @@ def test_a_holder_that_lost_its_cell_stops_and_writes_nothing(root: Path, tmp_pa
 
     monkeypatch.setattr(train_module, "learning_rate", others_take_it)
     left = run(c.config, c.task_overrides)
-    assert (left.state, left.holder) == (State.RUNNING, "the cell was taken over by process 7 on elsewhere")
+    assert (left.state, left.holder) == (State.RUNNING, "taken over by process 7 on elsewhere")
     assert {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()} == kept
 
 

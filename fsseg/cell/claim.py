@@ -41,7 +41,7 @@ class Busy(Exception):
 
 
 class ClaimLost(Exception):
-    """Another process has taken our cell over; from now on nothing may be written to it."""
+    """Another process has taken over what our claim was for; from now on nothing may be written there."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class ClaimView:
 
 
 def look(path: Path) -> ClaimView | None:
-    """The claim as it is now; None if there is none."""
-    holder = read_holder(path)
+    """The claim as it is now; None if there is none that can be read."""
     try:
+        holder = read_holder(path)
         return None if holder is None else ClaimView(holder, is_gone(holder), path.stat().st_mtime)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
@@ -199,7 +199,7 @@ def acquire(path: Path, lease: float) -> Claim:
 
 @contextlib.contextmanager
 def held(path: Path, lease: float) -> Iterator[Claim]:
-    """Hold the claim, after a wait if need be.
+    """Hold the claim, after a wait if need be. The caller asks `Claim.check` before it writes.
 
     Args:
         path, lease: as for `acquire`.
@@ -256,7 +256,7 @@ class Claim:
                 raise ClaimLost(self._lost)
 
     def release(self) -> None:
-        """Give the cell up; harmless if it was taken from us."""
+        """Give it up; harmless if it was taken from us."""
         self._end.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -284,7 +284,7 @@ class Claim:
             time.sleep(pause)
             holder = read_holder(self.path)
             if holder is not None:
-                return None if holder.raw == self.mine.raw else f"the cell was taken over by {holder}"
+                return None if holder.raw == self.mine.raw else f"taken over by {holder}"
         try:
             if self.path.parent.is_dir() and create_exclusive(self.path, self.mine.raw):
                 os.close(self._file)

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from fsseg.cell.claim import ClaimView, look
+from fsseg.cell.claim import ClaimView as ClaimView  # for those who see run directories through this module alone
+from fsseg.cell.claim import is_stale, look, take_away
 from fsseg.cell.key import CellKey, cell_key, fingerprint, identity
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic, write_json
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
 SCHEMA_VERSION = 2
-"""Of everything written here. 1 had no overrides in identity.json and no `training.seconds` in result.json."""
+"""Of identity, status and result. 1 had no overrides in identity.json and no `training.seconds` in result.json."""
 
 T = TypeVar("T")
 _LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
@@ -44,6 +46,10 @@ Percent = Annotated[float, Meta(ge=0, le=100)]
 
 class Unreadable(Exception):
     """Why a file is not what its name says, as the end of a sentence that begins with the file's name."""
+
+
+class Damaged(Unreadable):
+    """It is no JSON at all: cut short, or overwritten. Anything else may be the work of another version."""
 
 
 class State(str, Enum):
@@ -75,7 +81,13 @@ class State(str, Enum):
         return self.value
 
 
-class Identity(Struct):
+class Versioned(Struct, kw_only=True):
+    """A file that says which version it is of; one that does not is of the first."""
+
+    schema_version: int = 1
+
+
+class Identity(Versioned):
     """`identity.json`: which cell this is.
 
     Attributes:
@@ -86,10 +98,9 @@ class Identity(Struct):
     fingerprint: str
     identity: dict[str, Any] = {}
     overrides: list[str] | None = None
-    schema_version: int = SCHEMA_VERSION
 
 
-class Status(Struct):
+class Status(Versioned):
     """`status.json`: how far a run is; `fsseg.cell.status` writes it."""
 
     state: str = "queued"
@@ -106,7 +117,6 @@ class Status(Struct):
     started: float | None = None
     heartbeat: float | None = None
     peak_memory_bytes: int | None = None
-    schema_version: int = SCHEMA_VERSION
 
 
 class Attempt(Struct):
@@ -220,7 +230,7 @@ class Origin(Struct):
     base_classes: list[str] = []
 
 
-class Result(Struct):
+class Result(Versioned):
     """`result.json`: written once, last; its presence means done."""
 
     cell: CellKey
@@ -239,7 +249,6 @@ class Result(Struct):
     peak_memory_bytes: int | None = None
     provenance: dict[str, Any] = {}
     finished_at: str | None = None
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def miou(self) -> float | None:
@@ -247,7 +256,8 @@ class Result(Struct):
 
     @property
     def train_seconds(self) -> float | None:
-        return self.training.seconds if self.training and self.training.seconds else self.timing.train_seconds
+        own = self.training.seconds if self.training else None
+        return self.timing.train_seconds if own is None else own
 
     def score_line(self) -> str:
         """`mIoU 72.66  FB-IoU 84.51`, or `trained` for a cell that was not evaluated."""
@@ -258,7 +268,7 @@ class Result(Struct):
 
 
 class _Head(Struct):
-    schema_version: Any = None
+    schema_version: Any = 1
 
 
 class Copied(Struct):
@@ -280,10 +290,16 @@ def read(path: Path, kind: type[T]) -> T | None:
     """A JSON file as its model; None if there is none.
 
     Raises:
-        Unreadable: it cannot be opened, is no JSON, of an unknown version, or a field makes no sense.
+        Damaged: it is no JSON.
+        Unreadable: it cannot be opened, is of an unknown version, or a field makes no sense.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        data = path.read_bytes()
+        if isinstance(kind, type) and issubclass(kind, Versioned):
+            version = msgspec.json.decode(data, type=_Head).schema_version
+            if version not in range(1, SCHEMA_VERSION + 1):
+                raise Unreadable(f"has schema_version {version!r}; this fsseg reads versions 1 to {SCHEMA_VERSION}")
+        return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -291,7 +307,7 @@ def read(path: Path, kind: type[T]) -> T | None:
     except msgspec.ValidationError as error:
         raise Unreadable(_in_words(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable(f"is not JSON ({error})") from None
+        raise Damaged(f"is not JSON ({error})") from None
 
 
 def _in_words(text: str) -> str:
@@ -344,28 +360,36 @@ class RunDirectory:
         return self.directory / "attempts"
 
     @property
-    def figures(self) -> Path:
-        return self.directory / "figures"
+    def tensorboard(self) -> Path:
+        return self.directory / "tensorboard"
+
+    @property
+    def curves_figure(self) -> Path:
+        return self.directory / "figures" / "curves.png"
+
+    @property
+    def episodes_figure(self) -> Path:
+        return self.directory / "figures" / "episodes.png"
+
+    @property
+    def steps_figure(self) -> Path:
+        return self.directory / "figures" / "steps.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
 
     @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoints" / "last.pt"
+        return self.checkpoints / "last.pt"
 
     @property
     def previous_checkpoint(self) -> Path:
         """The checkpoint before the last, for the case that the last one is damaged."""
-        return self.directory / "checkpoints" / "previous.pt"
+        return self.checkpoints / "previous.pt"
 
     def result(self) -> Result | None:
         """Raises: Unreadable."""
-        if (head := read(self.result_file, _Head)) is None:
-            return None
-        if head.schema_version is None:
-            raise Unreadable("has no schema_version: no result of fsseg")
-        if head.schema_version not in range(1, SCHEMA_VERSION + 1):
-            raise Unreadable(
-                f"has schema_version {head.schema_version!r}; this fsseg reads versions 1 to {SCHEMA_VERSION}"
-            )
         return read(self.result_file, Result)
 
     def status(self) -> Status | None:
@@ -437,6 +461,28 @@ class RunDirectory:
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
         write_atomic(self.metrics_file, text.getvalue())
 
+    def note(self, line: str) -> None:
+        """Append a line to train.log, for a process that could not write it itself.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%H:%M:%S} {line}\n")
+
+    def claim(self) -> ClaimView | None:
+        """Who works in the directory, as one look shows it."""
+        return look(self.claim_file)
+
+    def take_claim(self, view: ClaimView) -> bool:
+        """Remove the claim of a holder who is known to have ended; False if it is not there any more."""
+        return take_away(self.claim_file, view.holder)
+
+    def take_stale_claim(self) -> bool:
+        """Remove a claim whose holder is gone or gives no sign of life, which takes a moment to see."""
+        view = self.claim()
+        return view is not None and (view.gone or is_stale(self.claim_file, view.holder)) and self.take_claim(view)
+
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(p.stat().st_size for p in self.directory.rglob("*") if p.is_file())
@@ -472,7 +518,7 @@ class RunDirectory:
             return Snapshot(self, State.BROKEN, f"status.json {error}")
         if status is None:
             return Snapshot(self, State.FAILED, "ended before its first status")
-        claim = look(self.claim_file)
+        claim = self.claim()
         age = _age(status, claim, time.time() if now is None else now)
         reason = status.reason or ""
         if status.state == State.DONE:
@@ -541,7 +587,7 @@ class Snapshot:
     @property
     def alive(self) -> bool:
         """Whether somebody works on the cell, or will, as far as one look can tell."""
-        claim = look(self.run.claim_file)
+        claim = self.run.claim()
         return self.state in (State.RUNNING, State.QUEUED) or (claim is not None and claim.alive())
 
 
@@ -560,23 +606,31 @@ class Cell(RunDirectory):
     overrides: tuple[str, ...] = ()
 
     def finished(self) -> Result | None:
-        """The result, if this very cell (same fingerprint) is done."""
+        """The result, if this very cell (same fingerprint) is done. One that was cut short counts as absent.
+
+        Raises:
+            UserError: there is a result that this version does not understand: it is never overwritten unasked.
+        """
         try:
             result = self.result()
-        except Unreadable:
+        except Damaged:
             return None
+        except Unreadable as error:
+            raise self._not_understood(self.result_file, error) from None
         return result if result is not None and result.fingerprint == self.fingerprint else None
 
     def check_same_settings(self) -> None:
         """Refuse a directory that holds a run with other settings.
 
         Raises:
-            UserError: naming the keys that differ, and the ways out.
+            UserError: naming the keys that differ, and the ways out; or that its identity cannot be understood.
         """
         try:
             stored = self.identity_record()
-        except Unreadable:
+        except Damaged:
             return
+        except Unreadable as error:
+            raise self._not_understood(self.identity_file, error) from None
         if stored is None or stored.fingerprint == self.fingerprint:
             return
         theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
@@ -589,6 +643,10 @@ class Cell(RunDirectory):
             f"{self.directory} holds a run with other settings: " + "; ".join(differing),
             "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
         )
+
+    def _not_understood(self, path: Path, error: Unreadable) -> UserError:
+        fix = "it may be of another version of fsseg: keep both with name=<another name>, or replace it with redo=true"
+        return UserError(f"{path} {error}", fix)
 
     def write_settings(self, config: str) -> None:
         """identity.json, and config.yaml with the text given."""
@@ -632,13 +690,15 @@ def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = 
 
 
 def write_record(path: Path, record: Struct) -> None:
-    """Write a model as its JSON file, atomically.
+    """Write a model as its JSON file, atomically, in the newest version. Numbers of numpy and torch become plain ones.
 
     Raises:
         ValueError: it holds NaN or infinity.
         OSError: it cannot be written.
     """
-    write_json(path, msgspec.to_builtins(record))
+    if isinstance(record, Versioned):
+        record.schema_version = SCHEMA_VERSION
+    write_json(path, msgspec.to_builtins(record, enc_hook=lambda value: value.item()))
 
 
 @dataclass(frozen=True)
@@ -709,13 +769,21 @@ def walk(
     if (mark := (about.st_dev, about.st_ino)) in seen:
         return
     seen.add(mark)
-    folders = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
-    names = {e.name for e in entries if not e.is_dir()}
+    folders = [e for e in entries if _is_folder(e)]
+    names = {e.name for e in entries} - {e.name for e in folders}
+    folders = [e for e in folders if not e.name.startswith(".")]
     yield str(root), names
     inside = _INSIDE if {"result.json", "status.json", "config.yaml"} & names else frozenset[str]()
     for entry in folders:
         if entry.name not in inside:
             yield from walk(entry.path, seen, problems)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _finite(text: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""`status.json` of a running cell, kept up to date by `fsseg.run` and the sweeper; `fsseg.cell.record` reads it."""
+"""`status.json` of a running cell, kept up to date by `fsseg.run`; `fsseg.cell.record` reads it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""How an attempt ends when it does not end well: the table of all endings. Called by `fsseg.run`."""
+"""The table of how an attempt ends, by the exception that ended it. Called by `fsseg.run`."""
 
 from __future__ import annotations
 
 import errno
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsseg.cell.claim import ClaimLost
 from fsseg.cell.record import State
 from fsseg.errors import UserError
 from fsseg.process.signals import Preempted, Signals
@@ -17,14 +19,18 @@ class Ending:
 
     Attributes:
         state, reason: for status.json and attempts/<n>.json.
-        error: what the caller of the run gets; None where a signal stopped it, which then has the word.
-        traceback: whether train.log gets the traceback.
+        error: what the caller of the run gets; None after a signal, which then ends the process.
+        note: what train.log alone gets; empty if nothing.
+        recorded: whether the cell is still ours to write to.
+        copied: whether `sync.url` gets what is there so far.
     """
 
     state: State
     reason: str = ""
     error: BaseException | None = None
-    traceback: bool = False
+    note: str = ""
+    recorded: bool = True
+    copied: bool = False
 
 
 def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending:
@@ -34,16 +40,19 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
         directory: of the run.
         signals: of the run.
     """
+    trace = traceback.format_exc()
     match error:
+        case ClaimLost():
+            return Ending(State.RUNNING, str(error), error, recorded=False)
         case Preempted():
-            return Ending(State.PREEMPTED, str(error))
+            return Ending(State.PREEMPTED, str(error), copied=True)
         case KeyboardInterrupt():
             # without a signal noted this is not the main thread: whoever started it must know
             return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)
         case UserError():
-            return Ending(State.FAILED, error.what, error, traceback=True)
-        case RuntimeError() if signals.received is not None and "DataLoader worker" in str(error):
-            return Ending(State.PREEMPTED, str(signals.reason()))  # the signal hit the worker as well
+            return Ending(State.FAILED, error.what, error, f"error: {error}\n{trace}")
+        case Exception() if signals.received is not None and "DataLoader worker" in str(error):
+            return Ending(State.PREEMPTED, str(signals.reason()), copied=True)  # the signal hit the worker as well
         case OSError() if is_disk_fault(error):
             fault = disk_fault(error, directory)
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for its name
@@ -52,8 +61,8 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
                 "lower train.batch_size or eval.batch_size, or dataset.image_size",
             )
         case _:
-            return Ending(State.FAILED, f"{type(error).__name__}: {error}"[:500], error, traceback=True)
-    return Ending(State.FAILED, fault.what, fault, traceback=True)
+            return Ending(State.FAILED, f"{type(error).__name__}: {error}"[:500], error, trace)
+    return Ending(State.FAILED, fault.what, fault, trace)
 
 
 def is_disk_fault(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ class MetricsLog:
 
             # purge_step hides what a killed attempt wrote beyond the checkpoint
             purge = self.rows[-1]["step"] + 1 if self.rows else 0
-            self._board = SummaryWriter(str(run.directory / "tensorboard"), purge_step=purge, flush_secs=30)
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; the file is written at most every other second."""

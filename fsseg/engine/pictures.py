@@ -20,7 +20,7 @@ def draw_figures(run: Run, source: Source, evaluation: EvaluationRecord | None, 
     if evaluation is not None and evaluation.pictures:
         _sheets(run, source, evaluation)
     if curves:
-        training_curves(run.cell.figures / "curves.png", run.cell.curves())
+        training_curves(run.cell.curves_figure, run.cell.curves())
 
 
 def _sheets(run: Run, source: Source, evaluation: EvaluationRecord) -> None:
@@ -42,11 +42,11 @@ def _sheets(run: Run, source: Source, evaluation: EvaluationRecord) -> None:
                 steps=[(name, _fitted(mask, query)) for name, mask in picture.steps],
             )
         )
-    key, folder = run.cell.key, run.cell.figures
+    key = run.cell.key
     title = f"{key.method}, {key.dataset} fold {key.fold}, {key.backbone}, {key.shot}-shot"
-    episode_sheet(folder / "episodes.png", [replace(row, steps=[]) for row in rows], title)
+    episode_sheet(run.cell.episodes_figure, [replace(row, steps=[]) for row in rows], title)
     if run.cfg.logger.steps:
-        episode_sheet(folder / "steps.png", rows, title)
+        episode_sheet(run.cell.steps_figure, rows, title)
 
 
 def _fitted(prediction: NDArray[np.bool_], query: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -47,6 +47,8 @@ class RunLog(logging.FileHandler):
         super().handleError(record)
 
     def note(self, text: str) -> None:
-        """A line for the file alone; dropped if it cannot be written."""
+        """A text for the file alone, if it is not empty; dropped if it cannot be written."""
+        if not text:
+            return
         with contextlib.suppress(OSError):
             self.emit(logging.LogRecord("fsseg", logging.ERROR, "", 0, text, (), None))

@@ -113,7 +113,7 @@ def _table6(group: Group, _: Path) -> TextTable:
 def _figure7(group: Group, picture: Path) -> TextTable:
     table = TextTable(f"Figure 7, predictions after QP, SM, IC ({group.title})", ["sheet", "mIoU", "of the run"])
     for cell in group.cells:
-        sheet = RunDirectory(cell.path).figures / "steps.png"
+        sheet = RunDirectory(cell.path).steps_figure
         if not sheet.is_file():
             table.notes.append(f"{sheet} is missing (logger.figures=0, or logger.steps=false)")
             continue

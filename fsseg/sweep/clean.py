@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsseg.cell.claim import is_gone, is_stale, read_holder, take_away
 from fsseg.cell.record import RunDirectory, Snapshot, State, Unreadable, look_at
 
 TEMPORARY_AGE = 3600.0
@@ -52,7 +51,7 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
         if s.alive:
             continue
         if s.state == State.DONE:
-            for path in sorted(run.checkpoint.parent.glob("*")):
+            for path in sorted(run.checkpoints.glob("*")):
                 if path.is_file() and path.resolve() not in kept and not _TEMPORARY.fullmatch(path.name):
                     add(path, "checkpoint")
         if run.claim_file.is_file():
@@ -69,7 +68,8 @@ def delete(items: Sequence[Item]) -> list[Item]:
     claims = [item for item in items if item.why == "claim"]
     # A silent holder is watched for some of its renewals before its claim is taken: together, not one by one.
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(claims)))) as pool:
-        gone += [item for item, taken in zip(claims, pool.map(_take_claim, claims)) if taken]
+        taken = pool.map(lambda item: item.run.take_stale_claim(), claims)
+        gone += [item for item, done in zip(claims, taken) if done]
     for item in items:
         if item.why == "claim":
             continue
@@ -102,11 +102,6 @@ def text(items: Sequence[Item], deleted: bool) -> str:
                 lines.append(f"  ... and {len(mine) - 20} more")
     lines.append("deleted" if deleted else "nothing deleted yet: --yes deletes these files")
     return "\n".join(lines)
-
-
-def _take_claim(item: Item) -> bool:
-    holder = read_holder(item.path)
-    return holder is not None and (is_gone(holder) or is_stale(item.path, holder)) and take_away(item.path, holder)
 
 
 def _named_checkpoint(s: Snapshot) -> Iterable[Path]:

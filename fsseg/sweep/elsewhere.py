@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fsseg.cell.claim import ClaimView, look, take_away
-from fsseg.cell.record import Cell, State
+from fsseg.cell.record import Cell, ClaimView, State
 from fsseg.process.files import read_json, write_atomic
 from fsseg.sweep.launchers.base import Submitted
 from fsseg.sweep.launchers.slurm import Queued, cluster_name, queue
@@ -39,11 +38,11 @@ class Elsewhere:
 
     def owner(self, cell: Cell) -> tuple[State, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""
-        claim = look(cell.claim_file)
+        claim = cell.claim()
         if claim is not None and claim.alive():  # by this machine's clock; the run looks closely at what is old here
             if not self._has_ended_in_slurm(cell, claim):
                 return State.RUNNING, str(claim.holder)
-            take_away(cell.claim_file, claim.holder)
+            cell.take_claim(claim)
         for job_id in self._jobs.get(str(cell.directory.absolute()), ()):
             if (entry := (self._ask_queue() or {}).get(job_id)) is not None:
                 runs = entry.state in ("RUNNING", "COMPLETING")

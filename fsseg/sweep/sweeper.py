@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,13 @@ class Job(Point):
         return self.cell
 
     def result(self) -> Result | None:
-        """What result.json says, if it counts."""
+        """What result.json says, if it counts and can be understood."""
         if self.old_result is not None and _modified(self.place.result_file) == self.old_result:
             return None
-        return self.place.finished()
+        try:
+            return self.place.finished()
+        except UserError:
+            return None
 
     def settle(self, returned: JobReturn | None, elsewhere: Elsewhere, job_log: Path | None = None) -> None:
         """Find out how the cell fared: its directory has the last word, the launcher only explains what it lacks.
@@ -112,8 +114,7 @@ class Job(Point):
             self.log = job_log if job_log is not None and job_log.exists() else self.log
             try:
                 write_state(cell, State.FAILED, self.note[:500])
-                with cell.log_file.open("a", encoding="utf-8") as file:
-                    file.write(f"{datetime.now():%H:%M:%S} {self.note}\n")
+                cell.note(self.note)
             except OSError as error:
                 log.warning("%s: the reason of the failure cannot be written (%s)", cell.directory, error.strerror)
 

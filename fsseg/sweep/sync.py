@@ -195,12 +195,12 @@ def _files(run: RunDirectory, checkpoints: bool) -> list[str]:
     for path in run.directory.rglob("*"):
         if path.name.startswith(".") or path.suffix == ".tmp" or path in kept_here or not path.is_file():
             continue
-        if checkpoints or path.parent != run.checkpoint.parent:
+        if checkpoints or path.parent != run.checkpoints:
             names.append(path.relative_to(run.directory).as_posix())
 
     def rank(name: str) -> tuple[int, str]:
         late = {run.status_file.name: 1, run.result_file.name: 3}
-        return 2 if name.startswith("checkpoints/") else late.get(name, 0), name
+        return 2 if name.startswith(f"{run.checkpoints.name}/") else late.get(name, 0), name
 
     return sorted(names, key=rank)
 

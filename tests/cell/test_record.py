@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
@@ -52,6 +53,42 @@ def test_other_settings_are_refused_with_the_differing_keys(tmp_path: Path) -> N
     assert "epochs" not in caught.value.what
     assert "name=" in caught.value.fix
     assert "redo=true" in caught.value.fix
+
+
+def test_a_result_that_is_not_understood_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    """It may be the work of a newer version; one that was cut short is none at all."""
+    mine = cell(tmp_path, lr=0.1)
+    for content in ({"schema_version": 3}, VERSION_1 | {"metrics": {"miou": None}}, {"fingerprint": mine.fingerprint}):
+        write_json(mine.result_file, content)
+        with pytest.raises(UserError, match=r"result\.json (has|object missing)") as caught:
+            mine.finished()
+        assert "redo=true" in caught.value.fix
+    mine.result_file.write_text("{")
+    assert mine.finished() is None
+    for content in ({}, {"fingerprint": 7}, {"fingerprint": mine.fingerprint, "schema_version": 3}):
+        write_json(mine.identity_file, content)
+        with pytest.raises(UserError, match=r"identity\.json"):
+            mine.check_same_settings()
+    mine.identity_file.write_text("{")
+    mine.check_same_settings()
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    mine = cell(tmp_path)
+    write_record(
+        mine.result_file, Result(KEY, "f", {}, metrics=Metrics(np.float64(5.5)), training=Training(np.int64(3)))
+    )
+    result = mine.result()
+    assert result is not None
+    assert (result.miou, result.training) == (5.5, Training(3))
+
+
+def test_a_claim_or_a_link_that_cannot_be_read_ends_no_look(tmp_path: Path) -> None:
+    run = put(tmp_path / KEY.path, state="running", heartbeat=time.time())
+    run.claim_file.mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    assert run.claim() is None
+    assert [found.look().state for found in find_runs([tmp_path])] == [State.RUNNING]
 
 
 def test_finished_means_a_result_of_the_same_settings(tmp_path: Path) -> None:
@@ -120,7 +157,7 @@ def test_a_result_of_version_1_is_read_in_full(tmp_path: Path) -> None:
 def test_an_identity_of_version_1_knows_no_overrides(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     write_json(run.identity_file, {"fingerprint": "f", "identity": {"train.lr": 0.1}})
-    assert run.identity_record() == Identity("f", {"train.lr": 0.1}, None)
+    assert run.identity_record() == Identity("f", {"train.lr": 0.1}, None, schema_version=1)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -135,7 +172,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert json.loads(mine.result_file.read_text())["schema_version"] == 2
     told = Cell(tmp_path, KEY, "f", {"a": [1]}, ("fold=2", "train.lr=0.1"))
     told.write_settings("fold: 2\n")
-    assert told.identity_record() == Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"])
+    assert told.identity_record() == Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"], schema_version=2)
     assert told.config() == {"fold": 2}
 
 
@@ -153,7 +190,7 @@ def test_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
         (b"", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[]", "expected `object`, got `array`"),
-        (b"{}", "no schema_version"),
+        (b"{}", "missing required field `cell`"),
         (b'{"schema_version": 3}', "schema_version 3; this fsseg reads versions 1 to 2"),
         (b'{"schema_version": 1}', "missing required field `cell`"),
         (json.dumps(VERSION_1 | {"metrics": {"miou": "70"}}).encode(), "metrics.miou"),

@@ -54,7 +54,7 @@ def test_one_cell_from_nothing_to_a_number(trained: Trained, shapes_root: Path) 
     assert result.training.steps == 3
     assert run.look().state == State.DONE
     assert max(run.curves()["train/loss"][0]) == 3
-    Image.open(run.figures / "episodes.png").verify()
+    Image.open(run.episodes_figure).verify()
     assert f"done: {run.directory}" in done.stderr
 
     again = command(folder, shapes_root)()

@@ -85,7 +85,7 @@ def test_hidden_folders_and_the_insides_of_runs_hold_no_runs(tmp_path, make_cell
         ("", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
         ("[]", "got `array`"),
-        ("{}", "no schema_version"),
+        ("{}", "missing required field"),
         ('{"schema_version": 99}', "schema_version 99; this fsseg reads versions 1 to 2"),
         ('{"schema_version": 1, "protocol": {}, "cell": {"name": "x"}, "metrics": {"miou": 5}}', "cell"),
         ('{"schema_version": 1}', "missing required field"),

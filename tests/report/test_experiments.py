@@ -236,8 +236,8 @@ def test_two_results_for_one_place_are_left_out_and_named(tmp_path: Path, add: A
 def test_figure_7_brings_the_sheets_of_the_runs(tmp_path: Path, add: Add) -> None:
     for seed in (0, 1):
         run = add("figure7_steps", "default", 50.0 + seed, FULL, seed=seed)
-        run.figures.mkdir()
-        (run.figures / "steps.png").write_bytes(b"sheet %d" % seed)
+        run.steps_figure.parent.mkdir()
+        run.steps_figure.write_bytes(b"sheet %d" % seed)
     add("figure7_steps", "default", 55.0, FULL, seed=2)
     text = report(tmp_path)
     assert (tmp_path / "figure7_steps.png").read_bytes() == b"sheet 0"

@@ -79,7 +79,7 @@ def test_a_status_that_is_no_json_is_broken(tmp_path: Path) -> None:
 def test_runs_are_found_once_under_overlapping_folders_and_links(tmp_path: Path) -> None:
     run = running(tmp_path / "outputs")
     (tmp_path / "outputs" / "runs" / "loop").symlink_to(tmp_path / "outputs")
-    run.figures.mkdir()
+    run.episodes_figure.parent.mkdir()
     assert find_runs([tmp_path / "outputs", tmp_path / "outputs" / "runs", run.directory]) == [run]
 
 

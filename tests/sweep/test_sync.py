@@ -36,8 +36,8 @@ def make_run(root: Path, key: CellKey = KEY, done: bool = True) -> Cell:
         status={"state": "done" if done else "preempted", "step": 5, "steps": 10},
     )  # fmt: skip
     cell.log_file.write_text("log\n")
-    cell.figures.mkdir()
-    (cell.figures / "episodes.png").write_bytes(b"png")
+    cell.episodes_figure.parent.mkdir()
+    cell.episodes_figure.write_bytes(b"png")
     cell.checkpoint.parent.mkdir()
     cell.checkpoint.write_bytes(b"weights")
     cell.claim_file.write_text("{}")

@@ -7,11 +7,11 @@ one shared folder one works while the others wait.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsseg.cell.claim import held
+from fsseg.cell.claim import ClaimLost, held
 from fsseg.config.schema import DatasetConfig
 from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
@@ -84,10 +84,13 @@ def prepare(
     missing, lines = state_of(root, source.parts(cfg, fetch))
     fetched = []
     if missing and fetch:
-        with held(root / ".fsseg" / "prepare.lock", _LEASE_SECONDS):
-            for part in state_of(root, source.parts(cfg))[0]:  # another host may have done it while this one waited
-                fetch_part(part, root, keep_archives, pause)
-                fetched.append(part.archive.name)
+        try:
+            with held(root / ".fsseg" / "prepare.lock", _LEASE_SECONDS) as claim:
+                for part in state_of(root, source.parts(cfg))[0]:  # another host may have done it while this one waited
+                    fetch_part(part, root, keep_archives, pause, claim.check)
+                    fetched.append(part.archive.name)
+        except ClaimLost as lost:
+            raise UserError(f"{root.absolute()}: {lost}", "wait until it is done, then start again") from None
         missing, lines = state_of(root, source.parts(cfg))
         if missing:
             raise UserError(
@@ -104,13 +107,23 @@ def prepare(
     return report
 
 
-def fetch_part(part: Part, root: Path, keep_archive: bool = False, pause: float = 1.0) -> None:
+def fetch_part(
+    part: Part,
+    root: Path,
+    keep_archive: bool = False,
+    pause: float = 1.0,
+    still_ours: Callable[[], None] = lambda: None,
+) -> None:
     """Download and unpack one part; the archive is removed once its files are in place.
+
+    Args:
+        still_ours: asked before the files are put in place; raises if the folder is another process's by now.
 
     Raises:
         UserError: as `download` and `unpack`.
     """
     path = download(part.archive, root / ".fsseg" / "archives", pause)
+    still_ours()
     number = unpack(part.archive, path, root)
     log.info("%s: %d files unpacked into %s", part.archive.name, number, root / part.archive.into)
     if not keep_archive:
