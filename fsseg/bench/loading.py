@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler
 from fsseg.data.lists import train_lists
-from fsseg.data.loader import EpisodeDataset, _start_worker, train_transform
+from fsseg.data.loader import EpisodeDataset, start_worker, train_transform
 from fsseg.data.source import Source
 from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import Episode, collate
@@ -109,7 +109,7 @@ def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int,
         batch_size=_BATCH,
         num_workers=workers,
         collate_fn=_collate_timed,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has, for 0 workers too

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from fsseg.data.episodes import fingerprint
+from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
 from fsseg.errors import UserError, merge_errors
@@ -46,7 +46,7 @@ def write_episodes(path: Path, episodes: Mapping[int, Sequence[EpisodeSpec]], he
     Raises:
         OSError: the file cannot be written.
     """
-    mark = fingerprint(episodes)
+    mark = episodes_fingerprint(episodes)
     lines = [_MAGIC]
     lines += [f"# {key}: {getattr(head, key)}" for key in ("dataset", "fold", "shot", "protocol")]
     lines += [f"# seeds: {','.join(map(str, sorted(episodes)))}", f"# fingerprint: {mark}"]
@@ -102,7 +102,7 @@ def read_episodes(
         merged = merge_errors([UserError(f"{path}, {fault}", _WRITE_AGAIN) for fault in found[:_SHOWN]])
         more = f"\n(and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
         raise UserError(merged.what + more, merged.fix)
-    if (mark := fingerprint(episodes)) != said.get("fingerprint") or not episodes:
+    if (mark := episodes_fingerprint(episodes)) != said.get("fingerprint") or not episodes:
         raise UserError(
             f"{path}: its lines have the fingerprint {mark}, its head says {said.get('fingerprint')}: "
             "the list was cut or edited",

@@ -175,7 +175,7 @@ def evaluation_episodes(
     return specs
 
 
-def fingerprint(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> str:
+def episodes_fingerprint(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> str:
     """16 hex digits over seeds, classes, queries and supports, in order."""
     digest = hashlib.sha256()
     for seed in sorted(episodes):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import ListHead, read_episodes
-from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint
+from fsseg.data.episodes import EpisodeSampler, episodes_fingerprint, evaluation_episodes
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
 from fsseg.data.pixels import Sample
@@ -127,7 +127,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
         classes=tuple(c for c in sorted(novel) if c in present),
         missing_classes=tuple(c for c in absent if images[c] < needed),
         not_drawn=tuple(c for c in absent if images[c] >= needed),
-        fingerprint=fingerprint(episodes),
+        fingerprint=episodes_fingerprint(episodes),
         index_fingerprint=index.fingerprint,
     )
 
@@ -272,7 +272,7 @@ def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int) -> E
         sampler=range(len(dataset)),
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # workers' base seed: unused, and global streams stay untouched
     )
@@ -308,7 +308,7 @@ def _collate(items: Sequence[Episode | _Fault]) -> Batch | _Fault:
     return collate([item for item in items if isinstance(item, Episode)])
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     shield_worker()
 

@@ -48,7 +48,7 @@ TASKS: dict[str, Callable[[str], Any]] = {"mask": count_values, "image": lambda 
 """What can be done to a file; results are what JSON can carry, and no plain text."""
 
 
-def look_at(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, Any]]:
+def map_files(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, Any]]:
     """Each path with the task's result, or with the reason (text) why there is none; in any order.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fsseg.cell.record import Metrics, SeedScore
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
-from fsseg.data.episodes import fingerprint
+from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
@@ -110,7 +110,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
             names = ", ".join(source.classes[c] for c in absent)
             log.warning("no episode of %s (%s): the result is partial, not comparable with published ones", names, why)
 
-    wanted = _figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
+    wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
     with torch.inference_mode(), Progress("evaluate", total) as progress:
         scoring = _Scoring(run, model, source, progress)
@@ -189,7 +189,7 @@ class _Scoring:
             per_seed.append(SeedScore(
                 seed=seed, miou=scores[-1].miou(counted), fb_iou=scores[-1].fb_iou(),
                 miou_all_foreground=scores[-1].miou_all_foreground(counted),
-                num_episodes=len(specs), episodes_fingerprint=fingerprint({seed: specs}),
+                num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint({seed: specs}),
                 classes_without_episode=[names[c] for c in classes if c not in counted],
             ))  # fmt: skip
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
@@ -274,7 +274,7 @@ def _mean_of(values: list[float]) -> float | None:
     return statistics.fmean(present) if present else None
 
 
-def _figure_numbers(specs: list[EpisodeSpec], count: int) -> list[int]:
+def figure_numbers(specs: list[EpisodeSpec], count: int) -> list[int]:
     """Episodes to draw: the first of each class in turn, then the second of each, chosen before any is scored."""
     by_class: dict[int, list[int]] = {}
     for spec in specs:

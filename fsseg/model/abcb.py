@@ -20,7 +20,7 @@ from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.blocks.attention import Attention, Keys, attend
 from fsseg.model.blocks.histogram import normalised_cosine_histogram
-from fsseg.model.blocks.tokens import Tokens, area_average, flatten, inside_and_outside
+from fsseg.model.blocks.tokens import Tokens, area_average, inside_and_outside, to_tokens
 
 if TYPE_CHECKING:
     from fsseg.config.schema import AbcbConfig
@@ -166,9 +166,9 @@ class Abcb(Baseline):
         QP(S_SM) itself, so there is no P_hat then. Padding of the query is neither foreground nor background, and IC
         does not look at it.
         """
-        tokens, prepared = flatten(f_q), self.qp.prepare(f_q)
+        tokens, prepared = to_tokens(f_q), self.qp.prepare(f_q)
         valid = None if picture is None else picture.flatten(1)
-        image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
+        image = to_tokens(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
         if self.rgb:
             image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
         keys = self.ic.prepare(tokens, valid) if self.ic is not None and self.iterations > 1 else None

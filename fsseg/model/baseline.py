@@ -11,7 +11,7 @@ from fsseg.data.types import Batch
 from fsseg.model.backbones import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.neck import CorrelationNeck
-from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, picture_cells, tokens_under
+from fsseg.model.blocks.tokens import Tokens, downsample_masks, picture_cells, to_tokens, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, NeckConfig
@@ -78,12 +78,12 @@ class Baseline(FewShotModel):
         f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_pictures.flatten(0, 1), cells), picture)
         shots = masks.shape[1]
         if self.shot_fusion == "logits" and shots > 1:
-            tokens = tokens_under(masks.flatten(0, 1).flatten(1), flatten(f_s.flatten(0, 1)))
+            tokens = tokens_under(masks.flatten(0, 1).flatten(1), to_tokens(f_s.flatten(0, 1)))
             images = batch.query_image.repeat_interleave(shots, 0)
             pictures = None if picture is None else picture.repeat_interleave(shots, 0)
             return self.rounds(tokens, f_q.flatten(0, 1), images, pictures).mean_of(shots)
         # The tokens of all shots in one row: shot by shot, each in raster order.
-        s_qp = tokens_under(masks.flatten(1), flatten(f_s.transpose(1, 2)))
+        s_qp = tokens_under(masks.flatten(1), to_tokens(f_s.transpose(1, 2)))
         return self.rounds(s_qp, f_q.mean(1), batch.query_image, picture)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:

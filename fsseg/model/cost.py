@@ -24,7 +24,7 @@ from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, prior_map
-from fsseg.model.blocks.tokens import Tokens, flatten
+from fsseg.model.blocks.tokens import Tokens, to_tokens
 from fsseg.process.tables import aligned
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _modulation(sm: SupportModulation, scene: _Scene) -> int:
 
 def _modulation_dense(sm: SupportModulation, scene: _Scene) -> int:
     """Convolutions on whole maps, all ordered pairs of the similarity matrices."""
-    f_q, inside = flatten(scene.f_q), scene.num_foreground
+    f_q, inside = to_tokens(scene.f_q), scene.num_foreground
 
     def run() -> None:
         if sm.pixel is not None:
@@ -229,7 +229,7 @@ def _modulation_dense(sm: SupportModulation, scene: _Scene) -> int:
 
 def _cleansing(ic: InformationCleansing, scene: _Scene) -> tuple[int, int]:
     """Once for all rounds, and once a round."""
-    f_q = flatten(scene.f_q)
+    f_q = to_tokens(scene.f_q)
     support = torch.empty(1, scene.shots * scene.num_foreground, f_q.shape[2])
     keys = Keys(torch.empty_like(f_q), torch.empty_like(f_q))
     rise = torch.empty(1, f_q.shape[1])

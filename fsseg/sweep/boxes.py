@@ -72,13 +72,13 @@ def _cut_along(
     for i, point in enumerate(points):
         groups.setdefault(tuple(point.settings[k] for k in keys), []).append(i)
     members = list(groups.values())
-    chunks = _chunks([sum(hours[i] for i in group) for group in members], servers)
+    chunks = split_evenly([sum(hours[i] for i in group) for group in members], servers)
     parts = [merge([points[i].settings for g in chunk for i in members[g]]) for chunk in chunks]
     longest = max(sum(hours[i] for g in chunk for i in members[g]) for chunk in chunks)
     return longest, parts
 
 
-def _chunks(weights: Sequence[float], count: int) -> list[list[int]]:
+def split_evenly(weights: Sequence[float], count: int) -> list[list[int]]:
     """Cut a sequence into at most `count` runs, none empty, with the smallest largest sum; ties by length."""
     size = len(weights)
     count = min(count, size)

@@ -228,8 +228,7 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
             return m.images
     from fsseg.data.registry import source_class
 
-    images: int | None = source_class(cfg.dataset.name).training_images(cfg)
-    return images
+    return source_class(cfg.dataset.name).training_images(cfg)
 
 
 def _steps(cfg: Config, images: int | None, found: Snapshot | None) -> int | None:

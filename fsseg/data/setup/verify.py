@@ -16,7 +16,7 @@ import numpy as np
 
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.source import SPLITS, ClassIndex, Source, Split
-from fsseg.data.workers import look_at
+from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError
 
@@ -146,7 +146,7 @@ def _image_faults(
     sizes = source.mask_sizes(split)
     ids = {str(source.image_path(split, i)): i for i in index.image_ids if i not in missing}
     faults = []
-    for path, result in look_at("image", list(ids), f"{split} images"):
+    for path, result in map_files("image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
             faults.append(Fault("unreadable images", path, result, "fetch these images again"))

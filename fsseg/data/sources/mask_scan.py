@@ -18,7 +18,7 @@ import numpy as np
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.source import IGNORE_INDEX, ClassIndex
-from fsseg.data.workers import look_at
+from fsseg.data.workers import map_files
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def scan_masks(
     if todo:
         start = time.monotonic()
         ids = {files[image_id].path: image_id for image_id in todo}
-        for path, result in look_at("mask", list(ids), f"masks of {label}"):
+        for path, result in map_files("mask", list(ids), f"masks of {label}"):
             if isinstance(result, str):
                 faults.append(Fault("unreadable masks", path, result, "restore these files"))
             else:

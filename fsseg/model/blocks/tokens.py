@@ -88,7 +88,7 @@ def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Posit
     return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
-def flatten(maps: Tensor) -> Tensor:
+def to_tokens(maps: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2)
 
