@@ -1,4 +1,4 @@
-"""From a configuration to a `Source`. A further one is a file in `data/sources`, a schema that names it, and a YAML."""
+"""From a configuration to a `Source`. A new one is a file in `data/sources`, a schema that names it, a YAML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def source_class(name: str) -> type[Source]:
-    """The class behind `dataset.name`; it is built from the data set's configuration.
+    """The class behind `dataset.name`; it takes the data set's configuration, `cfg.dataset`.
 
     Raises:
         UserError: an unknown name.

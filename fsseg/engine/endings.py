@@ -1,4 +1,4 @@
-"""How an attempt ends when it does not end well: the table of all endings. Called by `fsseg.run`."""
+"""How a failed or stopped attempt ends: the table of all endings. Called by `fsseg.run`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Ending:
 
     Attributes:
         state, reason: for status.json and attempts/<n>.json.
-        error: what the caller of the run gets; None where a signal stopped it, which then has the word.
+        error: raised to the caller of the run; None after a signal, whose former handler then decides.
         traceback: whether train.log gets the traceback.
     """
 
@@ -28,7 +28,7 @@ class Ending:
 
 
 def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending:
-    """The ending that an exception stands for.
+    """The ending for an exception.
 
     Args:
         directory: of the run.
@@ -38,7 +38,7 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
         case Preempted():
             return Ending(State.PREEMPTED, str(error))
         case KeyboardInterrupt():
-            # without a signal noted this is not the main thread: whoever started it must know
+            # without a noted signal this is not the main thread: the caller must get the error
             return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)
         case UserError():
             return Ending(State.FAILED, error.what, error, traceback=True)
@@ -57,7 +57,7 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
 
 
 def is_disk_fault(error: BaseException) -> bool:
-    """Whether the disk is full, read-only, forbidden or broken: nothing that a traceback would explain."""
+    """Whether the disk is full, read-only, forbidden or broken: a traceback would not help."""
     return isinstance(error, OSError) and error.errno in _DISK_FAULTS
 
 
@@ -65,7 +65,7 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def disk_fault(error: OSError, directory: Path) -> UserError:
-    """The same for the user, naming the run directory, or the file if it lies elsewhere."""
+    """A disk fault as a `UserError` that names the run directory, or the file if it is outside."""
     name = str(error.filename or directory)
     where = directory if name.startswith(str(directory)) else name
     reason = error.strerror or str(error)

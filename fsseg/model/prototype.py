@@ -28,7 +28,7 @@ class Prototype(FewShotModel):
     """Cosine matching with the mean support foreground feature, all shots pooled.
 
     The map is cut by `threshold`: `otsu` finds each query's best two-class split; `background` compares with the mean
-    support background feature instead. Padding has no say in either, nor have support pixels of 255.
+    support background feature instead. Neither uses padding or support pixels of 255.
     """
 
     trainable = False
@@ -81,7 +81,7 @@ def _cosine(features: Tensor, vector: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> Tensor:
-    """The cut that separates each row best: largest variance between the two sides (Otsu 1979), over all cuts.
+    """The threshold that separates each row best: largest variance between the two sides (Otsu 1979), over all cuts.
 
     Args:
         values: (B, n).

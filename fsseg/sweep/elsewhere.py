@@ -1,4 +1,4 @@
-"""Who else has a cell: a process that holds its claim, or a job that an earlier start of the sweep left in SLURM."""
+"""Finds the owner of a cell: a process that holds its claim, or a job of an earlier sweep in SLURM's queue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_jobs(folder: Path, jobs: Mapping[Path, Submitted]) -> None:
 
 
 class Elsewhere:
-    """Asks for the owners of cells.
+    """Finds the owners of cells.
 
     Args:
         folder: of the sweep; None if nothing was ever submitted from there.
@@ -40,7 +40,7 @@ class Elsewhere:
     def owner(self, cell: Cell) -> tuple[State, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""
         claim = look(cell.claim_file)
-        if claim is not None and claim.alive():  # by this machine's clock; the run looks closely at what is old here
+        if claim is not None and claim.alive():  # by this machine's clock; the run itself checks old claims closely
             if not self._has_ended_in_slurm(cell, claim):
                 return State.RUNNING, str(claim.holder)
             take_away(cell.claim_file, claim.holder)
@@ -56,12 +56,12 @@ class Elsewhere:
         return self._queue
 
     def _has_ended_in_slurm(self, cell: Cell, claim: ClaimView) -> bool:
-        """Whether the holder was a job of ours on this cluster, and is not in the queue any more."""
+        """Whether the holder was a job of this user on this cluster that is no longer in the queue."""
         job, cluster = claim.holder.fields.get("slurm_job"), claim.holder.fields.get("slurm_cluster")
         if not job or not cluster:
             return False
         try:
-            if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide the jobs of others
+            if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide jobs of other users
                 return False
         except OSError:
             return False

@@ -1,7 +1,7 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
-A scan is kept per mask folder and file by file (size and time), so that another list costs nothing and a changed
-mask costs one file. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
+A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and a changed mask is
+read alone. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fsseg.errors import UserError
 log = logging.getLogger(__name__)
 
 RULE_VERSION = 1
-"""Raised whenever what a scan records changes: older scans are then made again."""
+"""Version; goes up when a scan records something else, so that older scans are made again."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask on disk with what tells whether it changed: size in bytes and time in nanoseconds."""
+    """A mask on disk; size in bytes and time in nanoseconds show whether it changed."""
 
     path: str
     size: int
@@ -101,7 +101,7 @@ def scan_masks(
 def build_index(
     image_ids: Sequence[str], counts: Mapping[str, MaskCount], num_classes: int
 ) -> tuple[ClassIndex, dict[str, list[int]]]:
-    """The index of images whose masks are counted, and the values no class has, by image id.
+    """The index of images whose masks are counted, and by image id the mask values that belong to no class.
 
     A mask value v in 1..num_classes is class_id v - 1; 0 is background, 255 ignore.
     """

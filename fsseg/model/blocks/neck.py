@@ -30,7 +30,7 @@ _SIMILARITIES = 2**26  # cosine similarities in memory at once
 
 
 class CorrelationNeck(nn.Module):
-    """See the module's text. Every shot meets the query on its own.
+    """The neck of the module's docstring. Each shot is correlated with the query separately.
 
     Args:
         widths: channels of the backbone's stages.
@@ -49,9 +49,8 @@ class CorrelationNeck(nn.Module):
         merged = channels * (2 if cfg.neck_cross_attention else 1) + (1 if cfg.neck_prior else 0)
         self.merge = nn.Conv2d(merged, channels, 1)
         if cfg.neck_prior:
-            # One channel among 2C + 1 is drowned at torch's usual start, and training may then learn to segment what
-            # stands out, without ever looking at the support. So the prior starts with the weight of all the others
-            # together.
+            # With torch's usual start one channel among 2C + 1 has hardly any weight. Training may then learn to
+            # segment salient objects without the support. So the prior starts with the weight of all others together.
             with torch.no_grad():
                 self.merge.weight[:, -1] *= merged**0.5
         self.ffn = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
@@ -71,7 +70,7 @@ class CorrelationNeck(nn.Module):
             query: features of the B query images.
             masks: (B, K, h, w) bool, support foreground; at least one True for every shot.
             support_valid, query_valid: (B * K, h, w) and (B, h, w) bool, cells that are picture and not padding; no
-                attention looks at padding, nor does it count in the prior's range. None: all are picture.
+                attention includes padding, nor does the prior's range. None: all are picture.
 
         Returns:
             f_s and f_q of every shot, (B, K, C, h, w) each.
@@ -104,7 +103,7 @@ class CorrelationNeck(nn.Module):
         return unpool(_to_map(self.cross_attention(to_tokens(small), keys.values, keys.mask), small), self.pool, q)
 
     def fuse(self, parts: list[Tensor]) -> Tensor:
-        """Query features, and what the correlations say about them -> f_q of one shot, (B, C, h, w)."""
+        """Query features and their correlations with the support -> f_q of one shot, (B, C, h, w)."""
         return F.relu(parts[0] + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
 
     def refine(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -124,8 +123,8 @@ class CorrelationNeck(nn.Module):
 def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """Keys of an attention: features of (B, C, h, w) under (B, h, w) bool (the foreground, the picture), pooled.
 
-    A pooled cell holds the mean of its features under the mask alone, and counts if it has any: nothing of the rest
-    leaks in, and no shot is left without a key.
+    A pooled cell holds the mean of its features under the mask, and is a key if it has any. So nothing outside the mask
+    enters, and every shot has a key.
     """
     share = pool(masks[:, None].to(s.dtype), factor)
     means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
