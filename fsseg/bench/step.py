@@ -66,7 +66,7 @@ class BenchResult:
 
     @property
     def matmul_share(self) -> float:
-        """Rate of the quickest step as a share of the rate of a large matrix product, quickest of many too."""
+        """Rate of the quickest step divided by the best rate of a large matrix product."""
         return self.step_tflop / self.quickest_step_seconds / self.matmul_tflops
 
 

@@ -29,7 +29,7 @@ log = logging.getLogger("fsseg")
 
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
-_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a contender that took the wrong claim puts it back at once
+_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim puts it back at once
 
 
 class Busy(Exception):

@@ -54,7 +54,7 @@ def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
-            yield key, UserError(what, "leave it out: what the schema does not know, nothing reads")
+            yield key, UserError(what, "leave it out: no code reads a key outside the schema")
         elif isinstance(value := node[name], DictConfig):
             yield from _fields(value, f"{key}.")
         elif value is not None:

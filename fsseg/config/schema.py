@@ -442,7 +442,7 @@ def register() -> None:
 
 
 def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
+    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the chosen data set; `other` is for all others."""
     name = _root_[node].name
     return values[name] if name in values else values["other"]
 

@@ -1,7 +1,7 @@
 """Episodes as tensors: plans (what to load), the data set that builds one episode, and the loaders of batches.
 
-`fsseg.run` makes the plans, `fsseg.engine` walks through the loaders. The batches depend on the configuration and
-the data alone, not on the number of worker processes, nor on the step at which loading starts.
+`fsseg.engine` makes the plans and iterates over the loaders. The batches depend on the configuration and the data
+alone, not on the number of worker processes, nor on the step at which loading starts.
 """
 
 from __future__ import annotations

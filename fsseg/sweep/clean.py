@@ -1,7 +1,7 @@
 """`fsseg clean`: files that run directories no longer need. It lists them first, and checks again before it deletes.
 
 Checkpoints of finished cells, claims whose holder is gone, and temporary files that a killed process left. A cell that
-somebody works on is never touched, and a checkpoint that another cell's configuration names stays.
+a process works on is never touched, and a checkpoint that another cell's configuration names stays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
-A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and a changed mask is
-read alone. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
+A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and only changed masks
+are read again. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
 """
 
 from __future__ import annotations
