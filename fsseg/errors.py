@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A fault the user can mend: one line what is wrong, one line what to do.
+    """A fault the user can correct: one line says what is wrong, one line what to do.
 
     Both lines name the file, configuration key or command concerned. The entry points print them without a traceback
-    and leave with a non-zero exit status; `HYDRA_FULL_ERROR=1` shows the traceback.
+    and exit with a non-zero status; `HYDRA_FULL_ERROR=1` shows the traceback.
 
     Args:
         what: what is wrong.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
+import re
 import subprocess
 import sys
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +63,33 @@ def test_every_module_says_what_lives_there() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         assert not text.strip() or ast.get_docstring(ast.parse(text)), path
+
+
+def prose_and_code() -> tuple[list[tuple[str, str]], set[str]]:
+    """(module and line, text) of every docstring and comment, and all words of the code and of the configuration."""
+    prose, words = [], set(re.findall(r"\w+", " ".join(p.read_text("utf-8") for p in (REPO / "conf").rglob("*.yaml"))))
+    for path in modules():
+        words |= set(path.relative_to(REPO).with_suffix("").parts)
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type == tokenize.COMMENT or token.string.lstrip("r").startswith('"""'):
+                    prose.append((f"{path.relative_to(REPO)}:{token.start[0]}", token.string))
+                elif token.type in (tokenize.NAME, tokenize.STRING):
+                    words |= set(re.findall(r"\w+", token.string))
+    return prose, words
+
+
+def test_what_docstrings_and_comments_name_exists() -> None:
+    prose, words = prose_and_code()
+    foreign = {"searchpath", "submitit_slurm", "x__01", "p_1", "p_hat_1"}  # Hydra's, submitit's, and examples
+    for where, text in prose:
+        for name in re.findall(r"\bfsseg(?:\.[A-Za-z_]\w*)+", text):
+            assert pkgutil.resolve_name(name), f"{where}: {name}"
+        for quoted in re.findall(r"`([^`\n]+)`", text):
+            if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", quoted):
+                assert set(quoted.split(".")) <= words | foreign, f"{where}: {quoted}"
+            elif re.fullmatch(r"(tests|conf|docs|fsseg)/[\w./-]*", quoted):
+                assert (REPO / quoted).exists(), f"{where}: {quoted}"
 
 
 def test_no_arrow_runs_back_up() -> None:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler
 from fsseg.data.lists import train_lists
-from fsseg.data.loader import EpisodeDataset, _start_worker, train_transform
+from fsseg.data.loader import EpisodeDataset, start_worker, train_transform
 from fsseg.data.source import Source
 from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import Episode, collate
@@ -47,8 +47,8 @@ class LoadingRow:
         shot: K.
         workers: loader processes; 0 loads in the main one.
         episodes_per_second: after every worker has started and filled its queue.
-        worker_mb: most memory that one worker (with 0 workers: the process) held for itself, in 2**20 bytes: private
-            pages, sampled every few episodes; without /proc the process's peak, which counts shared pages too.
+        worker_mb: most memory that one worker (with 0 workers: this process) held, in 2**20 bytes: private pages only,
+            sampled every few episodes. Without /proc it is the process's peak, which counts shared pages too.
         decode_ms, mask_ms, transform_ms: mean milliseconds an episode inside a worker, by kind of work.
     """
 
@@ -73,12 +73,12 @@ def bench_loading(
     """Time training episodes of one data set at its training size.
 
     Args:
-        source, cfg: of the data set; fold, protocol, image size and augmentation are read from `cfg`.
+        source, cfg: the data set and the configuration with its fold, protocol, image size and augmentation.
         shots, workers: every combination is measured. A shot that the lists are too small for is left out.
         episodes: episodes timed per combination (rounded up to whole batches).
 
     Raises:
-        UserError: the data set is at fault, or too small for any of the shots.
+        UserError: the data set is faulty, or too small for any of the shots.
     """
     rows, refused = [], None
     for shot in shots:
@@ -98,7 +98,7 @@ def bench_loading(
 
 
 def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int) -> LoadingRow:
-    # every worker has two batches under way before its first is handed out: those are not timed
+    # every worker loads two batches ahead of the first one it delivers: those are not timed
     warm = max(1, 2 * workers)
     timed = math.ceil(episodes / _BATCH)
     specs = [sampler[e] for e in range((warm + timed) * _BATCH)]
@@ -109,7 +109,7 @@ def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int,
         batch_size=_BATCH,
         num_workers=workers,
         collate_fn=_collate_timed,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has, for 0 workers too
@@ -151,7 +151,7 @@ _clock = _Clock()  # of the episode under way in this process
 
 
 def _timed(source: Source) -> Source:
-    """The source, its image and mask calls timed."""
+    """The same source with timed `image` and `mask`."""
     timed = copy.copy(source)
     vars(timed).update(image=partial(_clocked, "decode", source.image), mask=partial(_clocked, "mask", source.mask))
     return timed

@@ -61,12 +61,12 @@ class BenchResult:
 
     @property
     def ratio(self) -> float:
-        """A training step in units of the bare backbone on the same images."""
+        """Time of a training step divided by that of the bare backbone on the same images."""
         return self.step_seconds / self.backbone_seconds
 
     @property
     def matmul_share(self) -> float:
-        """Rate of the quickest step as a share of the rate of a large matrix product, quickest of many too."""
+        """Rate of the quickest step divided by the best rate of a large matrix product."""
         return self.step_tflop / self.quickest_step_seconds / self.matmul_tflops
 
 
@@ -75,8 +75,8 @@ def bench_model(cfg: Config, batch_size: int = 1, repeats: int = 5, share: float
 
     Images are random, weights as `cfg.backbone` says.
 
-    Backbone and step are timed in turn, so that whatever else the machine does falls on both. The step runs with lr 0:
-    its work is the same, and the share of predicted foreground, which is set to `share`, stays where it is.
+    Backbone and step are timed in turn, so that other load on the machine slows both. The step runs with lr 0: its work
+    is the same, and the share of predicted foreground stays at `share`.
 
     Raises:
         UserError: a method that does not train, or a device that is not there.
@@ -152,10 +152,10 @@ def _batch(size: int, shots: int, side: int, share: float) -> Batch:
 
 @torch.no_grad()
 def _predict_share(model: Baseline, batch: Batch, share: float) -> tuple[float, ...]:
-    """Make every round predict `share` of the batch as foreground; the shares that come out.
+    """Make every round predict `share` of the batch as foreground; returns the shares reached.
 
     phi_p's last bias is shifted for round 1. The layers through which SM and IC change S_QP become zero, so that random
-    weights do not carry the later rounds elsewhere; they are computed all the same.
+    weights do not move the share of later rounds. These layers are still computed.
     """
     layers = []
     if isinstance(model, Abcb) and model.sm is not None:
@@ -204,8 +204,8 @@ def _number_format(device: torch.device, amp: str) -> str:
 def _matmul_rate(device: torch.device, number_format: str) -> float:
     """Floating point operations a second of a square matrix product in the number format of the convolutions.
 
-    torch multiplies float32 matrices without TF32 unless told so, even where it convolves with it: measured as it is,
-    the product would be the slower of the two, and no bound for the step.
+    By default torch uses TF32 for convolutions of float32 but not for matrix products. Measured that way, the product
+    would be slower than the convolutions and no upper bound for the step.
     """
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=_DTYPES.get(number_format, torch.float32))

@@ -15,7 +15,7 @@ from fsseg.process.provenance import provenance
 class AttemptFile:
     """The record of this start: provenance now, the reason for its end later. The caller holds the claim.
 
-    A former start that did not come to note its end gets that noted.
+    If the start before left no end in its record, that is noted there.
     """
 
     def __init__(self, run: RunDirectory) -> None:

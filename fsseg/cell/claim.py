@@ -2,9 +2,9 @@
 `claim.json`, `fsseg prepare` holds a data folder while it fetches.
 
 The file is created exclusively and renewed by a thread, which sets its modification time by the shared folder's own
-clock. Nobody's wall clock is trusted. Whoever finds a claim that has not been renewed for the lease watches it for some
-renewals more with a clock that cannot jump, then takes it away by a rename, which succeeds for one process only. The
-holder looks at the file before everything it writes, so a holder that slept through its lease notices and stops.
+clock. No wall clock is trusted. A process that finds a claim older than the lease watches it for a few more renewals by
+a monotonic clock, then removes it by a rename, which succeeds for one process only. The holder looks at the file before
+each write, so a holder that slept through its lease notices and stops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("fsseg")
 
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
-_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a contender that took the wrong claim puts it back at once
+_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim puts it back at once
 
 
 class Busy(Exception):
@@ -95,8 +95,8 @@ def is_gone(holder: Holder) -> bool:
 def is_stale(path: Path, holder: Holder, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Whether the claim has not been renewed for its lease.
 
-    Takes a moment if the claim looks old: a clock that jumped makes a living holder look so too, and its next renewal
-    shows. If the claim is dated in the future (the clock was set back), it is watched for a whole lease.
+    If the claim looks old, the holder may still live: the clock may have jumped. So the call waits for some renewals
+    before it answers. A claim dated in the future (the clock was set back) is watched for a whole lease.
     """
     seen = _modified(path)
     if seen is None:
@@ -114,7 +114,7 @@ def is_stale(path: Path, holder: Holder, sleep: Callable[[float], None] = time.s
 
 @dataclass(frozen=True)
 class ClaimView:
-    """A claim as one look shows it.
+    """A claim at one moment.
 
     Attributes:
         gone: its holder is known to have ended.
@@ -126,7 +126,7 @@ class ClaimView:
     renewed: float
 
     def alive(self, now: float | None = None) -> bool:
-        """Whether its holder works, by this machine's clock, which may be off: `acquire` looks closer at old ones."""
+        """Whether its holder works, by this machine's clock. It may be off, so `acquire` checks old claims closely."""
         return not self.gone and (time.time() if now is None else now) - self.renewed <= self.holder.lease
 
 
@@ -140,7 +140,7 @@ def look(path: Path) -> ClaimView | None:
 
 
 def take_away(path: Path, holder: Holder) -> bool:
-    """Remove the claim of `holder`, and no other one; False if it is not there any more."""
+    """Remove the claim of `holder`, and no other; False if it is gone already."""
     now = read_holder(path)
     if now is None or now.raw != holder.raw:
         return False
@@ -153,7 +153,7 @@ def take_away(path: Path, holder: Holder) -> bool:
         taken = read_holder(aside)
         if taken is not None and taken.raw == holder.raw:
             return True
-        # Between looking and renaming somebody replaced it: theirs is alive, put it back.
+        # Another process replaced it between the look and the rename: that claim is alive, put it back.
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
         return False
@@ -162,7 +162,7 @@ def take_away(path: Path, holder: Holder) -> bool:
 
 
 def acquire(path: Path, lease: float) -> Claim:
-    """Take the claim, from a holder that is gone or stale if need be; `Claim.start` then keeps it.
+    """Take the claim, if need be from a holder that is gone or stale; `Claim.start` then renews it.
 
     Args:
         path: the claim file.
@@ -199,7 +199,7 @@ def acquire(path: Path, lease: float) -> Claim:
 
 @contextlib.contextmanager
 def held(path: Path, lease: float) -> Iterator[Claim]:
-    """Hold the claim, after a wait if need be. The caller asks `Claim.check` before it writes.
+    """Hold the claim for the block; wait first while another process holds it. The caller asks `check` before it writes.
 
     Args:
         path, lease: as for `acquire`.
@@ -234,7 +234,7 @@ class Claim:
         self._released = False
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
-        # The times of this very file are set, wherever it is moved: a claim that took our name is never renewed by us.
+        # Renewal goes by the open file, not by its name: a claim of another process under our name is never renewed.
         self._file = os.open(path, os.O_RDWR)
         self.check()
 
@@ -256,7 +256,7 @@ class Claim:
                 raise ClaimLost(self._lost)
 
     def release(self) -> None:
-        """Give it up; harmless if it was taken from us."""
+        """Give it up; does nothing if another process has taken it."""
         self._end.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -319,7 +319,7 @@ def _process_start(pid: Any) -> str | None:
 
 @lru_cache(maxsize=1)
 def _pid_namespace() -> str | None:
-    """A process number means something in its namespace only: two containers may each have a process 7."""
+    """Namespace of the process numbers: two containers may each have a process 7."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -342,7 +342,7 @@ def _modified(path: Path) -> float | None:
 
 
 def _folder_clock(folder: Path) -> float:
-    """What time it is for the file system: of a file touched now."""
+    """Time by the file system's clock: that of a file touched now."""
     probe = folder / f".clock.{uuid.uuid4().hex}.tmp"
     try:
         with probe.open("x") as file:

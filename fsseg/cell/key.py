@@ -1,4 +1,4 @@
-"""Who a cell is: its key and directory name, and the identity and fingerprint of its settings.
+"""What identifies a cell: its key and directory name, and the identity and fingerprint of its settings.
 
 A cell is one (name, dataset, method, backbone, shot, fold, seed, variant). `fsseg.cell.record` puts the two together.
 No torch here: asking for the state of a thousand cells must be quick.
@@ -32,7 +32,7 @@ _LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)/([^/]+)/(\d+)shot/([^/]+)/fold(\d
 
 @dataclass(frozen=True)
 class CellKey:
-    """Who a cell is."""
+    """The eight parts of a cell's name."""
 
     name: str
     dataset: str
@@ -54,7 +54,7 @@ class CellKey:
 
     @classmethod
     def from_path(cls, directory: Path) -> CellKey | None:
-        """The inverse of `path`; None if the directory lies elsewhere."""
+        """The inverse of `path`; None if the directory has another form."""
         match = _LAYOUT.search(directory.as_posix()) or _LAYOUT.search(Path(os.path.abspath(directory)).as_posix())
         if match is None:
             return None
@@ -64,8 +64,8 @@ class CellKey:
 
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
     """The key of a composed configuration and the overrides it was composed from."""
-    # The paper's experiments name their cells after themselves and change no setting silently: that one was chosen
-    # need not be said twice. Any other file under experiment/ may change anything, so it is a variant.
+    # A paper experiment gives the cell its own name, which begins the directory name: the variant does not repeat it.
+    # Any other file under experiment/ may change anything, so its name is part of the variant.
     if cfg.name in ("paper", cfg.report):
         overrides = [o for o in overrides if o != f"experiment={cfg.name}"]
     return CellKey(
@@ -75,7 +75,7 @@ def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
 
 
 def variant_of(overrides: Iterable[str]) -> str:
-    """A short, file-system-safe name made of the overrides that are neither grid keys nor unable to change the numbers.
+    """A short, file-system-safe name made of the overrides that can change the numbers, without the grid keys.
 
     `train.lr=0.004 model.iterations=5` gives `model.iterations-5+train.lr-0.004` in any order; none gives `default`.
     Only characters that need no quoting on Hydra's command line are used. Long names end in a digest of the whole.
@@ -95,7 +95,7 @@ def variant_of(overrides: Iterable[str]) -> str:
     full = "+".join(f"{key}-{value}" for key, value in sorted(last.items()))
     safe = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9._+\-]", "_", full)).strip("_.")
     if safe != full or len(safe) > _VARIANT_LENGTH:
-        # What was replaced or cut must not make two variants one; plain lists keep their looks.
+        # Replaced or cut characters must not make two variants equal: a digest tells them apart.
         safe = f"{safe[: _VARIANT_LENGTH - 10].rstrip('_.+-')}-{_short(full)}"
     return safe
 
@@ -104,13 +104,13 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-# Paths that stand for what the file holds: their content is in the fingerprint, a digest of their name in the variant.
+# Keys that name a file: the fingerprint takes the digest of its content, the variant the digest of its path.
 _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 
-# The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: SHA-256 as their names tell it.
+# The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: the start of their SHA-256, from their names.
 _STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
 
-# Settings that are gone, with the value that every run had. Fingerprints of earlier runs hold them.
+# Removed settings, with the value that every run had. Fingerprints of earlier runs include them.
 _RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
 
 
@@ -132,7 +132,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What of a resolved configuration can change the numbers: flat, files replaced by digests of their content."""
+    """The settings that can change the numbers, flat; files are replaced by digests of their content."""
     flat = flatten(resolved)
     kept = _RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
     for key in _PATHS_BY_CONTENT:
@@ -142,7 +142,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         digest = file_digest(Path(weights))
         if not digest.startswith(_STANDARD_WEIGHTS.get(flat["backbone.name"], "none")):
             kept["backbone.weights (content)"] = digest
-    for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: where it lies cannot change anything
+    for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
         value = flat.get(key)
         if isinstance(value, str) and os.sep in value and Path(value).is_file():
             kept[key] = f"content {file_digest(Path(value))}"
@@ -150,7 +150,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(identity_: dict[str, Any]) -> str:
-    """16 hex digits over what can change the numbers."""
+    """16 hex digits of a SHA-256 over an identity."""
     text = json.dumps(identity_, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,14 +14,14 @@ from fsseg.cell.record import State, Status, write_record
 
 
 class StatusFile:
-    """Written at every change of state or phase, and else at most every `interval` seconds.
+    """Written at every change of state or phase, otherwise at most every `interval` seconds.
 
     Several threads may call it: the loops report steps, the claim's heartbeat calls `beat`.
 
     Args:
         path: the file; None writes nothing (processes of a run other than the first).
         interval: seconds.
-        guard: called before every writing; raises if the cell is no longer ours.
+        guard: called before every write; raises if the cell is no longer ours.
     """
 
     def __init__(self, path: Path | None, interval: float = 5.0, guard: Callable[[], None] = lambda: None) -> None:
@@ -35,7 +35,7 @@ class StatusFile:
         )
 
     def update(self, **fields: Any) -> None:
-        """Set fields of `Status`; write if the state or phase changed or the last writing is old enough."""
+        """Set fields of `Status`; write if the state or phase changed or the last write is old enough."""
         if unknown := set(fields) - set(Status.__struct_fields__):
             raise ValueError(f"unknown status fields {sorted(unknown)}")
         with self._lock:
@@ -46,7 +46,7 @@ class StatusFile:
                 self._write()
 
     def beat(self) -> None:
-        """Say that the process lives, however long a step takes; writes only while the state is `running`."""
+        """Record that the process lives, also during a long step; writes only while the state is `running`."""
         with self._lock:
             if self._now.state == State.RUNNING and time.monotonic() - self._written >= self.interval:
                 self._write()

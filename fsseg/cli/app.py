@@ -1,7 +1,7 @@
 """The `fsseg` command: looks after what `train.py` runs. Each subcommand imports what it needs when it is called.
 
-`fsseg.cli.sweep`, `fsseg.cli.data` and `fsseg.cli.report` add their commands to the `app` made here, whose help must
-come at once: nothing but typer is imported before a command is called.
+`fsseg.cli.sweep`, `fsseg.cli.data` and `fsseg.cli.report` add their commands to the `app` made here. Its help must be
+quick: nothing but typer is imported before a command is called.
 """
 
 from __future__ import annotations

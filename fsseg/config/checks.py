@@ -1,9 +1,9 @@
-"""`validate` and `faults`: all semantic faults of a composed configuration at once, which types cannot catch.
+"""`validate` and `faults`: find all faults of a composed configuration that types cannot catch, at once.
 
-What a single field may be stands with the field in `fsseg.config.schema`; here are the relations between fields, and
-files that must exist. A value at fault is told once: relations that it takes part in are not looked at any more. Called
-before anything is written or trained, by `fsseg.run`, the sweeper and the commands. Nothing here imports torch, and of
-the data only the paths that the configuration names are looked at.
+`fsseg.config.schema` says what a single field may be; here are the relations between fields, and the files that must
+exist. A faulty value is reported once: relations that involve it are not checked. `fsseg.run`, the sweeper and the
+commands call this before anything is written or trained. Nothing here imports torch, and of the data only the paths
+that the configuration names are looked at.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def validate(cfg: Config) -> None:
 
 
 def faults(cfg: Config) -> list[UserError]:
-    """All semantic faults of a composed configuration, none of which touches the data itself but for its folder."""
+    """All such faults of a composed configuration; of the data only the folder is looked at."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
     alone = {**dict(_fields(cfg)), **dict(_names(cfg)), **dict(_places(cfg))}
@@ -47,14 +47,14 @@ def faults(cfg: Config) -> list[UserError]:
 
 
 def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
-    """Every field at fault by itself: its constraint does not hold, or the schema does not know it."""
+    """Every field that is faulty by itself: its constraint does not hold, or the schema does not know it."""
     schema: Any = OmegaConf.get_type(node)
     hints, known = get_type_hints(schema, include_extras=True), {field.name for field in fields(schema)}
     for name in node:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
-            yield key, UserError(what, "leave it out: what the schema does not know, nothing reads")
+            yield key, UserError(what, "leave it out: no code reads a key outside the schema")
         elif isinstance(value := node[name], DictConfig):
             yield from _fields(value, f"{key}.")
         elif value is not None:
@@ -64,7 +64,7 @@ def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
 
 
 def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:
-    """Names of a data set, a backbone or a method that no schema goes by."""
+    """Names of a data set, a backbone or a method that no schema has."""
     for key, base in (("dataset", DatasetConfig), ("backbone", BackboneConfig), ("model", MethodConfig)):
         try:
             base.named(getattr(cfg, key).name)
@@ -91,7 +91,7 @@ def _get(cfg: Config, key: str) -> Any:
 
 
 def _relates(*keys: str) -> Callable[[_Relation], _Relation]:
-    """A relation between these keys; asked only while none of them is at fault."""
+    """A relation between these keys; checked only if none of them is faulty by itself."""
 
     def register(relation: _Relation) -> _Relation:
         _RELATIONS.append((keys, relation))

@@ -1,7 +1,7 @@
 """Compositions: one cell, or every cell of a `-m` line, as `train.py` would compose them.
 
-The sweeper calls this, `fsseg plan` and `fsseg retry` for grids, the data commands for one configuration. The files
-under `conf/` stand beside the package in a checkout, inside it in a wheel. No torch here.
+The sweeper, `fsseg plan` and `fsseg retry` compose grids here, the data commands one configuration. The files under
+`conf/` lie beside the package in a checkout and inside it in a wheel. No torch here.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Composer:
     """Composes one cell after the other, quickly.
 
     Hydra reads every YAML file again for every cell. What the files give depends on the group choices (`dataset=`,
-    `backbone=`, ...) alone, so that it is asked once for each choice of them; the other overrides are applied on top,
-    by the same function that Hydra itself uses.
+    `backbone=`, ...) alone, so each set of choices is composed once. The other overrides are applied on top, by the
+    function that Hydra itself uses.
 
     Args:
         loader: Hydra's.
-        master: the configuration of the sweep that the cells belong to, with its `hydra` node; None: `train.py -m`.
+        master: configuration of the sweep that the cells belong to, with its `hydra` node; None takes `train.py -m`.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig | None = None) -> None:
@@ -107,7 +107,7 @@ class Composer:
         return Composed(tuple(overrides), tuple(config.hydra.overrides.task), _without_hydra(config))
 
     def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
-        """Every job of `train.py -m <overrides>` and what it composes to; a job that cannot be has its error instead.
+        """Every job of `train.py -m <overrides>` and what it composes to; a faulty job has its error instead.
 
         Raises:
             UserError: a fault of the line as a whole.
@@ -117,10 +117,10 @@ class Composer:
         return Composer(self._loader, master).grid_of_master()
 
     def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
-        """As `grid`, of the line that Hydra has made this composer's master configuration of."""
+        """As `grid`, for the line from which Hydra made this composer's master configuration."""
         master = self._master
         with explained():
-            # What an experiment file sweeps stands under hydra.sweeper.params; the command line wins, as in Hydra.
+            # An experiment file names what it sweeps under hydra.sweeper.params; the command line wins, as in Hydra.
             params = OmegaConf.select(master, "hydra.sweeper.params") or {}
             jobs = split_line(
                 self._loader, [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
@@ -128,7 +128,7 @@ class Composer:
         return self.each(jobs)
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
-        """Any number of jobs, each with its own overrides, and what they compose to, or their errors."""
+        """Each job with what its overrides compose to, or with its error."""
         found: list[tuple[tuple[str, ...], Composed | UserError]] = []
         for job in map(tuple, jobs):
             try:
@@ -155,7 +155,7 @@ class Composer:
             apply_overrides([self._parse(line) for line in overrides if not self._chooses(line)], cfg)
             return cfg
         except (HydraException, OmegaConfBaseException):
-            return self._slowly(overrides)  # Hydra has the last word on what is wrong, and how it says so
+            return self._slowly(overrides)  # Hydra itself composes it, for its own error message
 
     def _slowly(self, overrides: Sequence[str]) -> DictConfig:
         return _without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))

@@ -18,8 +18,8 @@ class Constraint:
 
     Attributes:
         holds: the condition.
-        what: what is wrong where it does not hold, after `key=value`.
-        fix: what to do then, after `set key to`.
+        what: what is wrong if it does not hold; follows `key=value` in the message.
+        fix: what to do then; follows `set key to`.
     """
 
     holds: Callable[[Any], bool]
@@ -32,12 +32,12 @@ class Constraint:
 
 
 def at_least(least: int) -> Constraint:
-    """A number, this or larger."""
+    """A number of at least `least`."""
     return Constraint(lambda v: v >= least, f"is less than {least}", f"{least} or more")
 
 
 def within(least: float, most: float) -> Constraint:
-    """A number between two others, or one of them."""
+    """A number in [least, most]."""
     return Constraint(
         lambda v: least <= v <= most, f"is not within {least} and {most}", f"a number from {least} to {most}"
     )

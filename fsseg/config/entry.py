@@ -1,7 +1,8 @@
 """The way in and out of `train.py`: configuration faults and user errors end in two lines and a non-zero status.
 
-Left alone, Hydra strips and prints exceptions its own way, advises `+key=value` for a misspelt key, and shows only the
-first failed job of a sweep. Here every exception comes through, and is printed by its kind.
+By itself Hydra shortens and prints exceptions, advises `+key=value` for a misspelt key, and shows only the first failed
+job of a sweep. Here every exception comes through: a fault of the user is printed in two lines, any other with its
+traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ config.register()
 
 
 def launch(main: Callable[[], Any]) -> None:
-    """Call a `@hydra.main` function; print its faults in the house's form and leave with status 1.
+    """Call a `@hydra.main` function; print its faults in two lines each and exit with status 1.
 
     `HYDRA_FULL_ERROR=1` in the environment shows the traceback of user errors too.
     """
@@ -44,7 +45,7 @@ def launch(main: Callable[[], Any]) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Every fault of a composition inside leaves it as a `UserError`."""
+    """Raise every composition fault of the block as a `UserError`."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:

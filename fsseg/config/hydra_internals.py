@@ -1,7 +1,7 @@
 """The only place that touches `hydra._internal`: what Hydra 1.3 does not offer in public.
 
-For Hydra 1.4: look at every name here first. `tests/config/test_hydra_internals.py` says what each must be able to do,
-and fails with any Hydra but 1.3.
+For Hydra 1.4, look at every name here first. `tests/config/test_hydra_internals.py` says what each must do, and fails
+with any Hydra but 1.3.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def apply_overrides(overrides: Sequence[Override], cfg: DictConfig) -> None:
 
 
 def group_repository(loader: ConfigLoader, master: DictConfig) -> Any:
-    """What knows by `group_exists(name)` which keys choose a file; `hydra.searchpath` of `master` may bring more.
+    """The repository whose `group_exists(name)` says which keys choose a file; `hydra.searchpath` may add some.
 
     None for a loader that is not Hydra's own.
     """

@@ -30,7 +30,7 @@ C = TypeVar("C", bound="Choice")
 
 
 class Choice:
-    """What a data set, a backbone or a method says beside its settings: class variables are no configuration keys."""
+    """What a data set, a backbone or a method has beside its settings, as class variables: they are no keys."""
 
     GROUP: ClassVar[str]
     """Its folder under `conf/`."""
@@ -49,7 +49,7 @@ class Choice:
         """The schema of a name.
 
         Raises:
-            UserError: there is none; the names that there are stand in its advice.
+            UserError: there is none; the advice lists the names.
         """
         if (found := cls.choices().get(name)) is None:
             key = "model" if cls.GROUP == "method" else cls.GROUP
@@ -74,7 +74,7 @@ def family(base: type[T]) -> Iterator[type[T]]:
         yield from family(derived)
 
 
-# The `documented where declared` rule: the string after a field is its documentation.
+# The string after a field is its documentation.
 
 
 @dataclass
@@ -424,12 +424,12 @@ NEUTRAL_KEYS = (
     "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
 )  # fmt: skip
-# Of weights, episodes and a checkpoint only the path is neutral: what the file holds enters the fingerprint by its
-# digest (see `fsseg.cell.key`).
+# Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
+# (see `fsseg.cell.key`).
 
 
 def register() -> None:
-    """Put the schemas where the files under `conf/` find them, and the resolvers they use."""
+    """Register the schemas and resolvers that the files under `conf/` use."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group in Choice.__subclasses__():
@@ -442,7 +442,7 @@ def register() -> None:
 
 
 def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:
-    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the data set at hand; the key `other` is the rest."""
+    """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the chosen data set; `other` is for all others."""
     name = _root_[node].name
     return values[name] if name in values else values["other"]
 

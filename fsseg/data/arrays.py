@@ -1,8 +1,8 @@
-"""Files of arrays that are whole or ignored: the on-disk form of the index. Called by the sources.
+"""Stores: files of arrays, each whole or ignored; an index is kept in one. Called by the sources.
 
 A store holds named arrays, a key of everything they depend on, and a checksum. A store that is cut short, damaged, or
-was made from other annotations reads as absent and is made again. Arrays are memory-mapped: loader processes of one
-host share a single copy.
+made from other annotations counts as absent and is made again. Arrays are memory-mapped: the loader processes of a host
+share one copy.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def find_store(folders: list[Path], name: str, key: dict[str, Any], verify: bool
 
 
 def keep_store(folders: list[Path], name: str, key: dict[str, Any], arrays: Arrays) -> Path:
-    """Write a store into the first folder that takes it, unless an equal one has appeared there meanwhile.
+    """Write a store into the first folder that can be written, unless an equal one is there by now.
 
-    Leaving an equal store alone matters on network folders: another host may have it mapped.
+    An equal store is not replaced, because another host may have mapped it from a network folder.
 
     Raises:
         UserError: no folder can be written.

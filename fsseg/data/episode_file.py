@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from fsseg.data.episodes import fingerprint
+from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
 from fsseg.errors import UserError, merge_errors
@@ -20,17 +20,17 @@ from fsseg.process.files import write_atomic
 _MAGIC = "# fsseg evaluation episodes, version 1"
 _COLUMNS = ("seed", "episode", "class_id", "class", "query")
 _WRITE_AGAIN = "write the list again with `fsseg episodes`, or take protocol.episodes_file= away"
-_SHOWN = 20  # faults told in one go
+_SHOWN = 20  # faults named in one error
 
 
 @dataclass(frozen=True)
 class ListHead:
-    """What a list is of, or what a run needs one of.
+    """What an episode list is made for, or what a run needs.
 
     Attributes:
         dataset, fold, shot: as in the configuration.
         class_names: of all classes; position = class_id.
-        protocol: name of the rules that the episodes were drawn by; says nothing where a list is asked for.
+        protocol: name of the rules that the episodes were drawn by; unused when a run states what it needs.
     """
 
     dataset: str
@@ -46,7 +46,7 @@ def write_episodes(path: Path, episodes: Mapping[int, Sequence[EpisodeSpec]], he
     Raises:
         OSError: the file cannot be written.
     """
-    mark = fingerprint(episodes)
+    mark = episodes_fingerprint(episodes)
     lines = [_MAGIC]
     lines += [f"# {key}: {getattr(head, key)}" for key in ("dataset", "fold", "shot", "protocol")]
     lines += [f"# seeds: {','.join(map(str, sorted(episodes)))}", f"# fingerprint: {mark}"]
@@ -65,8 +65,8 @@ def read_episodes(
     """Read a list back, checked against the data at hand; the first `wanted.shot` supports of each line are used.
 
     Args:
-        path: of a file by `write_episodes`.
-        wanted: of the run; the file must be of this data set and fold, with at least so many supports.
+        path: a file that `write_episodes` wrote.
+        wanted: what the run needs; the file must be of this data set and fold, with at least so many supports.
         novel: class_ids of the fold.
         index: of the evaluation split.
 
@@ -74,7 +74,7 @@ def read_episodes(
         seed -> its episodes, in the file's order.
 
     Raises:
-        UserError: naming the file and the lines; the first 20 faults in one go.
+        UserError: it names the file and the lines of the first 20 faults.
     """
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -102,7 +102,7 @@ def read_episodes(
         merged = merge_errors([UserError(f"{path}, {fault}", _WRITE_AGAIN) for fault in found[:_SHOWN]])
         more = f"\n(and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
         raise UserError(merged.what + more, merged.fix)
-    if (mark := fingerprint(episodes)) != said.get("fingerprint") or not episodes:
+    if (mark := episodes_fingerprint(episodes)) != said.get("fingerprint") or not episodes:
         raise UserError(
             f"{path}: its lines have the fingerprint {mark}, its head says {said.get('fingerprint')}: "
             "the list was cut or edited",
@@ -115,13 +115,13 @@ def read_episodes(
 
 
 def head_of(lines: Iterable[str]) -> dict[str, str]:
-    """What the lines `# key: value` say that a list begins with; nothing after them is read."""
+    """The lines `# key: value` at the beginning of a list, as a dictionary; nothing after them is read."""
     parts = (line[1:].partition(":") for line in takewhile(lambda line: line.startswith("#"), lines))
     return {key.strip(): value.strip() for key, _, value in parts}
 
 
 def _checked_head(path: Path, said: Mapping[str, str], wanted: ListHead) -> ListHead:
-    """What was wanted, with the file's own number of supports."""
+    """The head, checked against what was wanted, with the file's own number of supports."""
     found = []
     for key in ("dataset", "fold"):
         if said.get(key) != (value := str(getattr(wanted, key))):
@@ -137,7 +137,7 @@ def _checked_head(path: Path, said: Mapping[str, str], wanted: ListHead) -> List
 
 
 def _classes_of(index: ClassIndex) -> dict[str, set[int]]:
-    """The classes of which each image has a pixel."""
+    """Image -> the classes of which it has a pixel."""
     classes: dict[str, set[int]] = {image_id: set() for image_id in index.image_ids}
     for image, class_id, pixels in zip(
         index.pair_image.tolist(), index.pair_class.tolist(), index.pair_pixels.tolist()

@@ -1,8 +1,8 @@
 """Which images make up an episode: the training sampler and the evaluation list.
 
 Called by `fsseg.data.loader`; `episode_file` writes and reads lists. Every draw is a pure function of (lists, seed,
-number), so that machine, workers, rank and order change nothing. Only `random.Random(<str>).random()` is used: its
-stream is the same in every version of Python, which is not promised for `shuffle`, `sample` or numpy's generators.
+number), so machine, workers, rank and order change nothing. Only `random.Random(<str>).random()` is used: Python keeps
+its stream the same in every version. For `shuffle`, `sample` and numpy's generators that is not promised.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def permutation(count: int, key: str) -> list[int]:
 
 
 class SupportDrawer:
-    """Draws the supports of a query, one after the other, so that K supports begin with the K-1 drawn for less shots.
+    """Draws the supports of a query one after the other, so the first K - 1 of K supports are those of K - 1 shots.
 
     Args:
         lists: where candidates come from.
         repeat: supports may repeat (never the query).
         families: background family of each image (generated data); None where there is no such notion.
-        background_shift: probability that the supports stand on another background family than the query, else on the
-            same one. Where no candidate of the wanted kind is left, any other is taken.
+        background_shift: probability that the supports have another background family than the query; otherwise they
+            have the same. If no such candidate is left, any other is taken.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SupportDrawer:
         taken, chosen = [query], []
         for _ in range(shot):
             i = int(random.random() * (count - len(taken)))
-            for t in sorted(taken):  # i-th of the positions not yet taken, without building the list of them
+            for t in sorted(taken):  # the i-th free position, without a list of all free ones
                 i += i >= t
             chosen.append(i)
             if not self.repeat:
@@ -175,7 +175,7 @@ def evaluation_episodes(
     return specs
 
 
-def fingerprint(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> str:
+def episodes_fingerprint(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> str:
     """16 hex digits over seeds, classes, queries and supports, in order."""
     digest = hashlib.sha256()
     for seed in sorted(episodes):

@@ -1,4 +1,4 @@
-"""What is said of a user's data: `Fault`, one thing wrong, and `Comparison`, how the lists stand to the published ones.
+"""Findings about a user's data: `Fault`, one thing wrong, and `Comparison`, the lists beside the published ones.
 
 The sources collect faults instead of stopping at the first, so that training ends with one clear message and
 `fsseg verify` lists every file concerned. Called by the sources and by `verify`.
@@ -22,7 +22,7 @@ class Fault:
     """One thing wrong with one file.
 
     Attributes:
-        kind: what sort, in the plural, as it stands in a sentence: "missing masks", "duplicate ids".
+        kind: the sort of fault, a plural in lower case: "missing masks", "duplicate ids".
         path: the file concerned.
         detail: what is wrong with it, beyond the kind; may be empty.
         fix: what the user can do; the same for all faults of a kind.
@@ -38,7 +38,7 @@ class Fault:
 
 
 def faults_error(faults: Iterable[Fault]) -> UserError:
-    """All faults as one `UserError`: per kind the count, the first few files and the way out."""
+    """All faults as one `UserError`: for each kind the count, the first few files and the fix."""
     by_kind: dict[str, list[Fault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
@@ -65,13 +65,13 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """The outcome.
+    """The lists of a data set beside the published ones.
 
     Attributes:
-        published: in words, what the lists were compared with; empty if there is nothing to compare with.
+        published: what the lists were compared with, in words; empty if nothing is published.
         checked: numbers compared.
         differences: those that differ.
-        causes: what the differences probably come from.
+        causes: probable causes of the differences.
         notes: what else the user should know.
     """
 

@@ -32,7 +32,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _named(path: Path | str, kind: str = "image") -> Iterator[None]:
-    """Whatever opening and decoding raises, as a `UserError` that names the file."""
+    """Raise every error of opening and decoding as a `UserError` that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -59,8 +59,8 @@ def decode_image(data: bytes, longer_side: int | None = None) -> NDArray[np.uint
     """A file's content as RGB, (H, W, 3) uint8.
 
     Args:
-        longer_side: pixels on the longer side that are enough: a large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size, sides rounded up, as long as that many are left. None decodes it whole.
+        longer_side: pixels that suffice on the longer side. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size, sides rounded up, with at least so many pixels left. None decodes it whole.
 
     Raises:
         OSError, SyntaxError, ValueError, EOFError: it is damaged or no image.
@@ -92,8 +92,10 @@ def reduction(image: tuple[int, ...], original: tuple[int, ...]) -> int:
 
 
 def _decode_whole(data: bytes) -> NDArray[np.uint8] | None:
-    """torchvision's decoder: the same library and the same pixels as Pillow's, without its copies, in 60 to 80 % of the
-    time. None where it is lacking or fails: Pillow then does it, or says what is wrong."""
+    """Decode with torchvision: the same library and pixels as Pillow, fewer copies, 60 to 80 % of the time.
+
+    None if its decoder is absent or fails: Pillow then decodes, or says what is wrong.
+    """
     import torch
 
     decode = _decoder()
@@ -110,7 +112,7 @@ def _decode_whole(data: bytes) -> NDArray[np.uint8] | None:
 
 @cache
 def _decoder() -> Callable[[Any], Any] | None:
-    """Bytes to (3, H, W); None in a torchvision without decoders (0.29 announces, at every call, that they will go)."""
+    """Bytes to (3, H, W); None in a torchvision without decoders (0.29 warns at every call that they will go)."""
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # slow to import, and the mask scan needs none
     except ImportError:
@@ -129,7 +131,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 def check_image(path: Path | str) -> tuple[int, int]:
-    """(height, width) of an image that has been decoded to its end, at the least cost that finds it truncated.
+    """(height, width) of an image, after the cheapest decoding that shows whether it is truncated.
 
     Raises:
         UserError: the file is missing, truncated or no image.
@@ -169,7 +171,7 @@ def _read_sbd(path: Path | str) -> NDArray[np.uint8]:
         labels = np.asarray(labels.Segmentation)
     except FileNotFoundError:
         raise UserError(f"mask {path} is missing", "complete SBD's cls folder, or take the name off the list") from None
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
+    except Exception as error:  # scipy raises errors of many types on damaged bytes
         raise UserError(
             f"mask {path} cannot be read as SBD's GTcls.Segmentation: {_reason(error)}", _RESTORE
         ) from error

@@ -25,7 +25,7 @@ class FoldLists:
 
     Attributes:
         images: query images, in list order; each has at least one class.
-        classes_of: for each of `images`, its classes (sorted class_ids) that an episode may ask for.
+        classes_of: for each of `images`, those of its classes (sorted class_ids) that an episode may use.
         candidates: for each usable class, all images that may be its query or support, in list order.
         missing_classes: classes of the pool without enough images for one episode, sorted; they appear nowhere else.
     """
@@ -47,7 +47,7 @@ class FoldLists:
 
 
 def images_with(index: ClassIndex, classes: Collection[int]) -> set[int]:
-    """Positions of the images that hold any of `classes`, be it a single pixel or a crowd (a pair of 0 pixels)."""
+    """Positions of the images that hold any of `classes`, even one pixel or a crowd (a pair of 0 pixels)."""
     wanted = np.isin(index.pair_class, np.asarray(sorted(classes), dtype=np.int64))
     return set(index.pair_image[wanted].tolist())
 
@@ -101,7 +101,7 @@ def val_lists(
 ) -> FoldLists:
     """Lists of the novel classes in the evaluation split; arguments and errors as in `train_lists`.
 
-    A novel class with too few images is in `missing_classes`: the result is then partial, the class never scores zero.
+    A novel class with too few images is in `missing_classes`: the result is then partial, and the class has no score.
     """
     pairs = eligible_pairs(index, novel, protocol.min_pixels)
     return _build(index, pairs, _Pool("novel", "evaluation", sorted(novel)), protocol, shot, class_names)

@@ -1,7 +1,7 @@
 """Episodes as tensors: plans (what to load), the data set that builds one episode, and the loaders of batches.
 
-`fsseg.run` makes the plans, `fsseg.engine` walks through the loaders. What comes out depends on the configuration and
-the data alone: not on the number of worker processes, nor on where one starts.
+`fsseg.engine` makes the plans and iterates over the loaders. The batches depend on the configuration and the data
+alone, not on the number of worker processes, nor on the step at which loading starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import ListHead, read_episodes
-from fsseg.data.episodes import EpisodeSampler, evaluation_episodes, fingerprint
+from fsseg.data.episodes import EpisodeSampler, episodes_fingerprint, evaluation_episodes
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
 from fsseg.data.pixels import Sample
@@ -86,7 +86,7 @@ def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     """Lists and sampler of the base classes.
 
     Raises:
-        UserError: annotations at fault, or nothing to train on.
+        UserError: faulty annotations, or nothing to train on.
     """
     index = source.index("train")
     novel = source.novel_classes(cfg.fold)
@@ -103,7 +103,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
     """Evaluation episodes of every seed of the protocol, or those of `protocol.episodes_file`.
 
     Raises:
-        UserError: annotations at fault, an episode file at fault, or no novel class that can form an episode.
+        UserError: faulty annotations, a faulty episode file, or no novel class that can form an episode.
     """
     index = source.index("val")
     novel = source.novel_classes(cfg.fold)
@@ -127,7 +127,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
         classes=tuple(c for c in sorted(novel) if c in present),
         missing_classes=tuple(c for c in absent if images[c] < needed),
         not_drawn=tuple(c for c in absent if images[c] >= needed),
-        fingerprint=fingerprint(episodes),
+        fingerprint=episodes_fingerprint(episodes),
         index_fingerprint=index.fingerprint,
     )
 
@@ -140,7 +140,7 @@ def training_loader(
     plan: TrainingPlan | None = None,
     positions: range | None = None,
 ) -> EpisodeLoader:
-    """Batches of the steps start_step .. start_step + num_steps - 1, in order; a resumed run goes on exactly there.
+    """Batches of the steps start_step .. start_step + num_steps - 1, in order; a resumed run continues at `start_step`.
 
     `positions` is the part of each batch to load where several processes share it; None is all of it.
     """
@@ -182,7 +182,7 @@ class EpisodeDataset(Dataset[Episode]):
         specs: the episodes; a list, or anything with the same indexing.
         transform: `TrainTransform` (random, no truth at original size) or `EvalTransform`.
         seed: of the training augmentation.
-        ignore_classes: classes that are 255 wherever they stand.
+        ignore_classes: classes whose pixels become 255.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class EpisodeDataset(Dataset[Episode]):
     def __getitem__(self, i: int) -> Episode:
         """
         Raises:
-            UserError: an image or mask at fault, or a support mask without foreground; the file is named.
+            UserError: a faulty image or mask, or a support mask without foreground; the file is named.
         """
         spec = self.specs[i]
         supports = [self._load(spec, image_id, f"support {k}")[0] for k, image_id in enumerate(spec.support_ids)]
@@ -243,7 +243,7 @@ class EpisodeDataset(Dataset[Episode]):
 
 
 class EpisodeLoader:
-    """Iterates over `Batch`es; a `UserError` met in a worker process is raised here, as itself."""
+    """Iterates over `Batch`es; a `UserError` of a worker process is raised here unchanged."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -272,7 +272,7 @@ def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int) -> E
         sampler=range(len(dataset)),
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # workers' base seed: unused, and global streams stay untouched
     )
@@ -308,13 +308,13 @@ def _collate(items: Sequence[Episode | _Fault]) -> Batch | _Fault:
     return collate([item for item in items if isinstance(item, Episode)])
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     shield_worker()
 
 
 class _Steps:
-    """The episodes at `positions` of the batches from `start_step` on, as a sequence."""
+    """Sequence of the episodes at `positions` of each batch, from step `start_step` on."""
 
     def __init__(self, plan: TrainingPlan, positions: range, start_step: int, num_steps: int) -> None:
         self.plan, self.positions, self.start_step, self.num_steps = plan, positions, start_step, num_steps

@@ -1,8 +1,8 @@
-"""The pixels of a placement: one resampling of the crop window and no others, bytes to floats, normalised last.
+"""The pixels of a placement: the crop window is resampled once, then converted to floats and normalised.
 
 Called by `fsseg.data.transforms`. Without rotation the image is resampled in whole numbers (Pillow's arithmetic, in
-Pillow or torch): the result is the same on every processor. With rotation and blur, which only training has, floats are
-used and processors may differ by one level.
+Pillow or torch): the result is the same on every processor. Rotation and blur, in training only, use floats, and
+processors may differ by one level.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def render(
         mask: (H, W) uint8 in {0, 1, 255}.
         plan: for an image of the mask's size.
         image_size: S, side of the square; the window must fit.
-        keep_foreground: if the window holds foreground of the original but nearest neighbour steps over all of it, the
-            place of its middle pixel is marked.
+        keep_foreground: if the window holds foreground that nearest neighbour skips altogether, its middle pixel is
+            marked.
     """
     assert reduction(image.shape, plan.source), (image.shape, plan.source)
     height, width = plan.window
@@ -90,9 +90,9 @@ def render(
 def blurred(plane: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
     """256 times the Gaussian blur of one channel (H, W), rounded to whole levels first, with [1, 4, 6, 4, 1] / 16.
 
-    That is OpenCV's kernel of 5 pixels, which the PFENet family takes. It is [1, 1] four times over: eight sums of
-    neighbours in 16 bits (256 * 255 is the most there can be), several times as fast as a convolution of floats. They
-    run over the rows laid end to end; what flows from one row into the next ends up in the padding.
+    That is OpenCV's kernel of 5 pixels, which the PFENet family takes. It equals four convolutions with [1, 1] in each
+    direction: eight sums of neighbours in 16 bits (at most 256 * 255), several times as fast as a convolution of
+    floats. The rows are summed end to end; what one row adds to the next falls into the padding.
     """
     height, width = plane.shape
     row = width + 4
@@ -112,7 +112,7 @@ def blurred(plane: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float3
 
 
 def _straight(image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Window of the scaled image, (3, h, w) uint8, mirrored if the plan says so, and of the mask, (h, w), never so."""
+    """Window of the scaled image, (3, h, w) uint8, mirrored if the plan says so; of the mask, (h, w), unmirrored."""
     (height, width), (high, wide), (tall, broad) = plan.source, plan.scaled, plan.window
     bottom, right = plan.top + tall, plan.left + broad
     factor = reduction(image.shape, plan.source)
@@ -151,13 +151,13 @@ def _turned(image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) 
         size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.NEAREST, fillcolor=_PADDING
     )
     factor = reduction(image.shape, plan.source)
-    if (shrink := int(min(across, down) / factor)) > 1:  # bilinear steps over pixels: let whole ones be averaged first
+    if (shrink := int(min(across, down) / factor)) > 1:  # bilinear skips pixels: average blocks of them first
         image, factor = np.array(Image.fromarray(image).reduce(shrink)), factor * shrink
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     rows, columns = torch.arange(size[1]) + 0.5, torch.arange(size[0]) + 0.5
     if plan.flip:
         columns = columns.flip(0)
-    # Places in [-1, 1] over the image; a reduced one ends beyond the original where that is no multiple of the factor.
+    # Coordinates in [-1, 1] over the image; a reduced one is larger than the original if the factor does not divide it.
     # As complex numbers x + iy their table is one sum of a row and a column, six times as fast as filling x and y.
     over_x, over_y = 2 / (image.shape[1] * factor), 2 / (image.shape[0] * factor)
     along = torch.complex((columns * a + c) * over_x - 1, (columns * d + f) * over_y - 1)

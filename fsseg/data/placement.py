@@ -25,7 +25,7 @@ class Placement:
         angle: degrees, counter-clockwise.
         flip: mirrored left-right.
         blur: blurred.
-        kept: share of the foreground that the window holds; 1 if there is none.
+        kept: share of the foreground in the window; 1 if the image has none.
     """
 
     source: tuple[int, int]
@@ -48,8 +48,8 @@ def fitted(height: int, width: int, longer: float) -> tuple[int, int]:
 class Foreground:
     """Counts the foreground in windows of a placed mask without resampling: a pixel counts where its centre lands.
 
-    In a rotated image the share is relative to what rotation leaves inside, and an object of more than 16384 pixels is
-    counted on every second row and column (which moves the share by well under 0.01).
+    After a rotation the share is relative to the foreground still in the image. An object of more than 16384 pixels is
+    counted on every second row and column, which changes the share by well under 0.01.
     """
 
     def __init__(self, mask: NDArray[np.uint8], plan: Placement) -> None:
@@ -84,7 +84,7 @@ class Foreground:
         return int(np.count_nonzero(self._marked[max(y0, 0) : y1, max(x0, 0) : x1])) / self.total
 
     def central_window(self, room: tuple[int, int]) -> tuple[int, int]:
-        """(top, left) of the window around the middle one of the foreground pixels, as far as the image reaches."""
+        """(top, left) of the window around the middle one of the foreground pixels, moved to lie within the image."""
         rows, columns = self.points()
         middle = len(rows) // 2
         top = round(float(rows[middle]) - self.plan.window[0] / 2)
@@ -100,12 +100,12 @@ class Foreground:
         return self._points
 
     def _holds(self, top: int, bottom: int, left: int, right: int) -> bool:
-        """Whether a window certainly holds all of the foreground: its bounding box lies inside."""
+        """Whether the bounding box of the foreground lies inside a window."""
         y0, y1, x0, x1 = self._box
         return top <= y0 and y1 <= bottom and left <= x0 and x1 <= right
 
     def _land(self, ys: NDArray[Any], xs: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Where the centres of original pixels (rows, columns) lie after scaling and rotation."""
+        """Positions of the centres of original pixels (rows, columns) after scaling and rotation."""
         (height, width), (high, wide) = self.plan.source, self.plan.scaled
         rows = (ys.astype(np.float32) + np.float32(0.5)) * np.float32(high / height)
         columns = (xs.astype(np.float32) + np.float32(0.5)) * np.float32(wide / width)

@@ -1,8 +1,8 @@
-"""From a configuration to a `Source`. A further one is a file in `data/sources`, a schema that names it, and a YAML."""
+"""From a configuration to a `Source`. A new one is a file in `data/sources`, a schema that names it, a YAML file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from fsseg.data.source import Source, Split
 
 
-def source_class(name: str) -> Any:
-    """The class behind `dataset.name`; it is built from the data set's configuration.
+def source_class(name: str) -> type[Source]:
+    """The class behind `dataset.name`; it takes the data set's configuration, `cfg.dataset`.
 
     Raises:
         UserError: an unknown name.
     """
-    return DatasetConfig.target(name)
+    found: type[Source] = DatasetConfig.target(name)
+    return found
 
 
 def build_source(cfg: Config) -> Source:
@@ -27,8 +28,7 @@ def build_source(cfg: Config) -> Source:
     Raises:
         UserError: if its folder or annotations are missing or broken.
     """
-    source: Source = source_class(cfg.dataset.name)(cfg.dataset)
-    return source
+    return source_class(cfg.dataset.name)(cfg.dataset)  # type: ignore[call-arg]  # a subclass takes only this
 
 
 def needed_splits(cfg: Config) -> list[Split]:
@@ -40,7 +40,6 @@ def needed_splits(cfg: Config) -> list[Split]:
 def folder_faults(cfg: Config) -> list[UserError]:
     """What is missing on disk, found by looking at folders only."""
     try:
-        found: list[UserError] = source_class(cfg.dataset.name).check_folder(cfg.dataset, needed_splits(cfg))
+        return source_class(cfg.dataset.name).check_folder(cfg.dataset, needed_splits(cfg))
     except UserError as error:
         return [error]
-    return found

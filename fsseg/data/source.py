@@ -1,9 +1,9 @@
-"""The contract between data sets and everything that uses them: `Source`, and the `ClassIndex` it is known by.
+"""The interface between data sets and the code that uses them: `Source`, and its `ClassIndex`.
 
 A source reads one data set in its official layout. Lists, folds, episodes, transforms, the score and the `fsseg`
-commands are built on top of this and know nothing of folders or file formats. A further data set is one file in
-`data/sources/` with a subclass of `Source`, its configuration in `fsseg.config.schema` and `conf/dataset/`, and a line
-in `registry`.
+commands are built on this interface and know nothing of folders or file formats. A new data set is one file in
+`data/sources/` with a subclass of `Source`, a schema in `fsseg.config.schema` that names the class, and a file in
+`conf/dataset/`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ IGNORE_INDEX = 255
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """Which classes stand in which images, with how many pixels at original size.
+    """Which images hold which classes, with how many pixels at original size.
 
-    A pair is listed when the class has at least one pixel (255 never counts). A pair of 0 pixels says that the class is
-    in the image but only as pixels of 255 (a crowd of COCO): such a pair is in no list, but an image that holds a novel
-    class that way counts as holding it. Pairs are sorted by (image, class).
+    A pair is listed when the class has at least one pixel (255 never counts). A pair of 0 pixels means that the
+    class is in the image only as pixels of 255 (a crowd of COCO). Such a pair is in no list, but the image counts as
+    holding the class when images with novel classes are left out. Pairs are sorted by (image, class).
 
     Attributes:
         image_ids: (I,) names of all images of the split, in list order, those without any object included.
@@ -64,9 +64,9 @@ class ClassIndex:
 class Source(ABC):
     """One data set on disk. Picklable and cheap to pickle: loader processes get a copy.
 
-    The abstract methods are what a data set must have. The others serve every data set that follows the common rules,
-    and are overridden where one has rules of its own. `registry` builds a source from its configuration alone:
-    `source_class(name)(cfg)`; image ids are strings that name one image of a split.
+    A data set must have the abstract methods. The others serve every data set that follows the common rules; a data set
+    with other rules overrides them. `registry` builds a source from its configuration alone: `source_class(name)(cfg)`.
+    An image id is a string that names one image of a split.
 
     Attributes:
         name: of the data set, e.g. "pascal5i".
@@ -74,7 +74,7 @@ class Source(ABC):
         classes: class names; position = class_id.
         num_folds: equal parts that the classes are cut into.
         cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
-        mask_rule: how masks are made of the annotations, in words, for the record beside a result.
+        mask_rule: how masks are made from the annotations, in words; recorded with every result.
     """
 
     mask_rule: str
@@ -97,8 +97,8 @@ class Source(ABC):
         """The image as RGB, (H, W, 3) uint8.
 
         Args:
-            longer_side: pixels on the longer side that are enough. A source may then hand out a larger image reduced
-                by 2, 4 or 8, sides rounded up, with no fewer pixels than that (see `images.decode_image`).
+            longer_side: pixels that suffice on the longer side. A source may then return a larger image reduced by 2, 4
+                or 8, sides rounded up, with at least so many pixels (see `images.decode_image`).
 
         Raises:
             UserError: naming the file, if it is missing or cannot be decoded.
@@ -131,7 +131,7 @@ class Source(ABC):
 
     @abstractmethod
     def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
-        """The index of a split, of what is sound, and everything wrong with its list and annotations.
+        """The index of the sound part of a split, and every fault of its list and annotations.
 
         From the annotations alone: images may be absent. None if there is nothing to index.
 
@@ -141,11 +141,11 @@ class Source(ABC):
 
     @abstractmethod
     def list_origin(self, split: Split) -> str:
-        """Which list the split's images come from, in words, for the record."""
+        """The list that the split's images come from, in words, for the record."""
 
     @abstractmethod
     def image_path(self, split: Split, image_id: str) -> Path:
-        """Where an image lies, or should."""
+        """The file of an image, whether it exists or not."""
 
     @abstractmethod
     def mask_path(self, split: Split, image_id: str) -> Path:
@@ -160,7 +160,7 @@ class Source(ABC):
         """Ids of a split's list without an image file, found by file names alone."""
 
     def completion(self, split: Split) -> str:
-        """What a user does about missing images."""
+        """What a user can do about missing images."""
         return f"complete the images below {self.root}"
 
     def index(self, split: Split) -> ClassIndex:
@@ -177,7 +177,7 @@ class Source(ABC):
         return self._indexes[split]
 
     def check(self, splits: Sequence[Split] = SPLITS) -> None:
-        """Before a run: index the splits and see that all their images are there.
+        """Before a run: index the splits and check that all their images are there.
 
         Raises:
             UserError: with everything that is missing or at fault, in one go.
@@ -196,7 +196,7 @@ class Source(ABC):
             raise faults_error(faults)
 
     def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
-        """For `fsseg verify`: hold the lists against the published ones; nothing is compared where there are none.
+        """For `fsseg verify`: compare the lists with the published ones, if there are any.
 
         Args:
             indexes: of those splits that could be read.
@@ -208,15 +208,15 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def layout(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
-        """What must lie below the root for `splits`, in words, and whether it does, by names alone: nothing is read.
+        """What `splits` need below the root, in words, and whether it is there; looks at names, reads nothing.
 
         Args:
-            cfg: the data set's own configuration, as for all that follow.
+            cfg: the data set's own configuration; the same in the methods below.
         """
 
     @classmethod
     def check_folder(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> list[UserError]:
-        """What the folder lacks for `splits`, by a look at the directory alone."""
+        """What the folder lacks for `splits`; looks at names only."""
         root = Path(cfg.root).expanduser()
         layout = cls.layout(cfg, splits)
         expected = ", ".join(layout)
@@ -237,11 +237,11 @@ class Source(ABC):
         """For `fsseg prepare`: the official archives that the data set is made of; none where it is not fetched.
 
         Raises:
-            UserError: `fetch` asks for what this configuration does not get.
+            UserError: `fetch` is set, but nothing can be fetched for this configuration.
         """
         return ()
 
     @classmethod
     def training_images(cls, cfg: Config) -> int | None:
-        """For `fsseg plan`: images that a run trains on, where that is known without work; else None."""
+        """For `fsseg plan`: images that a run trains on; None if that takes work to find out."""
         return None

@@ -25,9 +25,9 @@ from fsseg.data.placement import Foreground, Placement, fitted
 CROP_TRIES = 30
 """Crops drawn before the best one is taken (PFENet's SemSeg transforms)."""
 REDUCED_MARGIN = 2
-"""A JPEG decoded at reduced size still has this many times the pixels a side that the network input has. Anti-aliased
-scaling then hides the difference: on photographs the mean is below 0.7 of 255 levels, and 99 % of the values differ by
-at most 4 (`tests/data/test_images.py`)."""
+"""Sides of a JPEG decoded at reduced size are at least this many times those of the network input. Anti-aliased scaling
+then hides the difference: on photographs the mean is below 0.7 of 255 levels, and 99 % of the values differ by at most
+4 (`tests/data/test_images.py`)."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class TrainTransform:
 
     @property
     def longer_side(self) -> int:
-        """Longer side of an image, in pixels, from which a larger one makes no visible difference."""
+        """Pixels of an image's longer side that suffice; more make no visible difference."""
         return math.ceil(REDUCED_MARGIN * self.image_size * self.scale_range[1])
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], random: Random) -> Sample:
-        """Transform (H, W, 3) uint8, or the same reduced (see `Source.image`), and its (H, W) uint8 mask. Foreground in
-        the mask never vanishes altogether."""
+        """Transform (H, W, 3) uint8, or the same reduced (see `Source.image`), and its (H, W) uint8 mask. Some
+        foreground of the mask always remains."""
         return render(image, mask, self.place(mask, random), self.image_size, keep_foreground=True)
 
     def place(self, mask: NDArray[np.uint8], random: Random) -> Placement:
@@ -58,7 +58,7 @@ class TrainTransform:
     def draw(self, size: tuple[int, ...], random: Random) -> Placement:
         """All but the crop, for an image of `size` (height, width).
 
-        Every switch takes its random number even when off, so that none disturbs the others.
+        Each switch draws its random number even when off, so that it does not change the draws of the others.
         """
         low, high = self.scale_range
         scale = low + (high - low) * random.random()

@@ -26,9 +26,9 @@ class EpisodeSpec:
 class Episode:
     """One task: segment in the query what the support masks mark.
 
-    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks. Whether a
-    pixel is picture or padding, the pictures say and nothing else: padding lies right of the image and below it, and in
-    the corners that a rotation turns in.
+    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks. Only the
+    pictures say which pixels are picture and which padding: padding lies right of the image, below it, and in the
+    corners that a rotation leaves empty.
 
     Attributes:
         support_images: (K, 3, H, W) float32

@@ -1,4 +1,4 @@
-"""Looking at thousands of files in parallel: the tasks, and the child processes that do them.
+"""Reads thousands of files in parallel: the tasks, and the child processes that do them.
 
 `mask_scan` counts masks with it, `verify` decodes images. Run as `python -m fsseg.data.workers TASK` this module is a
 worker: paths on stdin, one JSON line per file on stdout. Plain child processes, unlike multiprocessing's, neither
@@ -36,8 +36,8 @@ def count_values(path: str) -> list[Any]:
         UserError: it cannot be read.
     """
     labels = read_labels(path)
-    # Counting runs is several times as fast as counting pixels: masks are flat, and a counter that is raised again and
-    # again by neighbouring pixels stalls the processor.
+    # Counting runs of equal pixels is several times as fast as counting pixels: masks have large flat areas, and a
+    # counter raised by one pixel after the other stalls the processor.
     flat = labels.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     histogram = np.bincount(flat[starts], weights=np.diff(starts, append=flat.size), minlength=256)
@@ -45,15 +45,15 @@ def count_values(path: str) -> list[Any]:
 
 
 TASKS: dict[str, Callable[[str], Any]] = {"mask": count_values, "image": lambda path: list(check_image(path))}
-"""What can be done to a file; results are what JSON can carry, and no plain text."""
+"""What can be done to a file; a result is any JSON value except text, which stands for a reason."""
 
 
-def look_at(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, Any]]:
+def map_files(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, Any]]:
     """Each path with the task's result, or with the reason (text) why there is none; in any order.
 
     Args:
         task: a key of `TASKS`.
-        what: of what kind the files are, for progress lines: "masks".
+        what: kind of the files, for progress lines: "masks".
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, 8, len(paths) // _FILES_PER_WORKER)
@@ -69,7 +69,7 @@ def look_at(task: str, paths: Sequence[str], what: str) -> Iterator[tuple[str, A
         for path, result in done:
             del left[path]
             yield path, result
-    # Few files, or what a dead worker left behind.
+    # Few files, or those that a dead worker left undone.
     for path in left:
         yield path, _done_to(task, path)
 
@@ -101,7 +101,7 @@ def _drive(task: str, share: Sequence[str], done: list[tuple[str, Any]]) -> None
                 for path, line in zip(share, child.stdout):
                     done.append((path, json.loads(line)))
             except (BrokenPipeError, ValueError):
-                child.kill()  # it died or babbles; what it left is done by the caller
+                child.kill()  # it died or printed something else; the caller does the rest
         if child.returncode:
             errors.seek(0)
             text = errors.read().strip()[-500:]

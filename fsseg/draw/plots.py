@@ -1,4 +1,4 @@
-"""Plots: the curves of a training, and for the experiments shares of episodes by distance and mIoU against shift."""
+"""Plots: training curves; for the experiments, shares of episodes by distance, and mIoU against background shift."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SheetRow:
         class_name: what was to be found.
         iou: of this episode, in percent; None leaves it out.
         note: a second line beside the row, e.g. the image's name.
-        steps: predictions on the way, with their names; where rows have them they stand in place of `prediction`.
+        steps: name and prediction of each intermediate step; if given, they are shown in place of `prediction`.
     """
 
     support_images: Sequence[NDArray[np.uint8]]
@@ -193,7 +193,7 @@ class _Page:
         self.figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, **style)
 
     def legend(self, colours: Mapping[str, tuple[float, float, float]], left: float) -> None:
-        """What the colours of masks mean, in the foot of the page."""
+        """Legend of the mask colours, at the foot of the page."""
         from matplotlib.patches import Patch
 
         handles = [Patch(facecolor=(*colour, 0.6), edgecolor=colour, label=name) for name, colour in colours.items()]

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly where it stood, written so that a reader never sees a part."""
+"""Checkpoints: everything a run needs to continue exactly where it stopped. A reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ FORMAT = 1
 
 
 class Damaged(UserError):
-    """A checkpoint that was cut short, altered, or is none of ours."""
+    """A checkpoint that was cut short or altered, or a file that fsseg did not write."""
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
-    """Write a checkpoint; `path` holds a whole one at every moment, the old one until the new one is verified.
+    """Write a checkpoint; `path` is whole at every moment: the old one until the new one is verified.
 
     Args:
-        path: of the checkpoint.
+        path: file of the checkpoint.
         state: tensors and plain values only.
-        previous: where the old one is kept, in the same folder.
+        previous: name under which the old one is kept, in the same folder.
 
     Raises:
         OSError: it cannot be written; the old one is untouched.
@@ -60,12 +60,12 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Let `previous` be what `path` is, without taking `path` away for a moment."""
+    """Make `previous` the file that `path` is, while `path` stays in place."""
     link = previous.with_name(f".{previous.name}.tmp")
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)
-    except OSError:  # no hard links here: for a moment there is just `previous`, which `recover` finds
+    except OSError:  # no hard links here: for a moment only `previous` exists, and `recover` finds it
         os.replace(path, previous)
     else:
         os.replace(link, previous)
@@ -75,11 +75,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        Damaged: it is not whole, or no checkpoint of ours.
+        Damaged: it is not whole, or fsseg did not write it.
         UserError: it is missing or may not be read.
     """
     try:
-        if (part := _faulty_part(path)) is not None:  # torch itself does not compare the checksums
+        if (part := _faulty_part(path)) is not None:  # torch does not check the checksums
             raise Damaged(f"{path}: the checkpoint is damaged ({part})", "delete it, or give another one")
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
-    """Fill the model from `checkpoint=`; returns where it came from, for the record.
+    """Fill the model from `checkpoint=`; returns its origin, for the record.
 
     Raises:
         UserError: it does not fit, or was trained on classes that are novel here.
@@ -125,7 +125,7 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
 def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
     """The newest checkpoint that is whole; None if there is none.
 
-    A damaged one is said so, and replaced by the previous one, lest the next saving keep the damaged one as previous.
+    A damaged one is reported and replaced by the previous one. Otherwise the next save would keep it as previous.
 
     Raises:
         UserError: one of them may not be read.
@@ -147,7 +147,7 @@ def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> d
 
 
 def _faulty_part(path: Path) -> str | None:
-    """What is wrong with the archive that a checkpoint is (sizes and checksums of its parts), or None."""
+    """The first fault of the archive that holds a checkpoint (sizes and checksums of its parts), or None."""
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -177,7 +177,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Bring all generators back to a state taken by `rng_state`."""
+    """Restore all generators to a state from `rng_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""`Run`: one start of a cell, as everything that works on it sees it. Made by `fsseg.run`, handed down from there."""
+"""`Run`: one start of a cell, with everything that training and evaluation share. `fsseg.run` makes it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Run:
         device: where to compute; None until `fsseg.run` has chosen it.
         ranks: the processes that work on the cell together.
         claim: held by the first process; None in the others.
-        signals: what asks the run to stop.
-        status: how far it is, for others to see.
-        announced: whether the other processes know if there is work.
+        signals: notes of signals that ask the run to stop.
+        status: writes `status.json`.
+        announced: whether the other processes have been told if there is work.
     """
 
     cfg: Config
@@ -42,7 +42,7 @@ class Run:
     announced: bool = False
 
     def still_ours(self) -> None:
-        """To be called before anything is written to the cell.
+        """Check the claim; called before anything is written to the cell.
 
         Raises:
             ClaimLost: another process has taken the cell over.
@@ -51,7 +51,7 @@ class Run:
             self.claim.check()
 
     def should_stop(self) -> str | None:
-        """A reason to stop, or None; asked at every step.
+        """A reason to stop, or None; called at every step.
 
         Raises:
             ClaimLost: another process has taken the cell over.

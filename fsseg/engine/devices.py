@@ -1,4 +1,4 @@
-"""Which device a run computes on, what it is called, how much memory was taken. Called by `fsseg.run`."""
+"""The device of a run: choice, name and peak memory. Called by `fsseg.run`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """The device of `device=`; of several processes on a machine each takes a GPU of its own.
+    """The device of `device=`; each of several processes on a machine takes its own GPU.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -45,7 +45,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU where there is one, else the resident size of this process at its largest."""
+    """Peak memory in bytes: of the GPU, or on a CPU the largest resident size of this process."""
     import torch
 
     if device.type == "cuda":

@@ -29,7 +29,7 @@ def foreground_distances(prediction: Prediction, query_mask: Tensor) -> list[flo
     """Cosine distance between mean support and mean query foreground feature of each episode, in [0, 2].
 
     The support's feature is the one that the last round predicted from; the query's is the mean of f_q over the true
-    foreground at feature size, by the rule that support masks follow.
+    foreground at feature size, by the same rule as for support masks.
 
     Args:
         prediction: with `support_foreground` (B, C) and `query_features` (B, C, h, w).
@@ -68,7 +68,7 @@ def distance_summary(distances: list[float | None]) -> Distances | None:
 
 
 def steps(prediction: Prediction) -> list[tuple[str, Tensor]]:
-    """The predictions in the order in which the method makes them, with their names for a picture's heading.
+    """The predictions in the order in which the method makes them, named for the headings of a picture.
 
     Returns:
         ("QP, round 1", P_1), ("SM, round 1", P_hat_1), ("IC, round 1", P_2), ("SM, round 2", P_hat_2), ...; logits
@@ -83,9 +83,9 @@ def steps(prediction: Prediction) -> list[tuple[str, Tensor]]:
 
 
 def cost_summary(cfg: Config) -> Cost | None:
-    """Parameters and GMACs of one episode as the model runs, and in the paper's dense form; None if they cannot be had.
+    """Parameters and GMACs of one episode as the model runs, and in the paper's dense form; None if not countable.
 
-    Counted by `fsseg.model.cost`, which tells what is in either form.
+    `fsseg.model.cost` counts them and explains the two forms.
     """
     from fsseg.model.cost import cost
 

@@ -1,9 +1,9 @@
-"""One cell on several processes (ranks): who they are, how gradients and counts are added up. Used by `fsseg.engine`.
+"""One cell on several processes (ranks): how they share batches and add up gradients and counts.
 
 Started by submitit (`tasks_per_node` > 1) or torchrun. Every rank loads its share of each global batch, so that a batch
 is the same whatever the number of ranks. Gradients are summed by one all-reduce rather than by torch's
 DistributedDataParallel: which parts of a method run depends on the data, and DDP's hooks would wait for ever for a rank
-that left one out. Without several processes every function here does nothing.
+that skips one. With one process every function here does nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TIMEOUT = timedelta(minutes=30)
 
 
 def set_up(device_name: str) -> Ranks:
-    """Join the other processes, if the environment tells of any; once in a process.
+    """Join the other processes if the environment variables of torchrun or submitit name any; once in a process.
 
     Args:
-        device_name: `device=` of the configuration: decides between nccl and gloo.
+        device_name: `device=` of the configuration; chooses nccl or gloo.
     """
     if not dist.is_available():
         return ALONE
@@ -85,8 +85,8 @@ def next_batch(
     """The next batch of this rank; None where it has no more. All ranks call it equally often.
 
     Raises:
-        Preempted: on every rank, if one of them was asked to stop.
-        Exception: a fault met while loading; on the other ranks a `UserError` that tells of it.
+        Preempted: on every rank, if one rank was asked to stop.
+        Exception: a fault while loading; the other ranks raise a `UserError` that reports it.
     """
     reason, batch, fault = None, None, None
     try:
@@ -116,7 +116,7 @@ def broadcast_weights(model: nn.Module, ranks: Ranks) -> None:
 
 
 def broadcast(value: T, ranks: Ranks) -> T:
-    """The first rank's value (anything that pickles)."""
+    """The first rank's value; it must be picklable."""
     if ranks.world == 1:
         return value
     box = [value]
@@ -146,7 +146,7 @@ def add_up(numbers: Sequence[float], ranks: Ranks, device: torch.device) -> list
 def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
     """Replace every gradient by the sum over the ranks.
 
-    A parameter without gradient on every rank stays without, as it would on one process: SGD then leaves it alone.
+    A parameter without gradient on every rank stays without, as on one process, and SGD does not change it.
     """
     if ranks.world == 1:
         return

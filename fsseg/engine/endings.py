@@ -34,7 +34,7 @@ class Ending:
 
 
 def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending:
-    """The ending that an exception stands for.
+    """The ending for an exception.
 
     Args:
         directory: of the run.
@@ -47,7 +47,7 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
         case Preempted():
             return Ending(State.PREEMPTED, str(error), copied=True)
         case KeyboardInterrupt():
-            # without a signal noted this is not the main thread: whoever started it must know
+            # without a noted signal this is not the main thread: the caller must get the error
             return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)
         case UserError():
             return Ending(State.FAILED, error.what, error, f"error: {error}\n{trace}")
@@ -66,7 +66,7 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
 
 
 def is_disk_fault(error: BaseException) -> bool:
-    """Whether the disk is full, read-only, forbidden or broken: nothing that a traceback would explain."""
+    """Whether the disk is full, read-only, forbidden or broken: a traceback would not help."""
     return isinstance(error, OSError) and error.errno in _DISK_FAULTS
 
 
@@ -74,7 +74,7 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def disk_fault(error: OSError, directory: Path) -> UserError:
-    """The same for the user, naming the run directory, or the file if it lies elsewhere."""
+    """A disk fault as a `UserError` that names the run directory, or the file if it is outside."""
     name = str(error.filename or directory)
     where = directory if name.startswith(str(directory)) else name
     reason = error.strerror or str(error)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fsseg.cell.record import Metrics, SeedScore
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
-from fsseg.data.episodes import fingerprint
+from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
@@ -39,7 +39,7 @@ log = logging.getLogger("fsseg")
 class Picture:
     """One evaluated episode, kept for the figures: predicted foreground at scoring size and its IoU in percent.
 
-    `steps` are the predictions on the way there, with their names (`logger.steps`).
+    `steps` are the intermediate predictions with their names (`logger.steps`).
     """
 
     spec: EpisodeSpec
@@ -54,7 +54,7 @@ class EvaluationRecord:
 
     Attributes:
         missing_classes: novel classes without an episode in one of the evaluation seeds, or in all.
-        protocol: fields of the protocol that `protocol.episodes_file` decided instead; empty without one.
+        protocol: fields of the protocol that `protocol.episodes_file` replaced; empty without one.
     """
 
     metrics: Metrics
@@ -69,12 +69,12 @@ class EvaluationRecord:
 def predicted_foreground(
     logits: Tensor, size: tuple[int, int], valid_size: tuple[int, int], truth_size: tuple[int, int] | None
 ) -> NDArray[np.bool_]:
-    """Foreground at the size where it is scored.
+    """Foreground at the size used for scoring.
 
     Args:
         logits: (2, h, w) at feature size.
         size: (H, W) of the network input.
-        valid_size: part of the input that is image; padding is cut off before scaling, so that it cannot bleed in.
+        valid_size: part of the input that is image; padding is cut off before scaling, so it has no influence.
         truth_size: original size, or None to stay at network size.
 
     Returns:
@@ -82,7 +82,7 @@ def predicted_foreground(
     """
     full = upsample(logits[None], size)[..., : valid_size[0], : valid_size[1]]
     if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
-        # images are fitted by the areas of pixels, not by their corners: the way back is the same
+        # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
         full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
@@ -95,7 +95,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     last digit on any number of them.
 
     Raises:
-        UserError: if no episode can be formed, or the data is at fault.
+        UserError: no episode can be formed, or the data is faulty.
         Preempted: when the run was asked to stop.
     """
     cfg = run.cfg
@@ -110,7 +110,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
             names = ", ".join(source.classes[c] for c in absent)
             log.warning("no episode of %s (%s): the result is partial, not comparable with published ones", names, why)
 
-    wanted = _figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
+    wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
     with torch.inference_mode(), Progress("evaluate", total) as progress:
         scoring = _Scoring(run, model, source, progress)
@@ -137,7 +137,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
 
 
 def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
-    """What `protocol.episodes_file` decided instead of the protocol; see `EvaluationRecord.protocol`.
+    """The fields that `protocol.episodes_file` replaced; see `EvaluationRecord.protocol`.
 
     `num_episodes` is a list, one number a seed, where they differ. `episodes_list` says which protocol the list was
     drawn under, and the fingerprint of all of it (a run of fewer shots takes the first supports of each line).
@@ -164,7 +164,7 @@ def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:
 
 @dataclass
 class _Scoring:
-    """Walks through plans with one model; the arguments of `evaluate`, and what lasts from one plan to the next."""
+    """Scores plans with one model: the arguments of `evaluate`, and the state kept from one plan to the next."""
 
     run: Run
     model: FewShotModel
@@ -189,7 +189,7 @@ class _Scoring:
             per_seed.append(SeedScore(
                 seed=seed, miou=scores[-1].miou(counted), fb_iou=scores[-1].fb_iou(),
                 miou_all_foreground=scores[-1].miou_all_foreground(counted),
-                num_episodes=len(specs), episodes_fingerprint=fingerprint({seed: specs}),
+                num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint({seed: specs}),
                 classes_without_episode=[names[c] for c in classes if c not in counted],
             ))  # fmt: skip
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
@@ -222,7 +222,7 @@ class _Scoring:
         for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
             batch = distributed.next_batch(batches, run.should_stop, ranks, device)
             if batch is None:
-                continue  # the last turn has a batch for some of the processes only
+                continue  # in the last turn only some processes have a batch
             batch = batch.to(device)
             prediction: Prediction = self.model(batch)
             size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
@@ -255,7 +255,7 @@ class _Scoring:
 
 
 def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:
-    """The scores of every round over all processes: sums of whole numbers. One without a batch has none to add."""
+    """The scores of every round over all processes: sums of integers. A process without a batch adds none."""
     parts = distributed.gather(scores, ranks)
     pooled = [PooledScore(num_classes) for _ in range(max(len(part) for part in parts))]
     for part in parts:
@@ -274,7 +274,7 @@ def _mean_of(values: list[float]) -> float | None:
     return statistics.fmean(present) if present else None
 
 
-def _figure_numbers(specs: list[EpisodeSpec], count: int) -> list[int]:
+def figure_numbers(specs: list[EpisodeSpec], count: int) -> list[int]:
     """Episodes to draw: the first of each class in turn, then the second of each, chosen before any is scored."""
     by_class: dict[int, list[int]] = {}
     for spec in specs:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.csv and TensorBoard events. Called by the training loop."""
+"""What a run writes while it trains: metrics.csv and TensorBoard events. Called by the training loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step hides what a killed attempt wrote beyond the checkpoint
+            # purge_step hides events that a killed attempt wrote after the checkpoint
             purge = self.rows[-1]["step"] + 1 if self.rows else 0
             self._board = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
 

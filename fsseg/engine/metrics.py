@@ -70,19 +70,19 @@ class PooledScore:
         self.background_union += other.background_union
 
     def iou(self, class_id: int) -> float:
-        """IoU of a class in percent; 0 if it was neither predicted nor there."""
+        """IoU of a class in percent; 0 if it was neither predicted nor present."""
         return 100.0 * int(self.intersection[class_id]) / max(1, int(self.union[class_id]))
 
     def miou(self, classes: Iterable[int]) -> float:
         """Mean IoU over `classes`, in percent.
 
         Raises:
-            ValueError: if one of them has no episode; it has no IoU then, and 0 would be a lie.
+            ValueError: one of them has no episode, so its IoU is undefined, not 0.
         """
         return self._mean(classes, self.iou)
 
     def miou_all_foreground(self, classes: Iterable[int]) -> float:
-        """mIoU, in percent, of answering "all foreground" in the same episodes: what a model has to beat."""
+        """mIoU, in percent, of answering "all foreground" in the same episodes: the figure a model has to beat."""
         return self._mean(classes, lambda c: 100.0 * int(self.foreground[c]) / max(1, int(self.counted[c])))
 
     def _mean(self, classes: Iterable[int], iou: Callable[[int], float]) -> float:

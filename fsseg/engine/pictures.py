@@ -16,7 +16,7 @@ from fsseg.engine.evaluate import EvaluationRecord
 
 
 def draw_figures(run: Run, source: Source, evaluation: EvaluationRecord | None, curves: bool) -> None:
-    """What belongs into figures/: the sheets of an evaluation, if there was one, and the curves of a training."""
+    """Fill figures/: the sheets of an evaluation, if there was one, and the curves of a training."""
     if evaluation is not None and evaluation.pictures:
         _sheets(run, source, evaluation)
     if curves:
@@ -50,7 +50,7 @@ def _sheets(run: Run, source: Source, evaluation: EvaluationRecord) -> None:
 
 
 def _fitted(prediction: NDArray[np.bool_], query: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A prediction scored at network size, back at that of its image for the eye."""
+    """A prediction made at network size, scaled to the size of its image for display."""
     mask = prediction.astype(np.uint8)
     if mask.shape == query.shape[:2]:
         return mask

@@ -1,4 +1,4 @@
-"""From what a run did to the `Result` that result.json holds. Called by `fsseg.run`."""
+"""Builds the `Result` of result.json from what a run did. Called by `fsseg.run`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Work:
     """What a run did.
 
     Attributes:
-        came_from: the checkpoint it began from.
-        training: None where nothing was trained.
+        came_from: the checkpoint it started from.
+        training: None if nothing was trained.
         train_data: fingerprint of the training split's index.
     """
 
@@ -38,7 +38,7 @@ class Work:
 
 def build_result(run: Run, done: Work) -> Result:
     """The content of result.json."""
-    from fsseg.engine.diagnostics import cost_summary  # here, because a finished cell must not cost an import of torch
+    from fsseg.engine.diagnostics import cost_summary  # here, because a finished cell must not import torch
 
     cfg, cell, source, evaluation = run.cfg, run.cell, done.source, done.evaluation
     assert run.device is not None

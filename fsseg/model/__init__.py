@@ -1,4 +1,4 @@
-"""The methods. A further one is a file here with a `FewShotModel`, a schema that names it, a YAML in `conf/method/`."""
+"""The methods. A new one is a file here with a `FewShotModel`, a schema that names it, a YAML in `conf/method/`."""
 
 from __future__ import annotations
 

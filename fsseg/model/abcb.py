@@ -20,7 +20,7 @@ from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.blocks.attention import Attention, Keys, attend
 from fsseg.model.blocks.histogram import normalised_cosine_histogram
-from fsseg.model.blocks.tokens import Tokens, area_average, flatten, inside_and_outside
+from fsseg.model.blocks.tokens import Tokens, area_average, inside_and_outside, to_tokens
 
 if TYPE_CHECKING:
     from fsseg.config.schema import AbcbConfig
@@ -32,7 +32,7 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class PixelEvolution(nn.Module):
-    """E_p: what the query's foreground looks like without context and with it.
+    """E_p: the query's foreground pixel by pixel, without context (the image) and with it (f_q).
 
     1x1 convolutions of the image at feature size and of f_q, concatenated, two-layer MLP of hidden width 2C.
     """
@@ -49,7 +49,7 @@ class PixelEvolution(nn.Module):
 
 
 class StructureEvolution(nn.Module):
-    """E_s: how alike the foreground's tokens are among themselves, without context (image) and with it (f_q).
+    """E_s: how similar the foreground's tokens are to each other, without context (the image) and with it (f_q).
 
     Histograms of the two cosine-similarity matrices, normalised, concatenated, two-layer MLP of hidden width C.
     """
@@ -68,7 +68,7 @@ class StructureEvolution(nn.Module):
 
 
 class SupportModulation(nn.Module):
-    """SM: bends the support's foreground towards the query's background.
+    """SM: adapts the support's foreground to the query's background.
 
     E = E_p + E_s; Ctx = attention(Q = background of f_q, K = V = E); S_SM = S_QP + attention(Q = S_QP, K = V = Ctx).
     """
@@ -105,15 +105,15 @@ class SupportModulation(nn.Module):
             background: f_q where it is predicted background, (B, Nb, C).
 
         Returns:
-            S_SM (B, Ns, C). A sample without foreground or without background gets values of no meaning: see
-            `Abcb.rounds`.
+            S_SM (B, Ns, C). A sample without foreground or without background gets arbitrary values, which
+            `Abcb.rounds` replaces.
         """
         context = self.context(background.values, self.evolution(image, features), features.mask)
         return s_qp.values + self.modulate(s_qp.values, context, background.mask)
 
 
 class InformationCleansing(nn.Module):
-    """IC: takes out of S_SM what made the prediction less certain.
+    """IC: removes from S_SM what made the prediction less certain.
 
     N = softmax(Q K^T / sqrt(d) + V) V', Q from a two-layer MLP on cat(S_QP, S_SM), K and V' from f_q,
     V = H(P_hat) - H(P); S_IC = S_SM - linear(N). The paper's equation has no sqrt(d); `scaled=False` leaves it out.
@@ -127,7 +127,7 @@ class InformationCleansing(nn.Module):
         self.linear = nn.Linear(channels, channels)
 
     def prepare(self, f_q: Tensor, valid: Tensor | None = None) -> Keys:
-        """K and V', once for all rounds, of f_q (B, n, C) at the positions to look at, (B, n) bool."""
+        """K and V', once for all rounds, of f_q (B, n, C) at the `valid` positions, (B, n) bool."""
         return self.attention.project(f_q, valid)
 
     def forward(self, s_qp: Tensor, s_sm: Tensor, keys: Keys, uncertainty: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ class Abcb(Baseline):
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:
         """T rounds of QP, SM, IC with shared weights.
 
-        The answer is P of round T, whose SM and IC feed nothing and do not run. A sample without predicted
-        foreground, or without predicted background, has S_SM = S_QP in that round. Without IC the next round's P is
-        QP(S_SM) itself, so there is no P_hat then. Padding of the query is neither foreground nor background, and IC
-        does not look at it.
+        The answer is P of round T. SM and IC do not run in round T, as nothing uses their output. A sample without
+        predicted foreground, or without predicted background, has S_SM = S_QP in that round. Without IC the next
+        round's P is QP(S_SM) itself, so there is no P_hat then. Padding of the query is neither foreground nor
+        background, and IC ignores it.
         """
-        tokens, prepared = flatten(f_q), self.qp.prepare(f_q)
+        tokens, prepared = to_tokens(f_q), self.qp.prepare(f_q)
         valid = None if picture is None else picture.flatten(1)
-        image = flatten(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
+        image = to_tokens(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
         if self.rgb:
             image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
         keys = self.ic.prepare(tokens, valid) if self.ic is not None and self.iterations > 1 else None

@@ -1,7 +1,7 @@
-"""What every method is to the rest of the code: `FewShotModel`, which turns a `Batch` into a `Prediction` and a loss.
+"""The interface of every method: `FewShotModel`, which turns a `Batch` into a `Prediction` and a loss.
 
-The engine trains and evaluates through this interface only; each method lives in a file of its own
-(`fsseg.model.method_class`).
+The engine trains and evaluates through this interface only; each method has its own file
+(`fsseg.model.method_class` finds it).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prediction:
-    """What a model says about the queries of a batch; channel 0 is background, channel 1 foreground.
+    """What a model predicts for the queries of a batch; channel 0 is background, channel 1 foreground.
 
     Attributes:
         rounds: logits P_1..P_T at feature size, (B, 2, h, w) each; the last is the answer.
         hats: logits P_hat_1..P_hat_{T-1} after support modulation (ABCB, equation of information cleansing); often
-        empty. size: (H, W) of the images.
+            empty.
+        size: (H, W) of the images.
         support_foreground: (B, C) mean support foreground feature that the last round used (Figure 5 of the paper).
         query_features: (B, C, h, w) features f_q that the last round used (Figure 5 of the paper).
     """
@@ -78,7 +79,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def training_target(batch: Batch, ignore_in_loss: bool = True) -> Tensor:
-    """What the queries of a batch are trained towards, (B, H, W) uint8 in {0, 1, 255}: 255 counts nowhere.
+    """Training target of the queries of a batch, (B, H, W) uint8 in {0, 1, 255}; 255 is left out of the loss.
 
     Padding is 255 always.
 

@@ -11,7 +11,7 @@ from fsseg.data.types import Batch
 from fsseg.model.backbones import Backbone, Features, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
 from fsseg.model.blocks.neck import CorrelationNeck
-from fsseg.model.blocks.tokens import Tokens, downsample_masks, flatten, picture_cells, tokens_under
+from fsseg.model.blocks.tokens import Tokens, downsample_masks, picture_cells, to_tokens, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, NeckConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class QueryPrediction(nn.Module):
     """QP: P = phi_p(cat(mean(S_QP), f_q)), phi_p two 1x1 convolutions, the first with ReLU.
 
-    The mean is one vector for the whole map, so phi_p's first layer is applied to the two halves of its input apart:
+    The mean is one vector for the whole map, so phi_p's first layer is applied to each half of its input alone:
     to f_q once for all rounds (`prepare`), to the mean once a round. The sum is the same.
     """
 
@@ -61,7 +61,7 @@ class Baseline(FewShotModel):
         return self.decode(support, query, batch)
 
     def decode(self, support: Features, query: Features, batch: Batch) -> Prediction:
-        """Everything after the backbone, so that features kept from before can be used.
+        """Everything after the backbone; features computed before can be passed in.
 
         Args:
             support: features of the B * K support images, sample by sample.
@@ -78,12 +78,12 @@ class Baseline(FewShotModel):
         f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_pictures.flatten(0, 1), cells), picture)
         shots = masks.shape[1]
         if self.shot_fusion == "logits" and shots > 1:
-            tokens = tokens_under(masks.flatten(0, 1).flatten(1), flatten(f_s.flatten(0, 1)))
+            tokens = tokens_under(masks.flatten(0, 1).flatten(1), to_tokens(f_s.flatten(0, 1)))
             images = batch.query_image.repeat_interleave(shots, 0)
             pictures = None if picture is None else picture.repeat_interleave(shots, 0)
             return self.rounds(tokens, f_q.flatten(0, 1), images, pictures).mean_of(shots)
-        # The tokens of all shots in one row: shot by shot, each in raster order.
-        s_qp = tokens_under(masks.flatten(1), flatten(f_s.transpose(1, 2)))
+        # The tokens of all shots one after the other, each shot in raster order.
+        s_qp = tokens_under(masks.flatten(1), to_tokens(f_s.transpose(1, 2)))
         return self.rounds(s_qp, f_q.mean(1), batch.query_image, picture)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:

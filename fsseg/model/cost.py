@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds (MACs) of each part, our form and the paper's, beside its figures.
+"""What a model costs: parameters and multiply-adds (MACs) of each part, our form and the paper's, and its figures.
 
 `fsseg cost` prints it. MACs are half of what torch's own `FlopCounterMode` counts, on fake tensors: nothing is computed
 and no weights are loaded. How many tokens there are depends on the images; `share` sets it.
@@ -24,7 +24,7 @@ from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, prior_map
-from fsseg.model.blocks.tokens import Tokens, flatten
+from fsseg.model.blocks.tokens import Tokens, to_tokens
 from fsseg.process.tables import aligned
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ OBJECT_SHARE = 0.16
 """Foreground share of a map, support and prediction alike: the mean over PASCAL's objects of at least 2048 pixels, in
 the image padded to a square (0.161 on every fifth of VOC's and SBD's masks). The paper does not say what its own count
 assumed. With this share and one QP a round the dense form gives the paper's slope of 15.6 GMACs to 2 %; with two QPs a
-round (P and P_hat) a share of 0.11 would. The T = 1 row stands one slope above the baseline, which holds a QP of its
-own, as the further rows stand above one another: that speaks for one QP a round."""
+round (P and P_hat) a share of 0.11 would. The row for T = 1 is one slope above the baseline, which has its own QP, and
+so is each further row above the one before. This suggests one QP a round."""
 
 PAPER_SETTING = ("resnet50", 473, 1)
 PAPER_PARAMETERS = {"baseline": 27.6, "full": 33.5, "QP": 0.6, "SM": 3.9, "IC": 2.0}
@@ -75,7 +75,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     Returns:
         Rows from the parts to the sums. The paper's figures stand only beside its own setting (`PAPER_SETTING`).
     """
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # the plain form of attention shows its matrix products
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
         backbone = build_backbone(BackboneConfig(cfg.backbone.name, pretrained=False))
         method: Callable = method_class(cfg.model.name)
         model = method(backbone, cfg.model).requires_grad_(False)
@@ -92,7 +92,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
 
 @dataclass
 class _Scene:
-    """Stand-ins for everything that flows between the parts, with the token counts of a typical episode."""
+    """Stand-ins for the tensors between the parts, with the token counts of a typical episode."""
 
     support: Features
     query: Features
@@ -210,7 +210,7 @@ def _modulation(sm: SupportModulation, scene: _Scene) -> int:
 
 def _modulation_dense(sm: SupportModulation, scene: _Scene) -> int:
     """Convolutions on whole maps, all ordered pairs of the similarity matrices."""
-    f_q, inside = flatten(scene.f_q), scene.num_foreground
+    f_q, inside = to_tokens(scene.f_q), scene.num_foreground
 
     def run() -> None:
         if sm.pixel is not None:
@@ -229,7 +229,7 @@ def _modulation_dense(sm: SupportModulation, scene: _Scene) -> int:
 
 def _cleansing(ic: InformationCleansing, scene: _Scene) -> tuple[int, int]:
     """Once for all rounds, and once a round."""
-    f_q = flatten(scene.f_q)
+    f_q = to_tokens(scene.f_q)
     support = torch.empty(1, scene.shots * scene.num_foreground, f_q.shape[2])
     keys = Keys(torch.empty_like(f_q), torch.empty_like(f_q))
     rise = torch.empty(1, f_q.shape[1])

@@ -16,7 +16,7 @@ from fsseg.data.types import Batch
 from fsseg.errors import UserError
 from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.blocks.tokens import area_average, downsample_masks, flatten, picture_cells
+from fsseg.model.blocks.tokens import area_average, downsample_masks, picture_cells, to_tokens
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, PrototypeConfig
@@ -28,7 +28,7 @@ class Prototype(FewShotModel):
     """Cosine matching with the mean support foreground feature, all shots pooled.
 
     The map is cut by `threshold`: `otsu` finds each query's best two-class split; `background` compares with the mean
-    support background feature instead. Padding has no say in either, nor have support pixels of 255.
+    support background feature instead. Neither uses padding or support pixels of 255.
     """
 
     trainable = False
@@ -51,7 +51,7 @@ class Prototype(FewShotModel):
         names = [spec.support_ids for spec in batch.specs]
         cells = (support.shape[2], support.shape[3])
         masks = downsample_masks(batch.support_masks, cells, names=names)
-        tokens = flatten(support).unflatten(0, (-1, shots)).flatten(1, 2)  # (B, K n, C)
+        tokens = to_tokens(support).unflatten(0, (-1, shots)).flatten(1, 2)  # (B, K n, C)
         foreground = _masked_mean(tokens, masks.flatten(1))
         similarity = _cosine(query, foreground)
         if self.threshold == "otsu":
@@ -81,7 +81,7 @@ def _cosine(features: Tensor, vector: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> Tensor:
-    """The cut that separates each row best: largest variance between the two sides (Otsu 1979), over all cuts.
+    """The threshold that separates each row best: largest variance between the two sides (Otsu 1979), over all cuts.
 
     Args:
         values: (B, n).

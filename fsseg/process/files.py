@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whoever reads or writes them at the same time. Everything that writes calls this."""
+"""Reads and writes whole files: a reader never sees half a file, whoever writes it. Every room writes through this."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def json_text(value: Any) -> str:
 def create_exclusive(path: Path, data: str) -> bool:
     """Create a file with its content in one step; False if the name is taken. Of many callers exactly one gets True.
 
-    A finished file is linked to the name, since O_EXCL alone would show readers an empty file and old NFS cannot do it.
-    The count of links tells whether it worked: over NFS the answer to `link` may get lost although it was done.
+    A finished file is linked to the name: with O_EXCL readers could see an empty file, and old NFS does not support it.
+    The number of links shows whether it worked: over NFS the reply to `link` may get lost although the link was made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
@@ -76,7 +76,7 @@ def create_exclusive(path: Path, data: str) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-# What file systems without hard links (exFAT, some FUSE) answer.
+# Errors of file systems without hard links (exFAT, some FUSE).
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 
 
@@ -98,4 +98,4 @@ def _read_umask() -> int:
 
 
 UMASK = _read_umask()
-"""Of this process; read once, at import, because asking changes it for a moment."""
+"""File mode mask of this process; read once, at import, because reading it changes it for a moment."""

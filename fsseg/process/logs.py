@@ -11,7 +11,7 @@ _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 
 def configure_logging(level: str) -> None:
-    """Our loggers to stderr at `level`; the root logger and Hydra's stay as they are."""
+    """Send fsseg's loggers to stderr at `level`; the root logger and Hydra's stay as they are."""
     logger = logging.getLogger("fsseg")
     if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         level = "info"  # `faults` names it
@@ -28,7 +28,7 @@ class RunLog(logging.FileHandler):
     """train.log of a cell, appended to by every start.
 
     Attributes:
-        strict: raise what goes wrong; set to False while a run records its end.
+        strict: raise errors of writing; set to False while a run records its end.
 
     Raises:
         OSError: from the logging call itself, if a line cannot be written; a run on a full disk must not go on.

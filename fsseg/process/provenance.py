@@ -33,7 +33,7 @@ def git_state() -> dict[str, Any]:
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:
-    """A JSON-ready record of this process's surroundings."""
+    """Code, packages, machine and command line of this process, ready for JSON."""
     from fsseg import __version__
 
     packages: dict[str, str | None] = {}

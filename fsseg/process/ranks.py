@@ -1,4 +1,4 @@
-"""Which of several processes this one is; known without torch. `fsseg.engine.distributed` lets them talk."""
+"""Which of several processes this one is, found without torch. `fsseg.engine.distributed` connects them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ALONE = Ranks()
 
 
 def several_expected() -> bool:
-    """Whether the environment tells of several processes: started by torchrun, or by submitit with several tasks."""
+    """Whether environment variables announce several processes: of torchrun, or of submitit with several tasks."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or submitit_tasks() > 1
 
 
 def submitit_tasks() -> int:
     """Tasks of the submitit job that this process belongs to; 1 outside of one.
 
-    SLURM's own variables alone do not count: within `salloc -n 4` they are there without four processes being started.
+    SLURM's own variables alone do not count: `salloc -n 4` sets them without starting four processes.
     """
     names = {"slurm": "SLURM_NTASKS", "local": "SUBMITIT_LOCAL_NTASKS"}
     return int(os.environ.get(names.get(os.environ.get("SUBMITIT_EXECUTOR", ""), ""), "1"))

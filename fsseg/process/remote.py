@@ -1,20 +1,20 @@
-"""Addresses of remote stores, and what fsspec can make of them: a configuration is checked before anything is sent."""
+"""Addresses of remote stores, and whether fsspec can use them: checked before anything is sent."""
 
 from __future__ import annotations
 
 from fsseg.errors import UserError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp"}
-"""Protocol -> the extra of this package that brings what fsspec needs for it."""
+"""Protocol -> the extra of this package that installs what fsspec needs for it."""
 
 
 def is_url(text: str) -> bool:
-    """Whether a place is an address and no path."""
+    """Whether a text is an address, not a path."""
     return "://" in text
 
 
 def url_faults(url: str) -> list[UserError]:
-    """What can be said against `sync.url` before anything is sent: no such protocol, or its package is missing."""
+    """Faults of `sync.url` that show before anything is sent: an unknown protocol, or its package is missing."""
     import fsspec
 
     protocol = url.partition("://")[0]

@@ -1,7 +1,7 @@
-"""USR2, TERM and INT: a run stops at its next step, saves, and hands over to whoever listened before.
+"""USR2, TERM and INT: a run stops at its next step, saves, and then calls the handler that was there before.
 
-Used by `fsseg.run`. A handler only makes a note; the loops look at it at every step. submitit has the job requeued in
-its own handler of USR2, so that one is called in the end, after everything is saved.
+Used by `fsseg.run`. A handler only notes the signal; the loops check the note at every step. submitit requeues the job
+in its own handler of USR2, so that handler is called last, after everything is saved.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR2", "SIGTERM", "SIGINT
 
 
 class Preempted(Exception):
-    """The run was asked to stop; what training had reached is saved, and the next start goes on from there."""
+    """The run was asked to stop; the state of training is saved, and the next start continues from there."""
 
 
 class Signals:
-    """Within `with Signals() as signals:` the three signals are noted; leaving brings the former handlers back.
+    """In the block `with Signals() as signals:` the three signals are noted; after it the former handlers are back.
 
     Outside the main thread, where Python allows no handlers, nothing is noted. A signal that the process was started
     to ignore stays ignored (a shell starts background jobs without INT).
@@ -59,7 +59,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """While preparing there is nothing to save and no step to wait for: here a signal raises `Preempted` itself."""
+        """In this block a signal raises `Preempted` at once: while preparing there is nothing to save."""
         if (reason := self.reason()) is not None:
             raise Preempted(reason)
         self._at_once = True
@@ -69,11 +69,11 @@ class Signals:
             self._at_once = False
 
     def hand_over(self) -> None:
-        """To be called when all is saved and given up: the former handler decides; without one the process ends.
+        """Call the former handler after everything is saved and the claim is released; without one, end the process.
 
         Raises:
-            SystemExit: 128 + signal, where nobody else listens, or the listener (submitit on TERM) does not mind; that
-                is no `Exception`, so neither Hydra nor submitit takes it for a result. A basic-launcher sweep ends too.
+            SystemExit: 128 + signal, if there is no former handler, or it returns (submitit's does on TERM). This is no
+                `Exception`, so neither Hydra nor submitit takes it for a result. It also ends a basic-launcher sweep.
         """
         if self.received is None:  # another process of the run had the signal
             sys.exit(128 + signal.SIGTERM)
@@ -81,11 +81,11 @@ class Signals:
         if previous is not None and is_foreign(previous):
             previous(self.received, None)
             if int(os.environ.get("RANK", "0")) > 0:
-                sys.exit(0)  # submitit leaves the requeueing to rank 0, which an exit status here would cut short
+                sys.exit(0)  # rank 0 of submitit requeues; a non-zero exit status here would end it before that
         sys.exit(128 + self.received)
 
     def leave_if_asked(self) -> None:
-        """For a run that came to its end all the same: end the process if a person or the system wants that."""
+        """End the process after a run that finished although a signal came, unless the signal has a former handler."""
         if self.received is not None and not is_foreign(self._previous.get(self.received)):
             sys.exit(128 + self.received)
 
@@ -106,14 +106,14 @@ class Signals:
 
 
 def is_foreign(handler: Any) -> bool:
-    """Whether a handler is somebody's function: not the system's default, and not Python's KeyboardInterrupt."""
+    """Whether a handler was set by other code: neither the default of the system nor Python's KeyboardInterrupt."""
     return callable(handler) and handler is not signal.default_int_handler and not isinstance(handler, signal.Handlers)
 
 
 def shield_worker() -> None:
-    """In a process that loads data: outlive a signal sent to the whole job, so that the run can still save.
+    """Let a process that loads data survive a signal to the whole job, so that the run can still save.
 
-    SLURM signals every process of a step. TERM, by which the run itself may end a worker too, works half a minute late.
+    SLURM signals every process of a step. TERM, with which the run itself may end a worker, takes effect 30 s later.
     """
     late: Callable[[int, FrameType | None], Any] = lambda number, frame: signal.alarm(30)  # noqa: E731
     for number in SIGNALS:

@@ -1,4 +1,4 @@
-"""Plain text tables, for whoever prints one."""
+"""Tables in plain text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durations, sizes and ranges in words, for whoever prints them: at a glance, not to the second."""
+"""Durations, sizes and ranges as short text, rounded for reading."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def size(count: float | None) -> str:
 
 
 def extent(low: float, high: float, unit: str, most_only: bool = False) -> str:
-    """`0.5-1.0 h`, `3.0 GB` where both ends are alike, `up to 80 h` if only the upper end says something."""
+    """`0.5-1.0 h`, `3.0 GB` if both ends look alike, `up to 80 h` if only the upper end is meaningful."""
     if most_only and high > low:
         return f"up to {_figure(high)} {unit}".rstrip()
     alike = abs(high - low) < 0.005 * max(high, 1e-9)

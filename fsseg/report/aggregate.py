@@ -15,7 +15,7 @@ from fsseg.report.tables import build
 
 
 def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) -> str:
-    """Everything `fsseg aggregate` does: read, tabulate, write the files, and return the text to print.
+    """Read runs, tabulate them, write the files, and return the text to print.
 
     Writes summary.csv, .md, .json and .tex and replication_results.json into `out_dir`, by default the first path (or
     its folder, if it is a file), and the tables and plots of the paper's experiments for the runs that ask for one.

@@ -1,4 +1,4 @@
-"""Figure 5 of the paper, and the test of its claim: what is lost when support and query stand on other backgrounds.
+"""Figure 5 of the paper, and the test of its claim: how much is lost when support and query differ in background.
 
 `fsseg.report.experiments` calls both.
 """
@@ -51,7 +51,7 @@ def background_bias(group: Group, picture: Path) -> TextTable:
         figures, label = _figures(cells, shifts), LABELS[kind]
         distances = _distances(statistic(cells, partial(_mean_distance, shift=s)) for s in shifts)
         table.rows.append([label, *_texts(figures), *distances])
-        # P_1 uses the support as it is; P_T is the answer, and has its row already.
+        # P_1 uses the unmodified support; P_T is the answer, which already has a row.
         earlier = min((len(_rounds_at(c, s)) for c in cells.values() for s in shifts), default=1) - 1
         table.rows += [
             [f"{label}: P_{t}", *_texts(_figures(cells, shifts, t)), *("" for _ in shifts)]
@@ -72,7 +72,7 @@ def background_bias(group: Group, picture: Path) -> TextTable:
 
 
 def _figures(cells: Cells, shifts: Sequence[str], t: int | None = None) -> list[Statistic | None]:
-    """mIoU at each shift and what is lost between the ends, of the answer or of P_t."""
+    """mIoU at each shift and the loss from the first to the last, of the answer or of P_t."""
     at = [statistic(cells, partial(_miou_at, shift=s, t=t)) for s in shifts]
     return [*at, statistic(cells, partial(_lost, shifts=shifts, t=t)) if len(shifts) > 1 else None]
 
@@ -101,7 +101,7 @@ def _against_baseline(rows: Rows, shifts: Sequence[str]) -> list[str]:
 
 
 def _gain_of_rounds(rows: Rows, shifts: Sequence[str]) -> list[str]:
-    """What a model's last round adds to its own first one."""
+    """mIoU of a model's last round minus that of its first."""
     lines = []
     for kind, cells in rows.items():
         several = {s: [r for c in cells.values() if len(r := _rounds_at(c, s)) > 1] for s in shifts}
@@ -117,19 +117,19 @@ def _at_shifts(pairs: Mapping[str, Iterable[tuple[float | None, float | None]]])
 
 
 def _metrics(cell: CellResult, shift: str | None = None) -> Metrics | None:
-    """Of the protocol's own episodes, or of those at a background shift."""
+    """Metrics of the protocol's own episodes, or of those at a background shift."""
     metrics = cell.result.metrics
     return metrics.by_background_shift.get(shift) if metrics and shift is not None else metrics
 
 
 def _miou_at(cell: CellResult, shift: str, t: int | None = None) -> float | None:
-    """Of the answer, or of P_t."""
+    """mIoU at a shift, of the answer or of P_t."""
     metrics = _metrics(cell, shift)
     return None if metrics is None else metrics.miou if t is None else metrics.miou_per_round[t - 1]
 
 
 def _rounds_at(cell: CellResult, shift: str) -> list[float]:
-    """mIoU of P_1..P_T; empty where it was not measured."""
+    """mIoU of P_1..P_T; empty if it was not measured."""
     metrics = _metrics(cell, shift)
     return metrics.miou_per_round if metrics else []
 

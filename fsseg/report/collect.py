@@ -1,6 +1,6 @@
-"""From output folders to a list of cells: finds run directories, reads what they say, and names what cannot be read.
+"""From output folders to a list of cells: finds run directories, reads them, and names the files it cannot read.
 
-`fsseg aggregate`, the report and notebooks call `collect` and `to_frame`. Directories are read through
+`fsseg aggregate` calls `collect`; `to_frame` is for notebooks. Directories are read through
 `fsseg.cell.record`; torch and Hydra are never imported, so that reading a thousand runs is quick.
 """
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class CellResult:
-    """What a cell has to give to a table: its score, or the reason why there is none.
+    """A cell as a table needs it: its score, or the reason why there is none.
 
     Attributes:
         path: the run directory; for a figure of the older workflow, its file.
-        result: without its provenance, which no table shows and which would be a third of the memory; of a cell without
-            result.json, no more than its key, and its protocol if that is known.
-        reason: why there is no score, for people; empty with one.
+        result: without its provenance, which no table shows and which would take a third of the memory; for a cell
+            without result.json only its key, and its protocol if that is known.
+        reason: why there is no score, in words; empty if there is one.
     """
 
     path: Path
@@ -74,10 +74,10 @@ class CellResult:
 
     @cached_property
     def protocol_id(self) -> str | None:
-        """8 hex digits over the protocol in full: cells are averaged only where it is equal. None if it is unknown.
+        """8 hex digits over the whole protocol: only cells with equal ones are averaged. None if it is unknown.
 
         Of `episodes_file` only whether there is one counts, and which protocol its list was drawn under: every fold
-        needs a file of its own. Whether two cells of a fold had the same list is for `episodes_list` to say.
+        needs a file of its own. `episodes_list` shows whether two cells of a fold had the same list.
         """
         protocol = self.result.protocol
         if not protocol:
@@ -94,15 +94,15 @@ class CellResult:
 
 
 def _head(protocol: dict[str, Any]) -> dict[str, Any]:
-    """What a protocol says about its list of episodes."""
+    """The part of a protocol that describes its list of episodes."""
     head = protocol.get("episodes_list")
     return head if isinstance(head, dict) else {}
 
 
 def by_list(cells: list[CellResult]) -> dict[str | None, list[CellResult]]:
-    """Cells by their list of episodes where two of one fold have different ones, else all of them under None.
+    """Cells by their list of episodes if two of one fold have different lists, otherwise all of them under None.
 
-    Only cells under one key were scored alike; which lists of different folds belong together, nothing tells.
+    Only cells under one key can be compared: it is unknown which lists of different folds belong together.
     """
     if len({(c.key.fold, c.episodes_list) for c in cells}) == len({c.key.fold for c in cells}):
         return {None: cells}
@@ -114,7 +114,7 @@ def by_list(cells: list[CellResult]) -> dict[str | None, list[CellResult]]:
 
 @dataclass
 class Collection:
-    """Everything found under the folders asked for, in a stable order."""
+    """Everything found under the given folders, in a stable order."""
 
     cells: list[CellResult]
     problems: list[Problem]
@@ -162,7 +162,7 @@ def _order(k: CellKey) -> tuple[Any, ...]:
 
 
 def _read_run(run: RunDirectory, problems: list[Problem]) -> list[CellResult]:
-    """The cell of a run directory; none if nothing tells which it is."""
+    """The cell of a run directory; an empty list if it cannot be identified."""
     seen = run.look()
     if (result := seen.result) is not None:
         result.provenance = {}

@@ -1,6 +1,6 @@
-"""What the tables of experiments share: which cells may stand in one table, its rows, and what must be said of them.
+"""What the tables of experiments share: which cells go into one table, its rows, and its notes.
 
-`experiments` is the caller. Rows are compared on the very same folds and training seeds, or not at all.
+`experiments` is the caller. Rows are compared only on the same folds and training seeds.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LABELS = {
     "without_es": "without E_s",
 }
 Cells = dict[tuple[int, int], CellResult]
-"""Of one row, by fold and seed."""
+"""The cells of one row, by fold and seed."""
 Rows = dict[Any, Cells]
 """Kind of model -> its cells."""
 
 
 @dataclass
 class Group:
-    """Cells that may stand in one table: the same in everything but the model's settings, its rate, fold and seed."""
+    """Cells for one table: equal in everything but the model's settings, learning rate, fold and seed."""
 
     report: str
     name: str
@@ -86,9 +86,9 @@ def groups_of(cells: Iterable[CellResult], reports: Container[str | None]) -> li
 
 
 def _same_settings(cell: CellResult) -> tuple[bool, str]:
-    """Everything of a cell's identity but what a table compares, and the learning rate (see `_by_rate`).
+    """A cell's identity without what a table compares and without the learning rate (see `_by_rate`).
 
-    Cells of unknown settings stand in no table with others.
+    Cells of unknown settings share no table with others.
     """
     identity = cell.identity or {}
     compared = ("model.", "fold", "seed", "protocol.episodes_file", "checkpoint", "train.lr")
@@ -102,12 +102,12 @@ def _model(cell: CellResult) -> str:
 
 
 def _rate(cell: CellResult) -> Any:
-    """The learning rate; where it is unknown, the variant, which another rate would have changed."""
+    """The learning rate; if it is unknown, the variant, which differs for another rate."""
     return cell.key.variant if cell.identity is None else cell.identity.get("train.lr")
 
 
 def _by_rate(cells: Sequence[CellResult]) -> list[list[CellResult]]:
-    """One table if every model has one learning rate, be it its own; where a model was run at several, one for each."""
+    """One table if every model has a single learning rate; if a model has several, a table for each rate."""
     rates = {(_model(cell), _rate(cell)) for cell in cells}
     if len(rates) == len({model for model, _ in rates}):
         return [list(cells)]
@@ -118,7 +118,7 @@ def _by_rate(cells: Sequence[CellResult]) -> list[list[CellResult]]:
 
 
 def _rates_note(cells: Sequence[CellResult]) -> list[str]:
-    """Which rate which model had, where they differ; models that differ in T are told apart by it."""
+    """The learning rate of each model if they differ; models that differ in T are named with it."""
     several = {kind for kind in LABELS if len({_rounds(c) for c in cells if component(c) == kind}) > 1}
     found: dict[str, set[Any]] = defaultdict(set)
     for cell in sorted(cells, key=lambda c: ([*LABELS, None].index(component(c)), _rounds(c))):
@@ -137,7 +137,7 @@ def _rounds(cell: CellResult) -> int:
 
 
 def component(cell: CellResult) -> str | None:
-    """Which row of Tables 3 and 4 a cell is: a key of `LABELS`; None for any other model."""
+    """The row of Tables 3 and 4 that a cell belongs to: a key of `LABELS`; None for any other model."""
     model, method = cell.result.model, cell.key.method
     if method == "baseline" or (method == "abcb" and not model.get("modulation", True)):
         return "baseline"
@@ -151,7 +151,7 @@ def component(cell: CellResult) -> str | None:
 
 
 def rows_of(group: Group, kinds: Sequence[Any], kind_of: Callable[[CellResult], Any]) -> Rows:
-    """The cells of each row by fold and seed, cut to the folds and seeds that all rows with results have."""
+    """The cells of each row by fold and seed, reduced to the folds and seeds that all rows with results have."""
     rows: Rows = {kind: {} for kind in kinds}
     clashes = set()
     for cell in group.cells:
@@ -184,7 +184,7 @@ def statistic(cells: Cells, measure: Callable[[CellResult], float | None]) -> St
 
 
 def notes_of(group: Group, rows: Rows, beside_paper: bool = True) -> list[str]:
-    """What a reader of the table must know; `beside_paper`: figures of the paper stand in it."""
+    """Notes for readers of the table; `beside_paper`: it has figures of the paper."""
     keys = sorted({key for cells in rows.values() for key in cells})
     notes = []
     if keys:

@@ -1,7 +1,7 @@
-"""The experiments of the paper as it prints them: Tables 3 to 6, Figures 5 and 7, and the test of its claim.
+"""The experiments of the paper in its form: Tables 3 to 6, Figures 5 and 7, and the test of its claim.
 
-`fsseg.report.aggregate` calls `experiment_report`; cells say themselves which of `REPORTS` they belong to (config key
-`report`, set by the files under `conf/experiment`). Text, Markdown and PNG come from run directories alone.
+`fsseg.report.aggregate` calls `experiment_report`. The config key `report` says which of `REPORTS` a cell belongs to;
+the files under `conf/experiment` set it. Text, Markdown and PNG are made from run directories alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Written:
 
 
 def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | None:
-    """Write `<report>.md` and its pictures into `folder` for every experiment among the cells; None without any.
+    """Write `<report>.md` and its pictures into `folder` for every experiment among the cells; None if there is none.
 
     Raises:
         OSError: a file cannot be written.
@@ -54,7 +54,7 @@ def _ablation(
     label: Callable[[Any], str],
     paper: Callable[[Any], float | None],
 ) -> tuple[TextTable, Rows]:
-    """A table with one row a kind of model: ours, the paper's, and the difference where both are of the same task."""
+    """A table with one row for each kind of model: ours, the paper's, and the difference if the task is the same."""
     rows = rows_of(group, kinds, kind_of)
     table = TextTable(f"{title}: mIoU in percent ({group.title})", ["", "ours", "paper", "difference"])
     for kind, cells in rows.items():
@@ -138,7 +138,7 @@ def _miou(cell: CellResult) -> float | None:
 
 
 def _iterations(cell: CellResult) -> int | None:
-    """T of a whole ABCB; None for any other model, which is no row of Tables 5 and 6."""
+    """T of a whole ABCB; None for any other model, which has no row in Tables 5 and 6."""
     value = cell.result.model.get("iterations")
     return value if component(cell) == "full" and isinstance(value, int) else None
 

@@ -1,7 +1,6 @@
 """A table of text cells, for a terminal, as Markdown and as LaTeX.
 
-The tables of scores (`fsseg.report.tables`) and those of the paper's experiments (`fsseg.report.experiments`) are shown
-through it.
+`fsseg.report.tables` (scores) and `fsseg.report.experiments` (the paper's experiments) use it.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ _MAX_WIDTH = 118  # a wider table is cut into one block a group
 
 @dataclass
 class TextTable:
-    """One table, with what is to be said below it and the pictures written beside it.
+    """One table, with the notes below it and the pictures that belong to it.
 
     Attributes:
         header: names of the columns; the first is that of the rows' labels.
-        groups: headings over the columns after the first, each over equally many.
+        groups: headings over the columns after the first, each over the same number of columns.
     """
 
     title: str
@@ -77,7 +76,7 @@ class TextTable:
         return (len(self.header) - 1) // max(len(self.groups), 1)
 
     def _lines(self) -> list[str]:
-        """The rows in columns; groups stand over theirs, with a gap twice as wide before each."""
+        """The rows in columns; each group has its heading and a double gap before it."""
         rows, num = [self.header, *self.rows], self._per_group
         if not self.groups:
             return aligned(rows).split("\n")
@@ -90,7 +89,7 @@ class TextTable:
         return [over, *aligned(spaced).split("\n")]
 
     def _blocks(self) -> Iterator[TextTable]:
-        """A table for each group that has a number, of the rows that have anything there."""
+        """A table for each group that has a number, with the rows that are not empty there."""
         for i, group in enumerate(self.groups):
             first, last = 1 + i * self._per_group, 1 + (i + 1) * self._per_group
             header, *rows = ([line[0], *line[first:last]] for line in [self.header, *self.rows])

@@ -1,4 +1,4 @@
-"""The published figures, carried by the package, and the rule when one of them may stand beside a result of ours.
+"""The published figures, part of the package, and the rule when one may be shown beside our result.
 
 `tables` is the caller. The figures are those of Zhu, Chen, Yin, See, Liu: Addressing Background Context Bias in
 Few-Shot Segmentation through Iterative Modulation, CVPR 2024, copied as printed.
@@ -17,7 +17,7 @@ from fsseg.cell.key import CellKey
 FOLDS = (0, 1, 2, 3)
 """The folds of both data sets; a mean is a mean over all of them."""
 MEAN = -1
-"""The fold number under which the mean over the folds stands."""
+"""The fold number that stands for the mean over the folds."""
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
 _FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
@@ -30,7 +30,7 @@ _ABLATION_RECIPE = {
     "train.epochs": 250,
     "train.max_steps": None,
 }
-"""What makes a run the paper's, as `dataset=pascal5i` sets it. The learning rate may be each model's own."""
+"""The settings of the paper's runs, as `dataset=pascal5i` sets them. Each model may have its own learning rate."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Published:
     @property
     def mean_is_odd(self) -> bool:
         """Whether the printed mean is further from the mean of the printed folds than rounding explains."""
-        return abs(self.mean - self.mean_of_folds) > 0.101  # folds are off by up to 0.05, the mean by another 0.05
+        return abs(self.mean - self.mean_of_folds) > 0.101  # rounding: up to 0.05 for folds, another 0.05 for the mean
 
     def at(self, fold: int) -> float:
         """mIoU of a fold, or of the mean under `MEAN`."""
@@ -80,12 +80,12 @@ def published(dataset: str, backbone: str, shot: int, method: str = "ABCB") -> P
 def comparable(key: CellKey, num_val_images: int | None = None) -> Published | None:
     """The published figures that cells of this data set, method, backbone, shot and variant may be compared with.
 
-    None unless they replicate them: only a method of the paper, with every setting at its default and on the whole
-    evaluation split, does.
+    Only a method of the paper, with every setting at its default and on the whole evaluation split, replicates them.
+    None for all other cells.
 
     Args:
-        num_val_images: images of the evaluation split, where the result tells; fewer than the data set has means that
-            a sample was evaluated.
+        num_val_images: images of the evaluation split, None if the result lacks the number. Fewer than the data set has
+            mean that only a sample was evaluated.
     """
     if key.method not in _NAMES or key.variant != "default":
         return None
@@ -101,7 +101,7 @@ def comparable_ablation(key: CellKey, num_val_images: int | None = None) -> bool
 
 
 def unlike_ablation(identity: dict[str, Any]) -> list[str]:
-    """The settings (`key=value`) that are not those of the paper's ablations; what the identity lacks is taken as is.
+    """The settings (`key=value`) that differ from those of the paper's ablations; a missing setting does not count.
 
     Args:
         identity: of a cell, flat.

@@ -1,7 +1,7 @@
 """`replication_results.json`, the file of the older single-script workflow: read by `collect`, made by `summary`.
 
 Its schema: `{"results": {"<dataset>_<backbone>_<k>shot": {"0".."3": {"miou": fraction}, "mean": {"miou": fraction}}}}`.
-It knows neither method (it is ABCB's replication), nor protocol, nor seed.
+It names no method (all results are of ABCB), no protocol and no seed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _KEY = re.compile(r"(?P<dataset>.+)_(?P<backbone>[^_]+)_(?P<shot>\d+)shot")
 
 
 def is_ours(path: Path) -> bool:
-    """Whether `fsseg aggregate` wrote the file: then its numbers are in the runs already."""
+    """Whether `fsseg aggregate` wrote the file: then the runs already hold its numbers."""
     return (read_json(path) or {}).get("written_by") == _WRITER
 
 
 def parse_replication(name: str, value: Mapping[str, Any]) -> tuple[list[Result], list[str]]:
-    """All folds of an older file as results under a name, and what in it makes no sense, in words.
+    """All folds of an older file as results under a name, and its faults in words.
 
     A value that is no fraction is reported and left out. A stated mean that differs from the mean of its four folds by
     more than 0.05 points is reported; the folds count.

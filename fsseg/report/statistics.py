@@ -1,6 +1,6 @@
-"""Means, spreads and paired differences, as every table and note of a report prints them.
+"""Means, spreads and paired differences for all tables and notes of a report.
 
-`math.fsum` throughout: no figure depends on the order in which the runs were read.
+All sums use `math.fsum`: no figure depends on the order in which the runs were read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def sample_std(values: Sequence[float]) -> float | None:
-    """None with fewer than two values."""
+    """Sample standard deviation (n - 1); None for fewer than two values."""
     if len(values) < 2:
         return None
     middle = mean(values)
@@ -34,7 +34,7 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Mapping[tuple[int, int], float]) -> Statistic:
-        """Of values by (fold, seed), the same folds for every seed."""
+        """Of values by (fold, seed); every seed has the same folds."""
         seeds = sorted({seed for _, seed in values})
         means = [mean([v for (_, s), v in values.items() if s == seed]) for seed in seeds]
         return cls(mean(list(values.values())), sample_std(means))
@@ -54,7 +54,7 @@ class PairedDifference:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> PairedDifference | None:
-        """Over the pairs measured on both sides; None without any."""
+        """Over the pairs measured on both sides; None if there is no such pair."""
         differences = [a - b for a, b in pairs if a is not None and b is not None]
         if not differences:
             return None

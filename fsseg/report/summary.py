@@ -104,11 +104,11 @@ def _figures(entry: Entry) -> dict[str, Any]:
 
 
 def to_replication(report: Report) -> tuple[dict[str, Any], list[str]]:
-    """The content of replication_results.json, and what had no place in it, in words.
+    """The content of replication_results.json, and the rows left out of it, in words.
 
-    The file has one place for a data set, backbone and shot, and means ABCB by it: only whole results of ABCB at its
-    defaults enter. Of several such rows the one under the protocol `standard` does, then the one with most folds, then
-    the one with most episodes.
+    The file has one place for each data set, backbone and shot, meant for ABCB: only whole results of ABCB at its
+    defaults enter. Of several such rows the one under the protocol `standard` is taken, then the one with most folds,
+    then the one with most episodes.
     """
     rivals: dict[tuple[str, str, int], list[tuple[tuple[bool, int, int], Table, Row]]] = defaultdict(list)
     left_out: list[str] = []

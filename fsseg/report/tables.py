@@ -1,8 +1,8 @@
 """From cells to tables: one table per data set and protocol, rows method x backbone x variant, columns folds and mean.
 
-`fsseg.report.aggregate` and the report call `build`. Cells that were scored by different rules, or on other images,
-never meet in an average, and a mean over folds exists only when all folds do. Numbers are rounded in `Table.as_text`
-and nowhere else: one decimal for people, all for machines.
+`fsseg.report.aggregate` calls `build`. Cells with different scoring rules or evaluation images are never averaged
+together, and a mean over folds exists only if all folds do. Only `Table.as_text` rounds numbers, to one decimal; CSV
+and JSON keep all digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fsseg.report.statistics import mean, sample_std
 
 COLUMNS = (*FOLDS, MEAN)
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
-# Fields of a result's protocol that `protocol.episodes_file` decides, where there is one.
+# Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Entry:
     Attributes:
         miou: mean over training seeds (for the column MEAN: of the means of all folds).
         std: sample standard deviation over training seeds; None with fewer than two.
-        eval_std: standard deviation over evaluation seeds, averaged over training seeds; None where not recorded.
+        eval_std: standard deviation over evaluation seeds, averaged over training seeds; None if not recorded.
         seeds: the training seeds in it.
-        partial: a novel class is missing in it; such a number is not compared with a published one.
+        partial: it lacks a novel class; such a number is not compared with a published one.
         paper: the published figure, if there is one to compare with.
     """
 
@@ -53,7 +53,7 @@ class Entry:
 
 
 class RowKey(NamedTuple):
-    """What tells the rows of a table apart; `data_train` is the fingerprint of the training split."""
+    """What distinguishes the rows of a table; `data_train` is the fingerprint of the training split."""
 
     method: str
     backbone: str
@@ -77,13 +77,13 @@ class Row:
     label: str = ""
 
     def paper(self, shot: int, fold: int) -> float | None:
-        """The published figure of a column; None where ours is partial, as the two must not stand side by side."""
+        """The published figure of a column; None if our number is partial, as the two are then not comparable."""
         source, entry = self.published.get(shot), self.entries.get((shot, fold))
         return None if source is None or (entry is not None and entry.partial) else source.at(fold)
 
 
 class TableKey(NamedTuple):
-    """What must be equal for two cells to be scored alike; None where it is unknown."""
+    """What two cells in one table have in common; a field is None if it is unknown."""
 
     dataset: str
     protocol_id: str | None
@@ -92,7 +92,7 @@ class TableKey(NamedTuple):
 
 @dataclass
 class Table:
-    """All rows that were scored alike: same data set, same protocol in every field, same evaluation images."""
+    """Rows with the same scoring: data set, every field of the protocol, evaluation images."""
 
     key: TableKey
     protocol: dict[str, Any]
@@ -116,7 +116,7 @@ class Table:
         return f"{self.key.dataset} (mIoU in percent; {rule})"
 
     def as_text(self) -> TextTable:
-        """For each row its numbers, then where there are published ones those and the differences."""
+        """For each row its numbers; below them, if there are any, the published ones and the differences."""
         columns = [(shot, fold) for shot in self.shots for fold in COLUMNS]
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
@@ -146,7 +146,7 @@ def _signed(value: float | None) -> str:
 
 @dataclass
 class Report:
-    """The tables with everything that did not make it into them."""
+    """The tables, and everything that is in none of them."""
 
     tables: list[Table]
     problems: list[Problem]
@@ -178,9 +178,9 @@ def build(collection: Collection) -> Report:
 
 
 def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[TableKey, list[CellResult]]:
-    """Where cells of one fold were evaluated on different lists of episodes, a table for each list.
+    """If cells of one fold were evaluated on different lists of episodes, a table for each list.
 
-    Which lists of different folds belong together nothing tells: such tables have no mean over folds.
+    It is unknown which lists of different folds belong together, so these tables have no mean over folds.
     """
     apart: defaultdict[TableKey, list[CellResult]] = defaultdict(list)
     for key, cells in groups.items():
@@ -192,7 +192,7 @@ def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[Tabl
 def _table_of(
     cell: CellResult, groups: dict[TableKey, list[CellResult]], rows: set[tuple[TableKey, tuple[Any, ...]]]
 ) -> TableKey:
-    """Where a cell without score would stand: beside the finished cells of its row, else of its protocol."""
+    """The table for a cell without score: that of the finished cells of its row, or else of its protocol."""
     fitting = [
         key
         for key, cells in groups.items()
@@ -235,7 +235,7 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
 
 
 def _label(rows: list[Row]) -> None:
-    """Method and backbone, and of the rest just what tells the rows of this table apart."""
+    """Name the rows: method and backbone, and whatever else distinguishes the rows of this table."""
     several_names = len({row.key.name for row in rows}) > 1
     for row in rows:
         key = row.key
@@ -284,7 +284,7 @@ def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> Non
 
 
 def _one_per_seed(cells: list[CellResult], where: str, notes: list[str]) -> dict[int, CellResult]:
-    """The cells of one table entry by training seed; empty if they contradict each other, with a note saying so."""
+    """The cells of one table entry by training seed; empty if they contradict each other, with a note."""
     by_seed: dict[int, CellResult] = {}
     for cell in cells:
         seed = cell.key.seed
@@ -317,7 +317,7 @@ def _entry(cells: list[CellResult]) -> Entry:
 
 
 def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) -> Entry:
-    """The mean over all folds; its deviation is that of the seeds that every fold has."""
+    """The mean over all folds; its deviation is over the seeds that every fold has."""
     complete = sorted(set.intersection(*(set(cells) for cells in by_fold.values())))
     per_seed = [mean([by_fold[fold][seed].result.miou or 0.0 for fold in FOLDS]) for seed in complete]
     foreground = [e.fb_iou for e in entries.values() if e.fb_iou is not None]
@@ -331,7 +331,7 @@ def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) 
 
 
 def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], table: Table) -> None:
-    """Every cell of the row's rectangle of folds x seeds without a score, with what its directory says."""
+    """List each cell of the row's folds x seeds that has no score, with the reason from its directory."""
     finished = {(c.key.shot, c.key.fold, c.key.seed) for c in done}
     known = {(c.key.shot, c.key.fold, c.key.seed): c for c in pending}
     for shot in sorted({shot for shot, _, _ in finished | known.keys()}):

@@ -1,7 +1,7 @@
-"""Cutting a grid into command lines: a line for each of several servers, short lines for scattered cells.
+"""Cuts a grid into command lines: one for each of several servers, or short lines for scattered cells.
 
-`fsseg plan` and `fsseg retry` call this. A set of cells that is a product of choices (`dataset=a,b fold=0,1`) is called
-a box: it is what one command line can say.
+`fsseg plan` and `fsseg retry` call this. A box is a set of cells that is a product of choices (`dataset=a,b fold=0,1`):
+one command line can run it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def swept_keys(points: Sequence[Point]) -> list[str]:
 def cut(
     points: Sequence[Point], hours: Sequence[float], servers: int, by: Sequence[str] | None = None
 ) -> list[list[Box]]:
-    """Share a grid out among servers: for each of them the boxes it runs; together exactly the grid.
+    """Divide a grid among servers: for each the boxes it runs; together they are exactly the grid.
 
     Consecutive groups go to one server, such that the largest sum of hours is as small as it can be.
 
@@ -39,8 +39,8 @@ def cut(
         points: of the grid.
         hours: expected for each point; 0 for finished ones.
         servers: how many.
-        by: keys along which the grid may be cut; None chooses those with the fewest lines among the best balanced,
-            all swept keys are the finest cut.
+        by: keys along which the grid may be cut. All swept keys give the finest cut; None chooses the keys with the
+            fewest lines among the best balanced cuts.
 
     Raises:
         UserError: `servers` is less than 1, or `by` names a key that the line does not have.
@@ -72,14 +72,14 @@ def _cut_along(
     for i, point in enumerate(points):
         groups.setdefault(tuple(point.settings[k] for k in keys), []).append(i)
     members = list(groups.values())
-    chunks = _chunks([sum(hours[i] for i in group) for group in members], servers)
+    chunks = split_evenly([sum(hours[i] for i in group) for group in members], servers)
     parts = [merge([points[i].settings for g in chunk for i in members[g]]) for chunk in chunks]
     longest = max(sum(hours[i] for g in chunk for i in members[g]) for chunk in chunks)
     return longest, parts
 
 
-def _chunks(weights: Sequence[float], count: int) -> list[list[int]]:
-    """Cut a sequence into at most `count` runs, none empty, with the smallest largest sum; ties by length."""
+def split_evenly(weights: Sequence[float], count: int) -> list[list[int]]:
+    """Cut a sequence into at most `count` runs, none empty; the largest sum is minimal, then the largest length."""
     size = len(weights)
     count = min(count, size)
     # best[k][n]: (largest sum, largest length) of the first n weights in k runs, and where the last run begins
@@ -104,9 +104,9 @@ def _chunks(weights: Sequence[float], count: int) -> list[list[int]]:
 
 
 def merge(settings: Sequence[Mapping[str, str]]) -> list[Box]:
-    """Few boxes that hold exactly the given points, each point once.
+    """A small number of boxes that hold exactly the given points, each once.
 
-    Two boxes that differ in one key become one; points with different sets of keys never meet.
+    Two boxes that differ in one key become one; points with different sets of keys stay apart.
     """
     boxes: list[Box] = [{k: (v,) for k, v in s.items()} for s in settings]
     keys = list(dict.fromkeys(k for s in settings for k in s))

@@ -1,7 +1,7 @@
-"""`fsseg clean`: what run directories no longer need. It lists first; deleting asks the same questions once more.
+"""`fsseg clean`: files that run directories no longer need. It lists them first, and checks again before it deletes.
 
 Checkpoints of finished cells, claims whose holder is gone, and temporary files that a killed process left. A cell that
-somebody works on is never touched, and a checkpoint that another cell's configuration names stays.
+a process works on is never touched, and a checkpoint that another cell's configuration names stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from fsseg.cell.record import RunDirectory, Snapshot, State, Unreadable, look_at
 
 TEMPORARY_AGE = 3600.0
-"""Seconds after which a temporary file belongs to nobody: writing one takes seconds."""
+"""Seconds after which a temporary file counts as abandoned: writing one takes seconds."""
 
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
@@ -33,7 +33,7 @@ class Item:
 
 
 def find_waste(folders: Iterable[str | Path]) -> list[Item]:
-    """What could be deleted below the folders; nothing is.
+    """The files below the folders that could be deleted; deletes nothing.
 
     Raises:
         UserError: a folder does not exist or holds no run.
@@ -63,10 +63,10 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
 
 
 def delete(items: Sequence[Item]) -> list[Item]:
-    """Delete what still may go, and return it."""
+    """Delete the items that are still unused, and return them."""
     gone: list[Item] = []
     claims = [item for item in items if item.why == "claim"]
-    # A silent holder is watched for some of its renewals before its claim is taken: together, not one by one.
+    # Each silent holder is watched for some renewals before its claim is taken: all of them at the same time.
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(claims)))) as pool:
         taken = pool.map(lambda item: item.run.take_stale_claim(), claims)
         gone += [item for item, done in zip(claims, taken) if done]
@@ -105,9 +105,9 @@ def text(items: Sequence[Item], deleted: bool) -> str:
 
 
 def _named_checkpoint(s: Snapshot) -> Iterable[Path]:
-    """The checkpoint that a cell began from, or is to begin from: without it the cell cannot even be looked up again.
+    """The checkpoint that a cell starts from: its content is part of the identity, so the cell needs it.
 
-    A relative path counts from the folder where the run was started: the current one, or one above the run.
+    A relative path starts at the folder where the run was started: the current one, or one above the run.
     """
     try:
         origin = s.result.checkpoint if s.result else None

@@ -1,4 +1,4 @@
-"""Who else has a cell: a process that holds its claim, or a job that an earlier start of the sweep left in SLURM."""
+"""Finds the owner of a cell: a process that holds its claim, or a job of an earlier sweep in SLURM's queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_jobs(folder: Path, jobs: Mapping[Path, Submitted]) -> None:
 
 
 class Elsewhere:
-    """Asks for the owners of cells.
+    """Finds the owners of cells.
 
     Args:
         folder: of the sweep; None if nothing was ever submitted from there.
@@ -55,12 +55,12 @@ class Elsewhere:
         return self._queue
 
     def _has_ended_in_slurm(self, cell: Cell, claim: ClaimView) -> bool:
-        """Whether the holder was a job of ours on this cluster, and is not in the queue any more."""
+        """Whether the holder was a job of this user on this cluster that is no longer in the queue."""
         job, cluster = claim.holder.fields.get("slurm_job"), claim.holder.fields.get("slurm_cluster")
         if not job or not cluster:
             return False
         try:
-            if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide the jobs of others
+            if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide jobs of other users
                 return False
         except OSError:
             return False

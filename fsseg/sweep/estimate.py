@@ -1,7 +1,7 @@
-"""What a cell will cost: from cells of the same kind that were measured, else from published figures. For `fsseg plan`.
+"""Estimates the cost of a cell from measured cells of its kind, or from published figures. For `fsseg plan`.
 
-A kind is (dataset, method, backbone, shot, image size, batch); the device is that of the measured cells. Where cells
-with the very same model settings were measured, only those count. Nothing is guessed: what nothing tells stays unknown.
+A kind is (dataset, method, backbone, shot, image size, batch); the device is that of the measured cells. If cells
+with the same model settings were measured, only those count. What cannot be estimated stays unknown.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PUBLISHED_EPOCHS = {"pascal5i": 250, "coco20i": 70}
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run directory tells about its kind.
+    """The measurements of one run directory.
 
     Attributes:
-        settings: digest of what else decides about speed (model settings, trainable layers, mixed precision).
-        device: name of the GPU, or `CPU (<n> threads)`; None where a running cell does not say.
+        settings: digest of the other settings that affect speed (model settings, trainable layers, mixed precision).
+        device: name of the GPU, or `CPU (<n> threads)`; None if unknown, for a running cell.
         train: seconds per training step; None if it did not train.
         evaluate: seconds per evaluation episode.
         extra: seconds of everything else.
-        images: training images, under `pool`: what decides about their number.
+        images: number of training images; `pool` is a digest of the settings that determine it.
         memory, disk: bytes.
         origin: "finished cells", "running cells" or "calibration".
     """
@@ -56,14 +56,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell still costs; None where nothing tells.
+    """What one cell still costs; None where it is unknown.
 
     Attributes:
         steps: training steps in all.
         hours: (low, high) still to go.
-        gigabytes: (low, high) of GPU memory, or of main memory where that was measured on a CPU.
+        gigabytes: (low, high) of GPU memory, or of main memory if measured on a CPU.
         disk: bytes of its directory when done.
-        basis: where hours come from, for people.
+        basis: source of the hours, in words.
     """
 
     steps: int | None
@@ -86,21 +86,21 @@ def settings_of(identity: dict[str, Any]) -> str:
 
 
 def pool_of(identity: dict[str, Any]) -> str:
-    """Digest of what decides which images are trained on."""
+    """Digest of the settings that determine the training images."""
     kept = {k: v for k, v in identity.items() if k.startswith("dataset.") and not k.startswith("dataset.image_size")}
     keys = ("fold", "shot", "protocol.novel_in_training", "protocol.min_pixels", "protocol.repeat_support")
     return _digest(kept | {k: identity.get(k) for k in keys})
 
 
 def measurements(output_dir: Path) -> list[Measured]:
-    """Everything that run directories below the output folder tell; nothing if there is no such folder."""
+    """The measurements of all run directories below the output folder; empty if there is no such folder."""
     if not output_dir.is_dir():
         return []
     return [m for run in find_runs([output_dir]) if (m := measure(run)) is not None]
 
 
 def measure(run: RunDirectory, calibration: bool = False) -> Measured | None:
-    """What one run directory tells; None if that is nothing."""
+    """The measurements of one run directory; None if it has none."""
     try:
         record, status, result = run.identity_record(), run.status(), run.result()
         identity = record.identity if record else {}
@@ -121,7 +121,7 @@ def measure(run: RunDirectory, calibration: bool = False) -> Measured | None:
     train = result.train_seconds / training.steps if training and training.steps and result.train_seconds else None
     episodes = _episodes(result)
     evaluate = timing.evaluate_seconds / episodes if episodes and timing.evaluate_seconds else None
-    if calibration:  # few steps: leave the start-up of workers and kernels out
+    if calibration:  # few steps: leave out the start-up of workers and kernels
         train, evaluate = _steady_seconds(run) or train, pace or evaluate
     return Measured(
         kind, settings, result.provenance.get("device"), train, evaluate,
@@ -148,7 +148,7 @@ def _steady_seconds(run: RunDirectory) -> float | None:
 
 
 def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, known: Sequence[Measured]) -> Estimate:
-    """What a cell costs from here on.
+    """The cost of a cell from its present state on.
 
     Args:
         cfg: of the cell.
@@ -228,8 +228,7 @@ def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measu
             return m.images
     from fsseg.data.registry import source_class
 
-    images: int | None = source_class(cfg.dataset.name).training_images(cfg)
-    return images
+    return source_class(cfg.dataset.name).training_images(cfg)
 
 
 def _steps(cfg: Config, images: int | None, found: Snapshot | None) -> int | None:
@@ -252,7 +251,7 @@ def _share_left(steps: int | None, found: Snapshot | None) -> float:
 
 
 def _share_of_recipe(cfg: Config, steps: int | None, images: int | None) -> float:
-    """Published hours belong to the published number of epochs."""
+    """Factor for the published hours, which are for the published number of epochs."""
     epochs = _PUBLISHED_EPOCHS[cfg.dataset.name]
     if cfg.train.max_steps is None:
         return cfg.train.epochs / epochs

@@ -1,4 +1,4 @@
-"""The cells of a `-m` line: what each composes to, where it lies, and whether it is done or cannot start.
+"""The cells of a `-m` line: the configuration and directory of each, and whether it is done or cannot start.
 
 The sweeper, `fsseg plan` and `fsseg retry` expand a line here.
 """
@@ -24,9 +24,9 @@ class Point:
     Attributes:
         overrides: the cell's part of the line.
         composed: its configuration; None if it cannot be composed.
-        cell: directory and fingerprint; None if the configuration is at fault.
+        cell: directory and fingerprint; None if the configuration is faulty.
         state: done, faulty or to do; after `look` that of its directory.
-        snapshot: how its directory stands; None if nothing is there, or nobody has looked.
+        snapshot: state of its directory; None if it is empty, or before `look`.
         faults: why it cannot start; empty if it can.
     """
 
@@ -47,7 +47,7 @@ class Point:
         return str(self.cell.key) if self.cell else " ".join(self.overrides)
 
     def look(self) -> None:
-        """Take the state of a cell that is to do from its directory, if a run has been there."""
+        """Read the state of a cell to do from its directory, if a run was started there."""
         if self.state == State.TODO and self.cell is not None and self.cell.status_file.exists():
             self.snapshot = self.cell.look()
             self.state = self.snapshot.state

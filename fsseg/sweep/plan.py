@@ -1,4 +1,4 @@
-"""`fsseg plan`: the grid of an override line as a table, what it costs, and a command for each of several servers."""
+"""`fsseg plan`: the grid of an override line as a table with its cost, and a command for each of several servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fsseg.sweep.grid import Point, build_grid
 
 CALIBRATION_STEPS = 8
 CALIBRATION_EPISODES = 16
-_SPEAKING = ("dataset", "backbone", "method")  # keys whose values need no name beside them
+_SPEAKING = ("dataset", "backbone", "method")  # keys whose values are clear without the key
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Plan:
 
 
 def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float = 900.0) -> Plan:
-    """Compose, look, estimate.
+    """Compose the grid, read the state of its cells, estimate their cost.
 
     Args:
         overrides: as after `python train.py -m`.
-        calibrate: run a few steps of every kind that no cell has measured, on this machine.
+        calibrate: run a few steps of every unmeasured kind on this machine.
         limit_seconds: for one calibration.
 
     Raises:
@@ -62,7 +62,7 @@ def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float
 
 
 def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Point]:
-    """One cell of every kind that still has to run and was never measured."""
+    """One cell to run of every kind that was never measured."""
     seen = {(m.kind, m.settings) for m in known}
     chosen = []
     for p in points:
@@ -76,7 +76,7 @@ def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Poin
 
 
 def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured], str]:
-    """A few steps and episodes of a cell in a process and a folder of their own: what they tell, a line for people."""
+    """Run a few steps and episodes of a cell in its own process and folder; returns measurements and a message."""
     assert point.composed is not None
     label = " ".join(f"{k}={v}" for k, v in point.settings.items())
     with tempfile.TemporaryDirectory(prefix="fsseg-calibration-") as folder:
@@ -204,7 +204,7 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
 
 
 def weights(plan: Plan) -> list[float]:
-    """Hours a cell, the middle of a range; where unknown, as long as the others are on average."""
+    """Hours of each cell, the middle of its range; the mean of the others where unknown."""
     middles = [None if e is None or e.hours is None else sum(e.hours) / 2 for e in plan.estimates]
     known = [m for m, p in zip(middles, plan.points) if m is not None and p.state != State.DONE]
     usual = sum(known) / len(known) if known else 1.0

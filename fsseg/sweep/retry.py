@@ -1,9 +1,9 @@
 """`fsseg retry`: the cells that ended without a result, and the lines that run just them again.
 
-Nothing has to be reset: a cell without `result.json` is not done, a run goes on from its checkpoint, and takes over a
-stale claim by itself. So the whole sweep line would do. The lines here are for those who lost it, or want these cells
-only: they are made of the overrides that each cell's `identity.json` remembers, composed once more, and given only
-where that leads to the very same directory and fingerprint.
+Nothing has to be reset: a cell without `result.json` is not done, a run continues from its checkpoint and takes over a
+stale claim by itself. So the whole sweep line works too. The lines here are for users who lost it, or want only these
+cells. They are made from the overrides in each cell's `identity.json`. These are composed again, and a line is given
+only if they lead to the same directory and fingerprint.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Retry:
     """What can be run again.
 
     Attributes:
-        cells: that ended without a result.
+        cells: the cells that ended without a result.
         lines: shell commands that run them.
-        notes: cells that no line could be found for, and why.
+        notes: cells for which no line was found, and why.
     """
 
     cells: list[Snapshot]
@@ -46,7 +46,7 @@ class Retry:
 
 
 def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Retry:
-    """Look for cells without a result that nobody works on, and for the lines that run them.
+    """Find the cells without a result that no process works on, and the lines that run them.
 
     Args:
         folders: output folders.
@@ -91,7 +91,7 @@ def _noted(s: Snapshot) -> dict[str, str] | str:
         how = f"it was started with `{line}`" if line else _AGAIN
         return f"was started by an earlier version, which did not note the overrides of a cell; {how}"
     own = split_overrides(record.overrides)
-    own.pop("redo", None)  # it would throw away what the cell has reached
+    own.pop("redo", None)  # it would discard the cell's progress
     return own
 
 

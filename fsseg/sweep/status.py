@@ -1,4 +1,4 @@
-"""The text of `fsseg status`: how cells stand, who runs, who needs help, results so far.
+"""The text of `fsseg status`: the state of cells, which run, which failed and why, results so far.
 
 Neither torch nor Hydra is imported, so that a thousand cells take well under a second.
 """
@@ -63,7 +63,7 @@ def _waiting(s: Snapshot) -> str:
 
 
 def _results(cells: Sequence[Snapshot]) -> list[str]:
-    """Folds as columns, mean over those that are there; seeds averaged."""
+    """Folds as columns, mean over those present; seeds averaged."""
     rows: dict[tuple[str, str, str, str, int, str], dict[int, list[Snapshot]]] = {}
     for s in cells:
         if s.state == State.DONE and s.miou is not None and (k := s.key) is not None:
@@ -89,7 +89,7 @@ def _partial(seeds: Sequence[Snapshot]) -> bool:
 
 
 def watch(folders: Sequence[str | Path], every: float = 5.0) -> None:
-    """Print the text again and again until nothing runs or waits for its turn any more."""
+    """Print the text repeatedly until no cell runs or is queued."""
     while True:
         cells = look_at(folders)
         if sys.stdout.isatty():

@@ -16,8 +16,8 @@ from fsseg.errors import UserError
 log = logging.getLogger("fsseg.sync")
 T = TypeVar("T")
 
-_WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # a put is seen whole or not at all
-_SMALL = 32 << 20  # bytes: read at once, so that a log that grows meanwhile is still sent as one state
+_WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # readers see a put whole or not at all
+_SMALL = 32 << 20  # bytes: smaller files are read at once, so that a growing log is sent in one state
 
 
 class Store:
@@ -29,7 +29,7 @@ class Store:
         self.protocol = url.partition("://")[0]
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if self.protocol in ("s3", "s3a"):
-            # botocore waits a minute for a connection and tries five times; pauses and attempts are ours to choose.
+            # botocore waits a minute for a connection and tries five times; here `Tries` sets pauses and attempts.
             options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
         elif self.protocol in ("sftp", "ssh"):
             options["timeout"] = 20
@@ -94,7 +94,7 @@ class Tries:
     Attributes:
         attempts: of each operation.
         pause: seconds before the second attempt; doubles with each.
-        deadline: on `time.monotonic`; nothing new is begun after it.
+        deadline: on `time.monotonic`; no attempt starts after it.
     """
 
     attempts: int = 4
@@ -102,10 +102,10 @@ class Tries:
     deadline: float | None = None
 
     def call(self, operation: Callable[[], T]) -> T:
-        """Do it until it works.
+        """Repeat an operation until it works.
 
         Raises:
-            Exception: that of the last attempt, or one that waiting does not mend.
+            Exception: that of the last attempt, or one for which another attempt is useless.
         """
         for attempt in range(1, self.attempts + 1):
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -113,11 +113,11 @@ class Tries:
             try:
                 return operation()
             except (UserError, ImportError, PermissionError):
-                raise  # waiting does not mend these
+                raise  # another attempt does not help
             except Exception as error:
                 if attempt == self.attempts:
                     raise
-                # many cells that end together come back apart
+                # cells that end together try again at different times
                 wait = self.pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
                 if self.deadline is not None:
                     wait = min(wait, max(0.0, self.deadline - time.monotonic()))

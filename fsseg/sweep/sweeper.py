@@ -1,9 +1,9 @@
-"""The sweep behind `python train.py -m ...`: looks before it launches, and says in the end how every cell fared.
+"""The sweep behind `python train.py -m ...`: checks all cells before it launches, and reports how each one ended.
 
 Hydra's own sweeper launches every job, shows the first exception and forgets the rest. This one composes the whole grid
-first: two cells that would share a directory are refused, finished cells and those that other processes have are
-dropped, cells with faults are reported together; the others go to whatever launcher is configured. Hydra finds it
-through `hydra_plugins.fsseg_sweeper`.
+first: two cells that would share a directory are refused, finished cells and those of other processes are left
+out, faulty cells are reported together. The others go to the configured launcher. Hydra finds the sweeper through
+`hydra_plugins.fsseg_sweeper`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, S
 
 log = logging.getLogger("fsseg.sweep")
 
-_FINE = (State.DONE, State.RUNNING, State.QUEUED)  # nothing is left to mend: the latter two belong to other processes
-_MOST_LAUNCHES = 4  # of a cell in one sweep: others may take it, and die, more than once
+_FINE = (State.DONE, State.RUNNING, State.QUEUED)  # no failure: the latter two belong to other processes
+_MOST_LAUNCHES = 4  # of a cell in one sweep: other processes may take it and die several times
 
 
 @dataclass
@@ -45,9 +45,9 @@ class Job(Point):
     """A cell of the sweep that runs.
 
     Attributes:
-        note: why it stands so, or who has it.
-        log: the file to look into.
-        old_result: when the result was written that `redo=true` does not accept, in nanoseconds.
+        note: reason for its state, or its owner.
+        log: the log file that explains it.
+        old_result: time in nanoseconds of the result that `redo=true` replaces.
         launches: how often this sweep has launched it.
     """
 
@@ -78,11 +78,11 @@ class Job(Point):
             return None
 
     def settle(self, returned: JobReturn | None, elsewhere: Elsewhere, job_log: Path | None = None) -> None:
-        """Find out how the cell fared: its directory has the last word, the launcher only explains what it lacks.
+        """Set the state of the cell after its job: its directory decides, the launcher explains a missing result.
 
         Args:
             returned: what the launcher says; None if nothing.
-            elsewhere: to ask whether others have it now.
+            elsewhere: finds other processes that have it now.
             job_log: what the job's process printed.
         """
         cell = self.place
@@ -106,10 +106,10 @@ class Job(Point):
             if told == State.PREEMPTED and lost:
                 self.note += f" ({error})"
         elif returned is None or returned.status == JobStatus.COMPLETED:
-            # Held by a process that has let go of it since, if it was started at all.
+            # Another process held it and has released it since, or it was never started.
             self.state, self.note = State.STOPPED, "not started, or not finished"
         else:
-            # Its process could write nothing any more: killed, or dead before it came to the cell.
+            # Its process wrote no state: it was killed, or died before it reached the cell.
             self.state, self.note = State.FAILED, str(error)
             self.log = job_log if job_log is not None and job_log.exists() else self.log
             try:
@@ -123,8 +123,8 @@ class FssegSweeper(Sweeper):
     """Cartesian product of the overrides, one job a cell, in the order given.
 
     Args:
-        params: overrides that stand in a file (`hydra.sweeper.params` of an experiment); the command line wins. Hydra
-            wants them taken here; the composer finds them in the configuration.
+        params: overrides from a file (`hydra.sweeper.params` of an experiment); the command line wins. Hydra passes
+            them; the composer reads them from the configuration instead.
     """
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
@@ -136,13 +136,13 @@ class FssegSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        # The default is Hydra's, but for its ways to end. By name: Hydra may have loaded the class a second time.
+        # Replaces Hydra's default, which hides how jobs end. By name: Hydra may have loaded the class twice.
         if config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}":
             self.launcher = SequentialLauncher()
             self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Launch what is neither done nor in other hands.
+        """Launch the cells that are neither done nor owned by other processes.
 
         Raises:
             UserError: two cells have one directory (nothing is started then), or cells are not done in the end.
@@ -163,7 +163,7 @@ class FssegSweeper(Sweeper):
             while todo or held:
                 busy = self._launch(todo) if todo else []
                 configure_logging(self.config.log_level)
-                # A holder may have died meanwhile, or stopped on a signal: its cells are ours to go on with.
+                # A holder may have died or stopped on a signal meanwhile: its cells are then launched here.
                 free = wait_for_signs_of_life([*held, *busy], self.elsewhere)
                 todo, held = [job for job in free if job.launches < _MOST_LAUNCHES], []
         except KeyboardInterrupt as error:
@@ -183,7 +183,7 @@ class FssegSweeper(Sweeper):
         return self.returns
 
     def _announce(self, jobs: Sequence[Job]) -> list[Job]:
-        """Say what will be done; the cells to launch."""
+        """Log what will be done; returns the cells to launch."""
         groups: dict[str, list[str]] = {}
         for job in jobs:
             if job.state == State.FAULTY:
@@ -206,7 +206,7 @@ class FssegSweeper(Sweeper):
         return todo
 
     def _launch(self, todo: list[Job]) -> list[Job]:
-        """Launch cells and settle their states; those that turned out to be held by others."""
+        """Launch cells and settle their states; returns those that other processes turned out to hold."""
         assert self.launcher is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         for job in todo:
@@ -219,7 +219,7 @@ class FssegSweeper(Sweeper):
         except UserError as error:
             observer.refused(error)
             raise
-        except Exception as error:  # a launcher of somebody else's that gives up at the first lost job
+        except Exception as error:  # a launcher of another package that raises at the first lost job
             if hasattr(self.launcher, "observer"):
                 raise
             log.error("the launcher gave up: %s", error)
@@ -232,7 +232,7 @@ class FssegSweeper(Sweeper):
 
 
 class _Observer(Observer):
-    """Keeps the directories and the terminal informed while a launcher works on `jobs`."""
+    """Updates the directories and the terminal while a launcher works on `jobs`."""
 
     def __init__(self, jobs: Sequence[Job], elsewhere: Elsewhere) -> None:
         self.jobs = jobs
@@ -260,15 +260,15 @@ class _Observer(Observer):
         log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
 
     def refused(self, error: UserError) -> None:
-        """Nothing was submitted after all."""
+        """The launcher submitted nothing."""
         for job in self.jobs if self._marked else ():
             write_state(job.place, State.FAILED, f"not submitted: {error.what}")
 
 
 def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:
-    """Of cells that others held when their turn came: those that are free now and were not brought to an end.
+    """Of cells that other processes held when their turn came: those that are free now and not done.
 
-    Waits until each holder has renewed its claim once, or let its lease pass: seconds if they live.
+    Waits until each holder has renewed its claim once, or its lease has passed: seconds if the holders live.
     """
     seen = {id(job): _modified(job.place.claim_file) for job in jobs}
     free: list[Job] = []
@@ -288,7 +288,7 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Jo
 
 
 def write_state(cell: Cell, state: State, reason: str | None = None) -> None:
-    """Write a state on behalf of a process that cannot, or has not begun; how far the cell is stays there."""
+    """Write a state for a process that cannot, or has not started; the recorded progress of the cell stays."""
     new = {"state": state, "reason": reason, "phase": None, "eta_seconds": None, "heartbeat": time.time()}
     write_record(cell.status_file, msgspec.structs.replace(_status(cell), **new))
 

@@ -1,9 +1,9 @@
 """Copies of run directories on a remote store (file, s3, gs, sftp, ... through fsspec), and reading them back.
 
 `fsseg.run` calls `sync_cell` when a cell ends or is preempted, `fsseg sync` calls `catch_up`, `fsseg aggregate` calls
-`mirror`. A store that fails never fails a run: files are tried again with growing pauses, what is left over is noted in
-the run directory (`sync.json`), and the next attempt begins there. `result.json` goes last and every file arrives whole
-or not at all, so that a reader never takes half a cell for a finished one.
+`mirror`. A store that fails never fails a run: files are tried again with growing pauses. What is pending is noted in
+the run directory (`sync.json`), and the next attempt starts there. `result.json` goes last and every file arrives whole
+or not at all, so a reader never takes half a cell for a finished one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Push:
 
     Attributes:
         sent: files that arrived now.
-        pending: files that should be there and are not.
+        pending: files that have not arrived.
         error: why; empty if nothing is pending.
     """
 
@@ -64,10 +64,10 @@ def sync_cell(cfg: Config, cell: Cell, final: bool = True) -> None:
         nonlocal outcome
         try:
             outcome = push(cell, url, cfg.sync.checkpoints or not final, tries)
-        except Exception as error:  # a copy is a convenience: whatever goes wrong, the run's own result stands
+        except Exception as error:  # a failed copy must not fail the run, whatever the error
             outcome = Push(error=words(error))
 
-    # In a thread, because a store that accepts a connection and then says nothing heeds no time-out of ours.
+    # In a thread, because a store that accepts a connection and then stays silent would block beyond the time-out.
     thread = threading.Thread(target=work, name="fsseg-sync", daemon=True)
     thread.start()
     thread.join(cfg.sync.timeout_seconds + 1)
@@ -107,7 +107,7 @@ def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = 
             raise faults[0]
         remote = tries.call(lambda: Store(url))
         if result in todo or result not in stats:
-            # A result over there is that of an earlier run of this cell: what comes now must not be taken for its rest.
+            # A result on the store is of an earlier run of this cell: the new files must not seem to belong to it.
             tries.call(lambda: remote.remove(f"{base}/{result}"))
             copied.files.pop(result, None)
         for name in todo:
@@ -115,7 +115,7 @@ def push(run: RunDirectory, url: str, checkpoints: bool = False, tries: Tries = 
             copied.files[name] = stats[name]
             outcome.sent.append(name)
             outcome.pending.remove(name)
-    except Exception as error:  # botocore, paramiko and friends have exception trees of their own
+    except Exception as error:  # botocore, paramiko and others have their own exception types
         outcome.error = words(error)
     _mark(run, copied, outcome)
     return outcome
@@ -127,12 +127,12 @@ def catch_up(
     checkpoints: bool = False,
     tries: Tries = _USUAL,
 ) -> list[tuple[Path, Push]]:
-    """Copy every run directory below the folders, as far as it is not there yet.
+    """Copy every run directory below the folders, except for files already on the store.
 
     Args:
         folders: output folders.
-        url: None takes the one that each run was given.
-        checkpoints: copy them too; a run that was given `sync.checkpoints=true` copies its own in any case.
+        url: None takes the one in each run's configuration.
+        checkpoints: copy them too; those of a run with `sync.checkpoints=true` are copied in any case.
         tries: as in `push`; once the store has failed, each further cell is tried once.
 
     Raises:
@@ -172,7 +172,7 @@ def mirror(url: str, folder: Path) -> Path:
         remote = Tries(2).call(lambda: Store(url))
         names = {PurePosixPath(name) for name in Tries(2).call(remote.list)}
         wanted = {n for n in names if n.name in (*records, "replication_results.json")}
-        # Only an unfinished cell is asked for its configuration.
+        # Only of an unfinished cell the configuration is needed.
         runs = {n.parent for n in wanted if n.name in records}
         wanted |= {r / run.config_file.name for r in runs if r / run.result_file.name not in names} & names
         content = Tries(3).call(lambda: remote.read(sorted(map(str, wanted))))
@@ -189,7 +189,7 @@ def mirror(url: str, folder: Path) -> Path:
 
 
 def _files(run: RunDirectory, checkpoints: bool) -> list[str]:
-    """What belongs into a copy, in the order of sending: the result last, whatever tells of progress just before."""
+    """The files of a copy in the order of sending: the result last, the records of progress just before it."""
     kept_here = (run.sync_file, run.claim_file)
     names = []
     for path in run.directory.rglob("*"):

@@ -236,7 +236,9 @@ def test_launchers_compose(launcher: str) -> None:
 
 
 @pytest.mark.parametrize("override", ["name=${nokey}", "train.epochs=${train.lr}"])
-def test_an_interpolation_that_fails_ends_in_two_lines(override: str) -> None:
+def test_an_interpolation_that_fails_ends_in_two_lines(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # `launch` sets it: later tests must not inherit that
+
     def compose_it() -> None:
         OmegaConf.to_container(composed(override), resolve=True)
 

@@ -11,7 +11,7 @@ from test_episodes import NAMES, make_index
 
 from fsseg.config.schema import ProtocolConfig
 from fsseg.data.episode_file import ListHead, read_episodes, write_episodes
-from fsseg.data.episodes import evaluation_episodes, fingerprint
+from fsseg.data.episodes import episodes_fingerprint, evaluation_episodes
 from fsseg.data.lists import val_lists
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
@@ -26,7 +26,7 @@ def written(tmp_path: Path) -> tuple[Path, ClassIndex, dict[int, list]]:
     episodes = {seed: evaluation_episodes(lists, protocol, 5, seed) for seed in (0, 3)}
     path = tmp_path / "list.tsv"
     mark = write_episodes(path, episodes, ListHead("fake", 1, 5, NAMES, "p"))
-    assert mark == fingerprint(episodes)
+    assert mark == episodes_fingerprint(episodes)
     return path, index, episodes
 
 

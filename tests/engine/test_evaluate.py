@@ -12,7 +12,7 @@ import torch
 from runs import composed, done
 
 from fsseg.data.types import EpisodeSpec
-from fsseg.engine.evaluate import _figure_numbers, predicted_foreground
+from fsseg.engine.evaluate import figure_numbers, predicted_foreground
 
 
 def half_plane(border: float, cells: int = 3, stride: int = 8) -> torch.Tensor:
@@ -82,9 +82,9 @@ def spec(number: int, class_id: int) -> EpisodeSpec:
 def test_figures_take_the_classes_in_turn() -> None:
     specs = [spec(n, c) for n, c in enumerate([3, 3, 1, 3, 1, 2])]
     # first of 3, of 1, of 2; second of 3, of 1; third of 3
-    assert _figure_numbers(specs, 10) == [0, 2, 5, 1, 4, 3]
-    assert _figure_numbers(specs, 4) == [0, 2, 5, 1]
-    assert _figure_numbers(specs, 0) == _figure_numbers([], 3) == []
+    assert figure_numbers(specs, 10) == [0, 2, 5, 1, 4, 3]
+    assert figure_numbers(specs, 4) == [0, 2, 5, 1]
+    assert figure_numbers(specs, 0) == figure_numbers([], 3) == []
 
 
 PROTOTYPE = ("method=prototype", "train.enabled=false")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fsseg.cell.record import open_cell
 from fsseg.config.compose import Composed, composer
 from fsseg.errors import UserError
-from fsseg.sweep.boxes import _chunks, command, cut, merge, swept_keys
+from fsseg.sweep.boxes import command, cut, merge, split_evenly, swept_keys
 from fsseg.sweep.grid import Point, build_grid
 
 PAPER = ["dataset=pascal5i,coco20i", "backbone=resnet50,resnet101", "shot=1,5", "fold=0,1,2,3"]
@@ -93,7 +93,7 @@ def test_a_key_that_the_line_does_not_have_is_refused() -> None:
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=9), st.integers(1, 5))
 @settings(deadline=None)
 def test_chunks_are_as_even_as_any_cutting_can_be(weights: list[float], count: int) -> None:
-    runs = _chunks(weights, count)
+    runs = split_evenly(weights, count)
     assert [i for run in runs for i in run] == list(range(len(weights)))
     assert all(runs)
     possible = []

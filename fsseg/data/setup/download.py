@@ -46,7 +46,7 @@ class Archive:
         md5: as published; None where nobody publishes one.
         strip: leading folder of the archive that is left out.
         into: folder below the data root that it unpacks into ("" is the root itself).
-        unpacked: rough size in bytes once unpacked, to see first whether the disk has room.
+        unpacked: rough size in bytes once unpacked, for the check of disk space.
         only: paths below `strip` that are wanted (prefixes); empty takes everything.
     """
 
@@ -82,7 +82,7 @@ class Part:
 
     Attributes:
         needs: files that show it is complete.
-        instead: files that make it unnecessary if they are all there.
+        instead: files that replace the part if all of them are there.
     """
 
     archive: Archive
@@ -98,17 +98,17 @@ class Part:
 
 
 class _Broken(Exception):
-    """The transfer ended before its time; what came is kept and the next attempt goes on from there."""
+    """The transfer ended too early; the bytes received are kept and the next attempt continues there."""
 
 
 def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
-    """Fetch an archive into a folder, going on where an earlier attempt stopped.
+    """Fetch an archive into a folder; continues where an earlier attempt stopped.
 
     Args:
         pause: seconds before the second attempt; doubles with every attempt without progress, up to a minute.
 
     Raises:
-        UserError: no room on the disk, no server gives it, or what comes is not the official archive.
+        UserError: no room on the disk, no server delivers it, or the file is not the official archive.
     """
     path = folder / archive.name
     if path.is_file():
@@ -135,7 +135,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
 
 
 def _check_present(archive: Archive, path: Path) -> None:
-    """An archive that is there already, perhaps put there by the user, must be the official one."""
+    """Refuse an archive that is there already, perhaps from the user, if it is not the official one."""
     size = path.stat().st_size
     if size != archive.size:
         wrong = f"has {size} bytes, the official archive {archive.size}"
@@ -147,7 +147,7 @@ def _check_present(archive: Archive, path: Path) -> None:
 
 
 def _fetch(archive: Archive, part: Path, pause: float) -> None:
-    """Bring `part` to the archive's size."""
+    """Download until `part` has the archive's size."""
     idle, reasons = 0, []
     while (have := part.stat().st_size if part.is_file() else 0) != archive.size:
         if have > archive.size:
@@ -175,10 +175,10 @@ def _fetch(archive: Archive, part: Path, pause: float) -> None:
 
 
 def _transfer(archive: Archive, url: str, part: Path, have: int) -> None:
-    """One request; appends to `part` what comes.
+    """One request; the bytes received are appended to `part`.
 
     Raises:
-        _Broken: the server refused, lied or stopped early.
+        _Broken: the server refused, gave another size, or stopped early.
         OSError, HTTPException: the connection failed.
     """
     headers = {"User-Agent": "fsseg", "Accept-Encoding": "identity"}
@@ -269,10 +269,10 @@ def _md5(path: Path) -> str:
 
 
 def check_room(folder: Path, needed: int, purpose: str) -> None:
-    """See that the disk has room.
+    """Check that the disk has room.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     while not folder.exists():
         folder = folder.parent

@@ -1,7 +1,7 @@
-"""`fsseg prepare`: what a data set needs, what is there, and on request the rest of it, from the official places.
+"""`fsseg prepare`: shows what a data set lacks, and on request fetches it from the official places.
 
-Called by the `fsseg` command. Every step can be interrupted and repeated, and of several hosts that start at once over
-one shared folder one works while the others wait.
+Called by the `fsseg` command. Every step can be interrupted and repeated. If several hosts start at once on a shared
+folder, one works and the others wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_LEASE_SECONDS = 120.0  # of the folder, while a process that fetches gives no sign of life
+_LEASE_SECONDS = 120.0  # of the folder: after so long without renewal another process may fetch
 
 
 @dataclass
@@ -30,7 +30,7 @@ class PrepareReport:
 
     Attributes:
         complete: every part is there (images of lists of the user's own may still be missing: see `verified`).
-        lines: what is there and what is missing, to read.
+        lines: what is there and what is missing, as text.
         fetched: archives fetched and unpacked.
         verified: the outcome of `verify`; None if there was nothing to index yet.
     """
@@ -41,12 +41,12 @@ class PrepareReport:
     verified: VerifyReport | None = None
 
     def text(self, limit: int | None = 20) -> str:
-        """The report to read."""
+        """The report as text."""
         return "\n".join([*self.lines, *([self.verified.text(limit)] if self.verified else [])])
 
 
 def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
-    """Parts that are not complete, and the state of all of them in lines to read. Looks at file names only."""
+    """Parts that are not complete, and the state of all parts as lines of text. Looks at file names only."""
     missing, lines = [], []
     for part in parts:
         lacking = part.lacking(root)
@@ -103,7 +103,7 @@ def prepare(
         command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
         report.lines.append(f"`{command}` fetches what is missing: {total:.1f} GB")
     if not source.check_folder(cfg):
-        report.verified = verify(source(cfg), sheet)
+        report.verified = verify(source(cfg), sheet)  # type: ignore[call-arg]  # as in `build_source`
     return report
 
 

@@ -1,4 +1,4 @@
-"""The published list sizes, and how a list is counted to be held against them. The sources' `compare` is the caller.
+"""The published list sizes, and how a list is counted for comparison. The sources' `compare` is the caller.
 
 The sizes are part of the package (`facts/list_sizes.json`, which says where they come from).
 """

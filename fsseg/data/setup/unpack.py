@@ -1,4 +1,4 @@
-"""Unpacking of the official archives: never outside the folder, never half. Called by `prepare` after `download`.
+"""Unpacks the official archives: never outside the folder, never half. Called by `prepare` after `download`.
 
 An archive goes to a folder of its own first, so that a run never sees half a data set.
 """
@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 
 
 def unpack(archive: Archive, path: Path, root: Path) -> int:
-    """Unpack an archive below `root` and return the number of files; interrupted, it leaves nothing half in place.
+    """Unpack an archive below `root` and return the number of files; an interruption leaves nothing half in place.
 
     Raises:
         UserError: no room on the disk, the archive is damaged, or a member would leave the folder.
@@ -64,7 +64,7 @@ def unpack(archive: Archive, path: Path, root: Path) -> int:
 
 
 def _members(path: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None]]:
-    """Name of every member of a tar or zip but folders, and what opens it; None for links and devices."""
+    """Name of every member of a tar or zip except folders, and a function that opens it; None for links and devices."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -85,7 +85,7 @@ def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _inside(name: str, archive: Archive) -> Path | None:
-    """Where below the target folder a member goes; None if it is not wanted."""
+    """Path of a member below the target folder; None if it is not wanted."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
         raise _escape_error(Path(archive.name), name, "would leave the folder")

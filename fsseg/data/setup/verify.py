@@ -1,7 +1,7 @@
-"""`fsseg verify`: is this the standard benchmark, what is missing, and everything that is wrong, in one go.
+"""`fsseg verify`: whether a data set is the standard benchmark, what is missing, and every fault, in one pass.
 
-Lists are compared with the published ones (`Source.compare`), every image is decoded, every mask's size is held against
-its image's, and a sheet of masks over their images is drawn to look at. Called by the `fsseg` command and by `prepare`.
+Lists are compared with the published ones (`Source.compare`), every image is decoded, every mask's size is compared
+with its image's, and a sheet of masks over their images is drawn. Called by the `fsseg` command and by `prepare`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.source import SPLITS, ClassIndex, Source, Split
-from fsseg.data.workers import look_at
+from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError
 
@@ -57,7 +57,7 @@ class VerifyReport:
         return not self.faults and not any(self.missing_images.values())
 
     def text(self, limit: int | None = 20) -> str:
-        """The report to read; at most `limit` files per kind, None for all."""
+        """The report as text; at most `limit` files per kind, None for all."""
         lines = [f"{self.dataset} in {self.root.absolute()}"]
         lines += [f"  {split}: {number} images, from {origin}" for split, (origin, number) in self.lists.items()]
         lines += _comparison_lines(self.comparison, bool(self.faults), limit)
@@ -103,12 +103,12 @@ def _some(lines: list[str], limit: int | None) -> list[str]:
 
 
 def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_samples: int = 20) -> VerifyReport:
-    """Look at a data set and say everything there is to say about it; nothing found is raised.
+    """Check a data set and report every finding; no finding is raised as an error.
 
     Args:
         source: the data set.
         sheet: PNG to draw `num_samples` masks over their images into; None draws none.
-        decode: read every image to its end; false trusts the images that are there.
+        decode: decode every image to its end; False only checks that the files exist.
     """
     report = VerifyReport(dataset=source.name, root=source.root)
     indexes: dict[Split, ClassIndex] = {}
@@ -146,7 +146,7 @@ def _image_faults(
     sizes = source.mask_sizes(split)
     ids = {str(source.image_path(split, i)): i for i in index.image_ids if i not in missing}
     faults = []
-    for path, result in look_at("image", list(ids), f"{split} images"):
+    for path, result in map_files("image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
             faults.append(Fault("unreadable images", path, result, "fetch these images again"))
@@ -160,7 +160,7 @@ def _image_faults(
 
 
 def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Tile]:
-    """One mask over its image of each class, then a second of each, ...; images not there or faulty are passed over."""
+    """One mask over its image of each class, then a second of each, ...; missing and faulty images are skipped."""
     by_class: dict[int, list[int]] = {}
     for pair in rng.permutation(np.flatnonzero(index.pair_pixels)).tolist():
         by_class.setdefault(int(index.pair_class[pair]), []).append(pair)

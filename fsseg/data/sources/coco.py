@@ -1,11 +1,11 @@
-"""`CocoSource`, COCO-20i: COCO images with masks made on demand from `instances_*.json`.
+"""`CocoSource`, COCO-20i: COCO images with masks made from `instances_*.json` when needed.
 
 Layout below `root`: `annotations/instances_{train,val}{year}.json` and images in `{train,val}{year}/` or
 `images/{train,val}{year}/`. An image id is the file name without its ending.
 
-Our rule, since published PNG masks differ between groups: an image has one binary mask per class, the union of all its
-instances, all polygons of each; crowd regions are not foreground, and pixels that only a crowd of the class covers are
-255. The masks come out of the store that `coco_store` makes.
+The published PNG masks differ between groups, so the rule here is: an image has one binary mask per class, the union of
+all its instances with all their polygons. Crowd regions are not foreground; pixels that only a crowd of the class
+covers are 255. `coco_store` keeps the masks.
 """
 
 from __future__ import annotations

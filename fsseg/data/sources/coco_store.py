@@ -25,7 +25,7 @@ from fsseg.errors import UserError
 log = logging.getLogger(__name__)
 
 RULE_VERSION = 1
-"""Raised whenever the rule that turns annotations into masks changes: older stores are then made again."""
+"""Version; goes up when the rule that turns annotations into masks changes, so that older stores are made again."""
 
 _CLASS_OF_CATEGORY = {category: class_id for class_id, category in enumerate(COCO_CATEGORY_IDS)}
 _PROGRESS_SECONDS = 5.0
@@ -90,7 +90,7 @@ class CocoStore:
 
 
 def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore | None, list[Fault]]:
-    """The store of an annotation file, made if there is none that fits; None, and why, if the annotations are faulty.
+    """The store of an annotation file, made if none fits; None and the faults if the annotations are faulty.
 
     Args:
         path: an `instances_*.json`.
@@ -213,7 +213,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_categories(path: Path, categories: list[Any]) -> list[Fault]:
-    """COCO's 80 categories, each under its own id; anything else would cut the folds differently."""
+    """COCO's 80 categories, each under its own id; with any others the folds would differ."""
     given: dict[Any, Any] = {}
     details = []
     for entry in categories:
@@ -270,7 +270,7 @@ def _add(
     instances: _Union,
     crowds: _Union,
 ) -> tuple[str, str] | None:
-    """File one annotation under its image and class; kind and detail of the fault if it has one."""
+    """Add one annotation to its image and class; returns kind and detail of its fault, if it has one."""
     try:
         number, image, category = annotation["id"], annotation["image_id"], annotation["category_id"]
         if number in seen:
@@ -293,7 +293,7 @@ def _add(
             else shape
         )
         code = rle.merge(code) if isinstance(code, list) else code
-    except Exception as error:  # pycocotools raises whatever the odd content leads it to
+    except Exception as error:  # pycocotools raises errors of many types on odd content
         return "annotations whose segmentation cannot be read", f"annotation {number}: {error or type(error).__name__}"
     union = crowds if annotation.get("iscrowd") else instances
     union.codes.setdefault((position[image], _CLASS_OF_CATEGORY[category]), []).append(code)

@@ -1,7 +1,7 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
-A scan is kept per mask folder and file by file (size and time), so that another list costs nothing and a changed
-mask costs one file. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
+A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and only changed masks
+are read again. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.source import IGNORE_INDEX, ClassIndex
-from fsseg.data.workers import look_at
+from fsseg.data.workers import map_files
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
 RULE_VERSION = 1
-"""Raised whenever what a scan records changes: older scans are then made again."""
+"""Version; goes up when a scan records something else, so that older scans are made again."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask on disk with what tells whether it changed: size in bytes and time in nanoseconds."""
+    """A mask on disk; size in bytes and time in nanoseconds show whether it changed."""
 
     path: str
     size: int
@@ -81,7 +81,7 @@ def scan_masks(
     if todo:
         start = time.monotonic()
         ids = {files[image_id].path: image_id for image_id in todo}
-        for path, result in look_at("mask", list(ids), f"masks of {label}"):
+        for path, result in map_files("mask", list(ids), f"masks of {label}"):
             if isinstance(result, str):
                 faults.append(Fault("unreadable masks", path, result, "restore these files"))
             else:
@@ -101,7 +101,7 @@ def scan_masks(
 def build_index(
     image_ids: Sequence[str], counts: Mapping[str, MaskCount], num_classes: int
 ) -> tuple[ClassIndex, dict[str, list[int]]]:
-    """The index of images whose masks are counted, and the values no class has, by image id.
+    """The index of images whose masks are counted, and by image id the mask values that belong to no class.
 
     A mask value v in 1..num_classes is class_id v - 1; 0 is background, 255 ignore.
     """

@@ -1,8 +1,7 @@
-"""`ShapesSource`, shapes5i, the data set that needs no download: generated on first use, then read as PASCAL is.
+"""`ShapesSource`, shapes5i: a data set without download. It is generated on first use, then read as PASCAL is.
 
-What the pictures look like is in `shapes_draw`. Each setting (counts, seed, recipe) has a folder of its own below the
-root, in VOC2012's layout, which appears whole by one rename; `generator.json` in it tells the settings and what must be
-there.
+`shapes_draw` draws the pictures. Each setting (counts, seed, recipe) has its own folder below the root, in VOC2012's
+layout, which appears whole by one rename. Its `generator.json` holds the settings and the files that must be there.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
 STALE_SECONDS = 3600
-"""A temporary folder that nobody has written to for so long was left by a killed process and is removed."""
+"""A temporary folder unchanged for so long was left by a killed process and is removed."""
 
 BACKGROUNDS = "backgrounds.txt"
 """Beside the lists: a line `image_id family` for each image of both splits."""
@@ -111,7 +110,7 @@ def _recipe_of(cfg: ShapesConfig) -> Recipe:
 
 
 def settings(num_train: int, num_val: int, seed: int, recipe: Recipe) -> dict[str, Any]:
-    """All that decides about the pixels, as JSON values."""
+    """Everything that determines the pixels, as JSON values."""
     return {
         "generator_version": VERSION,
         "num_train": num_train,
@@ -193,7 +192,7 @@ def _publish(temporary: Path, final: Path) -> None:
                 raise
         if is_whole(final):
             return
-        # Something incomplete has the name: set it aside under a name of our own, so that nobody reads it meanwhile.
+        # An incomplete folder has the name: rename it first, so that no process reads it.
         broken = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
         try:
             os.rename(final, broken / "incomplete")
@@ -215,7 +214,7 @@ def _remove_stale(root: Path) -> None:
 
 
 def _inventory(folder: Path) -> dict[str, list[int]]:
-    """Number of files and bytes of each part. What readers add (an index) lies elsewhere and does not count."""
+    """Number of files and bytes of each part. An index that readers add is in another folder and does not count."""
     found = {}
     for part in _PARTS:
         with os.scandir(folder / part) as entries:

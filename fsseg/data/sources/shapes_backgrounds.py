@@ -1,4 +1,4 @@
-"""The background families of `shapes5i`, and the few operations on pixels that all its drawing is made of.
+"""The background families of `shapes5i`, and the pixel operations used for all its drawing.
 
 `shapes_draw` is the caller; its rules hold here too: random numbers come from `random.Random` alone, and
 arrays see only operations that IEEE 754 rounds exactly, so that every machine draws the same. A family has colours and

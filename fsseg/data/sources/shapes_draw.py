@@ -1,4 +1,4 @@
-"""How one image of `shapes5i` is drawn: the classes, the background families, and each number that sets the difficulty.
+"""How one image of `shapes5i` is drawn: the classes, and each number that sets the difficulty.
 
 `shapes` calls `deal` and `draw_image` and writes the files. Equal inputs give equal pixels on any machine: random
 numbers come from `random.Random` alone, and arrays see only operations that IEEE 754 rounds exactly (no sine, no power,
@@ -30,7 +30,7 @@ from fsseg.data.sources.shapes_backgrounds import (
 )
 
 VERSION = 1
-"""Raise it when the code below draws something else; changed numbers in `Recipe` are noticed by themselves."""
+"""Version; raise it when the code below draws something else. A change of `Recipe` needs no raise."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ CLASS_PARTS = (
 )
 """(colour, texture, shape) of each class; fold f holds classes 5f..5f+4.
 
-A fold has each colour and each shape once, and each texture. Over the 20 classes each colour and each shape comes 4
-times and each texture 5 times, so that one property alone never tells the class; any two of them do.
+A fold has each colour and each shape once, and each texture. Of the 20 classes 4 share each colour, 4 each shape and 5
+each texture, so one property never identifies a class; any two of them do.
 """
 CLASSES = tuple(" ".join(parts) for parts in CLASS_PARTS)
 """Class names such as "red striped triangle"; position = class_id."""
@@ -142,7 +142,7 @@ def deal(num_images: int, rng: Random, recipe: Recipe) -> list[Layout]:
             least = min(counts[family, c] for c in free)
             pool = [c for c in free if counts[family, c] <= least + 1] if similar else free
             pool = [c for c in pool if _alike(c, chosen[0])] or free if similar else pool
-            # The lesser count on this family first, then the lesser in all; equal ones by chance.
+            # The class with the smaller count on this family first, then the smaller count in all; ties are random.
             chosen.append(min(pool, key=lambda c: (counts[family, c], counts[:, c].sum(), rng.random())))
             counts[family, chosen[-1]] += 1
         rng.shuffle(chosen)

@@ -162,7 +162,7 @@ class PascalSource(VocSource):
                 result.add(f"{where}, drop", names[c], sizes[pool]["per_class_drop"][names[c]], per_class[c])
 
     def _list_causes(self, indexes: Mapping[Split, ClassIndex], pool: str | None) -> list[str]:
-        """What of the lists makes numbers differ."""
+        """Causes of different numbers that lie in the lists."""
         known, causes = published.facts()["pascal5i"], []
         val, train = indexes.get("val"), indexes.get("train")
         if val is not None and len(val.image_ids) != known["val_images"]:
@@ -179,7 +179,7 @@ class PascalSource(VocSource):
         return causes
 
     def _mask_causes(self, indexes: Mapping[Split, ClassIndex], pool: str | None) -> list[str]:
-        """What of the masks makes numbers differ, or is wrong although the numbers agree."""
+        """Causes that lie in the masks, and faults of masks that no number shows."""
         causes = []
         if (val := indexes.get("val")) is not None:
             counts = self.mask_counts("val")

@@ -1,4 +1,4 @@
-"""`VocSource`, any data set in VOC2012's layout. PASCAL (`voc`) and the generated `shapes` are such.
+"""`VocSource`, the base of data sets in VOC2012's layout: PASCAL (`voc`) and the generated `shapes`.
 
 Layout below `root`: `JPEGImages/<id>.jpg`, `ImageSets/Segmentation/<list>.txt`, and masks in
 `SegmentationClass/<id>.png` or else in `SegmentationClassAug/<id>.png`; mask value v stands for class_id v - 1.
@@ -59,7 +59,7 @@ class VocSource(Source):
         """Size and values of every readable mask of a split, by image id.
 
         Raises:
-            UserError: the list itself cannot be had.
+            UserError: the list is missing or cannot be read.
         """
         if split not in self._counts:
             self.scan(split)

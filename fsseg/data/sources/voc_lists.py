@@ -1,4 +1,4 @@
-"""Image lists of VOC2012 and SBD: reading the forms people publish, and deriving `train_aug`."""
+"""Image lists of VOC2012 and SBD: reads the published forms, and derives `train_aug`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def find_sbd(root: Path, given: Path | None) -> Path | None:
 
 
 def derive_train_list(root: Path, sbd: Path | None, aug: Path, val_list: str) -> tuple[list[str], str]:
-    """The standard 10582 training images (train_aug), sorted, and in words what they were derived from.
+    """The standard 10582 training images (train_aug), sorted, and what they were derived from, in words.
 
     SBD's train and val plus VOC's train, minus VOC's val, where SBD's lists are there; else a list `train_aug` or
     `trainaug` under ImageSets/Segmentation; else every mask of SegmentationClassAug minus VOC's val. All three name the

@@ -1,4 +1,4 @@
-"""Where features come from, one file a family. The methods' `from_config` calls `build_backbone`."""
+"""The backbones, one file for each family. The methods' `from_config` calls `build_backbone`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ STAGES = ("stem", "layer1", *LAYERS)
 
 
 class Backbone(nn.Module):
-    """Base of the backbones: five stages in a row, the first of which may be frozen and then build no graph.
+    """Base of the backbones: five stages in a row. The first ones may be frozen and then build no graph.
 
     Attributes:
         channels: stage name -> its channels.
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         return features
 
     def freeze(self, trainable_layers: int) -> None:
-        """Leave only the last `trainable_layers` stages to training; to be called when all stages are there."""
+        """Let only the last `trainable_layers` stages train; called when all stages are there."""
         self.num_frozen = max(0, len(STAGES) - trainable_layers)
         for stage in STAGES[: self.num_frozen]:
             getattr(self, stage).requires_grad_(False)

@@ -41,7 +41,7 @@ class ResNetBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: BackboneConfig) -> ResNetBackbone:
-        """With the weights that `cfg` says.
+        """Build the ResNet of `cfg` with its weights.
 
         Raises:
             UserError: they are missing, unreadable or of another network.
@@ -62,7 +62,7 @@ class ResNetBackbone(Backbone):
 
 
 def _dilated_resnet(name: str) -> ResNet:
-    """A torchvision ResNet, random weights, whose stages 3 and 4 trade their stride for dilation 2 and 4.
+    """A torchvision ResNet, random weights, whose stages 3 and 4 have dilation 2 and 4 in place of their stride.
 
     The result at every second (fourth) position of layer3 (layer4) equals the strided network's map there.
     """
@@ -74,7 +74,7 @@ def _dilated_resnet(name: str) -> ResNet:
     for stage, before, after in ((network.layer3, 1, 2), (network.layer4, 2, 4)):
         for number, block in enumerate(stage):
             assert isinstance(block, BasicBlock)
-            # The strided convolution still sees its input at the old spacing; everything after it at the new one.
+            # The convolution that had the stride keeps the old dilation; all after it get the new one.
             _set_spacing(block.conv1, before if number == 0 else after)
             _set_spacing(block.conv2, after)
             if block.downsample is not None:
@@ -94,7 +94,7 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
     checked by the digest in the file's name.
 
     Raises:
-        UserError: naming the file, where it belongs and the switch `backbone.weights`.
+        UserError: it names the file, its folder and the setting `backbone.weights`.
     """
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     if path is not None:
@@ -109,7 +109,7 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
             _download(url, file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a damaged file, and they differ between versions
+    except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
         raise UserError(
             f"{file} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             f"replace it by a whole {Path(url).name} (from {url}), or name another file by backbone.weights=",
@@ -132,7 +132,7 @@ def _download(url: str, file: Path) -> None:
 
 
 def _fill(backbone: ResNetBackbone, name: str, file: Path, state: object) -> None:
-    """Copy a torchvision state dict into the backbone, whose stem has other names; every tensor must find its place."""
+    """Copy a torchvision state dict into the backbone, whose stem has other names; every tensor must have a place."""
     fix = f"give torchvision's IMAGENET1K_V1 weights of {name} by backbone.weights="
     if not isinstance(state, dict):
         raise UserError(f"{file} holds no state dict", fix)

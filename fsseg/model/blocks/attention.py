@@ -1,7 +1,7 @@
 """Multi-head attention over tokens, with query, key and value projections and no output projection.
 
-The paper's parameter count leaves no room for one. Used by the correlation neck, support modulation and information
-cleansing.
+The paper's parameter count leaves no room for an output projection. Used by the correlation neck, support modulation
+and information cleansing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Keys:
-    """What an attention looks at: m positions of each sample.
+    """Keys and values of an attention: m positions of each sample.
 
     Attributes:
         key: (B, m, C), projected.
@@ -60,7 +60,7 @@ def attend(query: Tensor, keys: Keys, heads: int, scaled: bool = True) -> Tensor
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
         some = valid.any(1)[:, None, None, None]
-        # A sample without valid keys looks at its (zero) padding, and the result is dropped: softmax of nothing is NaN.
+        # A sample without valid keys attends to its (zero) padding, and the result is dropped: an empty softmax is NaN.
         out = F.scaled_dot_product_attention(q, k, v, valid[:, None, None, :] | ~some, scale=scale)
         out = out.masked_fill(~some, 0)
     return out[..., :depth].transpose(1, 2).flatten(2)
@@ -81,5 +81,5 @@ class Attention(nn.Module):
         return Keys(self.key(tokens), self.value(tokens), valid)
 
     def forward(self, query: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, n, C) looks at (B, m, C) -> (B, n, C)."""
+        """(B, n, C) attends to (B, m, C) -> (B, n, C)."""
         return attend(self.query(query), self.project(tokens, valid), self.heads)

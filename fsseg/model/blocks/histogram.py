@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from fsseg.model.blocks.tokens import Tokens
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
-# Pairs in memory at once: what a CPU's cache holds, and enough to keep a GPU busy.
+# Pairs in memory at once: as many as fit a CPU's cache, or as keep a GPU busy.
 _CHUNK = {"cpu": 2**16}
 _CHUNK_ELSEWHERE = 2**24
 
@@ -53,10 +53,10 @@ def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one
 
 
 def widened(histogram: Tensor, width: int) -> Tensor:
-    """A histogram (B, L) of the triangular kernel of half-base 1 as that of half-base `width` would be, sums unchanged.
+    """A histogram (B, L) of kernels of half-base 1 converted to kernels of half-base `width`; sums stay.
 
     A triangle of half-base w is the sum of those of half-base 1 at the distances -w + 1, ..., w - 1, with weights
-    (w - distance) / w^2. What would fall beyond an end is mirrored at it.
+    (w - distance) / w^2. Weight beyond an end is mirrored back.
     """
     if width == 1:
         return histogram
@@ -80,7 +80,7 @@ class _Histogram(torch.autograd.Function):
     A value at place p on the scale of the bins, 0 <= p <= L - 1, weighs 1 - |p - l| in bin l where that is positive.
     Summed over all pairs this is S[l - 1] - S[l] with S[l] = sum of clamp(p - l, 0, 1), so that clamping and summing
     L - 1 times gives the histogram. Adding each weight to its bin (scatter) gives the same, but on a GPU in random
-    order, with all threads after the same few numbers.
+    order, and all threads wait for the same few bins.
     """
 
     @staticmethod

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fsseg.model.backbones import Features
 from fsseg.model.blocks.attention import Attention
-from fsseg.model.blocks.tokens import Tokens, flatten, tokens_under
+from fsseg.model.blocks.tokens import Tokens, to_tokens, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import NeckConfig
@@ -30,7 +30,7 @@ _SIMILARITIES = 2**26  # cosine similarities in memory at once
 
 
 class CorrelationNeck(nn.Module):
-    """See the module's text. Every shot meets the query on its own.
+    """The neck of the module's docstring. Each shot is correlated with the query separately.
 
     Args:
         widths: channels of the backbone's stages.
@@ -49,9 +49,8 @@ class CorrelationNeck(nn.Module):
         merged = channels * (2 if cfg.neck_cross_attention else 1) + (1 if cfg.neck_prior else 0)
         self.merge = nn.Conv2d(merged, channels, 1)
         if cfg.neck_prior:
-            # One channel among 2C + 1 is drowned at torch's usual start, and training may then learn to segment what
-            # stands out, without ever looking at the support. So the prior starts with the weight of all the others
-            # together.
+            # With torch's usual start one channel among 2C + 1 has hardly any weight. Training may then learn to
+            # segment salient objects without the support. So the prior starts with the weight of all others together.
             with torch.no_grad():
                 self.merge.weight[:, -1] *= merged**0.5
         self.ffn = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
@@ -71,7 +70,7 @@ class CorrelationNeck(nn.Module):
             query: features of the B query images.
             masks: (B, K, h, w) bool, support foreground; at least one True for every shot.
             support_valid, query_valid: (B * K, h, w) and (B, h, w) bool, cells that are picture and not padding; no
-                attention looks at padding, nor does it count in the prior's range. None: all are picture.
+                attention includes padding, nor does the prior's range. None: all are picture.
 
         Returns:
             f_s and f_q of every shot, (B, K, C, h, w) each.
@@ -88,7 +87,7 @@ class CorrelationNeck(nn.Module):
             if shots > 1:
                 layer4 = layer4.repeat_interleave(shots, 0)
                 valid = valid.repeat_interleave(shots, 0) if valid is not None else None
-            parts.append(prior_map(layer4, tokens_under(flat_masks.flatten(1), flatten(support["layer4"])), valid))
+            parts.append(prior_map(layer4, tokens_under(flat_masks.flatten(1), to_tokens(support["layer4"])), valid))
         f_q = self.fuse(parts).unflatten(0, (batch, shots))
         return self.refine(s, support_valid).unflatten(0, (batch, shots)), f_q
 
@@ -101,35 +100,35 @@ class CorrelationNeck(nn.Module):
         """Cross-attention of the query (B, C, h, w), pooled, with the support's foreground -> (B, C, h, w)."""
         assert self.cross_attention is not None
         small = pool(q, self.pool)
-        return unpool(_unflatten(self.cross_attention(flatten(small), keys.values, keys.mask), small), self.pool, q)
+        return unpool(_to_map(self.cross_attention(to_tokens(small), keys.values, keys.mask), small), self.pool, q)
 
     def fuse(self, parts: list[Tensor]) -> Tensor:
-        """Query features, and what the correlations say about them -> f_q of one shot, (B, C, h, w)."""
+        """Query features and their correlations with the support -> f_q of one shot, (B, C, h, w)."""
         return F.relu(parts[0] + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
 
     def refine(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
         """Self-attention on the support, pooled -> f_s, (B, C, h, w); `valid` (B, h, w) bool leaves padding out."""
         if self.self_attention is not None:
             small = pool(s, self.pool)
-            tokens = flatten(small)
+            tokens = to_tokens(small)
             if valid is None:
                 own = self.self_attention(tokens, tokens)
             else:
                 keys = pooled_under(s, valid, self.pool)
                 own = self.self_attention(tokens, keys.values, keys.mask)
-            s = s + unpool(_unflatten(own, small), self.pool, s)
+            s = s + unpool(_to_map(own, small), self.pool, s)
         return F.relu(s)
 
 
 def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """Keys of an attention: features of (B, C, h, w) under (B, h, w) bool (the foreground, the picture), pooled.
 
-    A pooled cell holds the mean of its features under the mask alone, and counts if it has any: nothing of the rest
-    leaks in, and no shot is left without a key.
+    A pooled cell holds the mean of its features under the mask, and is a key if it has any. So nothing outside the mask
+    enters, and every shot has a key.
     """
     share = pool(masks[:, None].to(s.dtype), factor)
     means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
-    return tokens_under(share.flatten(1) > 0, flatten(means))
+    return tokens_under(share.flatten(1) > 0, to_tokens(means))
 
 
 def pool(x: Tensor, factor: int) -> Tensor:
@@ -145,7 +144,7 @@ def unpool(x: Tensor, factor: int, like: Tensor) -> Tensor:
     return big[..., : like.shape[2], : like.shape[3]]
 
 
-def _unflatten(tokens: Tensor, like: Tensor) -> Tensor:
+def _to_map(tokens: Tensor, like: Tensor) -> Tensor:
     """(B, h * w, C) -> (B, C, h, w) of `like`."""
     return tokens.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
@@ -163,7 +162,7 @@ def prior_map(query: Tensor, foreground: Tokens, valid: Tensor | None = None) ->
     Returns:
         (B, 1, h, w), each sample's map scaled linearly to [0, 1] over the picture; 0 on padding.
     """
-    left, right = F.normalize(flatten(query), dim=2), F.normalize(foreground.values, dim=2)
+    left, right = F.normalize(to_tokens(query), dim=2), F.normalize(foreground.values, dim=2)
     step = max(1, _SIMILARITIES // (left.shape[1] * right.shape[1]))
     rows = []
     for start in range(0, left.shape[0], step):

@@ -44,7 +44,7 @@ class Tokens:
 
     @property
     def mask(self) -> Tensor | None:
-        """`valid`, or None if it says nothing."""
+        """`valid`, or None if every token is valid."""
         return None if self.full else self.valid
 
 
@@ -84,11 +84,11 @@ def tokens_under(mask: Tensor, features: Tensor) -> Tokens:
 def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
     """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither."""
     inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
-    counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # the device is waited for once
+    counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # one wait for the device
     return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
-def flatten(maps: Tensor) -> Tensor:
+def to_tokens(maps: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2)
 
@@ -101,8 +101,8 @@ def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
 def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
     """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
 
-    An image so thin or so turned that no cell lies on its picture counts as picture everywhere: attention and prior map
-    need something to look at.
+    If an image is so thin or so rotated that no cell lies on its picture, all its cells count as picture: attention and
+    prior map need at least one.
 
     Args:
         pictures: (N, H, W) bool, as in `Batch`.
@@ -120,7 +120,7 @@ def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
 def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Average (B, C, H, W) over the area of each feature cell -> (B, C, h, w).
 
-    Cell i of a side lies at pixel stride * i (that is how strided convolutions see it), so its area is the stride + 1
+    Cell i of a side lies at pixel stride * i (as for strided convolutions), so its area is the stride + 1
     pixels around that one, cut at the image's edge.
     """
     strides = _strides(maps, size)

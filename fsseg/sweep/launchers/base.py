@@ -1,8 +1,8 @@
-"""What our launchers share: the job's side of a launch, and the launcher that runs cells one after the other.
+"""What fsseg's launchers share: the part that runs in the job, and the launcher that runs cells one after the other.
 
 Hydra's launchers hide how a job ended: an exception becomes a successful SLURM job, a killed job an exception that ends
-the sweep. Ours wait for every job and report each one; `fsseg.sweep.sweeper` then asks the cell's directory, which has
-the last word. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No torch here.
+the sweep. These launchers wait for every job and report each one. `fsseg.sweep.sweeper` then reads the cell's
+directory, which decides. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No torch here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from fsseg.config.hydra_internals import BasicLauncher
 
 RESTART_COUNT = "FSSEG_RESTART_COUNT"
-"""Environment variable of a local worker: how often its cell was started again after a signal."""
+"""Environment variable of a local worker: number of restarts of its cell after a signal."""
 
 
 class CellLost(RuntimeError):
@@ -31,7 +31,7 @@ class CellLost(RuntimeError):
 
 
 class SweepInterrupted(KeyboardInterrupt):
-    """INT or TERM reached the launching process; the launcher has left its jobs in order."""
+    """INT or TERM reached the launching process; its jobs have ended, or go on in SLURM."""
 
     def __init__(self, signum: int, advice: str = "") -> None:
         super().__init__(signal.Signals(signum).name)
@@ -48,22 +48,22 @@ class Submitted:
 
 
 class Observer:
-    """What a launcher tells while it works. The sweeper listens; this one does not."""
+    """Receives the events of a launcher. The sweeper uses a subclass; this one ignores them."""
 
     def before_submission(self) -> None:
-        """All jobs are about to be handed over; none has started."""
+        """Called before the jobs are submitted; none has started."""
 
     def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None:
-        """Jobs, by their position in the launch, are in the queue; `folder` holds their pickles and logs."""
+        """Called when jobs, by their position in the launch, are queued; `folder` holds their pickles and logs."""
 
     def ended(self, index: int, returned: JobReturn) -> None:
-        """One job is over."""
+        """Called when a job has ended."""
 
 
 class StopSignals:
-    """Notes INT and TERM instead of dying of them, so that a launcher can leave in order.
+    """Context manager that notes INT and TERM, so that a launcher can end its jobs before it exits.
 
-    A context manager: the handlers of before come back. Outside the main thread it notes nothing.
+    At the end the former handlers are back. Outside the main thread it notes nothing.
     """
 
     def __init__(self) -> None:
@@ -86,14 +86,14 @@ class StopSignals:
         self.received.append(number)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not on after a signal that came before or comes meanwhile."""
+        """Sleep, but return at once if a signal came before or comes meanwhile."""
         seen, until = len(self.received), time.monotonic() + seconds
         while len(self.received) == seen and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
 
 
 def failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
-    """A job that ended in `error`, as Hydra notes it."""
+    """Hydra's record of a job that ended in `error`."""
     returned = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
     returned.return_value = error
     return returned
@@ -108,7 +108,7 @@ class SequentialLauncher(BasicLauncher):
         """Run the cells in this process.
 
         Raises:
-            SweepInterrupted: INT or TERM; the cell at hand has put itself in order.
+            SweepInterrupted: INT or TERM came; the running cell has saved its checkpoint.
         """
         returns: list[JobReturn] = []
         for index, overrides in enumerate(job_overrides):
@@ -155,7 +155,7 @@ class CellLauncher(BaseSubmititLauncher):
         """
         import fsseg.config.entry  # noqa: F401  registers schemas and resolvers, before anything is composed
 
-        if os.environ.get(RESTART_COUNT, "0") != "0":  # the first start has obeyed it; of SLURM's starts `run` knows
+        if os.environ.get(RESTART_COUNT, "0") != "0":  # the first start has done it; `run` detects restarts by SLURM
             sweep_overrides = [o for o in sweep_overrides if o.lstrip("+").partition("=")[0] != "redo"] + ["redo=false"]
         returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         if returned.status == JobStatus.FAILED and isinstance(returned._return_value, BaseException):
@@ -171,7 +171,7 @@ class CellLauncher(BaseSubmititLauncher):
         ]
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """submitit asks for this on USR2: the same call again."""
+        """Called by submitit on USR2: requeue the same call."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
@@ -191,7 +191,7 @@ def outcome(pickles: Sequence[Path], overrides: Sequence[str]) -> JobReturn | No
             kind, value = utils.pickle_load(path)
         except (OSError, EOFError):
             return None
-        except Exception as error:  # written by other code than ours is now
+        except Exception as error:  # written by another version of the code
             return failed(CellLost(f"{path} cannot be read: {type(error).__name__}: {error}"), overrides)
         if kind == "error":
             return failed(CellLost(last_line(value)), overrides)

@@ -1,9 +1,9 @@
 """`hydra/launcher=local`: N cells at a time on this machine, each in its own process and with its own GPU.
 
 submitit's local executor starts every job at once and hides the GPUs; joblib's workers die together. Here a worker is a
-plain process that runs submitit's job entry, so that signals, ranks (`tasks_per_node`) and pickles are those of a SLURM
-job; one that is killed costs its cell only. The processes are in sessions of their own: Ctrl-C reaches the launcher
-alone, which passes TERM on and waits for the checkpoints. Killed itself, it leaves them running, as a SLURM job would.
+plain process that runs submitit's job entry, so signals, ranks (`tasks_per_node`) and pickles are as in a SLURM job. A
+killed worker loses only its own cell. Each worker has its own process group: Ctrl-C reaches only the launcher, which
+sends the workers TERM and waits for their checkpoints. If the launcher is killed, the workers go on, as SLURM jobs do.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class _Running:
     job_id: str
     processes: list[subprocess.Popen[bytes]]
     starts: int = 1
-    asked: float | None = None  # when TERM was sent to what is left of it
+    asked: float | None = None  # when TERM was sent to its remaining processes
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What the cells share: how many run at a time, on which groups of GPUs, each with how many threads.
+    """How many cells run at a time, on which groups of GPUs, each with how many threads.
 
-    A slot takes its group of GPUs in turn; without groups the GPUs are left alone.
+    Slots take the groups of GPUs in turn; without groups the visible GPUs stay as they are.
     """
 
     workers: int
@@ -85,7 +85,7 @@ class LocalLauncher(CellLauncher):
         ids = [f"{os.getpid()}.{initial_job_idx + i}" for i in range(len(job_overrides))]
         for job_id, arguments in zip(ids, self.job_arguments(job_overrides, initial_job_idx)):
             delayed = utils.DelayedSubmission(self, *arguments)
-            # Anything but the largest time-out would make submitit count a USR2 as one.
+            # With any but the largest time-out submitit would count a USR2 as a time-out.
             delayed.set_timeout(60 * 24 * 365, int(self.params["max_restarts"]))
             delayed.dump(utils.JobPaths(self._folder, job_id).submitted_pickle)
         self.observer.before_submission()
@@ -143,7 +143,7 @@ class LocalLauncher(CellLauncher):
         return processes
 
     def _pass_on(self, signals: StopSignals, running: list[_Running]) -> None:
-        """The first INT or TERM: cells checkpoint, for `signal_delay_s` at most. The second: they are killed."""
+        """The first INT or TERM: cells have `signal_delay_s` to save a checkpoint. The second: they are killed."""
         if not signals.received:
             return
         for one in running:
@@ -164,7 +164,7 @@ class LocalLauncher(CellLauncher):
         codes = [process.poll() for process in one.processes]
         if any(code is None for code in codes):
             if any(code for code in codes) and one.asked is None:
-                _terminate(one)  # the other ranks of a dead one would wait for it for ever
+                _terminate(one)  # the other ranks would wait for the dead one for ever
             if one.asked is not None and time.monotonic() - one.asked > self._grace:
                 _kill(one)
             return None
@@ -202,7 +202,7 @@ def slots(params: dict[str, Any]) -> Slots:
     """Workers, their GPUs and threads, from the launcher's settings and what the machine has.
 
     Raises:
-        UserError: `gpus_per_node` is more than there is, or `workers` is not positive.
+        UserError: `gpus_per_node` exceeds the GPUs of the machine, or `workers` is not positive.
     """
     gpus = visible_gpus()
     tasks = int(params["tasks_per_node"])
@@ -222,7 +222,7 @@ def slots(params: dict[str, Any]) -> Slots:
     if workers < 1:
         raise UserError(f"hydra.launcher.workers={workers} runs nothing", "set it to 1 or more, or leave it out")
     if params["gpus_per_node"] == 0:
-        groups = [[]]  # asked to hide them
+        groups = [[]]  # 0 hides them
     return Slots(workers, groups, max(1, cores // (workers * tasks)))
 
 

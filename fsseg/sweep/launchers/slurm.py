@@ -1,7 +1,7 @@
 """`hydra/launcher=slurm`: the cells as a SLURM array through submitit, every one of them waited for.
 
-submitit's own waiting needs `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has,
-says which jobs are still there; one that is gone without a result is a failed cell whose reason comes from `sacct` or
+submitit itself waits with `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has, shows
+which jobs still exist. A job that is gone without a result is a failed cell; its reason comes from `sacct` or
 `scontrol`, whichever answers. `fsseg.sweep.sweeper` also asks `squeue` before a launch, to leave waiting jobs alone.
 """
 
@@ -29,13 +29,13 @@ log = logging.getLogger("fsseg.sweep")
 _LOOK_SECONDS = 1.0  # between looks for result files
 _COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name",
            "stderr_to_stdout")  # fmt: skip
-"""What submitit calls the same for every cluster; its names for SLURM's own settings begin with `slurm_`."""
+"""Settings that submitit names alike for every cluster; its names for SLURM's own settings begin with `slurm_`."""
 _LARGEST_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the cluster sets another
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that SLURM still has: its state (PENDING, RUNNING, COMPLETING, ...) and why it waits."""
+    """A job in SLURM's queue: its state (PENDING, RUNNING, COMPLETING, ...) and why it waits."""
 
     state: str
     reason: str
@@ -47,7 +47,7 @@ class Queued:
 def queue() -> dict[str, Queued] | None:
     """This user's jobs in the queue, under both names of an array's task (`12_3` and its own number).
 
-    None if SLURM is not here or does not answer: then nothing is known, which is not the same as an empty queue.
+    None if there is no SLURM or it does not answer. That is not an empty queue: the jobs are then unknown.
     """
     text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%A|%T|%r")
     if text is None:
@@ -60,13 +60,13 @@ def queue() -> dict[str, Queued] | None:
 
 
 def cluster_name() -> str | None:
-    """Name of the cluster that `squeue` asks; None if there is none."""
+    """Name of the cluster that `squeue` queries; None if there is none."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
     return found.group(1) if found else None
 
 
 def last_state(job_id: str) -> str:
-    """How SLURM says a job ended that is no more in the queue, in words for a table."""
+    """SLURM's account of how a job that left the queue ended, in words for a table."""
     text = _ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,ExitCode", "-j", job_id) or ""
     for line in text.splitlines():
         fields = [part.strip() for part in line.split("|")]
@@ -103,7 +103,7 @@ def _ask(*command: str) -> str | None:
 
 
 class SlurmLauncher(CellLauncher):
-    """Submits one array, waits for every job of it, and raises for none."""
+    """Submits one array and waits for all its jobs; no failed job raises an error."""
 
     _EXECUTOR = "slurm"
 
@@ -111,7 +111,7 @@ class SlurmLauncher(CellLauncher):
         """Submit and wait.
 
         Raises:
-            UserError: there is no SLURM here, or it refuses the jobs.
+            UserError: there is no SLURM, or it refuses the jobs.
             SweepInterrupted: INT or TERM came; the jobs go on.
         """
         for program in ("sbatch", "srun", "squeue"):
@@ -179,7 +179,7 @@ class SlurmLauncher(CellLauncher):
                             held.add(i)
                             log.warning("SLURM holds job %s: %s (`scontrol release %s`)", job.job_id, entry, job.job_id)
                         continue
-                    # Result files show up late on a network file system.
+                    # Result files may appear late on a network file system.
                     since = gone_since.setdefault(i, time.monotonic())
                     if returned is None:
                         if time.monotonic() - since < max(every, 5.0):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map, unpool
-from fsseg.model.blocks.tokens import flatten, tokens_under
+from fsseg.model.blocks.tokens import to_tokens, tokens_under
 
 WIDTHS = {"layer2": 3, "layer3": 4, "layer4": 5}
 C = 8
@@ -207,7 +207,7 @@ def test_the_prior_starts_with_as_much_weight_as_all_other_channels_together(cha
 
 
 def prior_of(query: torch.Tensor, support: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    return prior_map(query, tokens_under(masks.flatten(1), flatten(support)))
+    return prior_map(query, tokens_under(masks.flatten(1), to_tokens(support)))
 
 
 def test_prior_map_is_the_largest_cosine_with_the_foreground_scaled_to_one() -> None:

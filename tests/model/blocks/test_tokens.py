@@ -14,9 +14,9 @@ from fsseg.model.blocks.tokens import (
     Positions,
     area_average,
     downsample_masks,
-    flatten,
     inside_and_outside,
     picture_cells,
+    to_tokens,
     tokens_under,
 )
 
@@ -114,7 +114,7 @@ def test_with_values_clears_padding() -> None:
 
 def test_flatten_is_in_raster_order() -> None:
     maps = torch.arange(12.0).view(1, 2, 2, 3)
-    assert flatten(maps)[0, 4].tolist() == [maps[0, 0, 1, 1].item(), maps[0, 1, 1, 1].item()]
+    assert to_tokens(maps)[0, 4].tolist() == [maps[0, 0, 1, 1].item(), maps[0, 1, 1, 1].item()]
 
 
 def test_a_cell_is_padding_if_its_own_pixel_is() -> None:

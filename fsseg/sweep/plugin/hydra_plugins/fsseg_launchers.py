@@ -1,4 +1,4 @@
-"""Where Hydra finds our launchers, with the schemas of their settings. The work is in `fsseg.sweep.launchers.base*`."""
+"""Where Hydra finds fsseg's launchers, with the schemas of their settings; the code is in `fsseg.sweep.launchers`."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class LocalLauncher(_Local):
 
 
 class SlurmLauncher(_Slurm):
-    """Likewise."""
+    """As `LocalLauncher`."""
 
 
 @dataclass
