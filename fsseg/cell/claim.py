@@ -199,7 +199,7 @@ def acquire(path: Path, lease: float) -> Claim:
 
 @contextlib.contextmanager
 def held(path: Path, lease: float) -> Iterator[Claim]:
-    """Hold the claim for the block; wait first while another process holds it. The caller asks `check` before it writes.
+    """Hold the claim for the block; wait first while another process holds it. Ask `Claim.check` before writing.
 
     Args:
         path, lease: as for `acquire`.

@@ -110,9 +110,6 @@ _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 # The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: the start of their SHA-256, from their names.
 _STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
 
-# Removed settings, with the value that every run had. Fingerprints of earlier runs include them.
-_RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
-
 
 def is_neutral(key: str) -> bool:
     """Whether a configuration key cannot change the numbers of a cell."""
@@ -133,8 +130,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """The settings that can change the numbers, flat; files are replaced by digests of their content."""
+    from fsseg.config.schema import RETIRED
+
     flat = flatten(resolved)
-    kept = _RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
+    kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
     for key in _PATHS_BY_CONTENT:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))

@@ -48,7 +48,7 @@ class Unreadable(Exception):
     """Why a file is not what its name says, as the end of a sentence that begins with the file's name."""
 
 
-class Damaged(Unreadable):
+class NotJson(Unreadable):
     """It is no JSON at all: cut short, or overwritten. Anything else may be the work of another version."""
 
 
@@ -290,7 +290,7 @@ def read(path: Path, kind: type[T]) -> T | None:
     """A JSON file as its model; None if there is none.
 
     Raises:
-        Damaged: it is no JSON.
+        NotJson: it is no JSON.
         Unreadable: it cannot be opened, is of an unknown version, or a field makes no sense.
     """
     try:
@@ -307,7 +307,7 @@ def read(path: Path, kind: type[T]) -> T | None:
     except msgspec.ValidationError as error:
         raise Unreadable(_in_words(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"is not JSON ({error})") from None
+        raise NotJson(f"is not JSON ({error})") from None
 
 
 def _in_words(text: str) -> str:
@@ -613,7 +613,7 @@ class Cell(RunDirectory):
         """
         try:
             result = self.result()
-        except Damaged:
+        except NotJson:
             return None
         except Unreadable as error:
             raise self._not_understood(self.result_file, error) from None
@@ -627,7 +627,7 @@ class Cell(RunDirectory):
         """
         try:
             stored = self.identity_record()
-        except Damaged:
+        except NotJson:
             return
         except Unreadable as error:
             raise self._not_understood(self.identity_file, error) from None

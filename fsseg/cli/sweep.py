@@ -70,6 +70,8 @@ def retry(
         raise UserError(
             f"{failed} of {len(found.lines)} lines failed (see above)", "`fsseg status` tells what is missing"
         )
+    if run and (left := sum(map(len, found.notes.values()))):
+        raise UserError(f"{left} cells were not run: no line was found for them (see above)", "run their own lines")
 
 
 def clean(

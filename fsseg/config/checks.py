@@ -127,14 +127,20 @@ def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 
-@_relates("eval.background_shifts", "protocol.episodes_file")
-def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
-    """Other backgrounds are other episodes: the data set has families of them, and the episodes are not given."""
+@_relates("eval.background_shifts")
+def _the_data_set_has_backgrounds_to_shift(cfg: Config) -> Iterator[UserError]:
+    """The images of the data set are known to stand on families of backgrounds."""
     shifts = list(cfg.eval.background_shifts)
     if shifts and not hasattr(cfg.dataset, "background_shift"):
         what = f"eval.background_shifts={shifts}: {cfg.dataset.name} knows no background families"
         yield UserError(what, "leave eval.background_shifts out, or choose dataset=shapes5i")
-    elif shifts and cfg.protocol.episodes_file is not None:
+
+
+@_relates("eval.background_shifts", "protocol.episodes_file")
+def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
+    """Other backgrounds are other episodes: they are not given by a file."""
+    shifts = list(cfg.eval.background_shifts)
+    if shifts and hasattr(cfg.dataset, "background_shift") and cfg.protocol.episodes_file is not None:
         what = f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file"
         yield UserError(what, "leave one of the two out")
 

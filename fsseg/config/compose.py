@@ -138,6 +138,15 @@ class Composer:
                 found.append((job, explain(error)))
         return found
 
+    def swept(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        """The overrides of one job as a `-m` line hands them on: Hydra writes every value anew (`False` for `false`).
+
+        Raises:
+            UserError: they are not in Hydra's grammar.
+        """
+        with explained():
+            return split_line(self._loader, overrides)[0]
+
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job, without its `hydra` node.
 

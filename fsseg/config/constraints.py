@@ -28,12 +28,19 @@ class Constraint:
 
     def fault(self, key: str, value: Any) -> UserError | None:
         """What is wrong with `key=value`, if anything is."""
-        return None if self.holds(value) else UserError(f"{key}={value} {self.what}", f"set {key} to {self.fix}")
+        return (
+            None
+            if self.holds(value)
+            else UserError(
+                f"{key}={value!r} {self.what}" if value == "" else f"{key}={value} {self.what}",
+                f"set {key} to {self.fix}",
+            )
+        )
 
 
 def at_least(least: int) -> Constraint:
     """A number of at least `least`."""
-    return Constraint(lambda v: v >= least, f"is less than {least}", f"{least} or more")
+    return Constraint(lambda v: v >= least, f"must be {least} or more", f"{least} or more")
 
 
 def within(least: float, most: float) -> Constraint:

@@ -102,6 +102,8 @@ def _unknown(key: str) -> UserError:
             f"{key} does not belong to this choice of dataset, backbone and method",
             "leave it out, or change the choice",
         )
+    if key in config.RETIRED:
+        return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong group
         close = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]

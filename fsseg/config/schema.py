@@ -312,11 +312,11 @@ class TrainConfig:
     """Stop after this many steps (the schedule then ends there too); null trains all epochs."""
     batch_size: Positive[int] = MISSING
     """Episodes per step."""
-    lr: Annotated[Positive[float], constraints.FINITE] = MISSING
+    lr: Positive[Annotated[float, constraints.FINITE]] = MISSING
     """Learning rate of SGD at the start."""
     momentum: Annotated[float, within(0.0, 0.9999)] = 0.9
     """Momentum of SGD."""
-    weight_decay: Annotated[NotNegative[float], constraints.FINITE] = 1e-4
+    weight_decay: NotNegative[Annotated[float, constraints.FINITE]] = 1e-4
     """Weight decay of SGD."""
     poly_power: NotNegative[float] = 0.9
     """lr falls as (1 - step / steps) ** poly_power, per step."""
@@ -426,6 +426,10 @@ NEUTRAL_KEYS = (
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).
+
+
+RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
+"""Settings that are gone, with the value that every run had: fingerprints of earlier runs hold them."""
 
 
 def register() -> None:

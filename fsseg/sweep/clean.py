@@ -39,7 +39,7 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
         UserError: a folder does not exist or holds no run.
     """
     cells = look_at(folders)
-    kept = {path for s in cells for path in _named_checkpoint(s)}
+    kept = _kept(cells)
     oldest = time.time() - TEMPORARY_AGE
     items: list[Item] = []
 
@@ -65,6 +65,7 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
 def delete(items: Sequence[Item]) -> list[Item]:
     """Delete the items that are still unused, and return them."""
     gone: list[Item] = []
+    kept = _kept([item.run.look() for item in items if item.why == "checkpoint"])
     claims = [item for item in items if item.why == "claim"]
     # Each silent holder is watched for some renewals before its claim is taken: all of them at the same time.
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(claims)))) as pool:
@@ -74,7 +75,7 @@ def delete(items: Sequence[Item]) -> list[Item]:
         if item.why == "claim":
             continue
         now = item.run.look()
-        if now.alive or (item.why == "checkpoint" and now.state != State.DONE):
+        if now.alive or (item.why == "checkpoint" and (now.state != State.DONE or item.path.resolve() in kept)):
             continue
         try:
             item.path.unlink()
@@ -102,6 +103,13 @@ def text(items: Sequence[Item], deleted: bool) -> str:
                 lines.append(f"  ... and {len(mine) - 20} more")
     lines.append("deleted" if deleted else "nothing deleted yet: --yes deletes these files")
     return "\n".join(lines)
+
+
+def _kept(cells: Iterable[Snapshot]) -> set[Path]:
+    """Checkpoints that some cell names, in whichever experiment of the same output folders it lies."""
+    keys = {s.directory: s.key for s in cells}
+    outputs = {Path(os.path.abspath(d)).parents[len(key.path.parts) - 1] for d, key in keys.items() if key}
+    return {path for s in (look_at([*keys, *outputs]) if keys else ()) for path in _named_checkpoint(s)}
 
 
 def _named_checkpoint(s: Snapshot) -> Iterable[Path]:

@@ -55,7 +55,8 @@ class Point:
 
 def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
     """Override key -> value as written; the last of a key counts, as in Hydra."""
-    return {key: value for key, _, value in (o.partition("=") for o in overrides)}
+    parts = (o.partition("=") for o in overrides)
+    return {key: value if equals else "null" for key, equals, value in parts}  # ~key alone: Hydra takes any value
 
 
 def build_grid(overrides: Sequence[str]) -> list[Point]:

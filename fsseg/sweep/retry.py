@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Snapshot, State, Unreadable, look_at, open_cell
+from fsseg.cell.record import Cell, Snapshot, State, Unreadable, look_at, open_cell
 from fsseg.errors import UserError
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.grid import split_overrides
 
 if TYPE_CHECKING:
-    from fsseg.config.compose import Composed
+    from fsseg.config.compose import Composer
 
 _STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN)
 _AGAIN = "run its sweep line again"
@@ -42,7 +42,7 @@ class Retry:
 
     cells: list[Snapshot]
     lines: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Retry:
@@ -58,24 +58,64 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     found = Retry([s for s in look_at(folders) if s.state in _STATES])
     if not found.cells:
         return found  # Hydra is not even imported
-    settings = []
-    for cell, own in zip(found.cells, _overrides_of(found.cells)):
-        if isinstance(own, str):
-            found.notes.append(f"{cell.label}: {own}")
-        else:
-            settings.append(own)
-    found.lines = [command(box, extra) for box in merge(settings)]
+    from fsseg.config.compose import composer
+
+    boxes: list[dict[str, str]] = []
+    with composer() as c:
+        for s in found.cells:
+            if why := _find(s, c, found, boxes):
+                found.notes.setdefault(why, []).append(s.label)
+    found.lines = [command(box, extra) for box in merge(boxes)] + found.lines
     return found
 
 
-def _overrides_of(cells: Sequence[Snapshot]) -> list[dict[str, str] | str]:
-    """For each cell the overrides that lead to it, or why there are none."""
-    from fsseg.config.compose import composer
+def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, str]]) -> str:
+    """Add what leads to the cell to the boxes or lines; returns why there is nothing, if there is nothing."""
+    key, own = CellKey.from_path(s.directory), _noted(s)
+    if isinstance(own, str):
+        return own
+    if key is None:
+        return "its path does not name a cell"
+    if own.get("name") != key.name:  # the folder was renamed or copied
+        own["name"] = _quoted(key.name)
+    output = Path(os.path.abspath(s.directory)).parents[len(key.path.parts) - 1]
+    plain = [f"{k}={v}" for k, v in own.items()]
+    why = ""
+    # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
+    for words in (composer.swept(plain), plain):
+        cell = _led_to(composer, words)
+        if isinstance(cell, UserError):
+            return f"{cell.what}; {_started(s)}"
+        why = why or _difference(cell, key, s)
+        if not _difference(cell, key, s):
+            if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
+                below = output.is_relative_to(Path.cwd())
+                own["output_dir"] = _quoted(str(output.relative_to(Path.cwd()) if below else output))
+            if words is not plain:
+                boxes.append(own)
+            else:
+                found.lines.append(shlex.join(["python", "train.py", *(f"{k}={v}" for k, v in own.items())]))
+            return ""
+    return why
 
-    noted = [_noted(s) for s in cells]
-    with composer() as c:
-        again = iter(c.each([[f"{k}={v}" for k, v in own.items()] for own in noted if not isinstance(own, str)]))
-        return [own if isinstance(own, str) else _proven(s, own, next(again)[1]) for s, own in zip(cells, noted)]
+
+def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell | UserError:
+    """The cell that overrides lead to, or why they cannot be composed."""
+    ((_, composed),) = composer.each([overrides])
+    try:
+        if isinstance(composed, UserError):
+            return composed
+        return open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+    except UserError as error:
+        return error
+
+
+def _difference(cell: Cell, key: CellKey, s: Snapshot) -> str:
+    """Why a cell is not the one of the directory; empty if it is."""
+    record = s.run.identity_record()
+    if cell.key == key and record is not None and cell.fingerprint == record.fingerprint:
+        return ""
+    return f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
 
 
 def _noted(s: Snapshot) -> dict[str, str] | str:
@@ -86,33 +126,24 @@ def _noted(s: Snapshot) -> dict[str, str] | str:
     if record is None:
         return f"has no identity.json: {_AGAIN}"
     if record.overrides is None:
-        last = s.run.last_attempt()[1]
-        line = shlex.join(["python", *last.command]) if last is not None and last.command[:1] == ["train.py"] else ""
-        how = f"it was started with `{line}`" if line else _AGAIN
-        return f"was started by an earlier version, which did not note the overrides of a cell; {how}"
+        return f"was started by an earlier version, which did not note the overrides of a cell; {_started(s)}"
     own = split_overrides(record.overrides)
-    own.pop("redo", None)  # it would discard the cell's progress
+    own.pop("redo", None)  # it would throw away what the cell has reached
     return own
 
 
-def _proven(s: Snapshot, own: dict[str, str], composed: Composed | UserError) -> dict[str, str] | str:
-    """The overrides, if they lead to this directory and this fingerprint."""
+def _started(s: Snapshot) -> str:
+    """The command of the newest start, if it was typed by hand."""
+    last = s.run.last_attempt()[1]
+    if last is None or last.command[:1] != ["train.py"]:
+        return _AGAIN
+    return f"it was started with `{shlex.join(['python', *last.command])}`"
+
+
+def _quoted(value: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    if isinstance(composed, UserError):
-        return composed.what
-    key, record = CellKey.from_path(s.directory), s.run.identity_record()
-    assert record is not None
-    try:
-        cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
-    except UserError as error:
-        return error.what
-    if cell.key != key or cell.fingerprint != record.fingerprint:
-        return f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
-    if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
-        output = os.path.relpath(Path(os.path.abspath(s.directory)).parents[len(key.path.parts) - 1])
-        own["output_dir"] = QuotedString(output, Quote.single).with_quotes()
-    return own
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def text(found: Retry) -> str:
@@ -124,7 +155,9 @@ def text(found: Retry) -> str:
     if found.lines:
         lines += ["", "run them again, from the folder they were started in:", *found.lines]
     if found.notes:
-        lines += ["", "no line found for:", *(f"  {note}" for note in found.notes)]
+        lines += ["", "no line found for:"]
+        for why, labels in found.notes.items():
+            lines += [*(f"  {label}" for label in labels), f"  -> {why}"]
     return "\n".join(lines)
 
 

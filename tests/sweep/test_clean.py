@@ -74,6 +74,20 @@ def test_a_checkpoint_that_another_cell_names_stays(
     assert second.checkpoint.exists()
 
 
+def test_a_checkpoint_that_another_experiment_names_stays(tmp_path: Path) -> None:
+    """Only one experiment is cleaned; the cell that began from its checkpoint lies in another."""
+    root = tmp_path / "outputs"
+    used, free = run_folder(root, 0), run_folder(root, 1)
+    items = find_waste([root / "runs"])
+    assert {i.path for i in items} == {used.checkpoint, free.checkpoint}
+    other = replace(KEY, name="scored", shot=5)
+    make_run(root, other, result={"checkpoint": {"path": str(used.checkpoint)}})
+    assert [i.path for i in find_waste([root / "runs"])] == [free.checkpoint]
+    delete(items)  # listed before the other experiment came
+    assert used.checkpoint.exists()
+    assert not free.checkpoint.exists()
+
+
 def test_temporary_files_go_when_they_are_old(tmp_path: Path) -> None:
     run = run_folder(tmp_path, 0, done=False)
     gone = old(run.checkpoint.with_name(".last.pt.x1.tmp"))

@@ -9,7 +9,9 @@ import pytest
 from run_directories import make_run
 
 from fsseg.cell.record import Attempt, Cell, open_cell, write_record
+from fsseg.cli.sweep import retry
 from fsseg.config.compose import Composed, composer
+from fsseg.errors import UserError
 from fsseg.sweep.retry import find_retries, text
 
 
@@ -30,12 +32,19 @@ def reached(lines: list[str]) -> dict[Path, str]:
     found = {}
     with composer() as c:
         for line in lines:
-            for _, composed in c.grid(shlex.split(line)[3:]):
+            words = shlex.split(line)
+            single = words[2] != "-m"  # one cell, its words taken as they are
+            for _, composed in c.each([words[2:]]) if single else c.grid(words[3:]):
                 assert isinstance(composed, Composed)
                 cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
                 assert cell.directory not in found
                 found[cell.directory] = cell.fingerprint
     return found
+
+
+def only(notes: dict[str, list[str]]) -> str:
+    [why] = notes
+    return why
 
 
 AWKWARD = {
@@ -55,7 +64,7 @@ AWKWARD = {
 def test_the_lines_lead_back_to_the_same_cells(line: list[str], tmp_path: Path) -> None:
     cells = start([*line, f"output_dir={tmp_path}", *([] if "experiment=smoke" in line else ["name='a name'"])])
     found = find_retries([tmp_path])
-    assert found.notes == []
+    assert found.notes == {}
     assert reached(found.lines) == {cell.directory: cell.fingerprint for cell in cells}
     assert len(found.lines) == 1
 
@@ -63,7 +72,7 @@ def test_the_lines_lead_back_to_the_same_cells(line: list[str], tmp_path: Path) 
 def test_what_an_experiment_file_sweeps_is_named_in_the_line(tmp_path: Path) -> None:
     cells = start(["experiment=table3_components", "fold=1", f"output_dir={tmp_path}"])
     find = find_retries([tmp_path])
-    assert find.notes == []
+    assert find.notes == {}
     assert reached(find.lines) == {cell.directory: cell.fingerprint for cell in cells}
     assert len(cells) > 1
 
@@ -116,7 +125,7 @@ def test_a_cell_of_other_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
     make_run(tmp_path, cell.key, identity={}, overrides=cell.overrides)  # another fingerprint
     found = find_retries([tmp_path])
     assert found.lines == []
-    assert "another version" in found.notes[0]
+    assert "another version" in only(found.notes)
 
 
 def test_a_run_that_was_copied_to_the_place_of_another_cell_gets_no_line(tmp_path: Path) -> None:
@@ -132,17 +141,17 @@ def test_a_run_that_was_copied_to_the_place_of_another_cell_gets_no_line(tmp_pat
 def test_a_cell_whose_overrides_are_unknown_to_this_code_gets_no_line_but_a_reason(tmp_path: Path) -> None:
     [cell] = start([f"output_dir={tmp_path}"])
     make_run(cell, overrides=["gone.setting=1"])
-    [note] = find_retries([tmp_path]).notes
-    assert note.startswith(f"{cell.key}: ")
-    assert "gone" in note
+    [(why, labels)] = find_retries([tmp_path]).notes.items()
+    assert labels == [str(cell.key)]
+    assert "gone" in why
 
 
 def test_a_cell_without_identity_gets_no_line_but_a_reason(tmp_path: Path) -> None:
     [cell] = start([f"output_dir={tmp_path}"])
     cell.identity_file.unlink()
-    assert "no identity.json" in find_retries([tmp_path]).notes[0]
+    assert "no identity.json" in only(find_retries([tmp_path]).notes)
     cell.identity_file.write_text('{"fingerprint": ')
-    assert "identity.json is not JSON" in find_retries([tmp_path]).notes[0]
+    assert "identity.json is not JSON" in only(find_retries([tmp_path]).notes)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,69 @@ def test_a_cell_of_the_former_version_is_told_how_it_was_started(
         write_record(cell.attempts / "2.json", Attempt("2026-01-02T00:00:00+00:00", command=command))
     found = find_retries([tmp_path])
     assert found.lines == []
-    assert "earlier version" in found.notes[0]
-    assert words in found.notes[0]
-    assert found.notes[0] in text(found)
+    assert "earlier version" in only(found.notes)
+    assert words in only(found.notes)
+    assert only(found.notes) in text(found)
+
+
+def single(*overrides: str) -> Cell:
+    """As `start`, of one run without -m, whose values stay as they were typed."""
+    with composer() as c:
+        [(_, composed)] = c.each([list(overrides)])
+    assert isinstance(composed, Composed)
+    cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+    make_run(cell, status="failed")
+    return cell
+
+
+@pytest.mark.parametrize("override", ["model.cleansing=false", "train.lr=1e-3", "dataset.scale_range=[0.80,1.20]"])
+def test_a_value_that_a_sweep_writes_otherwise_gets_a_line_of_its_own(override: str, tmp_path: Path) -> None:
+    """`-m` hands false on as False, which is another variant: the cell would be trained a second time."""
+    cell = single(override, f"output_dir={tmp_path}")
+    found = find_retries([tmp_path])
+    [line] = found.lines
+    assert "-m" not in line.split()
+    assert reached([line]) == {cell.directory: cell.fingerprint}
+
+
+def test_a_key_taken_out_stays_out(tmp_path: Path) -> None:
+    cell = single("~logger", f"output_dir={tmp_path}")
+    assert reached(find_retries([tmp_path]).lines) == {cell.directory: cell.fingerprint}
+
+
+def test_a_renamed_folder_is_run_under_its_new_name(tmp_path: Path) -> None:
+    [cell] = start(["fold=1", "name=old", f"output_dir={tmp_path}"])
+    (tmp_path / "old").rename(tmp_path / "new name")
+    place = Path(str(cell.directory).replace("/old/", "/new name/"))
+    assert reached(find_retries([tmp_path]).lines) == {place: cell.fingerprint}
+
+
+def test_a_folder_that_is_not_below_this_one_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start(["fold=1", "output_dir=outputs"])
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    [line] = find_retries([tmp_path / "outputs"]).lines
+    assert f"output_dir='{tmp_path}/outputs'" in shlex.split(line)
+
+
+def test_files_of_another_configuration_folder_lead_to_the_line_of_the_start(tmp_path: Path) -> None:
+    [cell] = start([f"output_dir={tmp_path}"])
+    make_run(cell, overrides=["experiment=mine"])
+    command = ["train.py", "--config-dir", "mine", "experiment=mine"]
+    write_record(cell.attempts / "1.json", Attempt("2026-01-01T00:00:00+00:00", command=command))
+    assert only(find_retries([tmp_path]).notes).endswith(
+        "it was started with `python train.py --config-dir mine experiment=mine`"
+    )
+
+
+def test_cells_of_one_reason_are_told_together_and_run_says_that_they_are_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cell in start(["fold=0,1,2", f"output_dir={tmp_path}"]):
+        make_run(cell, status="failed", version=1)
+    found = find_retries([tmp_path])
+    assert [len(labels) for labels in found.notes.values()] == [3]
+    with pytest.raises(UserError, match="3 cells were not run"):
+        retry([tmp_path], run=True)
+    assert capsys.readouterr().out.count("earlier version") == 1
