@@ -28,14 +28,9 @@ class Constraint:
 
     def fault(self, key: str, value: Any) -> UserError | None:
         """What is wrong with `key=value`, if anything is."""
-        return (
-            None
-            if self.holds(value)
-            else UserError(
-                f"{key}={value!r} {self.what}" if value == "" else f"{key}={value} {self.what}",
-                f"set {key} to {self.fix}",
-            )
-        )
+        if self.holds(value):
+            return None
+        return UserError(f"{key}={value or repr(value)} {self.what}", f"set {key} to {self.fix}")
 
 
 def at_least(least: int) -> Constraint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,6 +14,7 @@ import torch
 from runs import cell_of, composed, done, fork_ranks, run_and_print
 from torch import nn
 
+from fsseg.cell.record import RunDirectory
 from fsseg.engine import distributed
 from fsseg.engine.distributed import batches_of_rank, share
 from fsseg.errors import UserError
@@ -27,8 +27,8 @@ SETTINGS = ("train.batch_size=3", "train.max_steps=5", "protocol.num_episodes=11
             "eval.batch_size=2", "logger.figures=3", "dataset.rotate_degrees=20")  # fmt: skip
 
 
-def losses(directory: Path) -> list[float]:
-    return [float(row["train/loss"]) for row in csv.DictReader((directory / "metrics.csv").open())]
+def losses(run: RunDirectory) -> list[float]:
+    return run.curves()["train/loss"][1]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, 
         assert status == 0, text
         assert json.loads(text.rpartition("returned ")[2]) == ["done", "", msgspec.to_builtins(together)]
 
-    single, double = losses(cell_of(one).directory), losses(two.directory)
+    single, double = losses(cell_of(one)), losses(two)
     assert len(single) == 5
     assert double == pytest.approx(single, rel=1e-4)
     assert max(abs(a - b) for a, b in pairwise(single)) > 1e-3  # the losses do differ from step to step
@@ -56,7 +56,7 @@ def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, 
     second = torch.load(two.checkpoint, weights_only=True)["model"]
     for name, tensor in first.items():
         assert torch.allclose(second[name], tensor, rtol=1e-3, atol=1e-5), name
-    assert [p.name for p in (two.directory / "attempts").iterdir()] == ["1.json"]
+    assert [p.name for p in two.attempts.iterdir()] == ["1.json"]
     assert not two.claim_file.exists()
     assert together.training is not None
     assert alone.training is not None

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
+from fsseg.cell.record import RunDirectory
 from fsseg.config.compose import compose
 from fsseg.data.registry import build_source
 from fsseg.process.files import read_json
@@ -66,14 +67,14 @@ class Sweep:
         STARTED.append(process)
         return process
 
-    def cell(self, fold: int, seed: int = 0) -> Path:
+    def cell(self, fold: int, seed: int = 0) -> RunDirectory:
         found = next((self.folder / "outputs/s").glob(f"shapes5i/abcb/tiny/1shot/*/fold{fold}/seed{seed}"), None)
-        return found or self.folder / "absent"
+        return RunDirectory(found or self.folder / "absent")
 
-    def job(self, cell: Path) -> str:
+    def job(self, cell: RunDirectory) -> str:
         records = sorted((self.folder / "outputs/s/.submitit").glob("*/jobs.json"))
         jobs = (read_json(records[-1]) or {})["jobs"]
-        return str(jobs[str(cell)]["job_id"])
+        return str(jobs[str(cell.directory)]["job_id"])
 
     def start_requeued(self) -> None:
         """SLURM makes a requeued job wait for two minutes; tests do not."""
@@ -90,9 +91,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
-def training(cell: Path) -> bool:
-    status = read_json(cell / "status.json") or {}
-    return status.get("state") == "running" and status.get("phase") == "train" and (cell / "claim.json").exists()
+def training(cell: RunDirectory) -> bool:
+    status = cell.status()
+    return status is not None and (status.state, status.phase) == ("running", "train") and cell.claim_file.exists()
 
 
 def states(output: str) -> dict[str, str]:
@@ -101,8 +102,8 @@ def states(output: str) -> dict[str, str]:
     return {found.group(1): found.group(2) for row in rows if (found := re.match(r"\S+/(fold\d/seed\d+) +(\w+)", row))}
 
 
-def attempts(cell: Path) -> int:
-    return len(list((cell / "attempts").glob("*.json")))
+def attempts(cell: RunDirectory) -> int:
+    return len(list(cell.attempts.glob("*.json")))
 
 
 def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest(
@@ -112,7 +113,7 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
     build_source(compose([f"dataset.root={root}", *DATA]).cfg)
     sweep = Sweep(cluster, tmp_path, REPO / "train.py", "fold=0,1,2,3", "seed=0,1", f"dataset.root={root}", *SMALL)
 
-    def cells() -> dict[str, Path]:
+    def cells() -> dict[str, RunDirectory]:
         return {f"fold{f}/seed{s}": sweep.cell(f, s) for f in range(4) for s in range(2)}
 
     process = sweep.start()
@@ -120,7 +121,7 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
     raising, killed, cancelled, limited, requeued = (
         cells()[name] for name in ("fold0/seed0", "fold0/seed1", "fold1/seed0", "fold1/seed1", "fold2/seed0")
     )
-    (raising / "metrics.csv").mkdir(parents=True)  # the run cannot write there
+    raising.metrics_file.mkdir(parents=True)  # the run cannot write there
     waiting = {killed, cancelled, limited, requeued}
     end = time.monotonic() + 700
     while process.poll() is None:
@@ -128,12 +129,12 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
         for cell in [one for one in waiting if training(one)]:
             waiting.remove(cell)
             if cell == killed:
-                os.kill(json.loads((cell / "claim.json").read_text())["pid"], signal.SIGKILL)
+                os.kill(json.loads(cell.claim_file.read_text())["pid"], signal.SIGKILL)
             elif cell == cancelled:
                 cluster.send("scancel", sweep.job(cell))
             elif cell == limited:
                 # What SLURM sends before the limit. `scancel --signal` may send it again, to the next start.
-                os.kill(json.loads((cell / "claim.json").read_text())["pid"], signal.SIGUSR2)
+                os.kill(json.loads(cell.claim_file.read_text())["pid"], signal.SIGUSR2)
             else:
                 cluster.send("scontrol", "requeue", sweep.job(cell))
         sweep.start_requeued()
@@ -149,17 +150,17 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
     assert first == expected, output
     assert "8 cells: 2 failed, 1 preempted, 5 done" in output
     for name, cell in cells().items():
-        assert (cell / "result.json").exists() == (expected[name] == "done")
-        assert (read_json(cell / "status.json") or {}).get("state") == expected[name]
+        assert cell.result_file.exists() == (expected[name] == "done")
+        assert cell.look().state == expected[name]
     assert "metrics.csv" in output
-    assert "SIGKILL" in (killed / "train.log").read_text()
+    assert "SIGKILL" in killed.log_file.read_text()
     assert "CANCELLED" in output
     assert attempts(limited) == attempts(requeued) == 2
     logs = [Path(found) for found in re.findall(r"log: (\S+)", output)]
     assert len(logs) == 3
     assert all(log.is_file() for log in logs)
 
-    (raising / "metrics.csv").rmdir()
+    raising.metrics_file.rmdir()
     before = {name: attempts(cell) for name, cell in cells().items()}
     process = sweep.start()
     output, _ = process.communicate(timeout=400)
@@ -177,8 +178,8 @@ def test_jobs_outlive_the_launching_process_and_are_not_submitted_twice(cluster:
     )  # fmt: skip
     acts = {"FAKE_0": "part:go", "FAKE_GO": str(tmp_path)}
     process = sweep.start(**acts)
-    wait_until(lambda: (sweep.cell(0) / "claim.json").exists() and sweep.cell(2).is_dir())
-    assert (read_json(sweep.cell(2) / "status.json") or {}).get("state") == "queued"
+    wait_until(lambda: sweep.cell(0).claim_file.exists() and sweep.cell(2).status() is not None)
+    assert sweep.cell(2).look().state == "queued"
     process.kill()
     process.communicate()
 
@@ -189,22 +190,22 @@ def test_jobs_outlive_the_launching_process_and_are_not_submitted_twice(cluster:
     assert list(states(output).values()) == ["running", "queued", "queued"]
 
     (tmp_path / "go").write_text("")
-    wait_until(lambda: all((sweep.cell(fold) / "result.json").exists() for fold in range(3)))
-    assert [len(json.loads((sweep.cell(fold) / "starts.json").read_text())) for fold in range(3)] == [1, 1, 1]
+    wait_until(lambda: all(sweep.cell(fold).result_file.exists() for fold in range(3)))
+    assert [len(json.loads((sweep.cell(fold).directory / "starts.json").read_text())) for fold in range(3)] == [1, 1, 1]
     assert len(list((tmp_path / "outputs/s/.submitit").glob("*/jobs.json"))) == 1
 
 
 def test_an_interrupted_sweep_says_which_jobs_go_on(cluster: Cluster, tmp_path: Path) -> None:
     sweep = Sweep(cluster, tmp_path, FAKE, "fold=0,1", f"dataset.root={tmp_path}")
     process = sweep.start(FAKE_0="part:go", FAKE_GO=str(tmp_path))
-    wait_until(lambda: (sweep.cell(0) / "claim.json").exists() and (sweep.cell(1) / "result.json").exists())
+    wait_until(lambda: sweep.cell(0).claim_file.exists() and sweep.cell(1).result_file.exists())
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert list(states(output).values()) == ["running", "done"]
     assert f"`scancel {sweep.job(sweep.cell(0)).partition('_')[0]}` ends them" in output
     (tmp_path / "go").write_text("")
-    wait_until((sweep.cell(0) / "result.json").exists)
+    wait_until(sweep.cell(0).result_file.exists)
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(cluster: Cluster, tmp_path: Path) -> None:
@@ -215,6 +216,6 @@ def test_what_sbatch_refuses_is_told_in_its_words(cluster: Cluster, tmp_path: Pa
     assert "error: sbatch refused the sweep" in output
     assert "invalid partition" in output
     assert "Traceback" not in output
-    status = read_json(sweep.cell(0) / "status.json") or {}
-    assert status.get("state") == "failed"
-    assert "not submitted" in str(status.get("reason"))
+    snapshot = sweep.cell(0).look()
+    assert snapshot.state == "failed"
+    assert "not submitted" in snapshot.reason

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from runs import fork
 
+from fsseg.cell.key import CellKey
+from fsseg.cell.record import RunDirectory
+
 REPO = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).with_name("fake_train.py")
 
@@ -80,8 +83,9 @@ class Sweep:
         output, _ = process.communicate()
         return process.returncode, output
 
-    def cell(self, fold: int) -> Path:
-        return self.folder / f"outputs/s/shapes5i/abcb/tiny/1shot/default/fold{fold}/seed0"
+    def cell(self, fold: int, seed: int = 0) -> RunDirectory:
+        key = CellKey("s", "shapes5i", "abcb", "tiny", 1, fold, seed, "default")
+        return RunDirectory(self.folder / "outputs" / key.path)
 
 
 def states(output: str) -> list[str]:

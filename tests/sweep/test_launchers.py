@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from sweeps import Sweep, states, wait_until
 
-from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import last_line
 from fsseg.sweep.launchers.local import slots, visible_gpus
@@ -22,7 +21,7 @@ LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
 
 
 def starts(sweep: Sweep, fold: int) -> list[list[object]]:
-    value: list[list[object]] = json.loads((sweep.cell(fold) / "starts.json").read_text())
+    value: list[list[object]] = json.loads((sweep.cell(fold).directory / "starts.json").read_text())
     return value
 
 
@@ -31,12 +30,12 @@ def test_a_killed_worker_costs_its_cell_only_and_leaves_a_reason(sweep: Sweep) -
     assert code == 1
     assert states(output) == ["done", "failed", "failed"]
     assert "killed by SIGKILL" in output
-    status = RunDirectory(sweep.cell(1)).status()
+    status = sweep.cell(1).status()
     assert status is not None
     assert status.state == "failed"
     assert status.reason is not None
     assert "SIGKILL" in status.reason
-    assert "SIGKILL" in (sweep.cell(1) / "train.log").read_text()
+    assert "SIGKILL" in sweep.cell(1).log_file.read_text()
     logs = [Path(found) for found in re.findall(r"log: (\S+)", output)]
     assert len(logs) == 2
     assert "RuntimeError: a bad image" in logs[1].read_text()
@@ -66,8 +65,10 @@ def test_no_more_cells_than_workers_run_at_a_time_each_on_its_own_gpu(sweep: Swe
 @pytest.mark.process
 def test_a_worker_that_saved_itself_on_usr2_starts_again_and_finishes(sweep: Sweep) -> None:
     process = sweep.start("-m", "fold=0,1", *LOCAL, FAKE_1="hang")
-    wait_until(lambda: (sweep.cell(1) / "hung").exists() and (sweep.cell(1) / "hung").read_text() != "")
-    os.kill(int((sweep.cell(1) / "hung").read_text()), signal.SIGUSR2)
+    wait_until(
+        lambda: (sweep.cell(1).directory / "hung").exists() and (sweep.cell(1).directory / "hung").read_text() != ""
+    )
+    os.kill(int((sweep.cell(1).directory / "hung").read_text()), signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "it starts again" in output
@@ -76,25 +77,25 @@ def test_a_worker_that_saved_itself_on_usr2_starts_again_and_finishes(sweep: Swe
 
 def test_a_signal_to_the_sweep_reaches_the_workers_and_the_table_follows(sweep: Sweep) -> None:
     process = sweep.start("-m", "fold=0,1,2", "hydra/launcher=local", "hydra.launcher.workers=1", FAKE_1="hang")
-    wait_until((sweep.cell(1) / "hung").exists)
+    wait_until((sweep.cell(1).directory / "hung").exists)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert states(output) == ["done", "preempted", "stopped"]
-    assert not (sweep.cell(1) / "claim.json").exists()
+    assert not sweep.cell(1).claim_file.exists()
 
 
 @pytest.mark.process
 def test_workers_outlive_a_killed_sweep_and_the_next_one_leaves_them_alone(sweep: Sweep, tmp_path: Path) -> None:
     first = sweep.start("-m", "fold=0", *LOCAL, FAKE_0="part:go", FAKE_GO=str(tmp_path))
-    wait_until((sweep.cell(0) / "claim.json").exists)
+    wait_until(sweep.cell(0).claim_file.exists)
     first.kill()
     first.communicate()
     code, output = sweep.run("-m", "fold=0,1", "lease_seconds=5", *LOCAL)
     (tmp_path / "go").write_text("")
     assert code == 0
     assert states(output) == ["running", "done"]
-    wait_until((sweep.cell(0) / "result.json").exists)
+    wait_until(sweep.cell(0).result_file.exists)
     assert len(starts(sweep, 0)) == 1
 
 
@@ -103,7 +104,7 @@ def test_a_machine_without_slurm_is_told_in_one_line(sweep: Sweep) -> None:
     assert code == 1
     assert "error: hydra/launcher=slurm: there is no sbatch on this machine" in output
     assert "Traceback" not in output
-    assert not (sweep.cell(0) / "status.json").exists()
+    assert not sweep.cell(0).status_file.exists()
 
 
 PARAMS = {"workers": None, "gpus_per_node": None, "tasks_per_node": 1}

@@ -86,7 +86,7 @@ def test_a_rerun_launches_what_is_missing_and_nothing_else(sweep: Sweep) -> None
     assert code == 0
     assert "1 of 3 cells done, 2 to run" in output
     assert states(output) == ["done"] * 3
-    assert [len(json.loads((sweep.cell(f) / "starts.json").read_text())) for f in range(3)] == [1, 1, 1]
+    assert [len(json.loads((sweep.cell(f).directory / "starts.json").read_text())) for f in range(3)] == [1, 1, 1]
 
     code, output = sweep.run("-m", "fold=0,1,2")
     assert code == 0
@@ -95,13 +95,13 @@ def test_a_rerun_launches_what_is_missing_and_nothing_else(sweep: Sweep) -> None
 
 def test_redo_runs_a_finished_cell_again_and_its_old_result_hides_no_failure(sweep: Sweep) -> None:
     sweep.run("-m", "fold=0,1")
-    first = (sweep.cell(0) / "result.json").stat().st_mtime_ns
+    first = sweep.cell(0).result_file.stat().st_mtime_ns
     code, output = sweep.run("-m", "fold=0,1", "redo=true", FAKE_1="raise_early")
     assert code == 1
     assert "0 of 2 cells done, 2 to run" in output
     assert states(output) == ["done", "failed"]
-    assert (sweep.cell(0) / "result.json").stat().st_mtime_ns > first
-    assert (sweep.cell(1) / "result.json").exists()
+    assert sweep.cell(0).result_file.stat().st_mtime_ns > first
+    assert sweep.cell(1).result_file.exists()
 
 
 def test_a_cell_that_returns_without_a_result_is_not_launched_for_ever(sweep: Sweep) -> None:
@@ -116,8 +116,8 @@ def test_cells_with_faults_are_reported_together_and_the_others_run(sweep: Sweep
     assert "0 of 8 cells done, 4 to run, 4 cannot start" in output
     assert output.count("fold=7 does not exist") == 1
     assert sorted(states(output)) == ["done"] * 4 + ["faulty"] * 4 or output.count(" faulty ") == 4
-    assert (sweep.cell(0) / "result.json").exists()
-    assert (sweep.cell(1) / "result.json").exists()
+    assert sweep.cell(0).result_file.exists()
+    assert sweep.cell(1).result_file.exists()
 
 
 def test_a_grid_may_stand_in_a_file_and_the_command_line_wins(sweep: Sweep) -> None:
@@ -137,18 +137,18 @@ def test_sys_exit_in_a_cell_ends_only_that_cell(sweep: Sweep) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_sweep_with_the_table(sweep: Sweep, number: signal.Signals) -> None:
     process = sweep.start("-m", "fold=0,1,2", FAKE_1="hang")
-    wait_until((sweep.cell(1) / "hung").exists)
+    wait_until((sweep.cell(1).directory / "hung").exists)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert states(output) == ["done", "preempted", "stopped"]
     assert f"signal {number.name}" in output
     assert "Traceback" not in output
-    assert not sweep.cell(2).exists()
+    assert not sweep.cell(2).directory.exists()
 
 
 def test_a_cell_that_another_process_holds_is_left_to_it(sweep: Sweep) -> None:
-    claim = acquire(sweep.cell(1) / "claim.json", 5.0)
+    claim = acquire(sweep.cell(1).claim_file, 5.0)
     claim.start()
     try:
         code, output = sweep.run("-m", "fold=0,1,2")
@@ -158,14 +158,14 @@ def test_a_cell_that_another_process_holds_is_left_to_it(sweep: Sweep) -> None:
     assert "0 of 3 cells done, 2 to run, 1 in other hands" in output
     assert states(output) == ["done", "running", "done"]
     assert f"process {os.getpid()} on " in output
-    assert not (sweep.cell(1) / "starts.json").exists()
+    assert not (sweep.cell(1).directory / "starts.json").exists()
 
 
 def test_the_cell_of_a_process_that_is_killed_meanwhile_is_taken_over(sweep: Sweep, tmp_path: Path) -> None:
     first = sweep.start("fold=1", FAKE_1="hang")
-    wait_until((sweep.cell(1) / "hung").exists)
+    wait_until((sweep.cell(1).directory / "hung").exists)
     second = sweep.start("-m", "fold=0,1", FAKE_0="part:go", FAKE_GO=str(tmp_path))
-    wait_until((sweep.cell(0) / "claim.json").exists)
+    wait_until(sweep.cell(0).claim_file.exists)
     first.kill()
     first.communicate()
     (tmp_path / "go").write_text("")
@@ -176,8 +176,8 @@ def test_the_cell_of_a_process_that_is_killed_meanwhile_is_taken_over(sweep: Swe
 
 
 def test_a_silent_holder_elsewhere_is_waited_for_no_longer_than_its_lease(sweep: Sweep) -> None:
-    claim = acquire(sweep.cell(1) / "claim.json", 3.0)  # never renewed
-    path = sweep.cell(1) / "claim.json"
+    claim = acquire(sweep.cell(1).claim_file, 3.0)  # never renewed
+    path = sweep.cell(1).claim_file
     fields = {**json.loads(path.read_text()), "host": "another"}
     path.write_text(json.dumps(fields))
     try:
@@ -193,7 +193,7 @@ SLOW = {f"FAKE_{fold}": "sleep:0.5" for fold in range(3)}
 
 
 def starts(sweep: Sweep) -> list[int]:
-    cells = [sweep.cell(fold).with_name(f"seed{seed}") for fold in range(3) for seed in range(2)]
+    cells = [sweep.cell(fold, seed).directory for fold in range(3) for seed in range(2)]
     return [len(json.loads((cell / "starts.json").read_text())) for cell in cells]
 
 
@@ -211,9 +211,9 @@ def test_eight_processes_share_a_sweep_and_run_each_cell_once(sweep: Sweep) -> N
 @pytest.mark.process
 def test_one_of_several_killed_in_the_middle_leaves_its_cell_to_another(sweep: Sweep) -> None:
     victim = sweep.start("-m", *GRID, "lease_seconds=10", FAKE_0="hang")
-    wait_until((sweep.cell(0) / "hung").exists)
+    wait_until((sweep.cell(0).directory / "hung").exists)
     processes = [sweep.start("-m", *GRID, "lease_seconds=10", **SLOW) for _ in range(3)]
-    others = [sweep.cell(fold) / "result.json" for fold in range(1, 3)]
+    others = [sweep.cell(fold).result_file for fold in range(1, 3)]
     wait_until(lambda: any(path.exists() for path in others), 180)
     victim.kill()
     victim.communicate()
