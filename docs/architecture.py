@@ -33,10 +33,10 @@ ROOMS = {
     "sweep": (1, "the cells of a grid: plan, launch, status, retry, clean, copies on a remote store"),
     "data": (2, "images and masks, folds, lists, episodes, transforms; `sources` reads, `setup` fetches and checks"),
     "cell": (2, "a run directory: its name, its files, who holds it"),
-    "draw": (3, "sheets of episodes, curves and plots"),
+    "draw": (1, "sheets of episodes, curves and plots"),
     "config": (2, "every setting, its checks, and the composition of override lines"),
     "process": (2, "files written whole, signals, logs, provenance"),
-    "errors": (1, "`UserError`: what is wrong, and what to do"),
+    "errors": (2, "`UserError`: what is wrong, and what to do"),
 }
 
 COLOURS = {"down": "#555", "up": "#c00"}
@@ -142,13 +142,13 @@ def picture(graph: Graph) -> str:
     for a, b, kind in [*arrows, *((a, b, "up") for a, b in upward(graph))]:
         (ax, ay), (bx, by) = place[a], place[b]
         rising = ay > by
-        x1, y1 = ax + width // 2, ay if rising else ay + height
-        x2, y2 = bx + width // 2, by + height if rising else by
-        bend = 0
-        if ax == bx and abs(heights[a] - heights[b]) > 1:  # past the rooms between the two
-            bend = width // 2 + 22
-        middle = (y1 + y2) // 2
-        path = f"M{x1} {y1} C{x1 + bend} {middle} {x2 + bend} {middle} {x2} {y2}"
+        aside = (bx > ax) - (bx < ax)  # leaves near the corner towards the other room, so that it passes no third one
+        x1, y1 = ax + width // 2 + 50 * aside, ay if rising else ay + height
+        x2, y2 = bx + width // 2 - 50 * aside, by + height if rising else by
+        path = f"M{x1} {y1} L{x2} {y2}"
+        if any(x == ax == bx and min(ay, by) < y < max(ay, by) for x, y in place.values()):  # past a room between
+            bend, middle = width // 2 + 22, (y1 + y2) // 2
+            path = f"M{x1} {y1} C{x1 + bend} {middle} {x2 + bend} {middle} {x2} {y2}"
         line = f'fill="none" stroke="{COLOURS[kind]}" stroke-width="1.4" marker-end="url(#{kind})"'
         out.append(f'<path d="{path}" {line}/>')
     for room, (x, y) in place.items():

@@ -43,10 +43,10 @@ def _config(line: list[str] | None) -> Config:
 def prepare(
     line: Line = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch what is missing from its official place")] = False,
-    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the archives once unpacked")] = False,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Keep the archives after unpacking")] = False,
     sheet: Sheet = None,
 ) -> None:
-    """Say what of a data set is there, fetch what is missing, build the index, verify."""
+    """Say what of a data set is there, with --download fetch the rest, build the index, verify."""
     from fsseg.data.setup.prepare import prepare as prepare_data
 
     report = prepare_data(_config(line).dataset, download, keep_archives, sheet)
@@ -58,7 +58,7 @@ def prepare(
 def verify(
     line: Line = None,
     sheet: Sheet = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Trust images that are there; do not decode them")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images that are there")] = False,
     every: Annotated[bool, typer.Option("--all", help="Name every file, not the first 20 of a kind")] = False,
 ) -> None:
     """Compare a data set with the standard benchmark and name every fault."""

@@ -21,8 +21,8 @@ def add_to(app: typer.Typer) -> None:
 def plan(
     line: Line = None,
     multirun: Annotated[bool, typer.Option("-m", "--multirun", hidden=True)] = False,
-    calibrate: Annotated[bool, typer.Option(help="Run a few steps here of every kind of cell nobody measured")] = False,
-    servers: Annotated[int | None, typer.Option(help="Print a command for each of so many machines")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure a few steps here for cells without a measurement")] = False,
+    servers: Annotated[int | None, typer.Option(help="Print a command for each of this many machines")] = None,
     by: Annotated[str | None, typer.Option(help="Keys to cut along: dataset,backbone or fold or finest")] = None,
 ) -> None:
     """The grid of an override line: state, steps, hours, memory and disk of each cell, and what it comes to."""
@@ -40,10 +40,10 @@ def plan(
 
 def status(
     folders: Folders,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until nothing runs")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print again every few seconds, until nothing runs")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
-    """How cells stand: counts, who runs and until when, who failed and why, results so far."""
+    """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
     from fsseg.cell.record import look_at
     from fsseg.sweep import status as cells
 

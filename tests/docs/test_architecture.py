@@ -83,3 +83,28 @@ def test_the_picture_shows_every_room_of_the_table(script: ModuleType) -> None:
     assert drawn == rooms | {"train.py"}
     for room in rooms:
         assert f"`fsseg/{room}" in script.PAGE.read_text()
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    """Points along a line `M x y L x y` or a cubic curve `M x y C x y x y x y` of an SVG."""
+    numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
+    corners = list(zip(numbers[::2], numbers[1::2]))
+    if len(corners) == 2:  # a line is a curve with its inner corners on the line
+        corners = [corners[0], corners[0], corners[1], corners[1]]
+    steps = [n / 200 for n in range(201)]
+    weights = [((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3) for t in steps]
+    return [
+        (sum(w * x for w, (x, _) in zip(ws, corners)), sum(w * y for w, (_, y) in zip(ws, corners))) for ws in weights
+    ]
+
+
+def test_no_line_of_the_picture_passes_under_a_box(script: ModuleType) -> None:
+    picture = script.picture(script.read_graph())
+    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', picture)
+    lines = re.findall(r'<path d="([^"]+)" fill="none"', picture)
+    assert len(boxes) == len(script.ROOMS)
+    assert lines
+    for line in lines:
+        for x, y, width, height in (map(int, box) for box in boxes):
+            inside = [(a, b) for a, b in points(line) if x < a < x + width and y < b < y + height]
+            assert not inside, f"{line} passes under the box at {x}, {y}"
