@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
+import random
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import cell_of, composed, done
 
 from fsseg.engine import checkpoint
+from fsseg.engine import train as train_module
 from fsseg.engine.train import learning_rate
 from fsseg.errors import UserError
 from fsseg.run import run
@@ -86,6 +91,34 @@ def test_a_row_of_the_metrics_holds_the_mean_loss_of_its_steps(root: Path, tmp_p
         3: pytest.approx((single[1] + single[2] + single[3]) / 3, rel=1e-5),
         5: pytest.approx((single[4] + single[5]) / 2, rel=1e-5),
     }
+
+
+def test_a_resumed_run_goes_on_in_the_same_random_numbers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped methods draw none while they train; one with dropout would."""
+    rate = train_module.learning_rate
+    drawn: dict[int, list[tuple[float, ...]]] = {}
+    stop_at = -1
+
+    def drawing(cfg: Any, step: int, total: int) -> float:
+        drawn.setdefault(step, []).append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(cfg, step, total)
+
+    monkeypatch.setattr(train_module, "learning_rate", drawing)
+    settings = ("eval.enabled=false", "train.max_steps=5")
+    whole, cut = (composed(root, tmp_path, *settings, f"name={name}") for name in ("whole", "cut"))
+    done(whole)
+    stop_at = 2
+    with pytest.raises(SystemExit):
+        run(cut.config, cut.task_overrides)
+    stop_at = -1
+    done(cut)
+    assert [len(drawn[step]) for step in range(5)] == [2] * 5
+    assert all(first == second for first, second in drawn.values())
+    assert len({numbers for both in drawn.values() for numbers in both}) == 5
 
 
 def test_a_checkpoint_of_other_settings_data_or_code_is_refused(root: Path, tmp_path: Path) -> None:
