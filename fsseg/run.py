@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import Busy, ClaimLost, acquire
-from fsseg.cell.record import Result, State, open_cell, write_record
+from fsseg.cell.models import Result, State, write_record
+from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
 from fsseg.config.entry import typed

@@ -11,7 +11,8 @@ import msgspec
 from omegaconf import OmegaConf
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import SCHEMA_VERSION, Cell, Identity, Result, RunDirectory, State, Status, write_record
+from fsseg.cell.models import SCHEMA_VERSION, Identity, Result, State, Status, write_record
+from fsseg.cell.record import Cell, RunDirectory
 from fsseg.process.files import write_json
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 0, 0, "default")

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from fsseg.cell.record import Cell, Result, open_cell
+from fsseg.cell.models import Result
+from fsseg.cell.record import Cell, open_cell
 from fsseg.config.compose import Composed, compose
 
 SMALL = (

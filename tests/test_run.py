@@ -22,7 +22,8 @@ from runs import cell_of, composed, done, numbers, start
 
 from fsseg import run as run_module
 from fsseg.cell.claim import acquire
-from fsseg.cell.record import Cell, Result, State, write_record
+from fsseg.cell.models import Result, State, write_record
+from fsseg.cell.record import Cell
 from fsseg.cell.status import StatusFile
 from fsseg.errors import UserError
 from fsseg.process.files import write_json

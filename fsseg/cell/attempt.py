@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from fsseg.cell.record import Attempt, RunDirectory, write_record
+from fsseg.cell.models import Attempt, write_record
+from fsseg.cell.record import RunDirectory
 from fsseg.process.files import create_exclusive, json_text
 from fsseg.process.provenance import provenance
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.record import State, Status, write_record
+from fsseg.cell.models import State, Status, write_record
 
 
 class StatusFile:

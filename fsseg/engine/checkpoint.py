@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fsseg.cell.record import Origin
+from fsseg.cell.models import Origin
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsseg.cell.record import Cost, Distances
+from fsseg.cell.models import Cost, Distances
 from fsseg.model.base import Prediction
 from fsseg.model.blocks.tokens import downsample_masks
 

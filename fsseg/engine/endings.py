@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsseg.cell.claim import ClaimLost
-from fsseg.cell.record import State
+from fsseg.cell.models import State
 from fsseg.errors import UserError
 from fsseg.process.signals import Preempted, Signals
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.cell.record import Metrics, SeedScore
+from fsseg.cell.models import Metrics, SeedScore
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint

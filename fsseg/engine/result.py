@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from fsseg.cell.attempt import now
-from fsseg.cell.record import DataRecord, Origin, Result, Timing, Training
+from fsseg.cell.models import DataRecord, Origin, Result, Timing, Training
 from fsseg.engine.context import Run
 from fsseg.engine.devices import describe_device, peak_memory
 from fsseg.process.provenance import provenance

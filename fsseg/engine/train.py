@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fsseg.cell.claim import ClaimLost
-from fsseg.cell.record import Cell, Training
+from fsseg.cell.models import Training
+from fsseg.cell.record import Cell
 from fsseg.config.schema import Config
 from fsseg.data.loader import training_loader, training_plan
 from fsseg.data.source import IGNORE_INDEX, Source

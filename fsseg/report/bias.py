@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fsseg.cell.record import Distances, Metrics
+from fsseg.cell.models import Distances, Metrics
 from fsseg.draw import plots
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic

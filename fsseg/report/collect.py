@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Problem, Result, RunDirectory, Snapshot, State, Unreadable, is_run, read, walk
+from fsseg.cell.models import Result, State, Unreadable, read
+from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.errors import UserError
 from fsseg.report.replication import REPLICATION_FILE, is_ours, parse_replication
 

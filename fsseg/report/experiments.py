@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.record import Cost, RunDirectory
+from fsseg.cell.models import Cost
+from fsseg.cell.record import RunDirectory
 from fsseg.process.files import write_atomic
 from fsseg.report.bias import background_bias, figure5
 from fsseg.report.collect import CellResult

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Metrics, Result
+from fsseg.cell.models import Metrics, Result
 from fsseg.process.files import read_json
 
 REPLICATION_FILE = "replication_results.json"

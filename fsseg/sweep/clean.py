@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsseg.cell.record import RunDirectory, Snapshot, State, Unreadable, look_at
+from fsseg.cell.models import State, Unreadable
+from fsseg.cell.record import RunDirectory, Snapshot, look_at
 
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file counts as abandoned: writing one takes seconds."""

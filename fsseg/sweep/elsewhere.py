@@ -8,7 +8,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fsseg.cell.record import Cell, ClaimView, State
+from fsseg.cell.claim import ClaimView
+from fsseg.cell.models import State
+from fsseg.cell.record import Cell
 from fsseg.process.files import read_json, write_atomic
 from fsseg.sweep.launchers.base import Submitted
 from fsseg.sweep.launchers.slurm import Queued, cluster_name, queue

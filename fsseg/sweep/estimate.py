@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.record import Result, RunDirectory, Snapshot, State, Unreadable, find_runs
+from fsseg.cell.models import Result, State, Unreadable
+from fsseg.cell.record import RunDirectory, Snapshot, find_runs
 from fsseg.config.schema import Config, trains
 
 Kind = tuple[str, str, str, int, int, int]

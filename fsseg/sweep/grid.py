@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsseg.cell.record import Cell, Snapshot, State, open_cell
+from fsseg.cell.models import State
+from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsseg.cell.record import State, find_runs
+from fsseg.cell.models import State
+from fsseg.cell.record import find_runs
 from fsseg.errors import UserError
 from fsseg.process.tables import aligned
 from fsseg.process.words import extent, size, span

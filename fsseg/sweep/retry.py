@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Cell, Snapshot, State, Unreadable, look_at, open_cell
+from fsseg.cell.models import State, Unreadable
+from fsseg.cell.record import Cell, Snapshot, look_at, open_cell
 from fsseg.errors import UserError
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.grid import split_overrides

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fsseg.cell.record import Snapshot, State, look_at
+from fsseg.cell.models import State
+from fsseg.cell.record import Snapshot, look_at
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 

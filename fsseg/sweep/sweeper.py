@@ -24,7 +24,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsseg.cell.record import Cell, Result, State, Status, Unreadable, write_record
+from fsseg.cell.models import Result, State, Status, Unreadable, write_record
+from fsseg.cell.record import Cell
 from fsseg.config.compose import Composer
 from fsseg.config.hydra_internals import BasicLauncher
 from fsseg.errors import UserError, merge_errors

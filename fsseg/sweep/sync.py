@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import Copied, RunDirectory, Unreadable, find_runs, write_record
+from fsseg.cell.models import Copied, Unreadable, write_record
+from fsseg.cell.record import RunDirectory, find_runs
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic
 from fsseg.process.remote import url_faults

@@ -14,24 +14,20 @@ import pytest
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import acquire
 from fsseg.cell.key import CellKey, fingerprint, identity
-from fsseg.cell.record import (
+from fsseg.cell.models import (
     Attempt,
-    Cell,
     Identity,
     Metrics,
     Origin,
-    Problem,
     Result,
-    RunDirectory,
     SeedScore,
     State,
     Status,
     Training,
     Unreadable,
-    find_runs,
-    walk,
     write_record,
 )
+from fsseg.cell.record import Cell, Problem, RunDirectory, find_runs, walk
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic, write_json
 

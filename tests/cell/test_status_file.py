@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fsseg.cell.record import RunDirectory, Status
+from fsseg.cell.models import Status
+from fsseg.cell.record import RunDirectory
 from fsseg.cell.status import StatusFile
 
 

@@ -11,7 +11,8 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from runs import SMALL, cell_of, composed, done
 
-from fsseg.cell.record import Metrics, find_runs, open_cell
+from fsseg.cell.models import Metrics
+from fsseg.cell.record import find_runs, open_cell
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed, composer, config_folder
 from fsseg.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fsseg.cell.claim import ClaimLost
-from fsseg.cell.record import State
+from fsseg.cell.models import State
 from fsseg.engine.endings import Ending, ending_of
 from fsseg.errors import UserError
 from fsseg.process.signals import Preempted, Signals

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fsseg.cell.record import Result, RunDirectory, State, find_runs
+from fsseg.cell.models import Result, State
+from fsseg.cell.record import RunDirectory, find_runs
 from fsseg.cli.app import app
 
 from .conftest import SMALL, Command, command

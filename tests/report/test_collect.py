@@ -9,7 +9,7 @@ import pytest
 from run_directories import make_run
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import State
+from fsseg.cell.models import State
 from fsseg.errors import UserError
 from fsseg.report.collect import collect, to_frame
 from fsseg.report.tables import build

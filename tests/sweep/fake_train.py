@@ -19,7 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.claim import Busy, acquire
-from fsseg.cell.record import Cell, Metrics, Result, State, open_cell, write_record
+from fsseg.cell.models import Metrics, Result, State, write_record
+from fsseg.cell.record import Cell, open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.entry import launch, typed
 from fsseg.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from run_directories import make_run
 
-from fsseg.cell.record import State
+from fsseg.cell.models import State
 from fsseg.errors import UserError
 from fsseg.sweep.grid import build_grid
 

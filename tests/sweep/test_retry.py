@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from run_directories import make_run
 
-from fsseg.cell.record import Attempt, Cell, open_cell, write_record
+from fsseg.cell.models import Attempt, write_record
+from fsseg.cell.record import Cell, open_cell
 from fsseg.cli.sweep import retry
 from fsseg.config.compose import Composed, composer
 from fsseg.errors import UserError

@@ -15,7 +15,8 @@ from run_directories import KEY, make_run
 
 from fsseg.cell.claim import acquire
 from fsseg.cell.key import CellKey
-from fsseg.cell.record import RunDirectory, State, find_runs, look_at
+from fsseg.cell.models import State
+from fsseg.cell.record import RunDirectory, find_runs, look_at
 from fsseg.errors import UserError
 from fsseg.sweep.status import text
 

@@ -18,7 +18,7 @@ from sweeps import REPO, Sweep, states, wait_until
 
 import fsseg.config.entry  # noqa: F401  registers the schemas
 from fsseg.cell.claim import acquire
-from fsseg.cell.record import State
+from fsseg.cell.models import State
 from fsseg.config.compose import Composer, composer
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
