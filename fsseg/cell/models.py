@@ -235,6 +235,11 @@ class Result(Versioned):
         return None if self.metrics is None else self.metrics.miou
 
     @property
+    def is_partial(self) -> bool:
+        """Whether a novel class could not be evaluated."""
+        return self.partial or bool(self.missing_classes)
+
+    @property
     def train_seconds(self) -> float | None:
         own = self.training.seconds if self.training else None
         return self.timing.train_seconds if own is None else own

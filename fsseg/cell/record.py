@@ -234,11 +234,18 @@ class RunDirectory:
         Args:
             now: seconds since the epoch; None takes the clock.
         """
+        cut = ""
         try:
             if (result := self.result()) is not None:
                 return Snapshot(self, State.DONE, result=result)
+        except NotJson as error:  # cut short when its host died: somebody may be at it again
+            cut = f"result.json {error}"
         except Unreadable as error:
             return Snapshot(self, State.BROKEN, f"result.json {error}")
+        seen = self._unfinished(time.time() if now is None else now)
+        return Snapshot(self, State.BROKEN, cut) if cut and not seen.alive else seen
+
+    def _unfinished(self, now: float) -> Snapshot:
         try:
             status = self.status()
         except Unreadable as error:
@@ -246,7 +253,7 @@ class RunDirectory:
         if status is None:
             return Snapshot(self, State.FAILED, "ended before its first status")
         claim = self.claim()
-        age = _age(status, claim, time.time() if now is None else now)
+        age = _age(status, claim, now)
         reason = status.reason or ""
         if status.state == State.DONE:
             return Snapshot(self, State.BROKEN, "status.json says done, but there is no result.json", status, None, age)

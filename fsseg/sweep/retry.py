@@ -56,7 +56,7 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    found = Retry([s for s in look_at(folders) if s.state in _STATES])
+    found = Retry([s for s in look_at(folders) if s.state in _STATES and not s.alive])
     if not found.cells:
         return found  # Hydra is not even imported
     from fsseg.config.compose import composer

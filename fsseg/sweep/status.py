@@ -86,7 +86,7 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
 
 
 def _partial(seeds: Sequence[Snapshot]) -> bool:
-    return any(s.result is not None and s.result.partial for s in seeds)
+    return any(s.result is not None and s.result.is_partial for s in seeds)
 
 
 def watch(folders: Sequence[str | Path], every: float = 5.0) -> None:

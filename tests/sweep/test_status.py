@@ -18,6 +18,7 @@ from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
 from fsseg.cell.record import RunDirectory, find_runs, look_at
 from fsseg.errors import UserError
+from fsseg.sweep.retry import find_retries
 from fsseg.sweep.status import text
 
 
@@ -39,6 +40,22 @@ def test_a_running_cell_is_stale_after_its_lease(tmp_path: Path, silence: float,
     seen = running(tmp_path, heartbeat=1000.0).look(now=1000.0 + silence)
     assert seen.state == expected
     assert seen.age == silence
+
+
+def test_a_cell_at_work_over_a_result_that_was_cut_short_is_running(tmp_path: Path) -> None:
+    run = running(tmp_path)
+    run.result_file.write_text('{"cell": ')
+    claim = acquire(run.claim_file, lease=60.0)
+    try:
+        assert run.look().state == State.RUNNING
+        assert find_retries([tmp_path]).cells == []
+        run.status_file.unlink()  # claimed a moment ago
+        assert run.look().state == State.FAILED
+        assert find_retries([tmp_path]).cells == []
+    finally:
+        claim.release()
+    assert run.look().state == State.BROKEN
+    assert "result.json is not JSON" in run.look().reason
 
 
 def test_a_renewed_claim_keeps_a_cell_running_that_writes_no_status(tmp_path: Path) -> None:
