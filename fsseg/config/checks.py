@@ -8,9 +8,9 @@ that the configuration names are looked at.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -64,12 +64,18 @@ def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
 
 
 def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:
-    """Names of a data set, a backbone or a method that no schema has."""
+    """Names of a data set, a backbone or a method that no schema has, or another schema than the one in use."""
     for key, base in (("dataset", DatasetConfig), ("backbone", BackboneConfig), ("model", MethodConfig)):
+        node = getattr(cfg, key)
         try:
-            base.named(getattr(cfg, key).name)
+            base.named(node.name)
         except UserError as error:
             yield f"{key}.name", error
+            continue
+        schema: Any = OmegaConf.get_type(node)
+        if node.name not in schema.NAMES:
+            what = f"{key}.name={node.name} is not of the {base.GROUP} that was chosen: {', '.join(schema.NAMES)}"
+            yield f"{key}.name", UserError(what, f"write {base.GROUP}={node.name} instead")
 
 
 def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
@@ -79,7 +85,8 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
         "protocol.episodes_file": "write one with `fsseg episodes`",
         "backbone.weights": "give the path of the weights, or leave it out",
     }.items():
-        if (path := _get(cfg, key)) is not None and not Path(path).is_file():
+        # Unlike `Path.is_file`, `isfile` is False for a name that is too long.
+        if (path := _get(cfg, key)) is not None and not os.path.isfile(path):
             yield key, UserError(f"{key}={path} is not a file", fix)
     if cfg.sync.url is not None:
         yield from (("sync.url", fault) for fault in url_faults(cfg.sync.url))
@@ -104,7 +111,7 @@ def _relates(*keys: str) -> Callable[[_Relation], _Relation]:
 def _folds_are_equal_parts(cfg: Config) -> Iterator[UserError]:
     """The number of classes is a multiple of the number of folds."""
     folds, classes = cfg.dataset.num_folds, DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
-    if folds < 2 or classes % folds:
+    if classes % folds:
         what = f"dataset.num_folds={folds} does not cut {classes} classes into equal parts"
         yield UserError(what, "set dataset.num_folds=4, as every published result does")
 

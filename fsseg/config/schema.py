@@ -90,7 +90,7 @@ class DatasetConfig(Choice):
     """Folder that holds the data set in its official layout."""
     image_size: Annotated[int, within(9, 4097)] = MISSING
     """Side of the square network input in pixels (473 and 641 in the literature)."""
-    num_folds: int = 4
+    num_folds: Annotated[int, at_least(2)] = 4
     """Folds the classes are cut into; fold f's novel classes are never trained on."""
     cache: str | None = None
     """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""

@@ -103,10 +103,28 @@ def test_a_number_at_the_rim_is_told_at_most_once(value: str, choice: str, part:
         (["dataset.image_size=5000"], 1),  # neither within its limits nor a multiple
         (["model.layer=foo", "method=prototype"], 1),
         (["fold=7", "train.lr=-1", "dataset.image_size=96"], 3),
+        (["dataset.name=foo", "dataset.num_folds=0"], 2),
+        (["backbone=resnet50", "backbone.name=resnet101"], 0),  # one schema has both
+        (["checkpoint=" + "x" * 300], 1),
     ],
 )
 def test_relations_of_a_value_at_fault_are_not_told_as_well(line: list[str], count: int) -> None:
     assert len(faults(one(line).cfg)) == count
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("dataset.name=pascal5i", "write dataset=pascal5i instead"),
+        ("backbone.name=resnet50", "write backbone=resnet50 instead"),
+        ("model.name=baseline", "write method=baseline instead"),
+    ],
+)
+def test_a_name_of_another_choice_is_a_fault(line: str, fix: str) -> None:
+    """Its settings are not those of the name: it once ran with the other one's."""
+    [fault] = faults(one([line]).cfg)
+    assert line in fault.what
+    assert fault.fix == fix
 
 
 def test_a_misspelt_report_is_a_fault() -> None:
