@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fsseg.config.entry import explain, explained, typed  # registers the schemas
+from fsseg.config.entry import explained, typed  # registers the schemas
 from fsseg.config.hydra_internals import apply_overrides, group_repository, split_line
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
@@ -104,7 +104,8 @@ class Composer:
         """
         with explained():
             config = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
-        return Composed(tuple(overrides), tuple(config.hydra.overrides.task), _without_hydra(config))
+            # Reading them resolves them: an interpolation to nowhere is told here.
+            return Composed(tuple(overrides), tuple(config.hydra.overrides.task), _without_hydra(config))
 
     def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Every job of `train.py -m <overrides>` and what it composes to; a faulty job has its error instead.
@@ -133,9 +134,10 @@ class Composer:
         for job in map(tuple, jobs):
             try:
                 task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
-                found.append((job, Composed(job, task, self.compose(job))))
-            except (HydraException, OmegaConfBaseException) as error:
-                found.append((job, explain(error)))
+                with explained():
+                    found.append((job, Composed(job, task, self.compose(job))))
+            except UserError as error:
+                found.append((job, error))
         return found
 
     def swept(self, overrides: Sequence[str]) -> tuple[str, ...]:

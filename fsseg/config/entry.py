@@ -71,6 +71,11 @@ def explain(error: BaseException) -> UserError:
         )
     if match := re.search(r"Could not override '([^']+)'(?:\.\s+No match in the defaults list)", text):
         return _unknown(match.group(1))
+    if "Config group override must be" in text:
+        return UserError(
+            "a configuration group (dataset, backbone, method, ...) has a value that names no file of it",
+            "leave the group out, or choose one of its files: `python train.py --help` lists them",
+        )
     key = getattr(cause, "full_key", None) or _first(r"full_key: (\S+)", text)
     if key and (match := re.search(r"In '([^']+)/([^']+)'", text)) and re.search(r"Key '[^']*' not in", text):
         group, option = match.groups()
@@ -81,7 +86,8 @@ def explain(error: BaseException) -> UserError:
     if "is not in struct" in text or re.search(r"Key '[^']*' not in", text):
         return _unknown(key or _first(r"Could not override '([^']+)'", text) or _first(r"Key '([^']+)'", text))
     if re.search(
-        r"(could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported)",
+        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported"
+        "|not Optional|Invalid value assigned",
         text,
     ):
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]

@@ -94,6 +94,22 @@ def test_verify_reports_a_missing_folder_and_leaves_with_status_1() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (["dataset.root='${nowhere}'"], "nowhere"),
+        (["--quick", "--sheet", "/proc/no/such/sheet.png", "dataset.num_train=8", "dataset.num_val=8"], "--sheet FILE"),
+    ],
+)
+def test_verify_tells_a_mistake_in_two_lines(line: list[str], what: str, tmp_path: Path) -> None:
+    root = [] if "dataset.root" in line[0] else [f"dataset.root={tmp_path}"]
+    done = fsseg("verify", *line, *root)
+    assert done.returncode != 0
+    assert what in done.stderr
+    assert "  -> " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_plan_takes_a_pasted_line_with_its_m(tmp_path: Path) -> None:
     done = fsseg(
         "plan", "-m", "dataset=pascal5i", "fold=0,1", f"output_dir={tmp_path}", "--servers", "2", "--by", "fold"

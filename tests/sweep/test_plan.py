@@ -253,3 +253,9 @@ def test_a_line_with_cells_that_cannot_start_is_not_shared_out(tmp_path: Path) -
 
 def test_a_folder_that_is_no_run_measures_nothing(tmp_path: Path) -> None:
     assert measure(RunDirectory(tmp_path)) is None
+
+
+def test_a_group_that_is_given_a_number_is_told_and_the_others_are_planned() -> None:
+    made = plan(["backbone=1,tiny"])
+    assert len(made.points) == 2
+    assert "configuration group" in text(made)

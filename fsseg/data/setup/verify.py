@@ -134,7 +134,11 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
         rng, each = np.random.default_rng(0), num_samples // len(indexes)  # the same samples every time
         samples = [s for split, index in indexes.items() for s in islice(_samples(source, split, index, rng), each)]
         if samples:
-            sample_sheet(sheet, samples)
+            try:
+                sample_sheet(sheet, samples)
+            except OSError as error:
+                what = f"{sheet}: cannot be written ({error.strerror})"
+                raise UserError(what, "give another file: --sheet FILE") from None
             report.sheet = sheet
     return report
 
