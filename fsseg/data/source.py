@@ -221,16 +221,17 @@ class Source(ABC):
         layout = cls.layout(cfg, splits)
         expected = ", ".join(layout)
         command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
+        fetch = f", or run `{command}`" if cls.parts(cfg) else ""
         if not root.is_dir():
             what = f"dataset.root={cfg.root}: there is no folder {root.absolute()}; expected there: {expected}"
-            return [UserError(what, f"point dataset.root at the data, or run `{command}`")]
+            return [UserError(what, f"point dataset.root at the data{fetch}")]
         lacking = ", ".join(what for what, there in layout.items() if not there)
         if not lacking:
             return []
         found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         holds = f"it holds {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "it is empty"
         what = f"dataset.root={cfg.root}: {root.absolute()} lacks {lacking}; {holds}"
-        return [UserError(what, f"point dataset.root at the folder with {expected}, or run `{command}`")]
+        return [UserError(what, f"point dataset.root at the folder with {expected}{fetch}")]
 
     @classmethod
     def parts(cls, cfg: Any, fetch: bool = False) -> tuple[Part, ...]:

@@ -17,7 +17,7 @@ from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
 from fsseg.data.setup.unpack import unpack
 from fsseg.data.setup.verify import VerifyReport, verify
-from fsseg.errors import UserError
+from fsseg.errors import UserError, merge_errors
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,9 @@ def prepare(
                     fetched.append(part.archive.name)
         except ClaimLost as lost:
             raise UserError(f"{root.absolute()}: {lost}", "wait until it is done, then start again") from None
+        except OSError as error:
+            fix = "set dataset.root to a folder that you can write to"
+            raise UserError(f"{root.absolute()}: cannot be written ({error.strerror})", fix) from None
         missing, lines = state_of(root, source.parts(cfg))
         if missing:
             raise UserError(
@@ -102,7 +105,10 @@ def prepare(
         total = sum(part.archive.size for part in missing) / 1e9
         command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
         report.lines.append(f"`{command}` fetches what is missing: {total:.1f} GB")
-    if not source.check_folder(cfg):
+    lacking = source.check_folder(cfg)
+    if lacking and not missing:  # nothing that can be fetched: the folder itself is wrong
+        raise merge_errors(lacking)
+    if not lacking:
         report.verified = verify(source(cfg), sheet)  # type: ignore[call-arg]  # as in `build_source`
     return report
 
@@ -117,14 +123,13 @@ def fetch_part(
     """Download and unpack one part; the archive is removed once its files are in place.
 
     Args:
-        still_ours: asked before the files are put in place; raises if the folder is another process's by now.
+        still_ours: as for `unpack`.
 
     Raises:
         UserError: as `download` and `unpack`.
     """
     path = download(part.archive, root / ".fsseg" / "archives", pause)
-    still_ours()
-    number = unpack(part.archive, path, root)
+    number = unpack(part.archive, path, root, still_ours)
     log.info("%s: %d files unpacked into %s", part.archive.name, number, root / part.archive.into)
     if not keep_archive:
         path.unlink(missing_ok=True)

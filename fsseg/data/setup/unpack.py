@@ -25,13 +25,17 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 
 
-def unpack(archive: Archive, path: Path, root: Path) -> int:
+def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], None] = lambda: None) -> int:
     """Unpack an archive below `root` and return the number of files; an interruption leaves nothing half in place.
+
+    Args:
+        still_ours: asked before files are removed or put in place; raises if the folder is another process's by now.
 
     Raises:
         UserError: no room on the disk, the archive is damaged, or a member would leave the folder.
     """
     staging = root / ".fsseg" / "unpack" / archive.name
+    still_ours()
     if staging.exists():
         shutil.rmtree(staging)
     check_room(root, archive.unpacked, f"unpack {archive.name}")
@@ -58,6 +62,7 @@ def unpack(archive: Archive, path: Path, root: Path) -> int:
     except UserError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    still_ours()  # unpacking takes minutes; whoever has the folder now unpacks in the same place
     _move_tree(staging, root / archive.into)
     shutil.rmtree(staging, ignore_errors=True)
     return number

@@ -57,6 +57,8 @@ _VOC_TRAIN = 1464  # images of VOC2012's own train list: the only training masks
 class PascalSource(VocSource):
     """PASCAL-5i as `conf/dataset/pascal5i.yaml` describes it."""
 
+    masks_advice = "complete the masks (`fsseg prepare` gets VOC2012 and SBD), or take the names off the list"
+
     def __init__(self, cfg: PascalConfig) -> None:
         super().__init__(cfg, VOC_CLASSES)
         self.train_list, self.val_list = cfg.train_list, cfg.val_list

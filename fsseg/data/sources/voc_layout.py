@@ -33,6 +33,7 @@ class VocSource(Source):
     """
 
     mask_rule = "pixels of the class in the segmentation mask; 255 (object boundaries) is ignored"
+    masks_advice = "complete the masks, or take the names off the list"
 
     def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
         super().__init__(cfg, classes, root)
@@ -92,9 +93,8 @@ class VocSource(Source):
                 faults += unread
                 left = [i for i in left if i not in files]
         for image_id in left:
-            places = f"no {image_id}.png in {MASKS} or {MASKS_AUG}, no {image_id}.mat in SBD's cls"
-            fix = "complete the masks (`fsseg prepare` gets VOC2012 and SBD), or take the names off the list"
-            faults.append(Fault("missing masks", str(self.root / MASKS / f"{image_id}.png"), places, fix))
+            places = ", ".join(f"no {image_id}{suffix} in {label}" for label, _, suffix in self.mask_places())
+            faults.append(Fault("missing masks", str(self.root / MASKS / f"{image_id}.png"), places, self.masks_advice))
         return counts, faults
 
     def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:

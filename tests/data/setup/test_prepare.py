@@ -17,9 +17,10 @@ import pytest
 from server import Site, serve
 from trees import TRAIN_PAIRS, make_coco, make_voc
 
+from fsseg.cell.claim import ClaimLost
 from fsseg.config.schema import CocoConfig, PascalConfig
 from fsseg.data.setup.download import Need, Part
-from fsseg.data.setup.prepare import prepare
+from fsseg.data.setup.prepare import fetch_part, prepare
 from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
 
@@ -211,3 +212,33 @@ def test_needs_count_names_of_the_right_ending(tmp_path: Path) -> None:
         (tmp_path / "f" / name).write_text("")
     assert Need("f", ".jpg", 2).found(tmp_path) == 2
     assert Need("g", ".jpg", 1).found(tmp_path) == 0
+
+
+def test_a_folder_that_another_process_has_by_now_gets_no_files(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = tmp_path / "v"
+    calls = []
+
+    def lost_while_unpacking() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            raise ClaimLost("taken over by process 7 on elsewhere")
+
+    with served(official):
+        part = PascalSource.parts(config(root))[0]
+        with pytest.raises(ClaimLost):
+            fetch_part(part, root, pause=0, still_ours=lost_while_unpacking)
+    assert sorted(p.name for p in root.iterdir()) == [".fsseg"]
+
+
+def test_what_cannot_be_fetched_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    absent = CocoConfig(name="coco20i", root=str(tmp_path / "absent"), year=2017)
+    with pytest.raises(UserError, match="there is no folder") as caught:
+        prepare(absent)
+    assert "fsseg prepare" not in caught.value.fix
+
+
+def test_a_root_that_cannot_be_made_is_told(tmp_path: Path, official: dict[str, bytes]) -> None:
+    (tmp_path / "file").touch()
+    with served(official), pytest.raises(UserError, match="cannot be written") as caught:
+        prepare(config(tmp_path / "file" / "v"), fetch=True, pause=0)
+    assert "dataset.root" in caught.value.fix
