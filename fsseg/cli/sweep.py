@@ -82,7 +82,13 @@ def clean(
     from fsseg.sweep import clean as cleaning
 
     items = cleaning.find_waste(folders)
-    print(cleaning.text(cleaning.delete(items) if yes and items else items, deleted=yes and bool(items)))
+    refused: list[OSError] = []
+    print(cleaning.text(cleaning.delete(items, refused) if yes and items else items, deleted=yes and bool(items)))
+    if refused:
+        raise UserError(
+            f"{len(refused)} files cannot be deleted, e.g. {refused[0].filename} ({refused[0].strerror})",
+            "ask their owner to run the same command",
+        )
 
 
 def sync(

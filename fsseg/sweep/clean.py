@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
     items: list[Item] = []
 
     def add(path: Path, why: str) -> None:
-        items.append(Item(path, run, path.stat().st_size, why))
+        with suppress(FileNotFoundError):  # somebody else removed it just now
+            items.append(Item(path, run, path.stat().st_size, why))
 
     for s in cells:
         run = s.run
@@ -63,14 +65,19 @@ def find_waste(folders: Iterable[str | Path]) -> list[Item]:
     return items
 
 
-def delete(items: Sequence[Item]) -> list[Item]:
-    """Delete the items that are still unused, and return them."""
+def delete(items: Sequence[Item], refused: list[OSError] | None = None) -> list[Item]:
+    """Delete the items that are still unused, and return them.
+
+    Args:
+        refused: takes the faults of files that cannot be deleted; the others are deleted all the same.
+    """
+    refused = [] if refused is None else refused
     gone: list[Item] = []
     kept = _kept([item.run.look() for item in items if item.why == "checkpoint"])
     claims = [item for item in items if item.why == "claim"]
     # Each silent holder is watched for some renewals before its claim is taken: all of them at the same time.
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(claims)))) as pool:
-        taken = pool.map(lambda item: item.run.take_stale_claim(), claims)
+        taken = pool.map(lambda item: _take(item, refused), claims)
         gone += [item for item, done in zip(claims, taken) if done]
     for item in items:
         if item.why == "claim":
@@ -82,12 +89,22 @@ def delete(items: Sequence[Item]) -> list[Item]:
             item.path.unlink()
         except FileNotFoundError:
             continue
+        except OSError as error:
+            refused.append(error)
+            continue
         gone.append(item)
         if item.why == "checkpoint":
-            with_nothing_left = item.path.parent
-            if not any(with_nothing_left.iterdir()):
-                with_nothing_left.rmdir()
+            with suppress(OSError):  # other checkpoints are still there
+                item.path.parent.rmdir()
     return gone
+
+
+def _take(item: Item, refused: list[OSError]) -> bool:
+    try:
+        return item.run.take_stale_claim()
+    except OSError as error:
+        refused.append(error)
+        return False
 
 
 def text(items: Sequence[Item], deleted: bool) -> str:

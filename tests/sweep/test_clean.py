@@ -146,3 +146,19 @@ def test_the_text_says_what_it_is_about_and_that_nothing_is_gone_yet(tmp_path: P
     assert "1 checkpoints of finished cells" in text(items, deleted=False)
     assert "--yes" in text(items, deleted=False)
     assert text([], deleted=False) == "nothing to clean"
+
+
+def test_a_file_that_may_not_be_deleted_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = run_folder(tmp_path, 0), run_folder(tmp_path, 1)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == first.checkpoint:
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    refused: list[OSError] = []
+    assert [item.path for item in delete(find_waste([tmp_path]), refused)] == [second.checkpoint]
+    assert [error.filename for error in refused] == [str(first.checkpoint)]
+    assert first.checkpoint.exists()
