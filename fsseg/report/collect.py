@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import Result, State, Unreadable, read
+from fsseg.cell.models import Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.errors import UserError
+from fsseg.process.words import span
 from fsseg.report.replication import REPLICATION_FILE, is_ours, parse_replication
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class CellResult:
     @property
     def partial(self) -> bool:
         """Whether a novel class could not be evaluated."""
-        return self.result.partial or bool(self.result.missing_classes)
+        return self.result.is_partial
 
     @property
     def data_val(self) -> str | None:
@@ -193,24 +194,24 @@ def _reason(seen: Snapshot) -> str:
         parts.append("step {1} of {2}".format(*seen.progress))
     if seen.state in (State.RUNNING, State.STALE):
         if seen.status.eta_seconds is not None:
-            parts.append(f"{_span(seen.status.eta_seconds)} to go")
+            parts.append(f"{span(seen.status.eta_seconds)} to go")
         if seen.age is not None:
-            parts.append(f"last heard of {_span(seen.age)} ago on {seen.status.host or 'unknown host'}")
+            parts.append(f"last heard of {span(seen.age)} ago on {seen.status.host or 'unknown host'}")
     return ", ".join([*parts, seen.reason.strip()] if seen.reason else parts)
 
 
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
+    results: list[Result] = []
     try:
-        results, faults = parse_replication(path.resolve().parent.name, read(path, dict[str, Any]) or {})
-    except Unreadable as error:
-        results, faults = [], [str(error)]
+        content = json.loads(path.read_bytes())  # takes NaN, which one fold of an older program may have
+        if not isinstance(content, dict):
+            faults = ["is not a JSON object"]
+        else:
+            results, faults = parse_replication(path.resolve().parent.name, content)
+    except OSError as error:
+        faults = [f"cannot be read ({error.strerror})"]
+    except ValueError as error:
+        faults = [f"is not JSON ({error})"]
     problems += [Problem(path, fault) for fault in faults]
     return [CellResult(path, result) for result in results]
 

@@ -136,7 +136,7 @@ def test_a_running_cell_tells_how_long_it_has_been_silent(make_cell, tmp_path):
     assert (running.state, silent.state) == (State.RUNNING, State.STALE)
     assert running.reason == "running, 10 min to go, last heard of 2 min ago on node7"
     assert silent.reason == (
-        "stale, 10 min to go, last heard of 3 h ago on node7, no sign of life: killed, or its host is gone"
+        "stale, 10 min to go, last heard of 3.0 h ago on node7, no sign of life: killed, or its host is gone"
     )
 
 
@@ -276,3 +276,14 @@ def test_reading_runs_imports_neither_torch_nor_hydra_nor_pandas_nor_matplotlib(
     repo = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_nan_in_the_older_workflows_file_costs_one_fold_only(tmp_path):
+    path = tmp_path / "replication_results.json"
+    path.write_text('{"results": {"pascal5i_resnet50_1shot": {"0": {"miou": 0.7}, "1": {"miou": NaN}}}}')
+    collection = collect([path])
+    assert [(c.key.fold, c.result.miou) for c in collection.cells] == [(0, 70.0)]
+    assert len(collection.problems) == 1
+    for content, fault in (("[1]", "is not a JSON object"), ("{", "is not JSON")):
+        path.write_text(content)
+        assert fault in collect([path]).problems[0].what
