@@ -261,6 +261,17 @@ def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path:
     assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
 
 
+def test_redo_replaces_a_result_of_the_same_settings(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "train.max_steps=1")
+    done(c)
+    left = cell_of(c).directory / "left.txt"
+    left.write_text("of the old run")
+    done(c)
+    assert left.exists()
+    done(composed(root, tmp_path, "train.max_steps=1", "redo=true"))
+    assert not left.exists()
+
+
 def test_another_file_of_weights_is_another_setting_and_a_copy_is_not(root: Path, tmp_path: Path) -> None:
     """Which file it is decides, not where it lies: the second file once found the first one's result."""
     for name, seed in (("a", 0), ("b", 1)):

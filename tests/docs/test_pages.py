@@ -113,6 +113,10 @@ def commands(page: Path) -> Iterator[list[str]]:
 COMPLETE = [page for page in PAGES if not page.name.startswith(("add-a-", "CHANGELOG"))]
 
 
+def test_the_pages_have_commands_to_try() -> None:
+    assert sum(len(list(commands(page))) for page in COMPLETE) >= 40
+
+
 @pytest.mark.parametrize("page", COMPLETE, ids=names(COMPLETE))
 def test_commands_compose(page: Path) -> None:
     command_line = typer.main.get_command(app)

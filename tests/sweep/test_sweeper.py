@@ -115,7 +115,7 @@ def test_cells_with_faults_are_reported_together_and_the_others_run(sweep: Sweep
     assert code == 1
     assert "0 of 8 cells done, 4 to run, 4 cannot start" in output
     assert output.count("fold=7 does not exist") == 1
-    assert sorted(states(output)) == ["done"] * 4 + ["faulty"] * 4 or output.count(" faulty ") == 4
+    assert sorted(states(output)) == ["done"] * 4 + ["faulty"] * 4
     assert sweep.cell(0).result_file.exists()
     assert sweep.cell(1).result_file.exists()
 

@@ -45,6 +45,11 @@ def test_a_cell_is_foreground_from_half_of_its_area_on() -> None:
         assert downsample_masks(mask, (3, 3))[0, 0, 1, 1].item() is expected
 
 
+def test_exactly_half_of_its_area_is_enough() -> None:
+    mask = masks_of((0, 0), (0, 1), (0, 4), side=5)  # stride 2: each corner cell covers four pixels
+    assert downsample_masks(mask, (3, 3))[0, 0].nonzero().tolist() == [[0, 0]]
+
+
 def test_ignored_pixels_are_not_foreground() -> None:
     mask = torch.full((1, 1, 17, 17), 255, dtype=torch.uint8)
     mask[0, 0, :5, :5] = 1
