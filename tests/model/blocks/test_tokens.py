@@ -46,8 +46,9 @@ def test_a_cell_is_foreground_from_half_of_its_area_on() -> None:
 
 
 def test_exactly_half_of_its_area_is_enough() -> None:
-    mask = masks_of((0, 0), (0, 1), (0, 4), side=5)  # stride 2: each corner cell covers four pixels
-    assert downsample_masks(mask, (3, 3))[0, 0].nonzero().tolist() == [[0, 0]]
+    # Stride 2: a corner cell covers four pixels. The last one is full, so that the mask does not vanish.
+    mask = masks_of((0, 0), (0, 1), (0, 4), (3, 3), (3, 4), (4, 3), (4, 4), side=5)
+    assert downsample_masks(mask, (3, 3))[0, 0].nonzero().tolist() == [[0, 0], [2, 2]]
 
 
 def test_ignored_pixels_are_not_foreground() -> None:
