@@ -308,6 +308,8 @@ def test_curves_are_read_by_column_and_the_later_of_two_lines_counts(tmp_path: P
     assert run.curves() == {"train/loss": ([1.0, 2.0], [0.5, 0.25]), "val/miou": ([2.0], [3.0])}
     run.metrics_file.write_text("step,loss,lr\n1,5,0.1\n2,nan,0.2\n1,4,\nx,1,1\n3,2")
     assert run.curves() == {"loss": ([1.0, 3.0], [4.0, 2.0]), "lr": ([1.0, 2.0], [0.1, 0.2])}
+    run.metrics_file.write_text("step,loss\n20,0.5\n10,0.7\n30,0.4\n")
+    assert run.curves() == {"loss": ([10.0, 20.0, 30.0], [0.7, 0.5, 0.4])}
 
 
 def test_runs_are_found_once_by_whatever_way(tmp_path: Path) -> None:

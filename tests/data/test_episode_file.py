@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_source import index_of
 from test_episodes import NAMES, make_index
 
 from fsseg.config.schema import ProtocolConfig
@@ -91,6 +92,13 @@ def test_a_faulty_line_is_named(written, column: int, value: str, message: str) 
     edit(path, 12, column, value)
     with pytest.raises(UserError, match=message):
         read(path, index)
+
+
+def test_an_image_with_only_a_crowd_of_the_class_is_refused(tmp_path: Path) -> None:
+    index = index_of({"a": {2: 500}, "b": {2: 0}})  # 0 pixels: a crowd alone, see `ClassIndex`
+    write_episodes(tmp_path / "l.tsv", {0: [EpisodeSpec(0, 2, "a", ("b",))]}, ListHead("fake", 1, 1, NAMES))
+    with pytest.raises(UserError, match="image b has no pixel of class2"):
+        read(tmp_path / "l.tsv", index, shot=1)
 
 
 def test_a_query_that_is_its_own_support_is_refused(written) -> None:

@@ -138,6 +138,11 @@ def test_a_complete_ready_made_mask_folder_needs_no_sbd(tmp_path: Path, official
         report = prepare(config(make_voc(tmp_path, "aug")), fetch=True)
         assert report.complete
         assert site.requests == []
+        (tmp_path / "JPEGImages" / "2007_v1.jpg").unlink()
+        incomplete = prepare(config(tmp_path))
+        assert not incomplete.complete
+        assert "missing: voc.tar" in incomplete.text()
+        assert "there: all that sbd.tgz brings" in incomplete.text()
 
 
 def test_a_folder_with_less_than_the_archive_brings_is_completed(tmp_path: Path, official: dict[str, bytes]) -> None:
