@@ -23,7 +23,7 @@ from fsseg.cell.models import Result, State, write_record
 from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
-from fsseg.config.entry import typed
+from fsseg.config.entry import resolved, typed
 from fsseg.data.registry import build_source, folder_faults, needed_splits
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device, describe_device
@@ -73,9 +73,7 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
         overrides = _hydra_overrides()
     if found := faults(cfg):
         raise merge_errors(found + folder_faults(cfg))  # all in one go
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, dict)
-    here = Run(cfg, open_cell(cfg, {str(k): v for k, v in resolved.items()}, overrides))
+    here = Run(cfg, open_cell(cfg, resolved(config), overrides))
     if not several_expected():
         return _lead(here)
 

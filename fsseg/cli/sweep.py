@@ -83,7 +83,9 @@ def clean(
 
     items = cleaning.find_waste(folders)
     refused: list[OSError] = []
-    print(cleaning.text(cleaning.delete(items, refused) if yes and items else items, deleted=yes and bool(items)))
+    deleted = cleaning.delete(items, refused) if yes and items else items
+    if deleted or not refused:
+        print(cleaning.text(deleted, deleted=yes and bool(items)))
     if refused:
         raise UserError(
             f"{len(refused)} files cannot be deleted, e.g. {refused[0].filename} ({refused[0].strerror})",

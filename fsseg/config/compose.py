@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fsseg.config.entry import explained, typed  # registers the schemas
+from fsseg.config.entry import explained, resolved, typed  # registers the schemas
 from fsseg.config.hydra_internals import apply_overrides, group_repository, split_line
 from fsseg.config.schema import Config
 from fsseg.errors import UserError
@@ -50,9 +50,7 @@ class Composed:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        value = OmegaConf.to_container(self.config, resolve=True)
-        assert isinstance(value, dict)
-        return {str(k): v for k, v in value.items()}
+        return resolved(self.config)
 
 
 def config_folder() -> Path:

@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsseg.config import schema as config
@@ -134,3 +134,10 @@ def _first(pattern: str, text: str) -> str:
 def typed(cfg: DictConfig) -> config.Config:
     """The composed configuration, seen by the type checker as its schema (attribute access is the same)."""
     return cfg  # type: ignore[return-value]
+
+
+def resolved(node: Any) -> dict[str, Any]:
+    """A composed node as plain mappings and lists, its interpolations resolved."""
+    value = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(value, dict)
+    return {str(k): v for k, v in value.items()}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
+from typing import TYPE_CHECKING
 
 from fsseg.cell.attempt import now
 from fsseg.cell.models import DataRecord, Origin, Result, Timing, Training
+from fsseg.config.entry import resolved
 from fsseg.engine.context import Run
 from fsseg.engine.devices import describe_device, peak_memory
 from fsseg.process.provenance import provenance
@@ -46,8 +45,8 @@ def build_result(run: Run, done: Work) -> Result:
         cell=cell.key,
         fingerprint=cell.fingerprint,
         report=cfg.report,
-        model=_plain(cfg.model),
-        protocol=_plain(cfg.protocol) | (evaluation.protocol if evaluation else {}),
+        model=resolved(cfg.model),
+        protocol=resolved(cfg.protocol) | (evaluation.protocol if evaluation else {}),
         metrics=evaluation.metrics if evaluation else None,
         partial=bool(evaluation and evaluation.missing_classes),
         missing_classes=evaluation.missing_classes if evaluation else [],
@@ -70,9 +69,3 @@ def build_result(run: Run, done: Work) -> Result:
         provenance=provenance(describe_device(run.device)),
         finished_at=now(),
     )
-
-
-def _plain(node: Any) -> dict[str, Any]:
-    value = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(value, dict)
-    return {str(k): v for k, v in value.items()}
