@@ -10,6 +10,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None if the file is absent or does not hold one."""
@@ -41,12 +43,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON, keys in the order given."""
-    write_atomic(path, json_text(value))
+    write_atomic(path, _json_bytes(value))
 
 
 def json_text(value: Any) -> str:
     """Indented JSON, keys in the order given."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    return _json_bytes(value).decode()
+
+
+def _json_bytes(value: Any) -> bytes:
+    """The text of `json.dumps(indent=2)`, which itself is slow and holds a string for every token."""
+    return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
 
 
 def create_exclusive(path: Path, data: str) -> bool:
