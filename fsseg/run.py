@@ -18,7 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
-from fsseg.cell.claim import Busy, ClaimLost, acquire
+from fsseg.cell.claim import Busy, acquire
+from fsseg.cell.fence import drop, fenced, set_aside
 from fsseg.cell.models import Result, State, write_record
 from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
@@ -30,6 +31,7 @@ from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
 from fsseg.process.ranks import several_expected
 from fsseg.process.signals import Preempted
@@ -122,12 +124,12 @@ def _claimed(run: Run, redo: bool) -> Outcome | None:
     except OSError as error:
         raise disk_fault(error, cell.directory) from None
     try:
-        if redo:
-            cell.clear()
-        elif (result := cell.finished()) is not None:  # another process had it until a moment ago
-            return _already_done(run, result)
-        cell.check_same_settings()
-        return _attempt(run)
+        with fenced(cell, run.claim) as run.work:
+            if not redo:
+                if (result := cell.finished()) is not None:  # another process had it until a moment ago
+                    return _already_done(run, result)
+                cell.check_same_settings()
+            return _attempt(run, redo)
     except ClaimLost as lost:
         log.warning("stopped, nothing more is written: %s (%s)", lost, cell.directory)
         return Outcome(State.RUNNING, holder=str(lost))
@@ -139,33 +141,35 @@ def _claimed(run: Run, redo: bool) -> Outcome | None:
         run.claim.release()
 
 
-def _attempt(run: Run) -> Outcome | None:
+def _attempt(run: Run, redo: bool) -> Outcome | None:
     """One start of the cell, with its records: status, train.log, attempts/<n>.json. None if a signal stopped it."""
     cell = run.cell
     assert run.claim is not None
+    assert run.work is not None
     try:
-        cell.tidy()
-        cell.write_settings(OmegaConf.to_yaml(run.cfg, resolve=True))
-        attempt = AttemptFile(cell)
+        if not redo:  # else the former run stays as it is until the new one can start
+            run.id, run.fresh = cell.begin(OmegaConf.to_yaml(run.cfg, resolve=True))
+        attempt = AttemptFile(cell, run.id)
         handler = RunLog(cell.log_file)
     except OSError as error:
         raise disk_fault(error, cell.directory) from None
-    run.status = StatusFile(cell.status_file, guard=run.claim.check)
+    run.status = StatusFile(None if redo else cell.status_file, guard=run.claim.check)
     logging.getLogger("fsseg").addHandler(handler)
     run.claim.start(run.status.beat)
     try:
         run.status.update(state=State.RUNNING, phase="prepare")
         log.info("cell %s", cell.key)
         _announce(run, True)
-        done = _work(run)
+        done = _work(run, attempt if redo else None)
         run.status.update(phase="record")
         result = build_result(run, done)
         run.still_ours()
         write_record(cell.result_file, result)
         # The cell is done, whatever happens to the records from here on.
         _close(run, attempt, handler, Ending(State.DONE), eta_seconds=0, peak_memory_bytes=result.peak_memory_bytes)
-        with suppress(OSError):
-            cell.previous_checkpoint.unlink(missing_ok=True)
+        with suppress(OSError, ClaimLost):
+            drop(cell.previous_checkpoint, run.work)
+            drop(cell.replaced, run.work)
         sync_cell(run.cfg, cell)
         log.info("done: %s%s", cell.directory, _score(result))
         if run.ranks.world > 1:
@@ -223,8 +227,12 @@ def _follow(run: Run) -> Outcome:
     return distributed.broadcast(Outcome(State.RUNNING), run.ranks)
 
 
-def _work(run: Run) -> Work:
-    """Prepare, train, evaluate, draw; every process of the cell does this."""
+def _work(run: Run, redone: AttemptFile | None = None) -> Work:
+    """Prepare, train, evaluate, draw; every process of the cell does this.
+
+    Args:
+        redone: record of a start that puts the former run aside, once all is prepared.
+    """
     cfg, started = run.cfg, time.monotonic()
     with run.signals.at_once():
         import torch
@@ -243,6 +251,8 @@ def _work(run: Run) -> Work:
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+    if redone is not None:
+        _put_aside(run, redone)
     done.timing.prepare_seconds = round(time.monotonic() - started, 2)
     sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
     log.info(
@@ -264,6 +274,16 @@ def _work(run: Run) -> Work:
         draw_figures(run, source, done.evaluation, curves=done.training is not None)
         done.timing.figures_seconds = round(time.monotonic() - started, 2)
     return done
+
+
+def _put_aside(run: Run, attempt: AttemptFile) -> None:
+    """redo=true: everything could be prepared, so the former run makes room; it goes when a new result is there."""
+    cell = run.cell
+    assert run.work is not None
+    set_aside(cell, run.work)
+    run.id, _ = cell.begin(OmegaConf.to_yaml(run.cfg, resolve=True))
+    attempt.redone(run.id)
+    run.status.show(cell.status_file)
 
 
 def _announce(run: Run, work: bool) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from omegaconf import OmegaConf
 
 from fsseg.cell.key import CellKey
+from fsseg.cell.metrics_file import MetricsFile
 from fsseg.cell.models import SCHEMA_VERSION, Identity, Result, State, Status, write_record
 from fsseg.cell.record import Cell, RunDirectory
 from fsseg.process.files import write_json
@@ -101,3 +102,11 @@ def checked(fields: Mapping[str, Any], kind: type[Any]) -> Any:
     if unknown := set(fields) - set(kind.__struct_fields__):
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     return msgspec.convert(msgspec.to_builtins(dict(fields)), kind)
+
+
+def write_metrics(run: RunDirectory, rows: Sequence[Mapping[str, Any]]) -> None:
+    """metrics.csv with these rows."""
+    table = MetricsFile(run.metrics_file)
+    for row in rows:
+        table.append(row)
+    table.close()

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from runs import cell_of, composed, done, numbers, start
+from runs import cell_of, composed, done, fork, numbers, run_and_print, start
 
 from fsseg import run as run_module
 from fsseg.cell.claim import acquire
 from fsseg.cell.models import Result, State, write_record
-from fsseg.cell.record import Cell
+from fsseg.cell.record import Cell, RunDirectory
 from fsseg.cell.status import StatusFile
 from fsseg.errors import UserError
 from fsseg.process.files import write_json
@@ -112,14 +112,16 @@ def test_killed_twenty_times_it_ends_as_if_never_killed(root: Path, tmp_path: Pa
     assert len(attempts(cell)) >= 10
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 140)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_gives_up_the_cell_and_tells_the_shell(
     number: int, status: int, root: Path, tmp_path: Path, whole: Any
 ) -> None:
     c = composed(root, tmp_path, "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
     cell = cell_of(c)
     process = start(c, tmp_path / "log")
-    wait_for(lambda: cell.metrics_file.exists(), process)  # written with the first step
+    wait_for(lambda: cell.curves(), process)  # written with the first step
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
@@ -244,6 +246,135 @@ def test_a_holder_that_lost_its_cell_stops_and_writes_nothing(root: Path, tmp_pa
     assert {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()} == kept
 
 
+def _asleep(c: Any, module: str, call: str, name: str, times: int) -> None:
+    """The small run in a process that stops itself at the n-th such call that concerns a file of this name."""
+    import importlib
+
+    owner = importlib.import_module(module)
+    target = owner if hasattr(owner, call) else owner.os
+    original, seen = getattr(target, call), []
+
+    def asleep(*arguments: Any, **options: Any) -> Any:
+        if any(Path(a).name == name for a in arguments if isinstance(a, (str, Path))):
+            seen.append(1)
+            if len(seen) == times:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return original(*arguments, **options)
+
+    setattr(target, call, asleep)
+    run_and_print(c)
+
+
+def stopped(process: Any) -> bool:
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+SLEEPY = ("train.checkpoint_minutes=0", "lease_seconds=2")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("redo", [False, True])
+@pytest.mark.parametrize(
+    ("call", "name", "times"),
+    [("replace", "last.pt", 3), ("replace", "status.json", 2), ("replace", "result.json", 1),
+     ("replace", "identity.json", 1), ("link", "1.json", 1), ("write_atomic", "metrics.csv", 1)],
+)  # fmt: skip
+def test_who_slept_past_its_lease_changes_nothing_of_what_others_made_meanwhile(
+    call: str, name: str, times: int, redo: bool, root: Path, tmp_path: Path, whole: Any
+) -> None:
+    """It sleeps after its look at the claim, right before a file is renamed; another finishes the cell and gives it
+    up, in one case with other settings after that."""
+    c = composed(root, tmp_path, *SLEEPY)
+    cell = cell_of(c)
+    module = "fsseg.cell.metrics_file" if call == "write_atomic" else "fsseg.process.files"
+    sleeper = fork(_asleep, c, module, call, name, times, log=tmp_path / "log")
+    try:
+        wait_for(lambda: stopped(sleeper), sleeper)
+        os.utime(cell.claim_file, (1000, 1000))  # as if it slept for a day
+        other = composed(root, tmp_path, *SLEEPY, "train.max_steps=2", "redo=true") if redo else c
+        theirs = done(other)
+        before = {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()}
+    finally:
+        assert sleeper.pid is not None
+        os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.join(60)
+    assert sleeper.exitcode == 0
+    assert '"running"' in (tmp_path / "log").read_text()
+    after = {p: p.read_bytes() for p in cell.directory.rglob("*") if p.is_file()}
+    log = cell.log_file
+    assert {p: data for p, data in after.items() if p != log} == {p: data for p, data in before.items() if p != log}
+    assert cell_of(other).finished() == theirs
+    if not redo:
+        assert_same(cell, whole)
+
+
+@pytest.mark.process
+def test_redo_that_slept_past_its_lease_leaves_the_result_of_others_alone(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, *SLEEPY)
+    cell, first = cell_of(c), done(c)
+    again = composed(root, tmp_path, *SLEEPY, "redo=true")
+    sleeper = fork(_asleep, again, "fsseg.cell.fence", "rename", "result.json", 1, log=tmp_path / "log")
+    try:
+        wait_for(lambda: stopped(sleeper), sleeper)
+        os.utime(cell.claim_file, (1000, 1000))  # as if it slept for a day
+        second = done(again)
+        assert second.run != first.run
+    finally:
+        assert sleeper.pid is not None
+        os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.join(60)
+    assert sleeper.exitcode == 0
+    assert cell.finished() == second
+    assert cell.checkpoint.exists()
+
+
+def test_redo_that_cannot_start_leaves_the_old_result(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    c = composed(root, tmp_path, "train.max_steps=1")
+    cell, first = cell_of(c), done(c)
+
+    def broken(*_: object) -> None:
+        raise UserError("the weights are gone", "bring them back")
+
+    monkeypatch.setattr("fsseg.model.build_model", broken)
+    again = composed(root, tmp_path, "train.max_steps=1", "redo=true")
+    with pytest.raises(UserError, match="the weights are gone"):
+        run(again.config, again.task_overrides)
+    assert cell.look().state == State.DONE
+    assert done(c) == first
+    status = cell.status()
+    assert status is not None
+    assert status.state == State.DONE
+    assert cell.checkpoint.exists()
+    assert "the weights are gone" in cell.log_file.read_text()
+
+
+def test_redo_that_is_interrupted_keeps_the_old_result_aside_until_there_is_a_new_one(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import fsseg.engine.train as train_module
+
+    c = composed(root, tmp_path)
+    cell, first = cell_of(c), done(c)
+    rate = train_module.learning_rate
+
+    def stopping(cfg: Any, step: int, total: int) -> float:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(cfg, step, total)
+
+    monkeypatch.setattr(train_module, "learning_rate", stopping)
+    again = composed(root, tmp_path, "redo=true")
+    with pytest.raises(SystemExit):
+        run(again.config, again.task_overrides)
+    monkeypatch.undo()
+    assert cell.finished() is None
+    assert RunDirectory(cell.replaced).result() == first
+    second = done(c)
+    assert second.run != first.run
+    assert numbers(second) == numbers(first)
+    assert not cell.replaced.exists()
+
+
 def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path: Path) -> None:
     c = composed(root, tmp_path, "train.max_steps=1")
     cell = cell_of(c)
@@ -257,7 +388,7 @@ def test_other_settings_are_refused_and_redo_replaces_them(root: Path, tmp_path:
     assert training is not None
     assert training.steps == 2
     assert not (cell.directory / "left.txt").exists()
-    assert attempts(cell) == ["done"]
+    assert attempts(cell) == ["done", "done"]
     assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
 
 
@@ -297,8 +428,8 @@ def test_redo_is_obeyed_once_by_a_requeued_job(root: Path, tmp_path: Path, monke
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert done(c) == first
     monkeypatch.setenv("SLURM_JOB_ID", "56")
-    assert str(done(c).finished_at) >= str(first.finished_at)
-    assert attempts(cell_of(c)) == ["done"]
+    assert done(c).run != first.run
+    assert attempts(cell_of(c)) == ["done", "done"]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(root: Path, tmp_path: Path, whole: Any) -> None:
@@ -336,13 +467,14 @@ def test_a_fault_of_the_run_is_a_failed_state_with_its_traceback_in_the_log(
     assert attempts(cell)[0].startswith("failed: ZeroDivisionError")
 
 
-@pytest.mark.parametrize("file", ["metrics.csv", "last.pt.new", "status.json", "train.log"])
+@pytest.mark.parametrize("file", ["metrics.csv", "last.pt", "status.json", "train.log"])
 def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
     file: str, root: Path, tmp_path: Path, monkeypatch: Any, whole: Any
 ) -> None:
     """The disk is full from the fifth step on, for one file."""
     import fsseg.engine.train as train_module
     import fsseg.process.files as files
+    from fsseg.cell import metrics_file
 
     c = composed(root, tmp_path, "train.checkpoint_minutes=0")
     cell = cell_of(c)
@@ -353,6 +485,15 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
         if full and file == "train.log":
             run_module.log.info("a line")
         return rate(cfg, step, total)
+
+    def no_room_for_rows(self: Any) -> Any:
+        if full:
+            raise OSError(28, "No space left on device", str(self.path))
+        return rows(self)
+
+    if file == "metrics.csv":
+        rows = metrics_file.MetricsFile._open
+        monkeypatch.setattr(metrics_file.MetricsFile, "_open", no_room_for_rows)
 
     def no_room(source: Any, target: Any) -> None:
         if full and Path(target).name == file:

@@ -4,7 +4,8 @@
 The file is created exclusively and renewed by a thread, which sets its modification time by the shared folder's own
 clock. No wall clock is trusted. A process that finds a claim older than the lease watches it for a few more renewals by
 a monotonic clock, then removes it by a rename, which succeeds for one process only. The holder looks at the file before
-each write, so a holder that slept through its lease notices and stops.
+each write, so a holder that slept through its lease notices and stops. It may also fall asleep between the look and the
+write: `fsseg.cell.fence` makes such a write fail.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fsseg.process.files import create_exclusive, json_text
+from fsseg.process.files import ClaimLost, create_exclusive, json_text
 
 log = logging.getLogger("fsseg")
 
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
-_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim puts it back at once
+_ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim away puts it back at once
 
 
 class Busy(Exception):
@@ -40,16 +41,17 @@ class Busy(Exception):
         self.holder = holder
 
 
-class ClaimLost(Exception):
-    """Another process has taken over what our claim was for; from now on nothing may be written there."""
-
-
 @dataclass(frozen=True)
 class Holder:
     """Who holds a claim, as written in the file. `raw` is the file's content; the token in it makes it unique."""
 
     raw: str
     fields: dict[str, Any]
+
+    @property
+    def token(self) -> str:
+        """Different for every claim ever taken."""
+        return str(self.fields["token"])
 
     @property
     def lease(self) -> float:
@@ -285,13 +287,7 @@ class Claim:
             holder = read_holder(self.path)
             if holder is not None:
                 return None if holder.raw == self.mine.raw else f"taken over by {holder}"
-        try:
-            if self.path.parent.is_dir() and create_exclusive(self.path, self.mine.raw):
-                os.close(self._file)
-                self._file = os.open(self.path, os.O_RDWR)
-                return None
-        except OSError as error:
-            return f"the claim file {self.path} was removed and cannot be made again ({error.strerror})"
+        # Not made again: another process may have had the folder meanwhile, and be done with it.
         return f"the claim file {self.path} was removed"
 
 

@@ -6,6 +6,7 @@ guessed. Files of schema version 1 are read too.
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,10 +15,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fsseg.cell.key import CellKey
-from fsseg.process.files import write_json
+from fsseg.process.files import json_text, write_atomic
 
-SCHEMA_VERSION = 2
-"""Of identity, status and result. 1 had no overrides in identity.json and no `training.seconds` in result.json."""
+SCHEMA_VERSION = 3
+"""Of identity, status and result. 1 had no overrides in identity.json and no `training.seconds` in result.json; before
+3 no file named its run, and a result had no checksum."""
 
 T = TypeVar("T")
 
@@ -26,6 +28,10 @@ Percent = Annotated[float, Meta(ge=0, le=100)]
 
 class Unreadable(Exception):
     """Why a file is not what its name says, as the end of a sentence that begins with the file's name."""
+
+
+class Altered(Unreadable):
+    """It was changed after it was written."""
 
 
 class NotJson(Unreadable):
@@ -73,11 +79,13 @@ class Identity(Versioned):
     Attributes:
         identity: all settings that can change the numbers, flat.
         overrides: the cell's part of its command line; None in version 1.
+        run: made anew whenever a cell starts from nothing; checkpoint and result of the run name it too.
     """
 
     fingerprint: str
     identity: dict[str, Any] = {}
     overrides: list[str] | None = None
+    run: str | None = None
 
 
 class Status(Versioned):
@@ -100,7 +108,13 @@ class Status(Versioned):
 
 
 class Attempt(Struct):
-    """`attempts/<n>.json`: one start, and why it ended. `provenance` is `fsseg.process.provenance.provenance()`."""
+    """`attempts/<n>.json`: one start, and why it ended; most fields are `fsseg.process.provenance.provenance()`.
+
+    Attributes:
+        run: see `Identity`.
+        job: names the job of a launcher, the same over all its restarts.
+        redone: this start has put a former run aside, as `redo=true` wants.
+    """
 
     started_at: str
     ended: str | None = None
@@ -117,6 +131,9 @@ class Attempt(Struct):
     command: list[str] = []
     slurm_job: str | None = None
     slurm_restarts: str | None = None
+    run: str | None = None
+    job: str | None = None
+    redone: bool = False
 
 
 class SeedScore(Struct):
@@ -211,7 +228,12 @@ class Origin(Struct):
 
 
 class Result(Versioned):
-    """`result.json`: written once, last; its presence means done."""
+    """`result.json`: written once, last; its presence means done.
+
+    Attributes:
+        run: see `Identity`.
+        checksum: of everything else in it (`checksum`); None before version 3.
+    """
 
     cell: CellKey
     fingerprint: str
@@ -229,6 +251,8 @@ class Result(Versioned):
     peak_memory_bytes: int | None = None
     provenance: dict[str, Any] = {}
     finished_at: str | None = None
+    run: str | None = None
+    checksum: str | None = None
 
     @property
     def miou(self) -> float | None:
@@ -284,6 +308,8 @@ def read(path: Path, kind: type[T]) -> T | None:
             version = msgspec.json.decode(data, type=_Head).schema_version
             if version not in range(1, SCHEMA_VERSION + 1):
                 raise Unreadable(f"has schema_version {version!r}; this fsseg reads versions 1 to {SCHEMA_VERSION}")
+            if kind is Result and version >= 3:
+                _check(msgspec.json.decode(data, type=dict[str, Any]))
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:
         return None
@@ -295,6 +321,17 @@ def read(path: Path, kind: type[T]) -> T | None:
         raise NotJson(f"is not JSON ({error})") from None
 
 
+def checksum(content: dict[str, Any]) -> str:
+    """16 hex digits of a SHA-256 over a file's content, however it is indented; `checksum` itself does not count."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(msgspec.json.encode(rest, order="sorted")).hexdigest()[:16]
+
+
+def _check(content: dict[str, Any]) -> None:
+    if (named := content.get("checksum")) != (found := checksum(content)):
+        raise Altered(f"was changed after it was written (checksum {found}, it names {named})")
+
+
 def _in_words(text: str) -> str:
     """msgspec's "Expected `float`, got `str` - at `$.metrics.miou`", with the field first."""
     what, _, where = text.partition(" - at `$")
@@ -303,7 +340,9 @@ def _in_words(text: str) -> str:
 
 
 def write_record(path: Path, record: Struct) -> None:
-    """Write a model as its JSON file, atomically, in the newest version. Numbers of numpy and torch become plain ones.
+    """Write a model as its JSON file, atomically, in the newest version; a result gets its checksum.
+
+    Numbers of numpy and torch become plain ones.
 
     Raises:
         ValueError: it holds NaN or infinity.
@@ -311,4 +350,9 @@ def write_record(path: Path, record: Struct) -> None:
     """
     if isinstance(record, Versioned):
         record.schema_version = SCHEMA_VERSION
-    write_json(path, msgspec.to_builtins(record, enc_hook=lambda value: value.item()))
+    text = json_text(msgspec.to_builtins(record, enc_hook=lambda value: value.item()))
+    if isinstance(record, Result):
+        # over what will be read back
+        record.checksum = checksum(content := msgspec.json.decode(text, type=dict[str, Any]))
+        text = json_text(content | {"checksum": record.checksum})
+    write_atomic(path, text)

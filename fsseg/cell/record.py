@@ -11,10 +11,9 @@ import io
 import json
 import math
 import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fsseg.cell.claim import ClaimView, is_stale, look, take_away
 from fsseg.cell.key import CellKey, cell_key, fingerprint, identity
 from fsseg.cell.models import (
+    Altered,
     Attempt,
     Copied,
     Identity,
@@ -81,6 +81,11 @@ class RunDirectory:
     @property
     def log_file(self) -> Path:
         return self.directory / "train.log"
+
+    @property
+    def replaced(self) -> Path:
+        """The run that `redo=true` is about to replace, until there is a new result (see `fsseg.cell.fence`)."""
+        return self.directory / ".replaced"
 
     @property
     def attempts(self) -> Path:
@@ -156,10 +161,18 @@ class RunDirectory:
     def last_attempt(self) -> tuple[int, Attempt | None]:
         """Number and record of the newest start; 0 and None if there was none, None if its file is damaged."""
         number = max((int(p.stem) for p in self.attempts.glob("*.json") if p.stem.isdigit()), default=0)
+        return number, self._attempt(number)
+
+    def all_attempts(self) -> list[Attempt]:
+        """The records of all starts that can be read, in no order."""
+        found = (self._attempt(int(p.stem)) for p in self.attempts.glob("*.json") if p.stem.isdigit())
+        return [attempt for attempt in found if attempt is not None]
+
+    def _attempt(self, number: int) -> Attempt | None:
         try:
-            return number, read(self.attempts / f"{number}.json", Attempt)
+            return read(self.attempts / f"{number}.json", Attempt)
         except Unreadable:
-            return number, None
+            return None
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """Column of metrics.csv -> (steps, values), steps rising.
@@ -179,14 +192,6 @@ class RunDirectory:
                 if name and name != "step" and (value := _finite(cell)) is not None:
                     found.setdefault(name, {})[step] = value
         return {name: (sorted(values), [values[s] for s in sorted(values)]) for name, values in found.items()}
-
-    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
-        """metrics.csv as a whole; a column for every key, in the order in which they first come up."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-        write_atomic(self.metrics_file, text.getvalue())
 
     def note(self, line: str) -> None:
         """Append a line to train.log, for a process that could not write it itself.
@@ -237,6 +242,8 @@ class RunDirectory:
         cut = ""
         try:
             if (result := self.result()) is not None:
+                if (mixed := self._of_another_run(result)) is not None:
+                    return Snapshot(self, State.BROKEN, mixed)
                 return Snapshot(self, State.DONE, result=result)
         except NotJson as error:  # cut short when its host died: somebody may be at it again
             cut = f"result.json {error}"
@@ -244,6 +251,16 @@ class RunDirectory:
             return Snapshot(self, State.BROKEN, f"result.json {error}")
         seen = self._unfinished(time.time() if now is None else now)
         return Snapshot(self, State.BROKEN, cut) if cut and not seen.alive else seen
+
+    def _of_another_run(self, result: Result) -> str | None:
+        """How identity.json contradicts the result; None if it does not, or does not say."""
+        try:
+            stored = self.identity_record()
+        except Unreadable:
+            return None
+        if stored is None or None in (stored.run, result.run) or stored.run == result.run:
+            return None
+        return f"result.json is of run {result.run}, identity.json of run {stored.run}"
 
     def _unfinished(self, now: float) -> Snapshot:
         try:
@@ -343,7 +360,8 @@ class Cell(RunDirectory):
         """The result, if this very cell (same fingerprint) is done. One that was cut short counts as absent.
 
         Raises:
-            UserError: there is a result that this version does not understand: it is never overwritten unasked.
+            UserError: there is a result that this version does not understand, that was changed, or that is of another
+                run than the identity: it is never overwritten unasked.
         """
         try:
             result = self.result()
@@ -351,6 +369,8 @@ class Cell(RunDirectory):
             return None
         except Unreadable as error:
             raise self._not_understood(self.result_file, error) from None
+        if result is not None and (mixed := self._of_another_run(result)) is not None:
+            raise UserError(f"{self.directory}: {mixed}", "bring the right one back, or train anew with redo=true")
         return result if result is not None and result.fingerprint == self.fingerprint else None
 
     def check_same_settings(self) -> None:
@@ -380,35 +400,29 @@ class Cell(RunDirectory):
 
     def _not_understood(self, path: Path, error: Unreadable) -> UserError:
         fix = "it may be of another version of fsseg: keep both with name=<another name>, or replace it with redo=true"
+        if isinstance(error, Altered):
+            fix = "bring the file back as it was written, or train anew with redo=true"
         return UserError(f"{path} {error}", fix)
 
-    def write_settings(self, config: str) -> None:
-        """identity.json, and config.yaml with the text given."""
-        write_record(self.identity_file, Identity(self.fingerprint, self.identity, list(self.overrides)))
-        write_atomic(self.config_file, config)
+    def begin(self, config: str) -> tuple[str, bool]:
+        """Write identity.json, and config.yaml with the text given, for a run that starts or goes on here.
 
-    def clear(self) -> None:
-        """Empty the directory, but for the claim, which the caller holds.
-
-        The result goes first and the identity last: whenever this is cut short, what is left is neither taken for a
-        result nor for a run with other settings than its own.
+        Returns:
+            The run's id, that of the run that is here or else a new one; and whether it is new.
         """
-        old = self.directory / f".old-{uuid.uuid4().hex}"
-        old.mkdir()
-        claim = self.claim_file
-        entries = [p for p in self.directory.iterdir() if not p.name.startswith((".old-", f".{claim.name}"))]
-        turn = {self.result_file: 0, self.identity_file: 2}
-        for path in sorted((p for p in entries if p != claim), key=lambda p: turn.get(p, 1)):
-            os.rename(path, old / path.name)
-        self.tidy()
+        try:
+            stored = self.identity_record()
+        except Unreadable:  # `check_same_settings` has let it pass
+            stored = None
+        known = stored.run if stored is not None else None
+        run = known or uuid.uuid4().hex[:12]
+        self.write_identity(run)
+        write_atomic(self.config_file, config)
+        return run, known is None
 
-    def tidy(self) -> None:
-        """Remove what a killed process left half-written. The caller holds the claim, so nobody is writing."""
-        for path in [*self.directory.glob(".*"), *self.directory.glob("*/.*.tmp"), *self.directory.glob("*/*.new")]:
-            if path.name.startswith(".old-"):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix in (".tmp", ".new") and not path.name.startswith((f".{self.claim_file.name}", ".clock")):
-                path.unlink(missing_ok=True)
+    def write_identity(self, run: str) -> None:
+        """identity.json for the run of this id."""
+        write_record(self.identity_file, Identity(self.fingerprint, self.identity, list(self.overrides), run))
 
 
 def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:

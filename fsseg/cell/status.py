@@ -19,7 +19,7 @@ class StatusFile:
     Several threads may call it: the loops report steps, the claim's heartbeat calls `beat`.
 
     Args:
-        path: the file; None writes nothing (processes of a run other than the first).
+        path: the file; None writes nothing (other processes of a run than the first, or before `show`).
         interval: seconds.
         guard: called before every write; raises if the cell is no longer ours.
     """
@@ -44,6 +44,12 @@ class StatusFile:
                 setattr(self._now, name, value)
             if urgent or time.monotonic() - self._written >= self.interval:
                 self._write()
+
+    def show(self, path: Path) -> None:
+        """Write to this file from now on, and at once."""
+        with self._lock:
+            self.path = path
+            self._write()
 
     def beat(self) -> None:
         """Record that the process lives, also during a long step; writes only while the state is `running`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
@@ -10,15 +9,18 @@ import pickle
 import random
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
-from torch import nn
+from msgspec import Meta
+from torch import Tensor, nn
 
-from fsseg.cell.models import Origin
+from fsseg.cell.models import Origin, Unreadable
+from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
-from fsseg.process.files import write_atomic
+from fsseg.process.files import prepared, write_atomic
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -26,7 +28,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsseg")
 
-FORMAT = 1
+FORMAT = 2
+"""1 held the rows of metrics.csv themselves, and neither run nor the number of steps in all; it is read too."""
+
+_NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class _Trained(msgspec.Struct):
+    """What the weights were trained on."""
+
+    dataset: str
+    fold: int
+    method: str
+    backbone: str
+    base_classes: list[str]
+
+
+class _Content(msgspec.Struct):
+    """What a checkpoint holds beside tensors: checked before any of it is used."""
+
+    format: Annotated[int, Meta(ge=1, le=FORMAT)]
+    model: dict[str, Any]
+    step: _NotNegative
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: dict[str, Any]
+    seconds: Annotated[float, Meta(ge=0)]
+    loss: float
+    window: list[float]
+    fingerprint: str
+    dataset_fingerprint: str
+    origin: _Trained
+    rows: _NotNegative = 0
+    metrics: list[dict[str, Any]] = []
+    run: str | None = None
+    steps: _NotNegative | None = None
 
 
 class Damaged(UserError):
@@ -42,58 +78,81 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         previous: name under which the old one is kept, in the same folder.
 
     Raises:
-        OSError: it cannot be written; the old one is untouched.
+        UserError: its weights are no finite numbers; the old one is untouched, as in the other cases.
+        OSError: it cannot be written.
+        ClaimLost: another process has the run by now.
     """
+    if (name := _not_finite(state["model"])) is not None:
+        raise UserError(f"the weights {name} are no finite numbers at step {state['step']}", _DIVERGED)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    new = path.with_name(f"{path.name}.new")
-    try:
+    with prepared(path) as new:
         write_atomic(new, buffer.getvalue())
         if new.stat().st_size != buffer.tell() or _faulty_part(new) is not None:
             raise OSError(5, "the checkpoint just written reads back differently", str(new))
         if previous is not None and path.exists():
-            _keep(path, previous)
+            _put(path, previous)
         os.replace(new, path)
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """Make `previous` the file that `path` is, while `path` stays in place."""
-    link = previous.with_name(f".{previous.name}.tmp")
-    try:
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-    except OSError:  # no hard links here: for a moment only `previous` exists, and `recover` finds it
-        os.replace(path, previous)
-    else:
-        os.replace(link, previous)
+_DIVERGED = "lower train.lr, or set train.clip_grad_norm=1, and start anew with redo=true"
+
+
+def _put(source: Path, target: Path) -> None:
+    """Make `target` the file that `source` is, while `source` stays in place."""
+    with prepared(target) as link:
+        try:
+            os.link(source, link)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            os.replace(source, target)  # no hard links here: for a moment one of the two is missing; `recover` copes
+        else:
+            os.replace(link, target)
+
+
+def _not_finite(model: dict[str, Any]) -> str | None:
+    """Name of the first tensor with NaN or infinity, or None."""
+    for name, value in model.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        Damaged: it is not whole, or fsseg did not write it.
+        Damaged: it is not whole, fsseg did not write it, or its weights are no finite numbers.
         UserError: it is missing or may not be read.
     """
     try:
         if (part := _faulty_part(path)) is not None:  # torch does not check the checksums
-            raise Damaged(f"{path}: the checkpoint is damaged ({part})", "delete it, or give another one")
+            raise Damaged(f"{path}: the checkpoint is damaged ({part})", _REPLACE)
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint", "give the path of a checkpoints/last.pt") from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch's words advise to load it as code
+        raise Damaged(f"{path}: holds objects that no checkpoint of fsseg holds", _REPLACE) from None
+    except Exception as error:  # torch raises many types for a crafted file, and they differ between versions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Damaged(
-            f"{path}: the checkpoint cannot be read ({reason[:160]})", "delete it, or give another one"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
+        raise Damaged(f"{path}: the checkpoint cannot be read ({reason[:160]})", _REPLACE) from None
+    if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise Damaged(f"{path}: not a checkpoint of fsseg (format {FORMAT})", "give the path of a checkpoints/last.pt")
+    try:
+        msgspec.convert(state, _Content)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{path}: the checkpoint makes no sense ({error})", _REPLACE) from None
+    if (name := _not_finite(state["model"])) is not None:
+        raise Damaged(f"{path}: the weights {name} are no finite numbers", _REPLACE)
     return state
+
+
+_REPLACE = "delete it, or give another one"
 
 
 def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
@@ -104,6 +163,7 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
     """
     path = str(cfg.checkpoint)
     state = load(Path(path))
+    _check_with_result(Path(path), state)
     trained = set(state["origin"]["base_classes"])
     if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
         raise UserError(
@@ -113,13 +173,35 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        line = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+        line = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise UserError(
             f"checkpoint={path} does not fit this model: {line[:200]}",
             "give the method, backbone and model.* settings it was trained with",
         ) from None
     log.info("weights from %s (step %s)", path, state["step"])
+    if (total := state.get("steps")) is not None and state["step"] < total:
+        log.warning("checkpoint=%s is of an unfinished training: step %d of %d", path, state["step"], total)
     return Origin(path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"])
+
+
+def _check_with_result(path: Path, state: dict[str, Any]) -> None:
+    """Refuse a checkpoint that is not the one of the result beside it.
+
+    Raises:
+        UserError: run or step differ.
+    """
+    try:
+        result = RunDirectory(path.absolute().parent.parent).result()
+    except Unreadable:
+        return
+    if result is None or result.run is None or result.training is None:
+        return
+    ours, theirs = (state.get("run"), state["step"]), (result.run, result.training.steps)
+    if ours != theirs:
+        raise UserError(
+            f"{path}: run {ours[0]}, step {ours[1]}, but result.json beside it: run {theirs[0]}, step {theirs[1]}",
+            "train that cell anew with redo=true, or move the checkpoint out of its directory",
+        )
 
 
 def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -139,7 +221,7 @@ def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> d
             continue
         if candidate is not path:
             log.warning("going on from the checkpoint before it, %s", candidate)
-            os.replace(candidate, path)
+            _put(candidate, path)
         return state
     if found:
         log.warning("no checkpoint here is usable: training starts anew")
@@ -150,8 +232,10 @@ def _faulty_part(path: Path) -> str | None:
     """The first fault of the archive that holds a checkpoint (sizes and checksums of its parts), or None."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if packed := [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]:
+                return f"{packed[0]} is compressed"  # torch compresses nothing: it could unpack to any size
             part = archive.testzip()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         return str(error) or "no archive"
     return None if part is None else f"checksum of {part}"
 

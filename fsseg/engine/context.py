@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsseg.cell.claim import Claim
@@ -27,6 +28,9 @@ class Run:
         device: where to compute; None until `fsseg.run` has chosen it.
         ranks: the processes that work on the cell together.
         claim: held by the first process; None in the others.
+        id: of the run that is made here, named in its identity, checkpoints and result (see `fsseg.cell.models`).
+        fresh: the id was made now.
+        work: where the first process prepares its files (see `fsseg.cell.fence`).
         signals: notes of signals that ask the run to stop.
         status: writes `status.json`.
         announced: whether the other processes have been told if there is work.
@@ -37,6 +41,9 @@ class Run:
     device: torch.device | None = None
     ranks: Ranks = ALONE
     claim: Claim | None = None
+    id: str | None = None
+    fresh: bool = False
+    work: Path | None = None
     signals: Signals = field(default_factory=Signals)
     status: StatusFile = field(default_factory=lambda: StatusFile(None))
     announced: bool = False

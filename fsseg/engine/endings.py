@@ -7,9 +7,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsseg.cell.claim import ClaimLost
 from fsseg.cell.models import State
 from fsseg.errors import UserError
+from fsseg.process.files import ClaimLost
 from fsseg.process.signals import Preempted, Signals
 
 

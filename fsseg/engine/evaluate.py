@@ -29,6 +29,7 @@ from fsseg.engine import diagnostics, distributed
 from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
+from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, Prediction, upsample
 from fsseg.process.ranks import Ranks
 
@@ -225,6 +226,7 @@ class _Scoring:
                 continue  # in the last turn only some processes have a batch
             batch = batch.to(device)
             prediction: Prediction = self.model(batch)
+            _check_finite(prediction, batch.specs)
             size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
             scores += [PooledScore(len(self.source.classes)) for _ in range(len(prediction.rounds) - len(scores))]
             if cfg.eval.diagnostics:
@@ -252,6 +254,17 @@ class _Scoring:
                 seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
             )  # fmt: skip
         return scores, distances
+
+
+def _check_finite(prediction: Prediction, specs: Sequence[EpisodeSpec]) -> None:
+    """Raises: UserError: an answer holds NaN or infinity; its arg max would be scored like any other."""
+    for logits in prediction.rounds:
+        if not bool(torch.isfinite(logits).all()):
+            sick = next(b for b in range(len(logits)) if not bool(torch.isfinite(logits[b]).all()))
+            raise UserError(
+                f"the answer to evaluation episode {specs[sick].number} holds numbers that are not finite",
+                "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
+            )
 
 
 def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:

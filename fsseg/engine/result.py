@@ -68,4 +68,5 @@ def build_result(run: Run, done: Work) -> Result:
         peak_memory_bytes=peak_memory(run.device),
         provenance=provenance(describe_device(run.device)),
         finished_at=now(),
+        run=run.id,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsseg.cell.claim import ClaimLost
+from fsseg.cell.metrics_file import MetricsFile
 from fsseg.cell.models import Training
 from fsseg.cell.record import Cell
 from fsseg.config.schema import Config
@@ -28,6 +28,7 @@ from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
+from fsseg.process.files import ClaimLost
 from fsseg.process.ranks import Ranks
 from fsseg.process.signals import Preempted
 
@@ -69,11 +70,11 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
     positions = distributed.share(plan.batch_size, ranks)
 
-    step, seconds, rows, last_loss = 0, 0.0, [], math.nan
+    step, seconds, rows, last_loss = 0, 0.0, 0, math.nan
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
-    if (state := _resumable(run, plan.index_fingerprint)) is not None:
+    if (state := _resumable(run, plan.index_fingerprint, total)) is not None:
         _restore(state, cell, model, optimiser, scaler)
-        step, seconds, rows, last_loss = state["step"], state["seconds"], state["metrics"], state["loss"]
+        step, seconds, rows, last_loss = state["step"], state["seconds"], state.get("rows", 0), state["loss"]
         window = state["window"]
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
@@ -85,6 +86,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
         if metrics is None:
             return
         run.still_ours()
+        metrics.save()
         checkpoint.save(
             cell.checkpoint,
             {
@@ -93,11 +95,13 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                 "scaler": scaler.state_dict(),
                 "rng": checkpoint.rng_state(),
                 "step": step,
+                "steps": total,
                 "seconds": time.monotonic() - started,
-                "metrics": metrics.rows,
+                "rows": metrics.rows,
                 "loss": last_loss,
                 "window": window,
                 "fingerprint": cell.fingerprint,
+                "run": run.id,
                 "origin": origin(cfg, source),
                 "dataset_fingerprint": plan.index_fingerprint,
             },
@@ -217,20 +221,25 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
+    settings = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in optimiser.param_groups]
     try:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         scaler.load_state_dict(state["scaler"])
-    except (RuntimeError, ValueError) as error:
-        line = (str(error).splitlines() or [""])[-1].strip()
+        checkpoint.set_rng_state(state["rng"])
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+    else:
+        restored = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in optimiser.param_groups]
+        reason = "" if restored == settings else "other settings of the optimiser"
+    if reason:
         raise UserError(
-            f"{cell.checkpoint} does not fit the model as it is now, although the settings are equal: {line[:200]}",
+            f"{cell.checkpoint} does not fit the model as it is now, although the settings are equal: {reason[:200]}",
             "bring the code back that wrote it, or set redo=true to train anew",
-        ) from None
-    checkpoint.set_rng_state(state["rng"])
+        )
 
 
-def _resumable(run: Run, dataset_fingerprint: str) -> dict[str, Any] | None:
+def _resumable(run: Run, dataset_fingerprint: str, total: int) -> dict[str, Any] | None:
     cell, ranks, device = run.cell, run.ranks, run.device
     assert device is not None
     state = checkpoint.recover(cell.checkpoint, cell.previous_checkpoint, device) if ranks.first else None
@@ -242,10 +251,33 @@ def _resumable(run: Run, dataset_fingerprint: str) -> dict[str, Any] | None:
         raise UserError(
             f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name="
         )
+    if ranks.first and run.fresh and state.get("run") is not None:  # identity.json was lost
+        run.id, run.fresh = str(state["run"]), False
+        cell.write_identity(run.id)
+    if ranks.first and state.get("run") not in (None, run.id):
+        raise UserError(
+            f"{cell.checkpoint} is of run {state['run']}, identity.json beside it of run {run.id}",
+            "set redo=true to train anew, or bring the identity.json of that run back",
+        )
+    if state["step"] > total:
+        raise UserError(
+            f"{cell.checkpoint} is of step {state['step']} of a run of {total} steps", "set redo=true to train anew"
+        )
     if state["dataset_fingerprint"] != dataset_fingerprint:
         raise UserError(
             f"the training data changed since {cell.checkpoint} was written "
             f"(index {state['dataset_fingerprint']} then, {dataset_fingerprint} now)",
             "bring the data back, or set redo=true to train anew",
         )
+    if ranks.first and state["format"] == 1:
+        _write_rows(cell, state)
     return state
+
+
+def _write_rows(cell: Cell, state: dict[str, Any]) -> None:
+    """Write metrics.csv from a checkpoint of format 1, which holds the rows."""
+    table = MetricsFile(cell.metrics_file)
+    for row in state["metrics"]:
+        table.append(row)
+    table.close()
+    state["rows"] = table.rows

@@ -1,12 +1,17 @@
-"""Reads and writes whole files: a reader never sees half a file, whoever writes it. Every room writes through this."""
+"""Reads and writes whole files: a reader never sees half a file, whoever writes it. Every room writes through this.
+
+Files below a folder given to `stage` are prepared in a folder of this process alone, and renamed from there. Whoever
+removes that folder thereby stops the process from writing: a rename without its source fails, however late it comes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +27,75 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+class ClaimLost(Exception):
+    """The folder belongs to another process by now; nothing was written, and nothing may be written any more."""
+
+
+_staging: dict[str, Path] = {}  # absolute folder -> where files below it are prepared
+
+
+def stage(folder: Path, staging: Path | None) -> None:
+    """From now on prepare all files below `folder` in `staging`, on the same file system; None ends that.
+
+    Once `staging` is gone, every function here that would write below `folder` raises `ClaimLost`.
+    """
+    if staging is None:
+        _staging.pop(os.path.abspath(folder), None)
+    else:
+        _staging[os.path.abspath(folder)] = staging
+
+
+def staging_of(path: Path) -> Path | None:
+    """Where a file is to be prepared that will be named `path`; None: beside it."""
+    if not _staging:
+        return None
+    place = os.path.abspath(path)
+    while (parent := os.path.dirname(place)) != place:
+        if (found := _staging.get(parent)) is not None:
+            return found
+        place = parent
+    return None
+
+
+@contextlib.contextmanager
+def prepared(path: Path) -> Iterator[Path]:
+    """A new name for a file or folder that will be renamed to `path` in the block; what is left of it is removed.
+
+    Raises:
+        ClaimLost: `path` is below a folder that was given to `stage`, and the place for preparing is gone.
+    """
+    staging = staging_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = (staging or path.parent) / f".{path.name[:60]}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+    except FileNotFoundError:
+        if staging is not None and not staging.is_dir():
+            raise ClaimLost(f"another process has taken {staging.parent} over") from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
-    The data goes to a temporary name in the same folder, is flushed to the disk, then renamed.
+    The data goes to a temporary name, is flushed to the disk, then renamed.
+
+    Raises:
+        ClaimLost: see `stage`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes it private; colleagues read the same folder
+    with prepared(path) as temporary:
+        _write_new(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+
+def _write_new(path: Path, data: bytes | str) -> None:
+    with path.open("xb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,13 +119,8 @@ def create_exclusive(path: Path, data: str) -> bool:
     A finished file is linked to the name: with O_EXCL readers could see an empty file, and old NFS does not support it.
     The number of links shows whether it worked: over NFS the reply to `link` may get lost although the link was made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with prepared(path) as temporary:
+        _write_new(temporary, data)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -79,8 +131,6 @@ def create_exclusive(path: Path, data: str) -> bool:
             if os.stat(temporary).st_nlink != 2:
                 raise
         return os.stat(temporary).st_nlink == 2
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Errors of file systems without hard links (exFAT, some FUSE).
@@ -89,10 +139,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 def _create_without_links(path: Path, data: str) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_new(path, data)
     except FileExistsError:
         return False
     return True

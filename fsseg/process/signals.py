@@ -1,4 +1,4 @@
-"""USR2, TERM and INT: a run stops at its next step, saves, and then calls the handler that was there before.
+"""USR2, TERM, HUP and INT: a run stops at its next step, saves, and then calls the handler that was there before.
 
 Used by `fsseg.run`. A handler only notes the signal; the loops check the note at every step. submitit requeues the job
 in its own handler of USR2, so that handler is called last, after everything is saved.
@@ -18,7 +18,7 @@ from typing import Any
 
 log = logging.getLogger("fsseg")
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR2", "SIGTERM", "SIGINT") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 
 class Preempted(Exception):
@@ -26,10 +26,10 @@ class Preempted(Exception):
 
 
 class Signals:
-    """In the block `with Signals() as signals:` the three signals are noted; after it the former handlers are back.
+    """In the block `with Signals() as signals:` these signals are noted; after it the former handlers are back.
 
     Outside the main thread, where Python allows no handlers, nothing is noted. A signal that the process was started
-    to ignore stays ignored (a shell starts background jobs without INT).
+    to ignore stays ignored (a shell starts background jobs without INT, nohup its command without HUP).
     """
 
     def __init__(self) -> None:

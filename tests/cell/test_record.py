@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_directories import write_metrics
 
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import acquire
@@ -29,7 +31,7 @@ from fsseg.cell.models import (
 )
 from fsseg.cell.record import Cell, Problem, RunDirectory, find_runs, walk
 from fsseg.errors import UserError
-from fsseg.process.files import write_atomic, write_json
+from fsseg.process.files import write_json
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
 
@@ -41,7 +43,7 @@ def cell(folder: Path, **settings: object) -> Cell:
 
 def test_other_settings_are_refused_with_the_differing_keys(tmp_path: Path) -> None:
     old = cell(tmp_path, lr=0.1, epochs=2)
-    old.write_settings("a: 1\n")
+    old.begin("a: 1\n")
     old.check_same_settings()
     with pytest.raises(UserError) as caught:
         cell(tmp_path, lr=0.2, epochs=2).check_same_settings()
@@ -54,14 +56,14 @@ def test_other_settings_are_refused_with_the_differing_keys(tmp_path: Path) -> N
 def test_a_result_that_is_not_understood_is_never_overwritten_unasked(tmp_path: Path) -> None:
     """It may be the work of a newer version; one that was cut short is none at all."""
     mine = cell(tmp_path, lr=0.1)
-    for content in ({"schema_version": 3}, VERSION_1 | {"metrics": {"miou": None}}, {"fingerprint": mine.fingerprint}):
+    for content in ({"schema_version": 4}, VERSION_1 | {"metrics": {"miou": None}}, {"fingerprint": mine.fingerprint}):
         write_json(mine.result_file, content)
-        with pytest.raises(UserError, match=r"result\.json (has|object missing)") as caught:
+        with pytest.raises(UserError, match=r"result\.json (has|object missing|was changed)") as caught:
             mine.finished()
         assert "redo=true" in caught.value.fix
     mine.result_file.write_text("{")
     assert mine.finished() is None
-    for content in ({}, {"fingerprint": 7}, {"fingerprint": mine.fingerprint, "schema_version": 3}):
+    for content in ({}, {"fingerprint": 7}, {"fingerprint": mine.fingerprint, "schema_version": 4}):
         write_json(mine.identity_file, content)
         with pytest.raises(UserError, match=r"identity\.json"):
             mine.check_same_settings()
@@ -165,10 +167,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_record(mine.result_file, result)
     assert mine.result() == result
     assert result.train_seconds == 1.5
-    assert json.loads(mine.result_file.read_text())["schema_version"] == 2
+    assert json.loads(mine.result_file.read_text())["schema_version"] == 3
     told = Cell(tmp_path, KEY, "f", {"a": [1]}, ("fold=2", "train.lr=0.1"))
-    told.write_settings("fold: 2\n")
-    assert told.identity_record() == Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"], schema_version=2)
+    run, new = told.begin("fold: 2\n")
+    assert new
+    assert told.identity_record() == Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"], run, schema_version=3)
+    assert told.begin("fold: 2\n") == (run, False)  # it goes on
     assert told.config() == {"fold": 2}
 
 
@@ -187,7 +191,7 @@ def test_a_number_that_is_none_is_never_written(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[]", "expected `object`, got `array`"),
         (b"{}", "missing required field `cell`"),
-        (b'{"schema_version": 3}', "schema_version 3; this fsseg reads versions 1 to 2"),
+        (b'{"schema_version": 4}', "schema_version 4; this fsseg reads versions 1 to 3"),
         (b'{"schema_version": 1}', "missing required field `cell`"),
         (json.dumps(VERSION_1 | {"metrics": {"miou": "70"}}).encode(), "metrics.miou"),
         (json.dumps(VERSION_1 | {"metrics": {"miou": 100.5}}).encode(), "metrics.miou"),
@@ -281,11 +285,28 @@ def test_a_start_is_recorded_and_one_that_ended_without_a_word_gets_it(
     lost = json.loads((run.attempts / "1.json").read_text())
     assert lost["ended"] == "without a word: killed, or the machine went down"
     assert lost["packages"]["torch"]  # nothing else of it is lost
+
+
+def test_redo_counts_as_obeyed_by_the_job_whose_start_put_the_former_run_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    AttemptFile(run).redone("a")
+    assert not redone_by_this_job(run)  # by no job at all
+    monkeypatch.setenv("SLURM_JOB_ID", "55")
+    AttemptFile(run)  # ended before it came to that
     assert not redone_by_this_job(run)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    AttemptFile(run).redone("b")
+    AttemptFile(run)
     assert redone_by_this_job(run)
     monkeypatch.setenv("SLURM_JOB_ID", "56")
     assert not redone_by_this_job(run)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("FSSEG_JOB", "launch 1")
+    assert not redone_by_this_job(run)
+    AttemptFile(run).redone("c")
+    assert redone_by_this_job(run)
 
 
 def test_an_attempt_of_version_1_is_read(tmp_path: Path) -> None:
@@ -304,7 +325,7 @@ def test_an_attempt_of_version_1_is_read(tmp_path: Path) -> None:
 def test_curves_are_read_by_column_and_the_later_of_two_lines_counts(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.curves() == {}
-    run.write_metrics([{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25, "val/miou": 3.0}])
+    write_metrics(run, [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.25, "val/miou": 3.0}])
     assert run.curves() == {"train/loss": ([1.0, 2.0], [0.5, 0.25]), "val/miou": ([2.0], [3.0])}
     run.metrics_file.write_text("step,loss,lr\n1,5,0.1\n2,nan,0.2\n1,4,\nx,1,1\n3,2")
     assert run.curves() == {"loss": ([1.0, 3.0], [4.0, 2.0]), "lr": ([1.0, 2.0], [0.1, 0.2])}
@@ -343,43 +364,29 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert problems == [Problem(tmp_path / "absent", "cannot be read (No such file or directory)")]
 
 
-def test_clearing_keeps_the_claim_and_removes_the_result_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_was_changed_is_not_believed_however_it_is_indented(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_record(run.result_file, Result(KEY, "f", {"name": "standard"}, metrics=Metrics(41.25)))
+    content = json.loads(run.result_file.read_text())
+    run.result_file.write_text(json.dumps(content, sort_keys=True))
+    assert run.look().miou == 41.25
+    body = json.dumps({k: v for k, v in content.items() if k != "checksum"}, sort_keys=True, separators=(",", ":"))
+    assert content["checksum"] == hashlib.sha256(body.encode()).hexdigest()[:16]
+    content["metrics"]["miou"] = 61.25
+    for changed in (content, {k: v for k, v in content.items() if k != "checksum"}):
+        run.result_file.write_text(json.dumps(changed))
+        assert run.look().state == State.BROKEN
+        assert "was changed after it was written" in run.look().reason
+
+
+def test_a_result_of_another_run_than_its_identity_is_broken(tmp_path: Path) -> None:
     mine = cell(tmp_path, lr=0.1)
-    for path in (
-        mine.claim_file,
-        mine.result_file,
-        mine.identity_file,
-        mine.config_file,
-        mine.checkpoint,
-        tmp_path / ".x.1.tmp",
-    ):
-        write_atomic(path, "x")
-    moved: list[str] = []
-    rename = os.rename
-
-    def note(source: Path, target: Path) -> None:
-        moved.append(source.name)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", note)
-    mine.clear()
-    assert moved[0] == "result.json"
-    assert moved[-1] == "identity.json"
-    assert [p.name for p in tmp_path.iterdir()] == ["claim.json"]
-
-
-def test_tidying_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
-    mine = cell(tmp_path, lr=0.1)
-    kept = (
-        mine.claim_file,
-        mine.result_file,
-        mine.checkpoint,
-        mine.previous_checkpoint,
-        tmp_path / ".claim.json.5.tmp",
-    )
-    left = (mine.checkpoint.with_name("last.pt.new"), mine.checkpoint.with_name(".last.pt.new.ab.tmp"),
-            tmp_path / ".status.json.cd.tmp", tmp_path / ".old-1" / "result.json")  # fmt: skip
-    for path in (*kept, *left):
-        write_atomic(path, "x")
-    mine.tidy()
-    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+    run, _ = mine.begin("a: 1\n")
+    write_record(mine.result_file, Result(KEY, mine.fingerprint, {}, run=run))
+    assert mine.look().state == State.DONE
+    write_record(mine.result_file, Result(KEY, mine.fingerprint, {}, run="other"))
+    assert (mine.look().state, mine.look().reason) == (
+        State.BROKEN, f"result.json is of run other, identity.json of run {run}",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"is of run other, identity\.json of run"):
+        mine.finished()

@@ -23,7 +23,12 @@ def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"model": {"w": torch.full((1000,), float(step))}, "step": step}
+    trained = {"dataset": "shapes5i", "fold": 0, "method": "abcb", "backbone": "tiny", "base_classes": ["cat"]}
+    return {
+        "model": {"w": torch.full((1000,), float(step))}, "step": step, "optimiser": {}, "scaler": {}, "rng": {},
+        "seconds": 1.5, "loss": 0.5, "window": [], "rows": 0, "run": "r", "steps": 9, "fingerprint": "f",
+        "dataset_fingerprint": "d", "origin": trained,
+    }  # fmt: skip
 
 
 @pytest.fixture

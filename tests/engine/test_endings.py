@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fsseg.cell.claim import ClaimLost
 from fsseg.cell.models import State
 from fsseg.engine.endings import Ending, ending_of
 from fsseg.errors import UserError
+from fsseg.process.files import ClaimLost
 from fsseg.process.signals import Preempted, Signals
 
 HERE = Path("outputs/x")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_directories import make_run
+from run_directories import make_run, write_metrics
 
 from fsseg.cell.record import RunDirectory
 from fsseg.config.schema import BaselineConfig
@@ -176,7 +176,7 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
         [point] = plans.build_grid(words[3:])
         run = finish(point, train=9.0, evaluate=9.0, status={"state": "done", "seconds_per_step": 0.25})
         means = {1: 5.0, 2: 3.0, 3: 7 / 3, 4: 2.0}
-        run.write_metrics([{"step": step, "seconds_per_step": mean} for step, mean in means.items()])
+        write_metrics(run, [{"step": step, "seconds_per_step": mean} for step, mean in means.items()])
         return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(plans.subprocess, "run", short_run)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsseg.cell.claim import ClaimLost, held
+from fsseg.cell.claim import held
 from fsseg.config.schema import DatasetConfig
 from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
 from fsseg.data.setup.unpack import unpack
 from fsseg.data.setup.verify import VerifyReport, verify
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.files import ClaimLost
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
@@ -110,8 +111,11 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it as code
+            reason = "it holds other objects than tensors"
         raise UserError(
-            f"{file} cannot be read as weights: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"{file} cannot be read as weights: {reason}",
             f"replace it by a whole {Path(url).name} (from {url}), or name another file by backbone.weights=",
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -153,4 +157,6 @@ def _fill(backbone: ResNetBackbone, name: str, file: Path, state: object) -> Non
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{file} is not a {name}: it {what} {keys[0]}{more}", fix)
+    if sick := [k for k in own if k in renamed and not bool(torch.isfinite(renamed[k]).all())]:
+        raise UserError(f"{file}: the weights {sick[0]} are no finite numbers", fix)
     backbone.load_state_dict(renamed, strict=False)

@@ -7,7 +7,6 @@ directory, which decides. The classes that Hydra instantiates are in `hydra_plug
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -21,9 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from fsseg.config.hydra_internals import BasicLauncher
-
-RESTART_COUNT = "FSSEG_RESTART_COUNT"
-"""Environment variable of a local worker: number of restarts of its cell after a signal."""
+from fsseg.process.signals import SIGNALS
 
 
 class CellLost(RuntimeError):
@@ -61,7 +58,7 @@ class Observer:
 
 
 class StopSignals:
-    """Context manager that notes INT and TERM, so that a launcher can end its jobs before it exits.
+    """Context manager that notes INT, TERM and HUP, so that a launcher can end its jobs before it exits.
 
     At the end the former handlers are back. Outside the main thread it notes nothing.
     """
@@ -71,7 +68,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:
@@ -127,7 +124,7 @@ class SequentialLauncher(BasicLauncher):
 
 def _signal_behind(error: SystemExit) -> int | None:
     """The signal that a shell's exit status 128 + n stands for, if it is one that ends a sweep."""
-    if isinstance(error.code, int) and error.code - 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    if isinstance(error.code, int) and error.code - 128 in SIGNALS:
         return error.code - 128
     return None
 
@@ -155,8 +152,6 @@ class CellLauncher(BaseSubmititLauncher):
         """
         import fsseg.config.entry  # noqa: F401  registers schemas and resolvers, before anything is composed
 
-        if os.environ.get(RESTART_COUNT, "0") != "0":  # the first start has done it; `run` detects restarts by SLURM
-            sweep_overrides = [o for o in sweep_overrides if o.lstrip("+").partition("=")[0] != "redo"] + ["redo=false"]
         returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         if returned.status == JobStatus.FAILED and isinstance(returned._return_value, BaseException):
             raise returned._return_value

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, setup_globals
 
+from fsseg.cell.attempt import JOB
 from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import (
-    RESTART_COUNT,
     CellLauncher,
     CellLost,
     StopSignals,
@@ -81,6 +82,7 @@ class LocalLauncher(CellLauncher):
         self._folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tasks = int(self.params["tasks_per_node"])
+        self._launch = uuid.uuid4().hex
         returns: list[JobReturn | None] = [None] * len(job_overrides)
         ids = [f"{os.getpid()}.{initial_job_idx + i}" for i in range(len(job_overrides))]
         for job_id, arguments in zip(ids, self.job_arguments(job_overrides, initial_job_idx)):
@@ -100,7 +102,7 @@ class LocalLauncher(CellLauncher):
                 while waiting and not signals.received and len(running) < self._slots.workers:
                     slot = min(set(range(self._slots.workers)) - {r.slot for r in running})
                     index = waiting.pop(0)
-                    running.append(_Running(index, slot, ids[index], self._start(ids[index], slot, 0)))
+                    running.append(_Running(index, slot, ids[index], self._start(ids[index], slot)))
                 self._pass_on(signals, running)
                 for one in list(running):
                     returned = self._reap(one, job_overrides[one.index], stopping=bool(signals.received))
@@ -116,13 +118,13 @@ class LocalLauncher(CellLauncher):
     def _log(self, job_id: str) -> Path:
         return self._folder / f"{job_id}_0_log.out"
 
-    def _start(self, job_id: str, slot: int, restarts: int) -> list[subprocess.Popen[bytes]]:
+    def _start(self, job_id: str, slot: int) -> list[subprocess.Popen[bytes]]:
         base = dict(os.environ)
         base.update(
             SUBMITIT_EXECUTOR="local", SUBMITIT_LOCAL_JOB_ID=job_id, SUBMITIT_LOCAL_NTASKS=str(self._tasks),
             SUBMITIT_LOCAL_JOB_NUM_NODES="1", SUBMITIT_LOCAL_NODEID="0", PYTHONUNBUFFERED="1",
         )  # fmt: skip
-        base[RESTART_COUNT] = str(restarts)
+        base[JOB] = f"{self._launch} {job_id}"
         base.setdefault("OMP_NUM_THREADS", str(self._slots.threads))
         if self._slots.gpus:
             base["CUDA_VISIBLE_DEVICES"] = ",".join(self._slots.gpus[slot % len(self._slots.gpus)])
@@ -170,7 +172,7 @@ class LocalLauncher(CellLauncher):
             return None
         if _REQUEUE in codes and not stopping and one.starts <= int(self.params["max_restarts"]):
             log.info("cell %s saved on a signal; it starts again", one.job_id)
-            one.processes, one.asked = self._start(one.job_id, one.slot, one.starts), None
+            one.processes, one.asked = self._start(one.job_id, one.slot), None
             one.starts += 1
             return None
         results = [self._folder / f"{one.job_id}_{rank}_result.pkl" for rank in range(self._tasks)]

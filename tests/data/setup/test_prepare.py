@@ -17,12 +17,12 @@ import pytest
 from server import Site, serve
 from trees import TRAIN_PAIRS, make_coco, make_voc
 
-from fsseg.cell.claim import ClaimLost
 from fsseg.config.schema import CocoConfig, PascalConfig
 from fsseg.data.setup.download import Need, Part
 from fsseg.data.setup.prepare import fetch_part, prepare
 from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
+from fsseg.process.files import ClaimLost
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,133 @@
+"""Keeps a process that lost its claim from writing, however late it wakes. Entered by `fsseg.run`, once it has a claim.
+
+Between a look at the claim and a write, a process may be stopped for an hour. Therefore whoever works in a run
+directory prepares every file in a folder of its own there (`.work-<token>`) and renames it into place, and whoever
+takes the directory over removes the folders of all others first. A rename whose source or target is gone fails in the
+file system itself: what a sleeper was about to write, or to move away, stays as the new holder has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsseg.cell.claim import Claim
+from fsseg.cell.record import Cell
+from fsseg.process.files import ClaimLost, stage
+
+_WORK = ".work-"
+_EXPELLED = ".expelled-"
+_ASIDE = "aside"
+
+
+@contextlib.contextmanager
+def fenced(cell: Cell, claim: Claim) -> Iterator[Path]:
+    """Hold the directory against all who had it before; gives the folder in which files are prepared.
+
+    Raises:
+        ClaimLost: the claim is another's by now; in the block, from whatever writes.
+        OSError: the directory cannot be written to.
+    """
+    work = cell.directory / f"{_WORK}{claim.mine.token}"
+    work.mkdir()
+    try:
+        # Ours still, so whoever takes over from here on finds the folder and removes it.
+        claim.check()
+        _expel_others(cell.directory, work)
+        stage(cell.directory, work)
+        yield work
+    finally:
+        stage(cell.directory, None)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _expel_others(directory: Path, work: Path) -> None:
+    """Take away the folders of those who had the directory before, and put back what one of them was moving away.
+
+    May itself be cut short or overtaken at any point: whoever comes next does the rest.
+    """
+    for other in directory.glob(f"{_WORK}*"):
+        if other != work:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(other, directory / f"{_EXPELLED}{uuid.uuid4().hex}")
+    for expelled in directory.glob(f"{_EXPELLED}*"):
+        with contextlib.suppress(FileNotFoundError):
+            for path in _in_turn(expelled / _ASIDE, first="identity.json", last="result.json"):
+                if not os.path.lexists(directory / path.name):
+                    os.rename(path, directory / path.name)
+        shutil.rmtree(expelled, ignore_errors=True)
+
+
+def set_aside(cell: Cell, work: Path) -> None:
+    """Move the run in the directory to `.replaced`, where it stays until a new result is there.
+
+    Claim, log and attempts stay: they are the history of the directory. The result goes first and the identity last, so
+    that a reader never takes what is left for a result or for a run with other settings. If this is cut short, the next
+    holder puts everything back.
+
+    Args:
+        cell: the caller holds its claim.
+        work: from `fenced`.
+
+    Raises:
+        ClaimLost: another process has taken the directory over.
+    """
+    if cell.result_file.exists():
+        drop(cell.replaced, work)  # left over from before this result
+    aside, staying = work / _ASIDE, (cell.claim_file, cell.log_file, cell.attempts)
+    with _ours(work):
+        aside.mkdir()
+        for path in _in_turn(cell.directory, first=cell.result_file.name, last=cell.identity_file.name):
+            if path not in staying and not path.name.startswith("."):
+                os.rename(path, aside / path.name)
+    if (cell.replaced / cell.result_file.name).exists():  # what is set aside now never came to a result
+        drop(aside, work)
+        return
+    drop(cell.replaced, work)
+    with _ours(work):
+        os.rename(aside, cell.replaced)
+
+
+def drop(path: Path, work: Path) -> None:
+    """Remove a file or folder of the run directory, if it is there.
+
+    Args:
+        work: from `fenced`.
+
+    Raises:
+        ClaimLost: another process has taken the directory over.
+    """
+    gone = work / uuid.uuid4().hex
+    with _ours(work):
+        try:
+            os.rename(path, gone)
+        except FileNotFoundError:
+            os.stat(work)
+            return
+    if gone.is_dir():
+        shutil.rmtree(gone, ignore_errors=True)
+    else:
+        gone.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ours(work: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        if work.is_dir():
+            raise
+        raise ClaimLost(f"another process has taken {work.parent} over") from None
+
+
+def _in_turn(folder: Path, first: str, last: str) -> list[Path]:
+    """The entries of a folder, if there is one; two of them at their places."""
+    try:
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted(entries, key=lambda path: {first: 0, last: 2}.get(path.name, 1))
