@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
@@ -137,7 +137,7 @@ def typed(cfg: DictConfig) -> config.Config:
 
 
 def resolved(node: Any) -> dict[str, Any]:
-    """A composed node as plain mappings and lists, its interpolations resolved."""
-    value = OmegaConf.to_container(node, resolve=True)
+    """A composed node, or an object of the schema, as plain mappings and lists, its interpolations resolved."""
+    value = asdict(node) if is_dataclass(node) else OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}
