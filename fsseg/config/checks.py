@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,22 +49,28 @@ def faults(cfg: Config) -> list[UserError]:
 
 def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
     """Every field that is faulty by itself: its constraint does not hold, or the schema does not know it."""
-    schema: Any = OmegaConf.get_type(node)
-    hints, known = _hints(schema), {field.name for field in fields(schema)}
+    known = _settings(OmegaConf.get_type(node))
     for name in vars(node) if is_dataclass(node) else node:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
             yield key, UserError(what, "leave it out: no code reads a key outside the schema")
-        elif is_dataclass(OmegaConf.get_type(value := getattr(node, name))):
-            yield from _fields(value, f"{key}.")
-        elif value is not None:
-            constraints = getattr(hints[name], "__metadata__", ())
-            told = (fault for constraint in constraints if (fault := constraint.fault(key, value)) is not None)
+        elif is_dataclass(hint := known[name]):
+            yield from _fields(getattr(node, name), f"{key}.")
+        elif (value := getattr(node, name)) is not None:
+            told = (
+                fault
+                for constraint in getattr(hint, "__metadata__", ())
+                if (fault := constraint.fault(key, value)) is not None
+            )
             yield from ((key, fault) for fault in list(told)[:1])
 
 
-_hints = lru_cache(partial(get_type_hints, include_extras=True))
+@lru_cache
+def _settings(schema: type[Any]) -> dict[str, Any]:
+    """Name -> type of the fields of a schema, with the constraints."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(schema)}
 
 
 def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:

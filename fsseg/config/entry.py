@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
@@ -138,6 +139,8 @@ def typed(cfg: DictConfig) -> config.Config:
 
 def resolved(node: Any) -> dict[str, Any]:
     """A composed node, or an object of the schema, as plain mappings and lists, its interpolations resolved."""
-    value = asdict(node) if is_dataclass(node) else OmegaConf.to_container(node, resolve=True)
+    if is_dataclass(node):
+        return {k: resolved(v) if is_dataclass(v) else copy.deepcopy(v) for k, v in vars(node).items()}
+    value = OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}
