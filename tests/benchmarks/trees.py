@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice, product
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from run_directories import make_run
 
 from fsseg.cell.key import CellKey, identity
 from fsseg.config.compose import compose
+from fsseg.sweep.grid import build_grid
 
 KINDS = ("seeds", "variants", "unfinished", "protocols", "experiment")
 """seeds: one variant, many seeds. variants: each cell its own. unfinished: half the cells have no result. protocols:
@@ -50,6 +51,28 @@ def make_tree(folder: Path, count: int, kind: str = "seeds") -> None:
                 variant=components[number % 3],
             )  # fmt: skip
         _make(folder, key, number, kind)
+
+
+def planned(folder: Path, count: int, swept: str = "seed", made: Sequence[str] = ()) -> list[str]:
+    """The line of a grid of about `count` cells below `folder`, each of which stands as `made` says in turn.
+
+    Args:
+        swept: a key that takes as many values as it needs.
+        made: done, failed, running (but silent), or empty for a cell that was never started.
+    """
+    line = ["dataset=pascal5i,coco20i", "backbone=resnet50,resnet101", "shot=1,5", "fold=0,1,2,3"]
+    values = range(1, max(1, count // 32) + 1)
+    line += [f"{swept}={','.join(str(v if swept == 'seed' else v / 1e6) for v in values)}", f"output_dir={folder}"]
+    for number, (point, state) in enumerate(zip(build_grid(line) if made else (), cycle(made))):
+        assert point.cell is not None
+        assert point.composed is not None
+        if state == "done":
+            result = _result(point.cell.key, number, point.composed.resolved["protocol"])
+            make_run(point.cell, result=result | {"fingerprint": point.cell.fingerprint})
+        elif state:
+            status = {"state": state, "phase": "train", "step": 100, "steps": 1000, "seconds_per_step": 0.5}
+            make_run(point.cell, status=status, age=1e6)
+    return line
 
 
 def _make(folder: Path, key: CellKey, number: int, kind: str) -> None:

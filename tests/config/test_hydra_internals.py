@@ -15,11 +15,12 @@ from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 import fsseg
 import fsseg.config.entry
 from fsseg.config.compose import config_folder
-from fsseg.config.hydra_internals import BasicLauncher, apply_overrides, group_repository, split_line
+from fsseg.config.hydra_internals import BasicLauncher, apply_overrides, group_repository, interpolation, split_line
 
 
 @pytest.fixture
@@ -80,3 +81,14 @@ def test_the_default_launcher_is_the_class_that_ours_stand_in_for(loader: Any) -
     cfg = loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
     assert issubclass(BasicLauncher, Launcher)
     assert cfg.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}"
+
+
+def test_an_interpolation_is_resolved_anew_each_time_it_is_asked() -> None:
+    cfg = OmegaConf.create({"a": {"b": "${c} and ${.d}", "d": [1], "e": "${.d}"}, "c": 1})
+    text, other = interpolation(cfg.a, "b"), interpolation(cfg.a, "e")
+    assert (text(), other()) == ("1 and [1]", [1])
+    cfg.c, cfg.a.d = 2, [3]
+    assert (text(), other()) == ("2 and [3]", [3])
+    del cfg.c
+    with pytest.raises(InterpolationKeyError):
+        text()

@@ -12,8 +12,10 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fsseg.process.files import read_json, write_atomic, write_json
+from fsseg.process.files import json_text, read_json, write_atomic, write_json
 
 WRITER = """
 import json, sys, zlib
@@ -104,3 +106,18 @@ def test_read_json_takes_only_objects(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent.json") is None
     (tmp_path / "list.json").write_text("[1]")
     assert read_json(tmp_path / "list.json") is None
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@given(st.recursive(PLAIN, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=20))
+def test_json_is_indented_as_by_the_standard_library(value: object) -> None:
+    assert json_text(value) == json.dumps(value, indent=2) + "\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_json_is_not_written(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"miou": value})
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from run_directories import make_run
 
@@ -26,7 +27,11 @@ def test_a_result_is_read_into_its_cell(tmp_path, make_cell):
         True,
         True,
     )
-    assert cell.result == run.result()
+    whole = run.result()
+    assert cell.episodes == ("e2",)
+    assert cell.result == msgspec.structs.replace(
+        whole, provenance={}, metrics=msgspec.structs.replace(whole.metrics, per_seed=[], per_class={})
+    )
     assert (cell.result.miou, cell.result.missing_classes) == (61.5, ["cat"])
     assert (cell.data_val, cell.episodes, cell.identity) == ("v", ("e2",), None)
 
@@ -276,6 +281,32 @@ def test_reading_runs_imports_neither_torch_nor_hydra_nor_pandas_nor_matplotlib(
     repo = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_report_may_show_is_kept_for_cells_that_ask_for_one(tmp_path, make_cell):
+    run = make_cell(0, 50.0, result={"report": "table3_components"})
+    (cell,) = collect([tmp_path]).cells
+    assert cell.result.metrics == run.result().metrics
+    assert cell.result.metrics.per_class == {"cat": 50.0}
+
+
+def test_equal_parts_of_results_are_held_once(tmp_path, make_cell):
+    model, data = {"iterations": 3}, {"novel_classes": ["cat"]}
+    for fold in range(3):
+        make_cell(fold, 50.0 + fold, data=data, protocol={"seeds": [fold // 2]}, result={"model": model})
+    first, second, other = (c.result for c in collect([tmp_path]).cells)
+    assert first.model is second.model is other.model
+    assert first.dataset is second.dataset is other.dataset
+    assert first.protocol is second.protocol
+    assert (first.protocol, other.protocol) == ({"seeds": [0]}, {"seeds": [1]})
+
+
+def test_values_that_cannot_be_compared_by_their_bytes_are_taken_as_they_are(tmp_path, make_cell):
+    for fold in range(2):
+        make_cell(fold, 50.0, protocol={"num_episodes": 10**30})
+        make_cell(fold, None, seed=1, status="failed", config="protocol: {num_episodes: 1" + "0" * 30 + "}")
+    cells = collect([tmp_path]).cells
+    assert [c.result.protocol["num_episodes"] for c in cells] == [10**30] * 4
 
 
 def test_a_nan_in_the_older_workflows_file_costs_one_fold_only(tmp_path):
