@@ -48,7 +48,7 @@ def test_one_cell_from_nothing_to_a_number(trained: Trained, shapes_root: Path) 
     assert result is not None
     assert result.metrics is not None
     assert result.training is not None
-    assert (result.schema_version, result.cell) == (2, key)
+    assert (result.schema_version, result.cell) == (3, key)
     assert len(result.metrics.per_seed) == 2
     assert len(result.metrics.miou_per_round) == 3
     assert result.metrics.miou == pytest.approx(sum(s.miou for s in result.metrics.per_seed) / 2)
