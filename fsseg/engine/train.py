@@ -71,7 +71,8 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
 
     step, seconds, rows, last_loss = 0, 0.0, [], math.nan
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
-    if (state := _resumable(run, plan.index_fingerprint)) is not None:
+    images = source.images_fingerprint("train")
+    if (state := _resumable(run, plan.index_fingerprint, images)) is not None:
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state["metrics"], state["loss"]
         window = state["window"]
@@ -100,6 +101,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                 "fingerprint": cell.fingerprint,
                 "origin": origin(cfg, source),
                 "dataset_fingerprint": plan.index_fingerprint,
+                "images_fingerprint": images,
             },
             cell.previous_checkpoint,
         )
@@ -230,7 +232,7 @@ def _restore(
     checkpoint.set_rng_state(state["rng"])
 
 
-def _resumable(run: Run, dataset_fingerprint: str) -> dict[str, Any] | None:
+def _resumable(run: Run, dataset_fingerprint: str, images_fingerprint: str | None) -> dict[str, Any] | None:
     cell, ranks, device = run.cell, run.ranks, run.device
     assert device is not None
     state = checkpoint.recover(cell.checkpoint, cell.previous_checkpoint, device) if ranks.first else None
@@ -242,10 +244,13 @@ def _resumable(run: Run, dataset_fingerprint: str) -> dict[str, Any] | None:
         raise UserError(
             f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name="
         )
-    if state["dataset_fingerprint"] != dataset_fingerprint:
-        raise UserError(
-            f"the training data changed since {cell.checkpoint} was written "
-            f"(index {state['dataset_fingerprint']} then, {dataset_fingerprint} now)",
-            "bring the data back, or set redo=true to train anew",
-        )
+    for what, then, now in (
+        ("index", state["dataset_fingerprint"], dataset_fingerprint),
+        ("sizes of the images", state.get("images_fingerprint"), images_fingerprint),  # None in earlier checkpoints
+    ):
+        if then is not None and then != now:
+            raise UserError(
+                f"the training data changed since {cell.checkpoint} was written ({what}: {then} then, {now} now)",
+                "bring the data back, or set redo=true to train anew",
+            )
     return state

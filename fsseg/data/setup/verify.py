@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fsseg.data.faults import Comparison, Fault
-from fsseg.data.source import SPLITS, ClassIndex, Source, Split
+from fsseg.data.source import SPLITS, UNREADABLE, ClassIndex, Source, Split
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError
@@ -147,20 +147,15 @@ def _image_faults(
     source: Source, split: Split, index: ClassIndex, missing: set[str], report: VerifyReport
 ) -> list[Fault]:
     """Decode the images of a split that are there; their sizes must be those of their masks."""
-    sizes = source.mask_sizes(split)
     ids = {str(source.image_path(split, i)): i for i in index.image_ids if i not in missing}
-    faults = []
+    faults, sizes = [], {}
     for path, result in map_files("image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
-            faults.append(Fault("unreadable images", path, result, "fetch these images again"))
-        elif tuple(result) != sizes[ids[path]]:
-            (height, width), mask = sizes[ids[path]], source.mask_path(split, ids[path])
-            detail = f"{result[1]}x{result[0]} pixels, its mask in {mask} {width}x{height}"
-            faults.append(
-                Fault("images of another size than their masks", path, detail, "restore both from one release")
-            )
-    return sorted(faults, key=lambda fault: fault.path)
+            faults.append(Fault(UNREADABLE, path, result, "fetch these images again"))
+        else:
+            sizes[ids[path]] = (result[0], result[1])
+    return sorted(faults + source.size_faults(split, sizes), key=lambda fault: fault.path)
 
 
 def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Tile]:
