@@ -276,7 +276,7 @@ def _announce(run: Run, work: bool) -> None:
 
 
 def _already_done(run: Run, result: Result) -> Outcome:
-    if (fault := DataNow().fault(run.cfg, result.dataset)) is not None:
+    if (fault := DataNow().fault(run.cfg, resolved(run.cfg.dataset), result.dataset)) is not None:
         raise UserError(f"{run.cell.directory} is {fault.what}", fault.fix)
     log.info("already done: %s%s", run.cell.directory, _score(result))
     return Outcome(State.DONE, result)

@@ -6,10 +6,10 @@ A new source is a file in `data/sources`, a schema that names it, a YAML file.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.models import DataRecord
-from fsseg.config.entry import resolved
 from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
 
@@ -63,20 +63,21 @@ class DataNow:
     def __init__(self) -> None:
         self._known: dict[tuple[str, Split], dict[str, str | None]] = {}
 
-    def fault(self, cfg: Config, recorded: DataRecord) -> UserError | None:
+    def fault(self, cfg: Config, plain: Mapping[str, Any], recorded: DataRecord) -> UserError | None:
         """Why a finished cell does not stand for its configuration any more; None if it does.
 
         Data that are absent, incomplete or faulty say nothing, and neither do records of earlier versions.
 
         Args:
+            plain: the configuration of the data set, resolved.
             recorded: the data that its result is of.
         """
-        changed = []
+        changed, settings = [], str(plain)
         splits: dict[Split, str] = {"train": "training", "val": "evaluation"}
         for split, purpose in splits.items():
             fields = {f"fingerprint_{split}": "index", f"images_{split}": "sizes of the images"}
             then = {field: value for field in fields if (value := getattr(recorded, field)) is not None}
-            now = self._marks(cfg, split) if then else {}
+            now = self._marks(cfg, (settings, split)) if then else {}
             changed += [
                 f"{purpose} data, {fields[field]}: {value} then, {now[field]} now"
                 for field, value in then.items()
@@ -89,11 +90,10 @@ class DataNow:
             "bring the data back, keep both with name=<another name>, or train anew with redo=true",
         )
 
-    def _marks(self, cfg: Config, split: Split) -> dict[str, str | None]:
+    def _marks(self, cfg: Config, key: tuple[str, Split]) -> dict[str, str | None]:
         """Fingerprints of a split by their names in `DataRecord`; {} if they cannot be known."""
-        key = (str(resolved(cfg.dataset)), split)
         if key not in self._known:
-            self._known[key] = {}
+            self._known[key], split = {}, key[1]
             try:
                 # A generated data set is made by its mere construction.
                 if all(source_class(cfg.dataset.name).layout(cfg.dataset, [split]).values()):

@@ -116,9 +116,10 @@ def _examined(point: Point, composed: Composed | UserError, data: bool, now: Dat
         return point
     point.composed, cfg = composed, composed.cfg
     try:
-        point.cell = open_cell(cfg, composed.resolved, composed.task_overrides)
+        plain = composed.resolved
+        point.cell = open_cell(cfg, plain, composed.task_overrides)
         if not cfg.redo and (result := point.cell.finished()) is not None:
-            if (changed := now.fault(cfg, result.dataset)) is not None:
+            if (changed := now.fault(cfg, plain["dataset"], result.dataset)) is not None:
                 raise changed
             point.state, point.snapshot = State.DONE, Snapshot(point.cell, State.DONE, result=result)
             return point

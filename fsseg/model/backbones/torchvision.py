@@ -12,9 +12,9 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fsseg.cell.key import file_digest
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import Backbone
+from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
     from fsseg.config.schema import BackboneConfig
@@ -108,12 +108,8 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         if not file.is_file():
             _download(url, file)
-        elif not (found := file_digest(file)).startswith(_digest_in(file)):
-            # A run's fingerprint takes what lies there for torchvision's weights.
-            raise UserError(
-                f"{file} is not the file that its name says: its SHA-256 begins with {found[:8]}",
-                "remove it and it is fetched again, or name other weights by backbone.weights=",
-            )
+        else:
+            _check_name(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
@@ -129,6 +125,19 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
 def _digest_in(file: Path) -> str:
     """The start of the SHA-256 that torchvision writes into the names of its files."""
     return file.stem.rsplit("-", 1)[1]
+
+
+def _check_name(file: Path) -> None:
+    """Refuse a file of other content than its name says: a run's fingerprint takes it for torchvision's weights."""
+    try:
+        found = sha256_of(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", "check its permissions") from None
+    if not found.startswith(_digest_in(file)):
+        raise UserError(
+            f"{file} is not the file that its name says: its SHA-256 begins with {found[:8]}",
+            "remove it and it is fetched again, or name other weights by backbone.weights=",
+        )
 
 
 def _download(url: str, file: Path) -> None:
