@@ -25,7 +25,7 @@ from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
 from fsseg.config.entry import resolved, typed
-from fsseg.data.registry import build_source, folder_faults, needed_splits
+from fsseg.data.registry import DataNow, build_source, folder_faults, needed_splits
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
@@ -296,6 +296,8 @@ def _announce(run: Run, work: bool) -> None:
 
 
 def _already_done(run: Run, result: Result) -> Outcome:
+    if (fault := DataNow().fault(run.cfg, resolved(run.cfg.dataset), result.dataset)) is not None:
+        raise UserError(f"{run.cell.directory} is {fault.what}", fault.fix)
     log.info("already done: %s%s", run.cell.directory, _score(result))
     return Outcome(State.DONE, result)
 

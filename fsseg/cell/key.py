@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.errors import UserError
+from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -170,8 +171,4 @@ def file_digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
     """Read once in a process as long as size and time stay: the cells of a grid name the same files."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256_of(path)[:16]

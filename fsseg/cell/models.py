@@ -175,7 +175,11 @@ class Metrics(Struct):
 
 
 class DataRecord(Struct):
-    """Which data the numbers are of."""
+    """Which data the numbers are of.
+
+    `fingerprint_*` are over image ids and pixels of the classes (`ClassIndex.fingerprint`), `images_*` over image ids
+    and sizes of the image files (`Source.images_fingerprint`); None where a split was not read, or by an earlier fsseg.
+    """
 
     name: str | None = None
     novel_classes: list[str] = []
@@ -185,6 +189,8 @@ class DataRecord(Struct):
     mask_rule: str | None = None
     fingerprint_train: str | None = None
     fingerprint_val: str | None = None
+    images_train: str | None = None
+    images_val: str | None = None
     episodes_fingerprint: str | None = None
 
 

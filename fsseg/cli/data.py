@@ -60,12 +60,16 @@ def verify(
     sheet: Sheet = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images that are there")] = False,
     every: Annotated[bool, typer.Option("--all", help="Name every file, not the first 20 of a kind")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare the SHA-256 of every image and mask, too")] = False,
+    digests: Annotated[Path | None, typer.Option(help="The list to compare with, or to write, for --deep")] = None,
 ) -> None:
     """Compare a data set with the standard benchmark and name every fault."""
     from fsseg.data.registry import build_source
     from fsseg.data.setup.verify import verify as verify_data
 
-    report = verify_data(build_source(_config(line)), sheet, decode=not quick)
+    if digests is not None and not deep:
+        raise UserError(f"--digests {digests} is a list for --deep", "add --deep, or leave it out")
+    report = verify_data(build_source(_config(line)), sheet, decode=not quick, deep=deep, digests=digests)
     print(report.text(None if every else 20))
     if not report.ready:
         sys.exit(1)

@@ -99,6 +99,7 @@ def test_verify_reports_a_missing_folder_and_leaves_with_status_1() -> None:
     [
         (["dataset.root='${nowhere}'"], "nowhere"),
         (["--quick", "--sheet", "/proc/no/such/sheet.png", "dataset.num_train=8", "dataset.num_val=8"], "--sheet FILE"),
+        (["--digests", "list", "dataset.num_train=8", "dataset.num_val=8"], "add --deep"),
     ],
 )
 def test_verify_tells_a_mistake_in_two_lines(line: list[str], what: str, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from fsseg.report.tables import build
 
 
 def test_a_result_is_read_into_its_cell(tmp_path, make_cell):
-    run = make_cell(2, 61.5, shot=5, seed=3, variant="train.lr=0.004", missing_classes=["cat"])
+    fields = {"missing_classes": ["cat"], "data": {"fingerprint_val": "v"}}
+    run = make_cell(2, 61.5, shot=5, seed=3, variant="train.lr=0.004", **fields)
     (cell,) = collect([tmp_path]).cells
     assert cell.key == CellKey("x", "pascal5i", "abcb", "resnet50", 5, 2, 3, "train.lr=0.004")
     assert (cell.path, cell.state, cell.reason, cell.scored, cell.partial) == (
