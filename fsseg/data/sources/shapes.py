@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fsseg.config.schema import Config, ShapesConfig
+from fsseg.data.images import voc_palette
 from fsseg.data.lists import train_lists
 from fsseg.data.source import SPLITS, Split
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
@@ -236,11 +237,3 @@ def _palette_png(labels: NDArray[np.uint8]) -> bytes:
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
-
-def voc_palette() -> NDArray[np.uint8]:
-    """VOC's colours, (256, 3): bit k of a label, low to high, goes to channel k mod 3 at bit 7 - k // 3."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(256):
-        for bit in range(8):
-            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-    return palette
