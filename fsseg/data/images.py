@@ -9,7 +9,6 @@ import io
 import os
 import stat
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
@@ -79,19 +78,19 @@ def _check_regular(path: Path | str) -> None:
         raise OSError("no regular file")  # a pipe would be waited for
 
 
-def _read(path: Path | str, kind: str, crc32: int | None) -> bytes:
-    """A file's content.
+def read_file(path: Path | str, kind: str) -> bytes:
+    """Content of an image or mask (`kind`), for `read_image` and `read_labels`.
 
     Raises:
-        UserError: it is missing, cannot be read, or `crc32` is given and is not its checksum.
+        UserError: it is missing or cannot be read.
     """
     with _named(path, kind):
         _check_regular(path)
-        data = Path(path).read_bytes()
-    if crc32 is not None and zlib.crc32(data) != crc32:
-        what = f"{kind} {path} is not the file that was written: its checksum differs"
-        raise UserError(what, "remove the generated data set: it is made anew at the next start")
-    return data
+        return Path(path).read_bytes()
+
+
+Read = Callable[[Path | str, str], bytes]
+"""`read_file`, or what a source puts in its place that knows what the content must be."""
 
 
 def _check_depth(image: Image.Image, path: Path | str) -> None:
@@ -101,17 +100,16 @@ def _check_depth(image: Image.Image, path: Path | str) -> None:
         raise UserError(what, "save it with 8 bits a channel: only you know which of its values are black and white")
 
 
-def read_image(path: Path | str, longer_side: int | None = None, crc32: int | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path | str, longer_side: int | None = None, read: Read = read_file) -> NDArray[np.uint8]:
     """An image as RGB, (H, W, 3) uint8; grey-scale, CMYK and 16-bit files are converted.
 
     Args:
         longer_side: as in `decode_image`.
-        crc32: checksum that the file must have.
 
     Raises:
-        UserError: the file is missing, truncated, no image, another one, or its depth is neither 8 nor 16 bits.
+        UserError: the file is missing, truncated, no image, or its depth is neither 8 nor 16 bits.
     """
-    return decode_image(_read(path, "image", crc32), longer_side, path)
+    return decode_image(read(path, "image"), longer_side, path)
 
 
 def decode_image(data: bytes, longer_side: int | None = None, path: Path | str = "in memory") -> NDArray[np.uint8]:
@@ -210,22 +208,20 @@ def check_image(path: Path | str) -> tuple[int, int]:
         return size
 
 
-def read_labels(path: Path | str, crc32: int | None = None) -> NDArray[np.uint8]:
+def read_labels(path: Path | str, read: Read = read_file) -> NDArray[np.uint8]:
     """A label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore. `.mat` is SBD's form, all else is PNG.
 
-    Args:
-        crc32: checksum that a PNG must have.
-
     Raises:
-        UserError: the file is missing, another one, cannot be decoded, holds colours instead of class numbers, or its
-            palette shows that it was saved with other numbers.
+        UserError: the file is missing, cannot be decoded, holds colours instead of class numbers, or its palette shows
+            that it was saved with other numbers.
     """
-    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path, crc32)
+    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path, read(path, "mask"))
 
 
-def _read_png(path: Path | str, crc32: int | None) -> NDArray[np.uint8]:
-    with _opened(path, "mask", _read(path, "mask", crc32)) as image:
-        form = image.tile[0][3] if image.tile else image.mode  # "L;4": Pillow turns grey of 4 bits into 0, 17, 34, ...
+def _read_png(path: Path | str, data: bytes) -> NDArray[np.uint8]:
+    with _opened(path, "mask", data) as image:
+        tiles: list[Any] = getattr(image, "tile", [])
+        form = tiles[0][3] if tiles else image.mode  # "L;4": Pillow turns grey of 4 bits into 0, 17, 34, ...
         if image.mode not in ("P", "L") or form in ("L;2", "L;4"):
             raise UserError(
                 f"mask {path} is of mode {form}: one byte of class number per pixel is expected",

@@ -153,7 +153,9 @@ PACKAGE = Path(images.__file__).parents[1]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n10 10 moveto 0 0 lineto stroke\nshowpage\n"
 
 
-def raw_png(path: Path, size: tuple[int, int], depth: int, colour: int, rows: list[bytes], palette: bytes = b"") -> Path:
+def raw_png(
+    path: Path, size: tuple[int, int], depth: int, colour: int, rows: list[bytes], palette: bytes = b""
+) -> Path:
     """A PNG written chunk by chunk: `depth` bits a channel, `colour` 0 grey, 2 RGB, 3 palette, 4 and 6 with alpha."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:

@@ -128,6 +128,7 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
             continue
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
+            report.faults += source.changed_files(split)
             report.faults += _image_faults(source, split, index, set(missing), report)
     report.comparison = source.compare(indexes)
     if sheet is not None and indexes:
