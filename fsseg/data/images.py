@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from fsseg.errors import UserError
 
 MAX_PIXELS = 89_478_485
-"""An image of more is refused by its header alone; Pillow's own limit, `Image.MAX_IMAGE_PIXELS`."""
+"""An image of more is refused by its header alone; it is where Pillow begins to warn."""
 
 _FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",)}
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""

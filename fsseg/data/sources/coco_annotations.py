@@ -1,6 +1,6 @@
 """What an `instances_*.json` must hold: checked in full before pycocotools, whose C code trusts it, sees any of it.
 
-`coco_store` is the caller. Every fault is named with the id of its image or annotation. `bbox` and `area` are not
+`coco_store` is the caller. Every fault is named with the id of its image or annotation. Boxes and areas are not
 checked, because nothing reads them.
 """
 
