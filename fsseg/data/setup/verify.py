@@ -128,8 +128,9 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
             continue
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
-            report.faults += source.changed_files(split)
             report.faults += _image_faults(source, split, index, set(missing), report)
+            named = {fault.path for fault in report.faults}
+            report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
     report.comparison = source.compare(indexes)
     if sheet is not None and indexes:
         rng, each = np.random.default_rng(0), num_samples // len(indexes)  # the same samples every time
