@@ -165,6 +165,10 @@ class Source(ABC):
     def missing_images(self, split: Split) -> list[str]:
         """Ids of a split's list without an image file, found by file names alone."""
 
+    def changed_files(self, split: Split) -> list[Fault]:
+        """For `fsseg verify`: files that are not what the data set was made of, where that is known."""
+        return []
+
     def completion(self, split: Split) -> str:
         """What a user can do about missing images."""
         return f"complete the images below {self.root}"

@@ -15,7 +15,7 @@ from fsseg.cell.claim import held
 from fsseg.config.schema import DatasetConfig
 from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
-from fsseg.data.setup.unpack import unpack
+from fsseg.data.setup.unpack import is_unpacked, stopped_at, unpack
 from fsseg.data.setup.verify import VerifyReport, verify
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.files import ClaimLost
@@ -52,7 +52,8 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
     for part in parts:
         lacking = part.lacking(root)
         archive = part.archive
-        if not lacking:
+        left = stopped_at(archive, root)
+        if not lacking and left is None:
             lines.append(f"there: all that {archive.name} brings")
             continue
         missing.append(part)
@@ -60,6 +61,8 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
         for need, found in lacking:
             what = f"{need.count} files *{need.suffix}" if need.count > 1 else need.suffix
             lines.append(f"  {(root / need.folder).absolute()}: {what} expected, {found} found")
+        if left is not None:  # what is there may be enough to be counted as all, and is not
+            lines.append(f"  {left.absolute()}: left by a call that was stopped before all files were in place")
     return missing, lines
 
 
@@ -129,7 +132,9 @@ def fetch_part(
     Raises:
         UserError: as `download` and `unpack`.
     """
-    path = download(part.archive, root / ".fsseg" / "archives", pause)
+    path = root / ".fsseg" / "archives" / part.archive.name
+    if not is_unpacked(part.archive, root):
+        path = download(part.archive, path.parent, pause)
     number = unpack(part.archive, path, root, still_ours)
     log.info("%s: %d files unpacked into %s", part.archive.name, number, root / part.archive.into)
     if not keep_archive:

@@ -143,6 +143,8 @@ def verify(
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
             report.faults += _image_faults(source, split, index, set(missing), report)
+            named = {fault.path for fault in report.faults}
+            report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
     report.comparison = source.compare(indexes)
     if deep:
         report.content, faults = compare_content(source, indexes, digests)
