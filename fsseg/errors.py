@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fsseg.visible import Lines, visible
+
 
 class UserError(Exception):
     """A fault the user can correct: one line says what is wrong, one line what to do.
@@ -10,7 +12,7 @@ class UserError(Exception):
     and exit with a non-zero status; `HYDRA_FULL_ERROR=1` shows the traceback.
 
     Args:
-        what: what is wrong.
+        what: what is wrong; several lines only as `Lines`.
         fix: what to do about it.
     """
 
@@ -20,11 +22,11 @@ class UserError(Exception):
         super().__init__(what, fix)  # both as args, so that the exception survives pickling between processes
 
     def __str__(self) -> str:
-        return f"{self.what}\n  -> {self.fix}" if self.fix else self.what
+        return Lines(f"{visible(self.what)}\n  -> {visible(self.fix)}") if self.fix else visible(self.what)
 
 
 def merge_errors(errors: list[UserError]) -> UserError:
     """Several faults as one error, each with its own two lines, in the order found."""
     if len(errors) == 1:
         return errors[0]
-    return UserError(f"{len(errors)} faults:\n" + "\n".join(f"- {e}" for e in errors))
+    return UserError(Lines(f"{len(errors)} faults:\n" + "\n".join(f"- {e}" for e in errors)))

@@ -12,6 +12,7 @@ from fsseg.report.collect import collect
 from fsseg.report.experiments import experiment_report
 from fsseg.report.replication import REPLICATION_FILE, is_ours
 from fsseg.report.tables import build
+from fsseg.visible import visible
 
 
 def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) -> str:
@@ -49,5 +50,5 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
         text += "\n" + experiments.text
         files += experiments.files
     if left_out:
-        text += "\nNot in " + target.name + ":\n" + "".join(f"  {line}\n" for line in left_out)
-    return text + f"\nWritten to {folder}: {', '.join(f.name for f in files)}"
+        text += "\nNot in " + target.name + ":\n" + "".join(f"  {visible(line)}\n" for line in left_out)
+    return text + f"\nWritten to {visible(folder)}: {', '.join(visible(f.name) for f in files)}"

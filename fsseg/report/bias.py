@@ -15,6 +15,7 @@ from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.statistics import PairedDifference, Statistic, shares
+from fsseg.visible import visible
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""
@@ -34,7 +35,7 @@ def figure5(group: Group, picture: Path) -> TextTable:
         *notes_of(group, rows, beside_paper=False),
     ]
     if of_bins:
-        plots.distance_histograms(picture, BIN_LABELS, {group.title: of_bins}, "Figure 5")
+        plots.distance_histograms(picture, BIN_LABELS, {visible(group.title): of_bins}, "Figure 5")
         table.pictures.append(picture)
     return table
 

@@ -19,6 +19,7 @@ from fsseg.process.words import extent, size, span
 from fsseg.sweep.boxes import Box, command, cut, swept_keys
 from fsseg.sweep.estimate import Estimate, Measured, estimate, kind_of, measure, measurements, settings_of
 from fsseg.sweep.grid import Point, build_grid
+from fsseg.visible import visible
 
 CALIBRATION_STEPS = 8
 CALIBRATION_EPISODES = 16
@@ -139,7 +140,7 @@ def text(plan: Plan, limit: int = 200) -> str:
                 "10-12 GB of GPU memory, 500 MB a checkpoint"
             )
         else:
-            lines.append(f"hours of {cells} from {basis}")
+            lines.append(f"hours of {cells} from {visible(basis)}")
     faulty: dict[str, int] = Counter(str(f) for p in points for f in p.faults)
     lines += [f"cannot start ({count} cells): {fault}" for fault, count in faulty.items()]
     return "\n".join(lines + plan.notes)

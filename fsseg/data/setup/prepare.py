@@ -18,6 +18,7 @@ from fsseg.data.setup.download import Part, download
 from fsseg.data.setup.unpack import unpack
 from fsseg.data.setup.verify import VerifyReport, verify
 from fsseg.errors import UserError, merge_errors
+from fsseg.visible import Lines, visible
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
         lines.append(f"missing: {archive.name} ({archive.size / 1e6:.0f} MB, {archive.urls[0]})")
         for need, found in lacking:
             what = f"{need.count} files *{need.suffix}" if need.count > 1 else need.suffix
-            lines.append(f"  {(root / need.folder).absolute()}: {what} expected, {found} found")
+            lines.append(f"  {visible((root / need.folder).absolute())}: {what} expected, {found} found")
     return missing, lines
 
 
@@ -97,7 +98,7 @@ def prepare(
         missing, lines = state_of(root, source.parts(cfg))
         if missing:
             raise UserError(
-                f"{root.absolute()} is still incomplete after unpacking:\n" + "\n".join(lines),
+                Lines(f"{visible(root.absolute())} is still incomplete after unpacking:\n" + "\n".join(lines)),
                 "remove the folder named above and start again",
             )
     report = PrepareReport(complete=not missing, lines=lines, fetched=fetched)

@@ -19,6 +19,7 @@ from fsseg.data.source import SPLITS, ClassIndex, Source, Split
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError
+from fsseg.visible import visible
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class VerifyReport:
         lines.append(f"{self.decoded} images decoded, {len(self.faults)} faults")
         if self.sheet is not None:
             lines.append(f"masks over their images to look at: {self.sheet}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -> list[str]:
