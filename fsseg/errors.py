@@ -1,8 +1,35 @@
-"""The one exception type for mistakes that a user can make; raised everywhere, printed by `train.py` and `fsseg`."""
+"""The one exception type for mistakes that a user can make; raised everywhere, printed by `train.py` and `fsseg`.
+
+And `visible`, through which all that prints shows text that somebody else may have written: names of runs, reasons,
+hosts, overrides. `fsseg.report.formats` adds what Markdown, LaTeX and CSV need.
+"""
 
 from __future__ import annotations
 
-from fsseg.visible import Lines, visible
+
+class Lines(str):
+    """Several lines on purpose, each of which is visible already."""
+
+
+def visible(text: object) -> str:
+    """A text as one line that shows each of its characters: what cannot be printed is written as an escape.
+
+    A line break becomes `\\n`, the ESC of a terminal `\\x1b`, a mark that turns the direction of writing `\\u202e`, a
+    byte of a file name that is no UTF-8 `\\xff`. `Lines` stay as they are.
+    """
+    if isinstance(text, Lines):
+        return text
+    text = str(text)
+    if isinstance(text, Lines) or text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that it could not decode
+        character = chr(code - 0xDC00)
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class UserError(Exception):

@@ -37,9 +37,8 @@ from fsseg.cell.models import (
     read,
     write_record,
 )
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
-from fsseg.visible import visible
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsseg.errors import UserError
-from fsseg.visible import visible
+from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config

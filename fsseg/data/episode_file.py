@@ -14,9 +14,8 @@ from pathlib import Path
 from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import Lines, UserError, merge_errors, visible
 from fsseg.process.files import EPISODE_LIST_BYTES, read_file, write_atomic
-from fsseg.visible import Lines, visible
 
 _MAGIC = "# fsseg evaluation episodes, version 1"
 _COLUMNS = ("seed", "episode", "class_id", "class", "query")

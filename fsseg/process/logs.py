@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from fsseg.visible import visible
+from fsseg.errors import visible
 
 
 class _VisibleFormatter(logging.Formatter):

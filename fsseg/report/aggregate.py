@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic, write_json
 from fsseg.report import summary
 from fsseg.report.collect import collect
 from fsseg.report.experiments import experiment_report
 from fsseg.report.replication import REPLICATION_FILE, is_ours
 from fsseg.report.tables import build
-from fsseg.visible import visible
 
 
 def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from fsseg.cell.models import Distances, Metrics
 from fsseg.draw import plots
+from fsseg.errors import visible
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.statistics import PairedDifference, Statistic, shares
-from fsseg.visible import visible
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fsseg.errors import visible
 from fsseg.process.tables import aligned
-from fsseg.visible import visible
 
 MISSING = "—"
 _MAX_WIDTH = 118  # a wider table is cut into one block a group
@@ -49,13 +48,13 @@ class TextTable:
         """As GitHub Markdown, its pictures shown."""
 
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(markdown(cell.strip()) for cell in cells) + " |"
+            return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
         groups = [f"{group} " for group in self.groups for _ in range(self._per_group)] or [""] * len(self.header)
         header = [self.header[0], *(group + name for group, name in zip(groups, self.header[1:]))]
         rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
         parts = [f"### {markdown(self.title)}", "", line(header), rule, *map(line, self.rows), ""]
-        parts += [f"- {markdown(note)}" for note in self.notes]
+        parts += [markdown_item(note) for note in self.notes]
         parts += ["", *(f"![{markdown(p.stem)}]({quote(p.name)})" for p in self.pictures)] if self.pictures else []
         return "\n".join(parts) + "\n"
 
@@ -105,14 +104,19 @@ class TextTable:
 
 
 def markdown(text: object) -> str:
-    """A text as GitHub Markdown that shows just this text: in a cell of a table, an item of a list, a heading."""
-    shown = html.escape(visible(text), quote=False)
+    """A text as GitHub Markdown that shows just this text in a heading or a cell of a table."""
+    shown = visible(text).strip().replace("&", "&amp;").replace("<", "&lt;")
     return _MARKDOWN.sub(r"\\\g<0>", shown)
 
 
-# What begins code, a column, emphasis, a formula, the target of a link, and at the start of a line a heading or a list.
+def markdown_item(text: object) -> str:
+    """The same as an item of a list, in which it begins no list, quotation or rule of its own."""
+    return "- " + re.sub(r"^([0-9]*)([.)]|(?<![0-9])[+>-])", r"\1\\\2", markdown(text))
+
+
+# What begins code, a column, emphasis, a formula, the target of a link, or ends a heading.
 # Our own mark for a partial result, (*), means nothing in Markdown. An underscore within a word does not either.
-_MARKDOWN = re.compile(r"[\\`|~$]|(?<!\()\*|\*(?!\))|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|^[#+=-]")
+_MARKDOWN = re.compile(r"[\\`|~$]|(?<!\()\*|\*(?!\))|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[:]|#")
 
 
 def latex(text: object) -> str:

@@ -12,23 +12,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fsseg.report.formats import csv_cell, markdown
+from fsseg.errors import visible
+from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.replication import replication_json
 from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
-from fsseg.visible import visible
 
 
 def to_text(report: Report) -> str:
     """All tables, notes, missing cells and problems for a terminal or a log."""
     tables = [table.as_text().to_text() + "\n" for table in report.tables]
-    return "".join([*tables, *_leftovers(report, "  ", "{}:\n", visible)]).rstrip("\n") + "\n"
+    return "".join([*tables, *_leftovers(report, "{}:\n", lambda item: f"  {visible(item)}")]).rstrip("\n") + "\n"
 
 
 def to_markdown(report: Report) -> str:
     """The same as GitHub Markdown."""
     tables = [table.as_text().to_markdown() + "\n" for table in report.tables]
-    return "".join([*tables, *_leftovers(report, "- ", "### {}\n\n", markdown)]).rstrip("\n") + "\n"
+    return "".join([*tables, *_leftovers(report, "### {}\n\n", markdown_item)]).rstrip("\n") + "\n"
 
 
 def to_latex(report: Report) -> str:
@@ -36,13 +36,13 @@ def to_latex(report: Report) -> str:
     return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(t.as_text().to_latex() for t in report.tables)])
 
 
-def _leftovers(report: Report, bullet: str, heading: str, shown: Callable[[object], str]) -> list[str]:
+def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> list[str]:
     """Missing cells and unreadable files, each with its reason."""
     missing = [f"{label}: {reason}" for table in report.tables for label, reason in table.missing]
     blocks = []
     for what, items in (("Missing cells", missing), ("Could not be read", report.problems)):
         if items:
-            lines = "".join(f"{bullet}{shown(item)}\n" for item in items)
+            lines = "".join(f"{shown(item)}\n" for item in items)
             blocks.append(heading.format(f"{what} ({len(items)})") + lines)
     return ["\n".join(blocks)]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot, look_at
-from fsseg.visible import visible
+from fsseg.errors import visible
 
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file counts as abandoned: writing one takes seconds."""

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from fsseg.cell.models import State
 from fsseg.cell.record import find_runs
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import extent, size, span
 from fsseg.sweep.boxes import Box, command, cut, swept_keys
 from fsseg.sweep.estimate import Estimate, Measured, estimate, kind_of, measure, measurements, settings_of
 from fsseg.sweep.grid import Point, build_grid
-from fsseg.visible import visible
 
 CALIBRATION_STEPS = 8
 CALIBRATION_EPISODES = 16

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, look_at, open_cell
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.grid import split_overrides
-from fsseg.visible import visible
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composer

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, Snapshot, look_at
+from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
-from fsseg.visible import visible
 
 
 def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int = 40) -> str:

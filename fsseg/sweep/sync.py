@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Copied, Unreadable, write_record
 from fsseg.cell.record import RunDirectory, find_runs
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic
 from fsseg.process.remote import url_faults
 from fsseg.sweep.store import Store, Tries, words
-from fsseg.visible import visible
 
 if TYPE_CHECKING:
     from fsseg.cell.record import Cell

@@ -17,8 +17,7 @@ from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
 from fsseg.data.setup.unpack import unpack
 from fsseg.data.setup.verify import VerifyReport, verify
-from fsseg.errors import UserError, merge_errors
-from fsseg.visible import Lines, visible
+from fsseg.errors import Lines, UserError, merge_errors, visible
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from fsseg.data.faults import Comparison, Fault
 from fsseg.data.source import SPLITS, ClassIndex, Source, Split
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
-from fsseg.errors import UserError
-from fsseg.visible import visible
+from fsseg.errors import UserError, visible
 
 log = logging.getLogger(__name__)
 
