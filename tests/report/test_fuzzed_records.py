@@ -76,15 +76,8 @@ def damage(root: Path, draw: random.Random) -> None:
         progress = {"state": draw.choice(("failed", "running")), "step": 3, "steps": 9, "eta_seconds": 5.0}
         finished = {"result": whole_result(report)} if draw.random() < 0.6 else {"status": progress}
         run = make_run(root, key, identity=identity, config=config, overrides=["fold=1"], **finished)
-        claim = {
-            "pid": 1,
-            "host": "h",
-            "lease_seconds": 5,
-            "interval_seconds": 1,
-            "slurm_job": "7",
-            "slurm_restart": "1",
-        }
-        run.claim_file.write_text(json.dumps(claim))
+        claim = {"pid": 1, "host": "h", "lease_seconds": 5, "interval_seconds": 1, "slurm_job": "7"}
+        run.claim_file.write_text(json.dumps(claim | {"slurm_restart": "1"}))
         victim = draw.choice((run.result_file, run.identity_file, run.status_file, run.config_file, run.claim_file))
         if victim.exists():
             victim.write_bytes(damaged(victim.read_bytes(), victim == run.config_file, draw))
@@ -110,9 +103,8 @@ def check(folder: Path, seed: int) -> None:
         RunDirectory(run.parent).size()
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
-def test_random_damage_ends_no_table(tmp_path: Path, first: int) -> None:
-    for seed in range(first, first + 20):
+def test_random_damage_ends_no_table(tmp_path: Path) -> None:
+    for seed in range(20):
         place = tmp_path / f"{seed}"
         place.mkdir()
         check(place, seed)
