@@ -294,3 +294,22 @@ def test_sync_goes_on_past_every_bad_entry(tree: Path, tmp_path: Path) -> None:
     for fold in range(2):
         copied = tmp_path / "store" / replace(KEY, name="good", fold=fold).path / "result.json"
         assert copied.read_bytes() == (tree / replace(KEY, name="good", fold=fold).path / "result.json").read_bytes()
+
+
+def test_a_terminal_that_knows_few_characters_shows_the_others_as_escapes(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path, replace(KEY, name="ü", seed=seed), result=50.0 + seed)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    command = [sys.executable, "-m", "fsseg.cli", "aggregate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=100, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert rb"50.5 \xb10.7" in done.stdout  # the mean of 50 and 51 and their deviation
+
+
+def test_a_fault_names_foreign_text_in_two_lines(tmp_path: Path) -> None:
+    done = fsseg("status", str(tmp_path / "no\nsuch\x1b[2J"))
+    assert done.stderr.decode().split("\n") == [
+        f"error: {tmp_path}/no\\nsuch\\x1b[2J is no folder",
+        "  -> name a folder that holds runs, e.g. outputs/runs",
+        "",
+    ]
