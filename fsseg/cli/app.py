@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -30,6 +31,8 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point: user errors end in two lines and status 1; `HYDRA_FULL_ERROR=1` shows their traceback."""
+    with suppress(AttributeError):  # a stream that a test put there
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without ± or —
     try:
         app()
     except UserError as error:

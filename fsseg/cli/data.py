@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -94,11 +94,11 @@ def episodes(
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})", "give another file: --out FILE") from None
     number = sum(len(specs) for specs in plan.episodes.values())
-    print(f"{number} episodes of {len(plan.episodes)} seeds in {out}, fingerprint {mark}")
+    print(f"{number} episodes of {len(plan.episodes)} seeds in {visible(out)}, fingerprint {mark}")
     for class_id in plan.missing_classes:
-        print(f"no episode of {source.classes[class_id]}: too few images")
+        print(f"no episode of {visible(source.classes[class_id])}: too few images")
     for class_id in plan.not_drawn:
-        print(f"no episode of {source.classes[class_id]}: too few episodes (protocol.num_episodes)")
+        print(f"no episode of {visible(source.classes[class_id])}: too few episodes (protocol.num_episodes)")
 
 
 def cost(line: Line = None) -> None:

@@ -44,7 +44,7 @@ def status(
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
-    from fsseg.cell.record import look_at
+    from fsseg.cell.record import Problem, look_at
     from fsseg.sweep import status as cells
 
     if watch:
@@ -53,7 +53,8 @@ def status(
         except KeyboardInterrupt:
             raise typer.Exit() from None
     else:
-        print(cells.text(look_at(folders)))
+        problems: list[Problem] = []
+        print(cells.text(look_at(folders, problems), problems))
 
 
 def retry(

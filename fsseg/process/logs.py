@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sys
 from pathlib import Path
 
-_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+from fsseg.errors import visible
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Lines in which foreign text is visible: a line break in an argument starts no new line, one in a message does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(a if hasattr(a, "__float__") else visible(a) for a in record.args or ())
+        return "\n".join(map(visible, super().format(record).split("\n")))
+
+
+_FORMAT = _VisibleFormatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 
 def configure_logging(level: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot, look_at
+from fsseg.errors import visible
 
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file counts as abandoned: writing one takes seconds."""
@@ -116,7 +117,7 @@ def text(items: Sequence[Item], deleted: bool) -> str:
     for why, what in words.items():
         if mine := [i for i in items if i.why == why]:
             lines.append(f"{len(mine)} {what}, {sum(i.size for i in mine) / 1e6:.1f} MB")
-            lines += [f"  {i.path}" for i in mine[:20]]
+            lines += [f"  {visible(i.path)}" for i in mine[:20]]
             if len(mine) > 20:
                 lines.append(f"  ... and {len(mine) - 20} more")
     lines.append("deleted" if deleted else "nothing deleted yet: --yes deletes these files")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, look_at, open_cell
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.grid import split_overrides
 
@@ -152,13 +152,13 @@ def text(found: Retry) -> str:
     if not found.cells:
         return "nothing to run again"
     lines = [f"{len(found.cells)} cells ended without a result:"]
-    lines += [f"  {s.label}  {s.state}" + (f": {s.reason}" if s.reason else "") for s in found.cells]
+    lines += [visible(f"  {s.label}  {s.state}" + (f": {s.reason}" if s.reason else "")) for s in found.cells]
     if found.lines:
-        lines += ["", "run them again, from the folder they were started in:", *found.lines]
+        lines += ["", "run them again, from the folder they were started in:", *map(visible, found.lines)]
     if found.notes:
         lines += ["", "no line found for:"]
         for why, labels in found.notes.items():
-            lines += [*(f"  {label}" for label in labels), f"  -> {why}"]
+            lines += [*(f"  {visible(label)}" for label in labels), f"  -> {visible(why)}"]
     return "\n".join(lines)
 
 
@@ -175,6 +175,6 @@ def run_lines(lines: Sequence[str]) -> int:
     failed = 0
     for line in lines:
         words = shlex.split(line)
-        print(f"\n$ {line}", flush=True)
+        print(f"\n$ {visible(line)}", flush=True)
         failed += subprocess.run([sys.executable, str(script), *words[2:]]).returncode != 0
     return failed

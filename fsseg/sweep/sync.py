@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Copied, Unreadable, write_record
 from fsseg.cell.record import RunDirectory, find_runs
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic
 from fsseg.process.remote import url_faults
 from fsseg.sweep.store import Store, Tries, words
@@ -234,5 +234,5 @@ def text(outcomes: Sequence[tuple[Path, Push]]) -> str:
     sent = sum(len(o.sent) for _, o in outcomes)
     behind = [(d, o) for d, o in outcomes if o.error or o.pending]
     lines = [f"{len(outcomes)} cells: {sent} files copied, {len(outcomes) - len(behind)} cells up to date"]
-    lines += [f"  {d}: {len(o.pending)} files pending: {o.error}" for d, o in behind]
+    lines += [visible(f"  {d}: {len(o.pending)} files pending: {o.error}") for d, o in behind]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
 from fsseg.data.setup.unpack import is_unpacked, stopped_at, unpack
 from fsseg.data.setup.verify import VerifyReport, verify
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import Lines, UserError, merge_errors, visible
 from fsseg.process.files import ClaimLost
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,11 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
         lines.append(f"missing: {archive.name} ({archive.size / 1e6:.0f} MB, {archive.urls[0]})")
         for need, found in lacking:
             what = f"{need.count} files *{need.suffix}" if need.count > 1 else need.suffix
-            lines.append(f"  {(root / need.folder).absolute()}: {what} expected, {found} found")
+            lines.append(f"  {visible((root / need.folder).absolute())}: {what} expected, {found} found")
         if left is not None:  # what is there may be enough to be counted as all, and is not
-            lines.append(f"  {left.absolute()}: left by a call that was stopped before all files were in place")
+            lines.append(
+                f"  {visible(left.absolute())}: left by a call that was stopped before all files were in place"
+            )
     return missing, lines
 
 
@@ -101,7 +103,7 @@ def prepare(
         missing, lines = state_of(root, source.parts(cfg))
         if missing:
             raise UserError(
-                f"{root.absolute()} is still incomplete after unpacking:\n" + "\n".join(lines),
+                Lines(f"{visible(root.absolute())} is still incomplete after unpacking:\n" + "\n".join(lines)),
                 "remove the folder named above and start again",
             )
     report = PrepareReport(complete=not missing, lines=lines, fetched=fetched)

@@ -20,7 +20,7 @@ from fsseg.data.setup.digests import compare_content
 from fsseg.data.source import SPLITS, UNREADABLE, ClassIndex, Source, Split
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class VerifyReport:
         lines.append(f"{self.decoded} images decoded, {len(self.faults)} faults")
         if self.sheet is not None:
             lines.append(f"masks over their images to look at: {self.sheet}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -> list[str]:
