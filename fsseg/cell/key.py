@@ -125,6 +125,7 @@ _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 _STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
 
 
+@lru_cache(maxsize=4096)  # every cell of a grid asks for the same keys
 def is_neutral(key: str) -> bool:
     """Whether a configuration key cannot change the numbers of a cell."""
     from fsseg.config.schema import NEUTRAL_KEYS

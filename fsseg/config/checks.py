@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import lru_cache, reduce
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,7 +36,7 @@ def validate(cfg: Config) -> None:
 
 def faults(cfg: Config) -> list[UserError]:
     """All such faults of a composed configuration; of the data only the folder is looked at."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+    if isinstance(cfg, DictConfig) and (missing := sorted(OmegaConf.missing_keys(cfg))):
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
     alone = {**dict(_fields(cfg)), **dict(_names(cfg)), **dict(_places(cfg))}
     found, at_fault = list(alone.values()), set(alone)
@@ -48,19 +49,28 @@ def faults(cfg: Config) -> list[UserError]:
 
 def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
     """Every field that is faulty by itself: its constraint does not hold, or the schema does not know it."""
-    schema: Any = OmegaConf.get_type(node)
-    hints, known = get_type_hints(schema, include_extras=True), {field.name for field in fields(schema)}
-    for name in node:
+    known = _settings(OmegaConf.get_type(node))
+    for name in vars(node) if is_dataclass(node) else node:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
             yield key, UserError(what, "leave it out: no code reads a key outside the schema")
-        elif isinstance(value := node[name], DictConfig):
-            yield from _fields(value, f"{key}.")
-        elif value is not None:
-            constraints = getattr(hints[name], "__metadata__", ())
-            told = (fault for constraint in constraints if (fault := constraint.fault(key, value)) is not None)
+        elif is_dataclass(hint := known[name]):
+            yield from _fields(getattr(node, name), f"{key}.")
+        elif (value := getattr(node, name)) is not None:
+            told = (
+                fault
+                for constraint in getattr(hint, "__metadata__", ())
+                if (fault := constraint.fault(key, value)) is not None
+            )
             yield from ((key, fault) for fault in list(told)[:1])
+
+
+@lru_cache
+def _settings(schema: type[Any]) -> dict[str, Any]:
+    """Name -> type of the fields of a schema, with the constraints."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(schema)}
 
 
 def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:
@@ -94,7 +104,7 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
 
 def _get(cfg: Config, key: str) -> Any:
     """The value of a key that not every data set or method has; None without it."""
-    return OmegaConf.select(cfg, key, default=None)  # type: ignore[arg-type]
+    return reduce(lambda node, name: getattr(node, name, None), key.split("."), cfg)
 
 
 def _relates(*keys: str) -> Callable[[_Relation], _Relation]:

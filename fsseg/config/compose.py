@@ -27,30 +27,34 @@ from omegaconf.errors import OmegaConfBaseException
 from fsseg.config.entry import explained, resolved, typed  # registers the schemas
 from fsseg.config.hydra_internals import apply_overrides, group_repository, split_line
 from fsseg.config.schema import Config
+from fsseg.config.series import Series, sets_a_value
 from fsseg.errors import UserError
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One composed configuration.
+    """One composed configuration, without the `hydra` node.
 
     Attributes:
         overrides: the part of the line that belongs to this cell, as Hydra's sweeper hands it to a job.
         task_overrides: those of them that are not Hydra's own; they name the cell's variant.
-        config: without the `hydra` node.
+        cfg: for reading; a cell of a grid shares the nodes that are the same with others.
     """
 
     overrides: tuple[str, ...]
     task_overrides: tuple[str, ...]
-    config: DictConfig
+    cfg: Config
 
     @property
-    def cfg(self) -> Config:
-        return typed(self.config)
+    def config(self) -> DictConfig:
+        """What `fsseg.run.run` takes; `Composer.one` makes it."""
+        assert isinstance(self.cfg, DictConfig)
+        return self.cfg
 
     @property
     def resolved(self) -> dict[str, Any]:
-        return resolved(self.config)
+        """As plain mappings and lists, its interpolations resolved."""
+        return resolved(self.cfg)
 
 
 def config_folder() -> Path:
@@ -71,7 +75,7 @@ class Composer:
 
     Hydra reads every YAML file again for every cell. What the files give depends on the group choices (`dataset=`,
     `backbone=`, ...) alone, so each set of choices is composed once. The other overrides are applied on top, by the
-    function that Hydra itself uses.
+    function that Hydra itself uses. Cells whose overrides have the same keys are made from one another (`Series`).
 
     Args:
         loader: Hydra's.
@@ -84,6 +88,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._series: dict[tuple[tuple[str, ...], tuple[str, ...]], Series] = {}
         self._groups: dict[str, bool] = {}
 
     @cached_property
@@ -103,7 +108,7 @@ class Composer:
         with explained():
             config = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
             # Reading them resolves them: an interpolation to nowhere is told here.
-            return Composed(tuple(overrides), tuple(config.hydra.overrides.task), _without_hydra(config))
+            return Composed(tuple(overrides), tuple(config.hydra.overrides.task), typed(_without_hydra(config)))
 
     def grid(self, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """Every job of `train.py -m <overrides>` and what it composes to; a faulty job has its error instead.
@@ -133,7 +138,7 @@ class Composer:
             try:
                 task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
                 with explained():
-                    found.append((job, Composed(job, task, self.compose(job))))
+                    found.append((job, Composed(job, task, self._quickly(job) or typed(self.compose(job)))))
             except UserError as error:
                 found.append((job, error))
         return found
@@ -165,6 +170,20 @@ class Composer:
             return cfg
         except (HydraException, OmegaConfBaseException):
             return self._slowly(overrides)  # Hydra itself composes it, for its own error message
+
+    def _quickly(self, overrides: Sequence[str]) -> Config | None:
+        """The configuration of one job, made from that of another one with the same keys; None if it cannot be."""
+        try:
+            plain = [self._parse(line) for line in overrides if not self._chooses(line)]
+            if self._repository is None or not all(map(sets_a_value, plain)):
+                return None
+            choices = tuple(line for line in overrides if self._chooses(line))
+            mark = choices, tuple(str(override.key_or_group) for override in plain)
+            if mark not in self._series:
+                self._series[mark] = Series(self.compose(overrides), mark[1])
+            return self._series[mark].one(plain)
+        except (HydraException, OmegaConfBaseException):
+            return None
 
     def _slowly(self, overrides: Sequence[str]) -> DictConfig:
         return _without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))

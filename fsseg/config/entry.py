@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -137,7 +138,9 @@ def typed(cfg: DictConfig) -> config.Config:
 
 
 def resolved(node: Any) -> dict[str, Any]:
-    """A composed node as plain mappings and lists, its interpolations resolved."""
+    """A composed node, or an object of the schema, as plain mappings and lists, its interpolations resolved."""
+    if is_dataclass(node):
+        return {k: resolved(v) if is_dataclass(v) else copy.deepcopy(v) for k, v in vars(node).items()}
     value = OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 RECORD_BYTES = 4 << 20
 """Most that is read of result.json, status.json and the other records of a cell; whole ones have some kB."""
 CONFIG_BYTES = 1 << 20
@@ -217,12 +219,17 @@ def _write_new(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON, keys in the order given."""
-    write_atomic(path, json_text(value))
+    write_atomic(path, _json_bytes(value))
 
 
 def json_text(value: Any) -> str:
     """Indented JSON, keys in the order given."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    return _json_bytes(value).decode()
+
+
+def _json_bytes(value: Any) -> bytes:
+    """The text of `json.dumps(indent=2)`, which itself is slow and holds a string for every token."""
+    return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
 
 
 def create_exclusive(path: Path, data: str) -> bool:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Result, State, Unreadable
@@ -27,6 +30,27 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # faults named of one file
 
+T = TypeVar("T")
+
+_OWN_SETTINGS = ("fold", "seed", "train.lr")
+"""Settings that many cells have each for itself; the others are held once for all that agree in them."""
+
+
+class _Shared:
+    """Equal values, each held once: thousands of cells have the same protocol, classes and settings."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[type, bytes], Any] = {}
+
+    def __call__(self, value: T) -> T:
+        """The value itself if it is the first of its kind, otherwise the one that equals it."""
+        try:
+            content = hashlib.sha256(msgspec.msgpack.encode(value)).digest()
+        except (TypeError, ValueError, OverflowError):  # YAML and JSON know more than MessagePack
+            return value
+        held: T = self._held.setdefault((type(value), content), value)
+        return held
+
 
 @dataclass
 class CellResult:
@@ -34,15 +58,20 @@ class CellResult:
 
     Attributes:
         path: the run directory; for a figure of the older workflow, its file.
-        result: without its provenance, which no table shows and which would take a third of the memory; for a cell
-            without result.json only its key, and its protocol if that is known.
+        result: without its provenance and, where it asks for no report, without the scores of each class and seed: no
+            table shows them, and they would take most of the memory. For a cell without result.json only its key, and
+            its protocol if that is known.
         reason: why there is no score, in words; empty if there is one.
+        episodes: fingerprints of the evaluated episode lists, one a seed.
+        shared: holds the parts that other cells have too.
     """
 
     path: Path
     result: Result
     state: State = State.DONE
     reason: str = ""
+    episodes: tuple[str, ...] = ()
+    shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     @property
     def key(self) -> CellKey:
@@ -62,20 +91,17 @@ class CellResult:
         """Fingerprint of the evaluation split; None where the result has none."""
         return self.result.dataset.fingerprint_val
 
-    @property
-    def episodes(self) -> tuple[str, ...]:
-        """Fingerprints of the evaluated episode lists, one a seed."""
-        seeds = self.result.metrics.per_seed if self.result.metrics else ()
-        return tuple(s.episodes_fingerprint for s in seeds if s.episodes_fingerprint)
-
     @cached_property
-    def identity(self) -> dict[str, Any] | None:
+    def identity(self) -> Mapping[str, Any] | None:
         """All settings that can change the numbers, flat; None if unknown, as for a result copied without them."""
         try:
             record = RunDirectory(self.path).identity_record()
         except Unreadable:
             return None
-        return None if record is None else record.identity
+        if record is None:
+            return None
+        own = {key: record.identity.pop(key) for key in _OWN_SETTINGS if key in record.identity}
+        return ChainMap(own, self.shared(record.identity))
 
     @cached_property
     def protocol_id(self) -> str | None:
@@ -142,6 +168,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
             raise UserError(f"{root} does not exist", "name a folder that holds runs, e.g. outputs/runs")
     cells: list[CellResult] = []
     problems: list[Problem] = []
+    shared = _Shared()
     seen: set[tuple[int, int]] = set()
     for file in {p.resolve(): p for p in roots if p.is_file()}.values():
         cells += _read_replication(file, problems)
@@ -149,7 +176,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
         for name, files in walk(root, seen, problems):
             folder = Path(name)
             if is_run(folder, files):
-                cells += _read_run(RunDirectory(folder), problems)
+                cells += _read_run(RunDirectory(folder), problems, shared)
             if REPLICATION_FILE in files and not is_ours(folder / REPLICATION_FILE):
                 cells += _read_replication(folder / REPLICATION_FILE, problems)
     if not cells and not problems:
@@ -166,12 +193,12 @@ def _order(k: CellKey) -> tuple[Any, ...]:
     return (k.dataset, k.method, k.backbone, k.variant, k.name, k.shot, k.fold, k.seed)
 
 
-def _read_run(run: RunDirectory, problems: list[Problem]) -> list[CellResult]:
+def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> list[CellResult]:
     """The cell of a run directory; an empty list if it cannot be identified."""
     seen = run.look()
     if (result := seen.result) is not None:
-        result.provenance = {}
-        return [CellResult(run.directory, result, seen.state, "" if result.metrics else "trained, not evaluated")]
+        why = "" if result.metrics else "trained, not evaluated"
+        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), shared)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
         file, _, what = seen.reason.partition(" ")
@@ -185,8 +212,25 @@ def _read_run(run: RunDirectory, problems: list[Problem]) -> list[CellResult]:
     except Unreadable as error:
         problems.append(Problem(run.config_file, str(error)))
         protocol = None
-    known = Result(key, fingerprint="", protocol=protocol if isinstance(protocol, dict) else {})
-    return [CellResult(run.directory, known, seen.state, _reason(seen))]
+    known = Result(key, fingerprint="", protocol=shared(protocol if isinstance(protocol, dict) else {}))
+    return [CellResult(run.directory, known, seen.state, _reason(seen), shared=shared)]
+
+
+def _slim(result: Result, shared: _Shared) -> tuple[str, ...]:
+    """Drop of a result what no table shows, and share with other results what they have too; returns its episodes."""
+    metrics, result.provenance = result.metrics, {}
+    result.protocol, result.model, result.dataset = (
+        shared(result.protocol),
+        shared(result.model),
+        shared(result.dataset),
+    )
+    result.missing_classes, result.cost = shared(result.missing_classes), shared(result.cost)
+    if metrics is None:
+        return ()
+    episodes = tuple(s.episodes_fingerprint for s in metrics.per_seed if s.episodes_fingerprint)
+    if result.report is None:
+        metrics.per_seed, metrics.per_class = [], {}
+    return shared(episodes)
 
 
 def _reason(seen: Snapshot) -> str:

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fsseg.process.files import json_text
@@ -46,16 +47,16 @@ class Group:
         key, protocol = first.key, first.result.protocol.get("name")
         return f"{key.dataset}, {key.backbone}, {key.shot}-shot, protocol {protocol}"
 
-    @property
+    @cached_property
     def of_the_papers_task(self) -> bool:
         """Whether the paper's ablations (PASCAL-5i fold 0, ResNet-50, 1 shot, all images) are of the same task."""
         return all(comparable_ablation(c.key, c.result.dataset.num_val_images) and not c.partial for c in self.cells)
 
-    @property
+    @cached_property
     def settings_known(self) -> bool:
         return all(c.identity is not None for c in self.cells)
 
-    @property
+    @cached_property
     def other_settings(self) -> list[str]:
         """Settings of any cell that the paper's ablations do not have, as `key=value`."""
         return sorted({setting for c in self.cells for setting in unlike_ablation(c.identity or {})})
@@ -79,9 +80,12 @@ def groups_of(cells: Iterable[CellResult], reports: Container[str | None]) -> li
         for of_rate in _by_rate(members)
         for alike in by_list(of_rate).values()
     ]
+    names: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        names[group.report].add(group.name)
     taken: dict[str, int] = defaultdict(int, summary=1)  # summary.md is that of all runs
     for group in groups:
-        stem = group.report if len({g.name for g in groups if g.report == group.report}) == 1 else _stem(group.name)
+        stem = group.report if len(names[group.report]) == 1 else _stem(group.name)
         taken[stem] += 1
         group.stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
     return groups
@@ -175,7 +179,10 @@ def rows_of(group: Group, kinds: Sequence[Any], kind_of: Callable[[CellResult], 
     present = [set(of_row) for of_row in rows.values() if of_row]
     common = set.intersection(*present) if present else set()
     folds = {fold for fold, _ in common}
-    whole = {key for key in common if {f for f, s in common if s == key[1]} == folds} or common
+    of_seed: dict[int, set[int]] = defaultdict(set)
+    for fold, seed in common:
+        of_seed[seed].add(fold)
+    whole = {(fold, seed) for fold, seed in common if of_seed[seed] == folds} or common
     if any(keys != whole for keys in present):
         group.notes.append(
             "rows are compared on the folds and training seeds that all of them have: "

@@ -7,6 +7,7 @@ Few-Shot Segmentation through Iterative Modulation, CVPR 2024, copied as printed
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -100,7 +101,7 @@ def comparable_ablation(key: CellKey, num_val_images: int | None = None) -> bool
     return (key.dataset, key.backbone, key.shot, key.fold) == ("pascal5i", "resnet50", 1, 0) and whole
 
 
-def unlike_ablation(identity: dict[str, Any]) -> list[str]:
+def unlike_ablation(identity: Mapping[str, Any]) -> list[str]:
     """The settings (`key=value`) that differ from those of the paper's ablations; a missing setting does not count.
 
     Args:

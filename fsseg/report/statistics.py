@@ -35,9 +35,10 @@ class Statistic:
     @classmethod
     def of(cls, values: Mapping[tuple[int, int], float]) -> Statistic:
         """Of values by (fold, seed); every seed has the same folds."""
-        seeds = sorted({seed for _, seed in values})
-        means = [mean([v for (_, s), v in values.items() if s == seed]) for seed in seeds]
-        return cls(mean(list(values.values())), sample_std(means))
+        of_seed: dict[int, list[float]] = {}
+        for (_, seed), value in values.items():
+            of_seed.setdefault(seed, []).append(value)
+        return cls(mean(list(values.values())), sample_std([mean(of_seed[seed]) for seed in sorted(of_seed)]))
 
 
 @dataclass(frozen=True)

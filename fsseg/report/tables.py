@@ -7,7 +7,7 @@ and JSON keep all digits.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -166,12 +166,14 @@ def build(collection: Collection) -> Report:
             scored[TableKey(cell.key.dataset, cell.protocol_id, cell.data_val)].append(cell)
         else:
             pending.append(cell)
-    groups = _apart_by_list(scored)
-    rows = {(key, RowKey.of(c)[:4]) for key, cells in groups.items() for c in cells}
+    groups, homes = _apart_by_list(scored), _Homes()
+    for key, cells in groups.items():
+        for cell in cells:
+            homes.add(key, cell)
     for cell in pending:
-        key, row = _table_of(cell, groups, rows), RowKey.of(cell)[:4]
+        key = homes.find(cell)
         groups[key].append(cell)
-        rows.add((key, row))
+        homes.add(key, cell)
     tables = [_table(key, cells) for key, cells in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))]
     _mark_differences(tables)
     return Report(tables, problems, collection.cells)
@@ -189,27 +191,56 @@ def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[Tabl
     return apart
 
 
-def _table_of(
-    cell: CellResult, groups: dict[TableKey, list[CellResult]], rows: set[tuple[TableKey, tuple[Any, ...]]]
-) -> TableKey:
-    """The table for a cell without score: that of the finished cells of its row, or else of its protocol."""
-    fitting = [
-        key
-        for key, cells in groups.items()
-        if key.dataset == cell.key.dataset
-        and (cell.protocol_id is None or key.protocol_id == cell.protocol_id or _same_rules(cells[0], cell))
-    ]
-    beside = [key for key in fitting if (key, RowKey.of(cell)[:4]) in rows]
-    return next(iter(beside + fitting), TableKey(cell.key.dataset, cell.protocol_id, None))
+class _Homes:
+    """Which table a cell without score belongs to: that of the finished cells of its row, or else of its protocol.
+
+    Of several the first counts. Every table stands here under all marks by which a cell may look for it.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[TableKey, int] = {}  # and when it first came up
+        self._rules: dict[TableKey, Any] = {}  # of its first cell
+        self._first: dict[tuple[Any, ...], TableKey] = {}
+        self._rows: set[tuple[Any, ...]] = set()
+
+    def add(self, key: TableKey, cell: CellResult) -> None:
+        """Note that a table holds a cell."""
+        row = RowKey.of(cell)[:4]
+        if (key, row) in self._rows:
+            return
+        self._rows.add((key, row))
+        self._keys.setdefault(key, len(self._keys))
+        rules = self._rules.setdefault(key, _rules_on_a_file(cell))
+        for mark in (None, ("id", key.protocol_id), rules):
+            for place in ((key.dataset, mark), (key.dataset, mark, row)):
+                first = self._first.setdefault(place, key)
+                if self._keys[key] < self._keys[first]:
+                    self._first[place] = key
+
+    def find(self, cell: CellResult) -> TableKey:
+        """The table of a cell without score; a new one if none fits."""
+        id_ = cell.protocol_id
+        marks = [None] if id_ is None else [("id", id_), *filter(None, [_rules_on_a_file(cell)])]
+        for row in ((RowKey.of(cell)[:4],), ()):
+            found = [key for mark in marks if (key := self._first.get((cell.key.dataset, mark, *row))) is not None]
+            if found:
+                return min(found, key=self._keys.__getitem__)
+        return TableKey(cell.key.dataset, id_, None)
 
 
-def _same_rules(done: CellResult, pending: CellResult) -> bool:
-    """Whether a cell yet to be evaluated on a file of episodes has the rules of one that has been."""
-    own, other = (
-        {k: v is not None if k == "episodes_file" else v for k, v in c.result.protocol.items() if k not in _BY_FILE}
-        for c in (done, pending)
-    )
-    return own == other and bool(own.get("episodes_file"))
+def _rules_on_a_file(cell: CellResult) -> Any:
+    """The rules of a cell that is evaluated on a file of episodes, whichever file, to compare; None for any other."""
+    protocol = cell.result.protocol
+    if protocol.get("episodes_file") is None:
+        return None
+    return _hashable({k: v for k, v in protocol.items() if k not in ("episodes_file", *_BY_FILE)})
+
+
+def _hashable(value: Any) -> Any:
+    """A value of JSON that can be a key of a dictionary; equal where the values are."""
+    if isinstance(value, dict):
+        return frozenset((k, _hashable(v)) for k, v in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _table(key: TableKey, cells: list[CellResult]) -> Table:
@@ -228,8 +259,11 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
     table.rows = [Row(row_key) for row_key in sorted(done.keys() | pending.keys(), key=lambda k: tuple(map(str, k)))]
     _label(table.rows)
     for row in table.rows:
-        for shot in sorted({c.key.shot for c in done[row.key]}):
-            _fill(row, shot, [c for c in done[row.key] if c.key.shot == shot], table.notes)
+        by_shot: dict[int, list[CellResult]] = defaultdict(list)
+        for cell in done[row.key]:
+            by_shot[cell.key.shot].append(cell)
+        for shot, of_shot in sorted(by_shot.items()):
+            _fill(row, shot, of_shot, table.notes)
         _list_missing(row, done[row.key], pending[row.key], table)
     return table
 
@@ -244,9 +278,12 @@ def _label(rows: list[Row]) -> None:
             row.label += f" [{key.variant}]"
         if several_names:
             row.label += f" ({key.name})"
+    taken = Counter(row.label for row in rows)
     for row in rows:
-        if sum(r.label == row.label for r in rows) > 1:
+        if taken[row.label] > 1:
+            taken[row.label] -= 1
             row.label += f" (training data {(row.key.data_train or 'unknown')[:8]})"
+            taken[row.label] += 1
 
 
 def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> None:
@@ -345,17 +382,30 @@ def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], t
 
 def _mark_differences(tables: list[Table]) -> None:
     """Name, in the titles of a data set's several tables, the rules in which they differ."""
+    of_dataset: dict[str, list[Table]] = defaultdict(list)
     for table in tables:
-        for other in tables:
-            if other is table or other.key.dataset != table.key.dataset or not table.protocol or not other.protocol:
-                continue
-            for rule in table.protocol.keys() | other.protocol.keys():
-                if rule != "episodes_file" and table.protocol.get(rule) != other.protocol.get(rule):
-                    value = table.protocol.get(rule, "not recorded")
-                    if rule == "episodes_list" and isinstance(value, dict):
-                        split = "-" in (table.key.protocol_id or "")
-                        value = f"{value.get('protocol')}" + (f" {value.get('fingerprint')}" if split else "")
-                    table.differs[rule] = value
-            if table.key.data_val != other.key.data_val:
-                table.differs["evaluation data"] = (table.key.data_val or "unknown")[:8]
-        table.differs = dict(sorted(table.differs.items()))
+        if table.protocol:
+            of_dataset[table.key.dataset].append(table)
+    for alike in of_dataset.values():
+        first = alike[0]
+        # Where all tables equal the first, no two differ; otherwise each has another one that it differs from.
+        differing = {
+            rule
+            for rule in {rule for table in alike for rule in table.protocol} - {"episodes_file"}
+            if any(table.protocol.get(rule) != first.protocol.get(rule) for table in alike)
+        }
+        of_data = any(table.key.data_val != first.key.data_val for table in alike)
+        for table in alike:
+            found = {rule: _shown(table, rule) for rule in differing}
+            if of_data:
+                found["evaluation data"] = (table.key.data_val or "unknown")[:8]
+            table.differs = dict(sorted(found.items()))
+
+
+def _shown(table: Table, rule: str) -> Any:
+    """A rule of a table's protocol, for its title."""
+    value = table.protocol.get(rule, "not recorded")
+    if rule == "episodes_list" and isinstance(value, dict):
+        split = "-" in (table.key.protocol_id or "")
+        return f"{value.get('protocol')}" + (f" {value.get('fingerprint')}" if split else "")
+    return value

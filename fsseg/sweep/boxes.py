@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fsseg.errors import UserError
@@ -54,50 +55,60 @@ def cut(
             choices = ", ".join(swept) or "the line sweeps nothing"
             raise UserError(f"--by {key}: the line has no {key}", f"choose among: {choices}")
     if by is not None:
-        return _cut_along(points, hours, servers, [k for k in swept if k in by])[1]
-    best: list[tuple[float, int, int, list[list[Box]]]] = []
-    for size in range(len(swept) + 1):
-        for chosen in itertools.combinations(swept, size):
-            longest, parts = _cut_along(points, hours, servers, chosen)
-            best.append((longest, sum(map(len, parts)), size, parts))
-    shortest = min(entry[0] for entry in best)
-    good = [entry for entry in best if entry[0] <= 1.05 * shortest]
-    return min(good, key=lambda entry: (entry[1], entry[2]))[3]
+        return _boxes(points, _cut_along(points, hours, servers, [k for k in swept if k in by])[1])
+    choices = [keys for size in range(len(swept) + 1) for keys in itertools.combinations(swept, size)]
+    cuts = [_cut_along(points, hours, servers, keys) for keys in choices]
+    shortest = min(longest for longest, _ in cuts)
+    good = [_boxes(points, parts) for longest, parts in cuts if longest <= 1.05 * shortest]
+    return min(good, key=lambda parts: sum(map(len, parts)))  # of equally many lines the first: it has the fewest keys
 
 
 def _cut_along(
     points: Sequence[Point], hours: Sequence[float], servers: int, keys: Sequence[str]
-) -> tuple[float, list[list[Box]]]:
+) -> tuple[float, list[list[int]]]:
+    """Hours of the busiest server, and the numbers of the points that each one runs."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, point in enumerate(points):
         groups.setdefault(tuple(point.settings[k] for k in keys), []).append(i)
     members = list(groups.values())
     chunks = split_evenly([sum(hours[i] for i in group) for group in members], servers)
-    parts = [merge([points[i].settings for g in chunk for i in members[g]]) for chunk in chunks]
-    longest = max(sum(hours[i] for g in chunk for i in members[g]) for chunk in chunks)
-    return longest, parts
+    parts = [[i for g in chunk for i in members[g]] for chunk in chunks]
+    return max(sum(hours[i] for i in part) for part in parts), parts
+
+
+def _boxes(points: Sequence[Point], parts: Sequence[Sequence[int]]) -> list[list[Box]]:
+    return [merge([points[i].settings for i in part]) for part in parts]
 
 
 def split_evenly(weights: Sequence[float], count: int) -> list[list[int]]:
-    """Cut a sequence into at most `count` runs, none empty; the largest sum is minimal, then the largest length."""
+    """Cut a sequence into at most `count` runs, none empty; the largest sum is minimal, then the largest length.
+
+    Time grows with the square of the length: numpy goes through all places where the last run may begin at once.
+    """
+    import numpy as np
+
     size = len(weights)
     count = min(count, size)
-    # best[k][n]: (largest sum, largest length) of the first n weights in k runs, and where the last run begins
-    best: list[list[tuple[float, int, int]]] = [[(float("inf"), size, 0)] * (size + 1) for _ in range(count + 1)]
-    best[0][0] = (0.0, 0, 0)
+    each = np.asarray(weights, dtype=np.float64)
+    # Of the first n weights in so many runs: largest sum and largest length.
+    sums, lengths = np.full(size + 1, np.inf), np.full(size + 1, size)
+    sums[0], lengths[0] = 0.0, 0
+    begins = np.zeros((count + 1, size + 1), dtype=int)  # of the last run
     for k in range(1, count + 1):
+        sums_before, lengths_before = sums, lengths
+        sums, lengths = np.full(size + 1, np.inf), np.full(size + 1, size)
         for n in range(k, size + 1):
-            total = 0.0
-            for begin in range(n - 1, k - 2, -1):
-                total += weights[begin]
-                before = best[k - 1][begin]
-                candidate = (max(before[0], total), max(before[1], n - begin), begin)
-                if candidate[:2] < best[k][n][:2]:
-                    best[k][n] = candidate
+            # The last run has length 1, 2, ...; the others hold what is before it.
+            largest = np.maximum(np.add.accumulate(each[k - 1 : n][::-1]), sums_before[k - 1 : n][::-1])
+            sums[n] = largest.min()
+            own = np.flatnonzero(largest == sums[n]) + 1
+            longest = np.maximum(own, lengths_before[n - own])
+            best = longest.argmin()
+            lengths[n], begins[k, n] = longest[best], n - own[best]
     runs: list[list[int]] = []
     n = size
     for k in range(count, 0, -1):
-        begin = best[k][n][2]
+        begin = int(begins[k, n])
         runs.append(list(range(begin, n)))
         n = begin
     return runs[::-1]
@@ -122,17 +133,20 @@ def merge(settings: Sequence[Mapping[str, str]]) -> list[Box]:
 
 
 def _merge_along(boxes: Sequence[Box], key: str) -> list[Box]:
+    """Boxes that differ in this key alone as one, its values in the order in which they come up."""
+    set_of = lru_cache(maxsize=None)(frozenset)  # most boxes share the values of their other keys
     merged: dict[Hashable, Box] = {}
+    values: dict[Hashable, dict[str, None]] = {}
     for box in boxes:
-        rest = (key in box, tuple(sorted((k, frozenset(v)) for k, v in box.items() if k != key)))
-        if rest in merged and key in box:
-            values = merged[rest][key]
-            merged[rest][key] = values + tuple(v for v in box[key] if v not in values)
-        elif rest in merged:
-            continue  # the same point twice
-        else:
-            merged[rest] = dict(box)
-    return list(merged.values())
+        rest = (key in box, tuple(sorted((k, v if len(v) == 1 else set_of(v)) for k, v in box.items() if k != key)))
+        merged.setdefault(rest, box)
+        values.setdefault(rest, {}).update(dict.fromkeys(box.get(key, ())))
+    return [box | {key: tuple(values[rest])} if key in box else box for rest, box in merged.items()]
+
+
+def cells_of(box: Box) -> Iterator[tuple[tuple[str, str], ...]]:
+    """The settings of each of a box's cells, as (key, value) in the order of the line."""
+    return (tuple(zip(box, values)) for values in itertools.product(*box.values()))
 
 
 def command(box: Box, extra: Sequence[str] = ()) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,71 @@ class Estimate:
     gigabytes: tuple[float, float] | None
     disk: float | None
     basis: str
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What cells alike took: medians, but for the memory, which is the most; None where none tells.
+
+    Attributes:
+        count: how many they are.
+        device: of the first that names one.
+        origins: of the measurements, in words.
+    """
+
+    count: int
+    train: float | None
+    evaluate: float | None
+    extra: float
+    memory: int | None
+    disk: float | None
+    device: str | None
+    origins: tuple[str, ...]
+
+    @classmethod
+    def of(cls, alike: Sequence[Measured]) -> Usual:
+        return cls(
+            len(alike),
+            _median(m.train for m in alike),
+            _median(m.evaluate for m in alike),
+            statistics.median([m.extra for m in alike]) if alike else 0.0,
+            max((m.memory for m in alike if m.memory), default=None),
+            _median(m.disk for m in alike),
+            next((m.device for m in alike if m.device), None),
+            tuple(o for o in ("finished cells", "calibration", "running cells") if any(m.origin == o for m in alike)),
+        )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of those that are neither absent nor 0."""
+    known = [v for v in values if v]
+    return statistics.median(known) if known else None
+
+
+class Known:
+    """All measured cells, looked through once for each kind, settings and device, not once for each cell of a grid."""
+
+    def __init__(self, measured: Iterable[Measured]) -> None:
+        self._of_kind: dict[Kind, list[Measured]] = {}
+        self._images: dict[str, int] = {}
+        self._usual: dict[tuple[Kind, str, str], Usual] = {}
+        for m in measured:
+            self._of_kind.setdefault(m.kind, []).append(m)
+            if m.images is not None:
+                self._images.setdefault(m.pool, m.images)
+
+    def images(self, pool: str) -> int | None:
+        """Training images of the first cell that trained on the same ones."""
+        return self._images.get(pool)
+
+    def usual(self, kind: Kind, settings: str, device: str) -> Usual:
+        """Of the cells of a kind, if there are any only those of the same settings, on one device (see `_one_device`)."""
+        mark = kind, settings, device
+        if mark not in self._usual:
+            alike = self._of_kind.get(kind, [])
+            exact = [m for m in alike if m.settings == settings]
+            self._usual[mark] = Usual.of(_one_device(exact or alike, device))
+        return self._usual[mark]
 
 
 def kind_of(cfg: Config) -> Kind:
@@ -150,7 +216,7 @@ def _steady_seconds(run: RunDirectory) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, known: Sequence[Measured]) -> Estimate:
+def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, known: Known) -> Estimate:
     """The cost of a cell from its present state on.
 
     Args:
@@ -162,18 +228,13 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
     to_train = cfg.train.enabled and trains(cfg)
     images = training_images(cfg, identity, known) if to_train else None
     steps = _steps(cfg, images, found) if to_train else 0
-    alike = [m for m in known if m.kind == kind_of(cfg)]
-    if exact := [m for m in alike if m.settings == settings_of(identity)]:
-        alike = exact
-    alike = _one_device(alike, cfg.device)
+    usual = known.usual(kind_of(cfg), settings_of(identity), cfg.device)
     if found is not None and found.state == State.DONE:
         return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done")
 
-    memory: tuple[float, float] | None = None
-    if sizes := [m.memory / 1e9 for m in alike if m.memory]:
-        memory = (max(sizes), max(sizes))
-    disk = statistics.median([m.disk for m in alike if m.disk]) if any(m.disk for m in alike) else None
-    hours, basis = _measured_hours(cfg, steps, found, alike)
+    memory = None if usual.memory is None else (usual.memory / 1e9, usual.memory / 1e9)
+    disk = usual.disk
+    hours, basis = _measured_hours(cfg, steps, found, usual)
     published = _is_published(cfg)
     if hours is None and published:
         low, high = PUBLISHED_HOURS[cfg.dataset.name]
@@ -186,27 +247,23 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
 
 
 def _measured_hours(
-    cfg: Config, steps: int | None, found: Snapshot | None, alike: Sequence[Measured]
+    cfg: Config, steps: int | None, found: Snapshot | None, usual: Usual
 ) -> tuple[tuple[float, float] | None, str]:
-    train = [m.train for m in alike if m.train]
-    evaluate = [m.evaluate for m in alike if m.evaluate]
-    seconds = statistics.median([m.extra for m in alike]) if alike else 0.0
+    seconds = usual.extra
     if steps:
-        if not train:
+        if usual.train is None:
             return None, ""
-        seconds += _share_left(steps, found) * steps * statistics.median(train)
+        seconds += _share_left(steps, found) * steps * usual.train
     elif steps is None:
         return None, ""
-    if cfg.eval.enabled and evaluate:
+    if cfg.eval.enabled and usual.evaluate is not None:
         episodes = cfg.protocol.num_episodes * len(cfg.protocol.seeds) * (1 + len(cfg.eval.background_shifts))
-        seconds += episodes * statistics.median(evaluate)
+        seconds += episodes * usual.evaluate
     elif cfg.eval.enabled and not steps:
         return None, ""
-    origins = [o for o in ("finished cells", "calibration", "running cells") if any(m.origin == o for m in alike)]
-    device = next((m.device for m in alike if m.device), None)
-    count = "" if origins == ["calibration"] else f"{len(alike)} "
-    without = "" if evaluate or not cfg.eval.enabled else ", without evaluation"
-    basis = f"{count}{' and '.join(origins)} on {device or 'a device they do not name'}{without}"
+    count = "" if usual.origins == ("calibration",) else f"{usual.count} "
+    without = "" if usual.evaluate is not None or not cfg.eval.enabled else ", without evaluation"
+    basis = f"{count}{' and '.join(usual.origins)} on {usual.device or 'a device they do not name'}{without}"
     return (seconds / 3600, seconds / 3600), basis
 
 
@@ -219,16 +276,14 @@ def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
     names = [m.device for m in alike if m.device is not None]
     if not names:
         return list(alike)
-    most = max(dict.fromkeys(names), key=names.count)
+    most = Counter(names).most_common(1)[0][0]
     return [m for m in alike if m.device == most]
 
 
-def training_images(cfg: Config, identity: dict[str, Any], known: Sequence[Measured]) -> int | None:
+def training_images(cfg: Config, identity: dict[str, Any], known: Known) -> int | None:
     """Training images of the fold: published, or of a finished cell on the same pool, or of shapes5i if it is there."""
-    pool = pool_of(identity)
-    for m in known:
-        if m.images is not None and m.pool == pool:
-            return m.images
+    if (images := known.images(pool_of(identity))) is not None:
+        return images
     from fsseg.data.registry import source_class
 
     return source_class(cfg.dataset.name).training_images(cfg)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ class Point:
     snapshot: Snapshot | None = None
     faults: list[UserError] = field(default_factory=list)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
         """Override key -> value as written, in the order of the line."""
         return split_overrides(self.overrides)

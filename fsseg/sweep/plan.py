@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fsseg.cell.models import State
 from fsseg.cell.record import find_runs
 from fsseg.errors import UserError, visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import extent, size, span
-from fsseg.sweep.boxes import Box, command, cut, swept_keys
-from fsseg.sweep.estimate import Estimate, Measured, estimate, kind_of, measure, measurements, settings_of
+from fsseg.sweep.boxes import cells_of, command, cut, swept_keys
+from fsseg.sweep.estimate import Estimate, Known, Measured, estimate, kind_of, measure, measurements, settings_of
 from fsseg.sweep.grid import Point, build_grid
 
 CALIBRATION_STEPS = 8
@@ -54,9 +55,10 @@ def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float
             found, note = run_calibration(point, limit_seconds)
             known += found
             notes.append(note)
+    all_known = Known(known)
     estimates = [
         None if p.composed is None or p.cell is None or p.state == State.FAULTY
-        else estimate(p.composed.cfg, p.cell.identity, p.snapshot, known)
+        else estimate(p.composed.cfg, p.cell.identity, p.snapshot, all_known)
         for p in points
     ]  # fmt: skip
     return Plan(points, estimates, notes + _data_notes(points))
@@ -102,13 +104,18 @@ def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured],
 
 
 def _data_notes(points: Sequence[Point]) -> list[str]:
-    from fsseg.data.registry import folder_faults
+    from fsseg.data.registry import folder_faults, needed_splits
 
     notes: dict[str, None] = {}
+    seen: set[tuple[Any, ...]] = set()
     for p in points:
-        if p.composed is not None and p.state not in (State.DONE, State.FAULTY):
-            for fault in folder_faults(p.composed.cfg):
-                notes.setdefault(f"not ready: {fault}")
+        if p.composed is None or p.state in (State.DONE, State.FAULTY):
+            continue
+        cfg = p.composed.cfg
+        folder = id(cfg.dataset), tuple(needed_splits(cfg))  # a grid's cells share their nodes
+        if folder not in seen:
+            seen.add(folder)
+            notes |= dict.fromkeys(f"not ready: {fault}" for fault in folder_faults(cfg))
     return list(notes)
 
 
@@ -194,8 +201,9 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
     parts = cut(plan.points, hours, count, by)
     why = "more would not be done sooner" if by is None else "cut finer with --by"
     lines = [f"{len(parts)} servers:" if len(parts) == count else f"{len(parts)} of {count} servers have work: {why}"]
+    places = {tuple(p.settings.items()): i for i, p in enumerate(plan.points)}
     for number, boxes in enumerate(parts, 1):
-        mine = [i for i, p in enumerate(plan.points) if any(_inside(p, box) for box in boxes)]
+        mine = sorted(places[place] for box in boxes for place in cells_of(box))
         done = sum(plan.points[i].state == State.DONE for i in mine)
         known = all((e := plan.estimates[i]) is not None and e.hours is not None for i in mine)
         expected = f", about {span(3600 * sum(hours[i] for i in mine))}" if known else ""
@@ -210,7 +218,3 @@ def weights(plan: Plan) -> list[float]:
     known = [m for m, p in zip(middles, plan.points) if m is not None and p.state != State.DONE]
     usual = sum(known) / len(known) if known else 1.0
     return [usual if m is None else m for m in middles]
-
-
-def _inside(point: Point, box: Box) -> bool:
-    return all(point.settings.get(k) in values for k, values in box.items())

@@ -87,7 +87,7 @@ def test_hidden_folders_and_the_insides_of_runs_hold_no_runs(tmp_path, make_cell
         (b"\xff\xfe\x00", "not JSON"),
         ("[]", "got `array`"),
         ("{}", "missing required field"),
-        ('{"schema_version": 99}', "schema_version 99; this fsseg reads versions 1 to 2"),
+        ('{"schema_version": 99}', "schema_version 99; this fsseg reads versions 1 to 3"),
         ('{"schema_version": 1, "protocol": {}, "cell": {"name": "x"}, "metrics": {"miou": 5}}', "cell"),
         ('{"schema_version": 1}', "missing required field"),
         ('{"schema_version": 2}', "missing required field"),
