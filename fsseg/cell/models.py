@@ -261,6 +261,7 @@ class Copied(Struct):
 
     Attributes:
         files: name -> [bytes, time of change in ns] of each file that arrived.
+        run: mark of the newest start that was copied in full (`fsseg.sweep.held.start_mark`).
     """
 
     url: str | None = None
@@ -269,6 +270,7 @@ class Copied(Struct):
     error: str = ""
     pending: list[str] = []
     files: dict[str, list[int]] = {}
+    run: str | None = None
 
 
 def read(path: Path, kind: type[T]) -> T | None:

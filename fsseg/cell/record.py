@@ -388,7 +388,7 @@ class Cell(RunDirectory):
         write_atomic(self.config_file, config)
 
     def clear(self) -> None:
-        """Empty the directory, but for the claim, which the caller holds.
+        """Empty the directory, but for the claim, which the caller holds, and for what is known of its copy.
 
         The result goes first and the identity last: whenever this is cut short, what is left is neither taken for a
         result nor for a run with other settings than its own.
@@ -398,7 +398,7 @@ class Cell(RunDirectory):
         claim = self.claim_file
         entries = [p for p in self.directory.iterdir() if not p.name.startswith((".old-", f".{claim.name}"))]
         turn = {self.result_file: 0, self.identity_file: 2}
-        for path in sorted((p for p in entries if p != claim), key=lambda p: turn.get(p, 1)):
+        for path in sorted((p for p in entries if p not in (claim, self.sync_file)), key=lambda p: turn.get(p, 1)):
             os.rename(path, old / path.name)
         self.tidy()
 
