@@ -81,9 +81,9 @@ class Identity(Versioned):
 
 
 class Status(Versioned):
-    """`status.json`: how far a run is; `fsseg.cell.status` writes it."""
+    """`status.json`: how far a run is; `fsseg.cell.status` writes it. One without a state says nothing."""
 
-    state: str = "queued"
+    state: str
     phase: str | None = None
     step: int | None = 0
     steps: int | None = None

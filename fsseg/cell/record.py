@@ -155,7 +155,7 @@ class RunDirectory:
 
     def last_attempt(self) -> tuple[int, Attempt | None]:
         """Number and record of the newest start; 0 and None if there was none, None if its file is damaged."""
-        number = max((int(p.stem) for p in self.attempts.glob("*.json") if p.stem.isdigit()), default=0)
+        number = max((int(p.stem) for p in self.attempts.glob("*.json") if p.stem.isdecimal()), default=0)
         try:
             return number, read(self.attempts / f"{number}.json", Attempt)
         except Unreadable:

@@ -35,8 +35,10 @@ class Elsewhere:
         self._cluster: str | None = None
         self._asked = float("-inf")
         for path in sorted(folder.glob(".submitit/*/jobs.json")) if folder else ():
-            for directory, job in ((read_json(path) or {}).get("jobs") or {}).items():
-                self._jobs.setdefault(directory, []).append(str(job.get("job_id")))
+            jobs = (read_json(path) or {}).get("jobs")
+            for directory, job in jobs.items() if isinstance(jobs, dict) else ():
+                if isinstance(job, dict) and "job_id" in job:
+                    self._jobs.setdefault(directory, []).append(str(job["job_id"]))
 
     def owner(self, cell: Cell) -> tuple[State, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""
