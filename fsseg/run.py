@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fsseg.cell import uses
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import Busy, ClaimLost, acquire
 from fsseg.cell.models import Result, State, write_record
@@ -146,6 +147,8 @@ def _attempt(run: Run) -> Outcome | None:
     try:
         cell.tidy()
         cell.write_settings(OmegaConf.to_yaml(run.cfg, resolve=True))
+        if run.cfg.checkpoint is not None:
+            uses.note(run.cfg.checkpoint, cell.directory)
         attempt = AttemptFile(cell)
         handler = RunLog(cell.log_file)
     except OSError as error:

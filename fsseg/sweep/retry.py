@@ -137,7 +137,7 @@ def _unfit(own: Mapping[str, str]) -> str:
             override = parser.parse_override(word)
         if override.is_sweep_override():
             return f"{word} is a setting of more than one cell"
-        if any("${" in text for text in _texts(override.value())):  # \\{ may stand for {: the text alone does not show it
+        if any("${" in text for text in _texts(override.value())):  # `$\{` too means one
             return f"{word} holds an interpolation ${{...}}, and what is stored is not evaluated"
     return ""
 
