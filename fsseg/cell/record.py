@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
 _LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard"))  # folders of a run: they hold no runs
+_INSIDE = frozenset(
+    ("checkpoints", "figures", "attempts", "tensorboard", "used_by")
+)  # folders of a run: they hold no runs
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fsseg.process.files import read_json, write_json
 
 log = logging.getLogger("fsseg")
 
-_FOLDER = "used_by"
+FOLDER = "used_by"
 
 
 def note(checkpoint: str | Path, user: Path) -> None:
@@ -30,7 +30,7 @@ def note(checkpoint: str | Path, user: Path) -> None:
     try:
         if path.is_file() and any(p.is_file() for p in (run.identity_file, run.result_file, run.status_file)):
             name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
-            write_json(run.directory / _FOLDER / f"{name}.json", {"directory": place})
+            write_json(run.directory / FOLDER / f"{name}.json", {"directory": place})
     except OSError as error:
         log.debug("%s does not know that it is used: %s", run.directory, error)
 
@@ -38,7 +38,7 @@ def note(checkpoint: str | Path, user: Path) -> None:
 def users(run: RunDirectory) -> list[Path]:
     """The directories of the cells that began from a checkpoint of the run, as far as they left a note."""
     found = []
-    for path in sorted((run.directory / _FOLDER).glob("*.json")):
+    for path in sorted((run.directory / FOLDER).glob("*.json")):
         place = (read_json(path) or {}).get("directory")
         if isinstance(place, str) and place.isprintable():
             found.append(Path(place))

@@ -17,7 +17,7 @@ def is_url(text: str) -> bool:
 
 
 def url_faults(url: str) -> list[UserError]:
-    """Faults of `sync.url` that show before anything is sent: credentials in it, an unknown protocol, a missing package.
+    """Faults of `sync.url` that show before anything is sent: credentials, an unknown protocol, a missing package.
 
     No message repeats an address that may hold credentials.
     """

@@ -1,8 +1,8 @@
 """`fsseg clean`: files that run directories no longer need. It lists them first, and checks again before it deletes.
 
 Checkpoints of finished cells, claims whose holder is gone, and temporary files that a killed process left. A cell that
-a process works on is never touched, a checkpoint that another cell refers to stays, and nothing outside a run is touched
-through a link.
+a process works on is never touched, a checkpoint that another cell refers to stays, and so does whatever lies outside a
+run, behind a link.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fsseg.cell.record import RunDirectory, Snapshot, find_runs, look_at
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file counts as abandoned: writing one takes seconds."""
 
+_KEYS = ("checkpoint", "weights")
 _MENTIONS = re.compile(r"(checkpoint|weights)\W*:(?!\s*null\b)")
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
@@ -176,7 +177,7 @@ def _kept(runs: Iterable[RunDirectory]) -> Kept:
                 places.add(user)
             elif not any(folder.is_dir() for folder in _outputs([RunDirectory(user)])):
                 kept.paths.update(map(Path, map(os.path.realpath, run.checkpoints.glob("*"))))
-                kept.notes.append(f"{run.directory}: its checkpoint stays, for {user} uses it and is not seen from here")
+                kept.notes.append(f"{run.directory}: its checkpoint stays: {user}, not seen from here, uses it")
     for run in find_runs(sorted(p for p in places if p.is_dir())):
         try:
             for name in _referred(run):
@@ -203,7 +204,8 @@ def _add(kept: Kept, run: RunDirectory, name: str) -> None:
 
     A relative path starts at the folder where the run was started. That is this one, or one above the run, or unknown.
     """
-    places = [Path(os.path.realpath(Path(p, name))) for p in (Path.cwd(), *Path(os.path.abspath(run.directory)).parents)]
+    starts = (Path.cwd(), *Path(os.path.abspath(run.directory)).parents)
+    places = [Path(os.path.realpath(start / name)) for start in starts]
     kept.paths.update(places)
     if os.path.isabs(name) or any(place.is_file() for place in places):
         return
@@ -226,7 +228,7 @@ def _referred(run: RunDirectory) -> set[str]:
     with suppress(Unreadable):
         record = run.identity_record()
         pairs = [override.partition("=") for override in (record.overrides if record else None) or ()]
-        names |= {value.strip("'\"") for key, _, value in pairs if key.lstrip("+~") in ("checkpoint", "backbone.weights")}
+        names |= {value.strip("'\"") for key, _, value in pairs if key.lstrip("+").rpartition(".")[2] in _KEYS}
     text = run.config_file.read_bytes().decode("utf-8", "surrogateescape") if run.config_file.is_file() else ""
     if _MENTIONS.search(text):  # parsing every configuration of a large sweep would take most of the time
         try:
@@ -241,9 +243,9 @@ def _named(value: Any, key: str = "") -> Iterator[str]:
     """All texts below a key that names weights."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _named(item, key if key in ("checkpoint", "weights") else str(name))
+            yield from _named(item, key if key in _KEYS else str(name))
     elif isinstance(value, list):
         for item in value:
             yield from _named(item, key)
-    elif isinstance(value, str) and key in ("checkpoint", "weights"):
+    elif isinstance(value, str) and key in _KEYS:
         yield value

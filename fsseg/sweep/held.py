@@ -1,4 +1,4 @@
-"""What of a run may go to a store, and what the store holds of its cell already: `fsseg.sweep.sync` asks before it sends.
+"""What of a run may go to a store, and what the store holds of its cell: `fsseg.sweep.sync` asks before it sends.
 
 A copy replaces what is there only if nothing of another run is lost by it. Two runs of one cell (two machines with one
 `sync.url`, or a redo) are told apart by their starts, which `attempts/<n>.json` record.
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from fsseg.cell import uses
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Attempt, Unreadable
 from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
-from fsseg.sweep.store import Store
+from fsseg.sweep.store import LARGEST, Store
 
 _FIX = "give another address, or take that copy off the store first"
 
@@ -53,11 +54,13 @@ def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]]
         OSError: a folder of the run cannot be read.
     """
     root = os.path.realpath(run.directory)
-    kept_here = (run.sync_file.name, run.claim_file.name, *(() if checkpoints else (run.checkpoints.name,)))
+    kept_here = {run.sync_file.name, run.claim_file.name, uses.FOLDER}
+    if not checkpoints:
+        kept_here.add(run.checkpoints.name)
     found: dict[str, list[int]] = {}
     left_out: list[str] = []
     for at, folders, files in os.walk(root, onerror=_unless_vanished):
-        here = kept_here if at == root else ()
+        here = kept_here if at == root else set()
         folders[:] = [n for n in folders if not is_temporary(n) and n not in here]
         for name in sorted([*folders, *files]):
             path = Path(at, name)
@@ -153,13 +156,23 @@ def look_there(remote: Store, base: str, run: RunDirectory) -> Held:
     Args:
         base: the cell's folder on the store.
         run: the local one, for the names of its files.
+
+    Raises:
+        UserError: a record there is too large to be one.
     """
-    names = {n for n in remote.list(base) if not any(is_temporary(part) for part in n.split("/"))}
-    result = remote.get(f"{base}/{run.result_file.name}") if run.result_file.name in names else None
+    sizes = remote.list(base)
+    names = {n for n in sizes if not any(is_temporary(part) for part in n.split("/"))}
+
+    def record(name: str) -> bytes | None:
+        if sizes.get(name, 0) > LARGEST:
+            raise UserError(f"the store holds a {name} of {sizes[name]} bytes, which no run has written", _FIX)
+        return remote.get(f"{base}/{name}") if name in names else None
+
+    result = record(run.result_file.name)
     folder = f"{run.attempts.name}/"
     numbers = [int(n) for name in names if (n := name.removeprefix(folder).removesuffix(".json")).isdecimal()]
     number = max(numbers, default=0)
-    start = start_mark(remote.get(f"{base}/{folder}{number}.json")) if numbers else ""
+    start = start_mark(record(f"{folder}{number}.json"))
     return Held(frozenset(names), result if says_something(result) else None, start, number)
 
 

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # readers see a put whole or not at all
 _LONGEST_PAUSE = 60.0  # seconds
+LARGEST = 64 << 20
+"""Bytes of a record that is read from a store: a thousand times what a run writes."""
 _SMALL = 32 << 20  # bytes: smaller files are read at once, so that a growing log is sent in one state
 
 

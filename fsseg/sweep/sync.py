@@ -36,7 +36,7 @@ from fsseg.sweep.held import (
     shown,
     start_of,
 )
-from fsseg.sweep.store import Store, Tries, words
+from fsseg.sweep.store import LARGEST, Store, Tries, words
 
 if TYPE_CHECKING:
     from fsseg.cell.record import Cell
@@ -46,7 +46,6 @@ log = logging.getLogger("fsseg.sync")
 
 _USUAL = Tries()
 _LONGEST = 1e6  # seconds
-_LARGEST = 64 << 20  # bytes of a record that is read from a store: a thousand times what a run writes
 
 
 @dataclass
@@ -176,7 +175,7 @@ def _send(
     def clear() -> None:
         now = tries.call(lambda: look_there(remote, base, run))  # another run may have come meanwhile
         for name in sorted(leftovers(now, run, result, copied.run) - stats.keys()):
-            tries.call(lambda: remote.remove(f"{base}/{name}"))
+            tries.call(lambda name=name: remote.remove(f"{base}/{name}"))  # type: ignore[misc]
 
     last = {run.config_file.name, run.identity_file.name, run.result_file.name}
     cleared = False
@@ -283,7 +282,7 @@ def _wanted(sizes: Mapping[str, int], bad: list[str]) -> set[str]:
             continue
         if not is_plain(name):
             bad.append(shown(name))
-        elif size > _LARGEST:
+        elif size > LARGEST:
             bad.append(f"{name} ({size} bytes)")
         elif not any(map(is_temporary, parts)):
             good.add(name)

@@ -58,7 +58,7 @@ def test_no_name_leads_out_of_the_folder(
 ) -> None:
     Odd(monkeypatch, {name: b"{}"})
     target = tmp_path / "deep" / "er" / "mirror"
-    before = {p for p in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     root = sync.mirror(store, target)
     assert (root / REMOTE / "result.json").is_file()
     new = {p for p in tmp_path.rglob("*") if p.is_file()} - before

@@ -79,7 +79,8 @@ def test_overrides_of_more_than_one_cell_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_in_the_grammar_is_a_reason_and_ends_no_other_cell(tmp_path: Path) -> None:
-    assert all(reasons(tmp_path, ["device=[1", "device='a", "device=}", "device=" + "[" * 5000, "gone.setting=1"]).values())
+    overrides = ["device=[1", "device='a", "device=}", "device=" + "[" * 5000, "gone.setting=1"]
+    assert all(reasons(tmp_path, overrides).values())
 
 
 def test_a_stored_redo_is_dropped_however_it_is_written(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_shell_and_hydra_take_a_folder_s_name_literally(cell: Cell) -> None:
 
 def test_the_place_of_an_output_folder_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSSEG_SECRET", "hunter2")
-    [cell] = start(["fold=1", f"output_dir={tmp_path}/outputs"])
+    start(["fold=1", f"output_dir={tmp_path}/outputs"])
     (tmp_path / "outputs").rename(tmp_path / "${oc.env:FSSEG_SECRET}")
     found = find_retries([tmp_path / "${oc.env:FSSEG_SECRET}"])
     assert found.lines == []
@@ -158,7 +159,7 @@ def test_odd_records_are_named_and_end_nothing(tmp_path: Path) -> None:
 def test_a_failing_line_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(
-        "import sys, pathlib\npathlib.Path('seen').open('a').write(sys.argv[1] + chr(10))\nsys.exit('bad' in sys.argv[1])\n"
+        "import sys\nopen('seen', 'a').write(sys.argv[1] + chr(10))\nsys.exit('bad' in sys.argv[1])\n"
     )
     assert run_lines([shlex.join(["python", "train.py", word]) for word in ("bad one", "$HOME `id`")]) == 1
     assert Path("seen").read_text() == "bad one\n$HOME `id`\n"
@@ -181,7 +182,8 @@ def test_stored_words_reach_train_py_as_they_are(cell: Cell, monkeypatch: pytest
 def test_jobs_of_an_odd_file_are_none(tmp_path: Path) -> None:
     from fsseg.sweep.elsewhere import Elsewhere
 
-    for number, content in enumerate(["{}", '{"jobs": []}', '{"jobs": {"a": 5}}', '{"jobs": {"a": null}}', "[]", '{"jobs": 7}']):
+    contents = ["{}", '{"jobs": []}', '{"jobs": {"a": 5}}', '{"jobs": {"a": null}}', "[]", '{"jobs": 7}']
+    for number, content in enumerate(contents):
         path = tmp_path / ".submitit" / str(number) / "jobs.json"
         path.parent.mkdir(parents=True)
         path.write_text(content)

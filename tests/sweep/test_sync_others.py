@@ -232,7 +232,8 @@ def test_a_sync_json_that_says_nothing_counts_as_nothing_copied(tmp_path: Path) 
 def test_temporary_files_never_travel(tmp_path: Path) -> None:
     cell = started(tmp_path / "local", "a", miou=50.0)
     for name in (".work-1/result.json", ".work-1/deep/x", "figures/.half/a.png", ".hidden", "train.log.tmp",
-                 "checkpoints/last.pt.new", "checkpoints/.last.pt.x.tmp", "deep/.git/config", "cut.tmp/inside"):  # fmt: skip
+                 "checkpoints/last.pt.new", "checkpoints/.last.pt.x.tmp", "deep/.git/config",
+                 "cut.tmp/inside", "used_by/1.json"):  # fmt: skip
         path = cell.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
@@ -337,3 +338,21 @@ def test_a_run_is_copied_under_its_configured_address(tmp_path: Path) -> None:
     cell = started(tmp_path / "local", "a", miou=50.0)
     sync.sync_cell(configured(f"file://{tmp_path}/store"), cell)
     assert (tmp_path / "store" / REMOTE / "result.json").is_file()
+
+
+def test_a_store_in_memory_is_told_from_another_run_too(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/store"
+    first = started(tmp_path / "a", "a", miou=50.0)
+    assert sync.push(first, url, True).error == ""
+    assert "run of this cell" in sync.push(started(tmp_path / "b", "b", miou=60.0), url, tries=ONCE).error
+    root = sync.mirror(url, tmp_path / "mirror")
+    assert (root / REMOTE / "result.json").read_bytes() == first.result_file.read_bytes()
+
+
+def test_a_huge_record_on_the_store_is_not_read(tmp_path: Path) -> None:
+    url, there = f"file://{tmp_path}/store", tmp_path / "store" / REMOTE
+    there.mkdir(parents=True)
+    with (there / "result.json").open("wb") as file:
+        file.truncate(10**12)
+    assert "1000000000000 bytes" in sync.push(started(tmp_path / "a", "a", miou=50.0), url, tries=ONCE).error
+    assert (there / "result.json").exists()
