@@ -74,7 +74,7 @@ def _waste_of(s: Snapshot, kept: Kept) -> Iterator[Item]:
             yield Item(path, run, path.stat().st_size, why)
 
     for path in sorted(run.checkpoints.glob("*")) if s.state == State.DONE else ():
-        real = path.resolve()
+        real = Path(os.path.realpath(path))
         if path.is_file() and real.is_relative_to(inside) and real not in kept and not _TEMPORARY.fullmatch(path.name):
             yield from item(path, "checkpoint")
     if run.claim_file.is_file():
@@ -103,7 +103,9 @@ def delete(items: Sequence[Item], refused: list[OSError] | None = None) -> list[
         if item.why == "claim":
             continue
         now = item.run.look()
-        if now.alive or (item.why == "checkpoint" and (now.state != State.DONE or item.path.resolve() in kept)):
+        if now.alive or (
+            item.why == "checkpoint" and (now.state != State.DONE or Path(os.path.realpath(item.path)) in kept)
+        ):
             continue
         try:
             item.path.unlink()

@@ -16,7 +16,7 @@ import msgspec
 
 from fsseg.cell import uses
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import Attempt, Unreadable
+from fsseg.cell.models import Attempt, Unreadable, read
 from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
 from fsseg.sweep.store import LARGEST, Store
@@ -172,7 +172,10 @@ def look_there(remote: Store, base: str, run: RunDirectory) -> Held:
     folder = f"{run.attempts.name}/"
     numbers = [int(n) for name in names if (n := name.removeprefix(folder).removesuffix(".json")).isdecimal()]
     number = max(numbers, default=0)
-    start = start_mark(record(f"{folder}{number}.json"))
+    try:
+        start = start_mark(msgspec.json.decode(record(f"{folder}{number}.json") or b"null", type=Attempt | None))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        start = ""
     return Held(frozenset(names), result if says_something(result) else None, start, number)
 
 
@@ -185,21 +188,18 @@ def says_something(data: bytes | None) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
-def start_mark(data: bytes | None) -> str:
-    """What tells a start of a run from every other; empty if its record cannot be read."""
-    try:
-        record = msgspec.json.decode(data or b"", type=Attempt)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-    return f"{record.started_at} {record.host} {record.pid}"
+def start_mark(record: Attempt | None) -> str:
+    """What tells a start of a run from every other; empty without a record of it."""
+    return "" if record is None else f"{record.started_at} {record.host} {record.pid}"
 
 
 def start_of(run: RunDirectory, number: int | None = None) -> str:
-    """The mark of a start of the local run, of the newest by default; empty if there is no record of it."""
-    number = run.last_attempt()[0] if number is None else number
+    """The mark of a start of the local run, of the newest by default; empty without a record of it."""
+    if number is None:
+        return start_mark(run.last_attempt()[1])
     try:
-        return start_mark((run.attempts / f"{number}.json").read_bytes())
-    except OSError:
+        return start_mark(read(run.attempts / f"{number}.json", Attempt))
+    except Unreadable:
         return ""
 
 
