@@ -103,9 +103,8 @@ def delete(items: Sequence[Item], refused: list[OSError] | None = None) -> list[
         if item.why == "claim":
             continue
         now = item.run.look()
-        if now.alive or (
-            item.why == "checkpoint" and (now.state != State.DONE or Path(os.path.realpath(item.path)) in kept)
-        ):
+        needed = item.why == "checkpoint" and (now.state != State.DONE or Path(os.path.realpath(item.path)) in kept)
+        if now.alive or needed:
             continue
         try:
             item.path.unlink()

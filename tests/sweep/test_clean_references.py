@@ -138,6 +138,7 @@ def test_nothing_outside_of_a_finished_run_is_deleted(tmp_path: Path) -> None:
     second = run_folder(tmp_path, 2)
     second.checkpoint.unlink()
     second.checkpoint.symlink_to(theirs.checkpoint)
+    (second.checkpoints / "circle").symlink_to("circle")
     assert find_waste([tmp_path]) == []
 
 

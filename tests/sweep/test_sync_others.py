@@ -299,6 +299,13 @@ def test_one_bad_entry_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [o.error for o in outcomes.values()] == [""] * 9
     assert outcomes[cells[6].directory].left_out == ["caf\\udce9.txt"]
     assert len([n for n in tree(tmp_path / "store") if n.endswith("result.json")]) == 9
+    # And again, with records of starts that say nothing, here and there.
+    for number, content in enumerate(("", "{}", "[]", "null", '{"started_at": 5}')):
+        cells[number].log_file.write_text("more")
+        (cells[number].attempts / "1.json").write_text(content)
+        (tmp_path / "store" / cells[number].key.path / "attempts" / "1.json").write_text(content)
+    outcomes = dict(sync.catch_up([outputs], f"file://{tmp_path}/store", tries=ONCE))
+    assert [o.error for o in outcomes.values()] == [""] * 9
 
     def unreadable(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "the run")
