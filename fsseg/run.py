@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fsseg.cell import uses
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import Busy, acquire
 from fsseg.cell.fence import drop, fenced, set_aside
@@ -149,6 +150,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
     try:
         if not redo:  # else the former run stays as it is until the new one can start
             run.id, run.fresh = cell.begin(OmegaConf.to_yaml(run.cfg, resolve=True))
+        if run.cfg.checkpoint is not None:
+            uses.note(run.cfg.checkpoint, cell.directory)
         attempt = AttemptFile(cell, run.id)
         handler = RunLog(cell.log_file)
     except OSError as error:

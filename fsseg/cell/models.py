@@ -92,9 +92,9 @@ class Identity(Versioned):
 
 
 class Status(Versioned):
-    """`status.json`: how far a run is; `fsseg.cell.status` writes it."""
+    """`status.json`: how far a run is; `fsseg.cell.status` writes it. One without a state says nothing."""
 
-    state: str = "queued"
+    state: str
     phase: str | None = None
     step: Count | None = 0
     steps: Count | None = None
@@ -298,6 +298,7 @@ class Copied(Struct):
 
     Attributes:
         files: name -> [bytes, time of change in ns] of each file that arrived.
+        run: mark of the newest start that was copied in full (`fsseg.sweep.held.start_mark`).
     """
 
     url: str | None = None
@@ -306,6 +307,7 @@ class Copied(Struct):
     error: str = ""
     pending: list[str] = []
     files: dict[str, list[int]] = {}
+    run: str | None = None
 
 
 def read(path: Path, kind: type[T]) -> T | None:

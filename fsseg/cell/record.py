@@ -47,7 +47,7 @@ log = logging.getLogger("fsseg")
 _LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
 _NUMBER = re.compile("[0-9]{1,9}")
 _REASON_LENGTH = 2000  # characters shown of why a run ended
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard"))  # folders of a run: they hold no runs
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by"))  # folders of a run: no runs there
 _RECORDS = frozenset(("result.json", "status.json", "identity.json", "config.yaml"))  # a folder of this name is a fault
 
 

@@ -82,7 +82,10 @@ def clean(
     """Checkpoints of finished cells, stale claims, temporary files: lists them, and deletes them with --yes."""
     from fsseg.sweep import clean as cleaning
 
-    items = cleaning.find_waste(folders)
+    notes: list[str] = []
+    items = cleaning.find_waste(folders, notes)
+    for note in notes:
+        print(note)
     refused: list[OSError] = []
     deleted = cleaning.delete(items, refused) if yes and items else items
     if deleted or not refused:

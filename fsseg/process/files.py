@@ -16,7 +16,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,29 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"it has values that are no configuration ({error})") from None
 
 
+def entries_below(
+    folder: str | Path, skip: Callable[[os.DirEntry[str]], bool] = lambda entry: False
+) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder that is no folder itself, at any depth. Links are given, not entered.
+
+    Args:
+        skip: what is left out, a folder with all that is in it.
+
+    Raises:
+        OSError: a folder cannot be read; one that has vanished counts as empty.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as listing:
+            for entry in sorted(listing, key=lambda e: e.name):
+                if skip(entry):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    yield entry
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, 64 hex digits.
 
@@ -229,7 +252,10 @@ def json_text(value: Any) -> str:
 
 def _json_bytes(value: Any) -> bytes:
     """The text of `json.dumps(indent=2)`, which itself is slow and holds a string for every token."""
-    return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
+    try:
+        return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
+    except msgspec.DecodeError:  # a name of a file that is not UTF-8 makes half a character, which it does not take
+        return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def create_exclusive(path: Path, data: str) -> bool:

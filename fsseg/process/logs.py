@@ -32,10 +32,21 @@ def configure_logging(level: str) -> None:
     logger.setLevel(level.upper())
     logger.propagate = False
     if not any(getattr(h, "fsseg_console", False) for h in logger.handlers):
-        console = logging.StreamHandler()
-        console.setFormatter(_FORMAT)
-        console.fsseg_console = True  # type: ignore[attr-defined]
-        logger.addHandler(console)
+        logger.addHandler(_Console())
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # generic from Python 3.11 on
+    """The terminal. One that is closed takes nothing more, and stops no run."""
+
+    fsseg_console = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_FORMAT)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], (OSError, ValueError)):  # of a file object that is closed: ValueError
+            super().handleError(record)
 
 
 class RunLog(logging.FileHandler):

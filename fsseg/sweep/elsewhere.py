@@ -37,8 +37,8 @@ class Elsewhere:
         for path in sorted(folder.glob(".submitit/*/jobs.json")) if folder else ():
             jobs = (read_json(path, JOBS_BYTES) or {}).get("jobs")
             for directory, job in jobs.items() if isinstance(jobs, dict) else ():
-                if isinstance(job, dict):
-                    self._jobs.setdefault(directory, []).append(str(job.get("job_id")))
+                if isinstance(job, dict) and "job_id" in job:
+                    self._jobs.setdefault(directory, []).append(str(job["job_id"]))
 
     def owner(self, cell: Cell) -> tuple[State, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""

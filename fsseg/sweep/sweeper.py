@@ -296,9 +296,9 @@ def write_state(cell: Cell, state: State, reason: str | None = None) -> None:
 
 def _status(cell: Cell) -> Status:
     try:
-        return cell.status() or Status()
+        return cell.status() or Status(state=State.QUEUED)
     except Unreadable:
-        return Status()
+        return Status(state=State.QUEUED)
 
 
 def text(jobs: Sequence[Job]) -> str:

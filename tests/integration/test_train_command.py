@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fsseg.cell.models import Result, State
 from fsseg.cell.record import RunDirectory, find_runs
+from fsseg.cell.uses import users
 from fsseg.cli.app import app
 
 from .conftest import SMALL, Command, command
@@ -93,6 +94,7 @@ def test_a_checkpoint_is_evaluated_under_another_shot_into_a_directory_of_its_ow
     assert (result.checkpoint is not None and result.checkpoint.fold, result.cell.shot) == (0, 5)
     assert trained[0].result_file.read_bytes() == before
     assert not other.checkpoint.exists()
+    assert other.directory in users(trained[0])  # `fsseg clean` looks there
 
 
 def test_a_checkpoint_is_not_scored_on_classes_it_was_trained_on(train: Command, trained: Trained) -> None:
