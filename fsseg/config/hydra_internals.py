@@ -6,18 +6,22 @@ with any Hydra but 1.3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["BasicLauncher", "apply_overrides", "group_repository", "split_line"]
+__all__ = ["BasicLauncher", "apply_overrides", "group_repository", "look_before_reading", "split_line"]
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:
@@ -40,3 +44,21 @@ def group_repository(loader: ConfigLoader, master: DictConfig) -> Any:
         return None
     hydra_overrides: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
     return loader._parse_overrides_and_create_caching_repo(master.hydra.job.config_name, hydra_overrides)[1]
+
+
+def look_before_reading(check: Callable[[str], None]) -> None:
+    """Let Hydra read a YAML file only after `check` was called with its path, in this process from now on."""
+    Plugins.instance()  # which loads the classes of sources anew
+    source: Any = SourcesRegistry.instance().resolve("file")
+    load = source.load_config
+    if getattr(load, "checked", False):
+        return
+
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
+        path = os.path.join(self.path, self._normalize_file_name(config_path))
+        if os.path.exists(path):
+            check(path)
+        return load(self, config_path)
+
+    load_config.checked = True  # type: ignore[attr-defined]
+    source.load_config = load_config
