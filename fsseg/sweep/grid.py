@@ -103,7 +103,7 @@ def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: 
 def _examined(point: Point, composed: Composed | UserError, data: bool) -> Point:
     from omegaconf.errors import OmegaConfBaseException
 
-    from fsseg.config.checks import faults
+    from fsseg.config.checks import faults, place_faults
     from fsseg.config.entry import explain
     from fsseg.data.registry import folder_faults
 
@@ -112,6 +112,9 @@ def _examined(point: Point, composed: Composed | UserError, data: bool) -> Point
         return point
     point.composed, cfg = composed, composed.cfg
     try:
+        if place_faults(cfg):
+            point.state, point.faults = State.FAULTY, faults(cfg)
+            return point
         point.cell = open_cell(cfg, composed.resolved, composed.task_overrides)
         if not cfg.redo and (result := point.cell.finished()) is not None:
             point.state, point.snapshot = State.DONE, Snapshot(point.cell, State.DONE, result=result)
