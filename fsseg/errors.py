@@ -53,7 +53,8 @@ class UserError(Exception):
 
 
 def merge_errors(errors: list[UserError]) -> UserError:
-    """Several faults as one error, each with its own two lines, in the order found."""
+    """Several faults as one error, each with its own two lines and told once, in the order found."""
+    errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         return errors[0]
     return UserError(Lines(f"{len(errors)} faults:\n" + "\n".join(f"- {e}" for e in errors)))

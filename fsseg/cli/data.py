@@ -112,13 +112,13 @@ def bench_data(
     line: Line = None,
     shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
     workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes timed for each")] = 48,
+    episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Episodes timed for each")] = 48,
 ) -> None:
     """Training episodes a second, memory a worker, and where the time goes."""
+    shot_counts, worker_counts = _numbers("--shots", shots, 1, 1000), _numbers("--workers", workers, 0, 256)
     from fsseg.bench import loading as bench
     from fsseg.data.registry import build_source
 
-    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
     cfg = _config(line)
     source = build_source(cfg)
     print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
@@ -126,8 +126,8 @@ def bench_data(
 
 def bench_model(
     line: Line = None,
-    batch: Annotated[int, typer.Option(min=1, help="Episodes a step")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps timed")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Episodes a step")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=100_000, help="Steps timed")] = 5,
 ) -> None:
     """A training step beside the bare backbone on the same images; `device=`, `train.amp=` and all else as in a run.
 
@@ -146,11 +146,11 @@ def _paper_size(line: Line) -> list[str]:
     return line if any(o.startswith("dataset=") for o in line) else ["dataset=pascal5i", *line]
 
 
-def _numbers(text: str, least: int) -> list[int]:
+def _numbers(option: str, text: str, least: int, most: int) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < least:
-        raise UserError(f"{text!r} is no list of numbers from {least} on", "write e.g. 1,5")
+    if not numbers or min(numbers) < least or max(numbers) > most:
+        raise UserError(f"{option} {text[:200]!r} is no list of numbers from {least} to {most}", "write e.g. 1,5")
     return numbers

@@ -28,6 +28,8 @@ def plan(
     """The grid of an override line: state, steps, hours, memory and disk of each cell, and what it comes to."""
     from fsseg.sweep import plan as plans
 
+    if servers is not None:
+        _held("--servers", servers, 1, 10_000)
     del multirun  # a line may be pasted with its -m
     if by is not None and servers is None:
         raise UserError("--by says how to cut the grid, but not for how many machines", "add --servers 4")
@@ -47,6 +49,7 @@ def status(
     from fsseg.cell.record import Problem, look_at
     from fsseg.sweep import status as cells
 
+    _held("--every", every, 0.1, 86_400)
     if watch:
         try:
             cells.watch(folders, every)
@@ -55,6 +58,14 @@ def status(
     else:
         problems: list[Problem] = []
         print(cells.text(look_at(folders, problems), problems))
+
+
+def _held(option: str, value: float, least: float, most: float) -> None:
+    """Refuse a number out of range; typer's own limits let NaN through."""
+    from fsseg.config.constraints import within
+
+    if fault := within(least, most).fault(option, value):
+        raise fault
 
 
 def retry(

@@ -108,7 +108,7 @@ def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: 
 def _examined(point: Point, composed: Composed | UserError, data: bool, now: DataNow) -> Point:
     from omegaconf.errors import OmegaConfBaseException
 
-    from fsseg.config.checks import faults
+    from fsseg.config.checks import faults, place_faults
     from fsseg.config.entry import explain
     from fsseg.data.registry import folder_faults
 
@@ -117,6 +117,9 @@ def _examined(point: Point, composed: Composed | UserError, data: bool, now: Dat
         return point
     point.composed, cfg = composed, composed.cfg
     try:
+        if place_faults(cfg):
+            point.state, point.faults = State.FAULTY, faults(cfg)
+            return point
         plain = composed.resolved
         point.cell = open_cell(cfg, plain, composed.task_overrides)
         if not cfg.redo and (result := point.cell.finished()) is not None:
