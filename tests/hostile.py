@@ -124,7 +124,8 @@ def config(draw: random.Random, folder: Path) -> str:
     keys = _keys(compose(groups).resolved)
     line = list(groups)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        value = draw.choice([str(n) for n in NUMBERS] + list(ODD_TEXT) * 2)
+        plausible = draw.choice(("0.5", "1", "2", "3", "8", "true", "null", "[0,1]", "tiny", "cpu", "a_name", "1.10"))
+        value = plausible if draw.random() < 0.5 else draw.choice([str(n) for n in NUMBERS] + list(ODD_TEXT) * 2)
         line.append(f"{draw.choice(('', '', '', '+', '++', '~'))}{draw.choice(keys)}={value}")
     try:
         composed = compose(line)

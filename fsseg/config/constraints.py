@@ -27,8 +27,11 @@ class Constraint:
 
     def fault(self, key: str, value: Any) -> UserError | None:
         """What is wrong with `key=value`, if anything is."""
-        if self.holds(value):
-            return None
+        try:
+            if self.holds(value):
+                return None
+        except TypeError:  # OmegaConf lets a list pass where a list of numbers has another list in it
+            pass
         return UserError(f"{key}={shown(value)} {self.what}", f"set {key} to {self.fix}")
 
 

@@ -174,7 +174,19 @@ def _first(pattern: str, text: str) -> str:
 
 
 def typed(cfg: DictConfig) -> config.Config:
-    """The composed configuration, seen by the type checker as its schema (attribute access is the same)."""
+    """The composed configuration, seen by the type checker as its schema (attribute access is the same).
+
+    Raises:
+        UserError: a part of it is not there, has no value, or cannot be resolved.
+    """
+    groups = ("dataset", "backbone", "model", "protocol")  # what others are interpolated from
+    for name in (field.name for field in fields(config.Config)):
+        if name not in cfg and not OmegaConf.is_missing(cfg, name):
+            raise UserError(f"{name} was taken out of the configuration", f"leave ~{name} out of the line")
+        if name in groups and OmegaConf.is_missing(cfg, name):
+            raise UserError(f"{name} has no value", f"set {name}=..., or leave ~{name} out of the line")
+    with explained():
+        resolved(cfg)  # an interpolation to a value of another type is only found where it is read
     return cfg  # type: ignore[return-value]
 
 
