@@ -1,6 +1,35 @@
-"""The one exception type for mistakes that a user can make; raised everywhere, printed by `train.py` and `fsseg`."""
+"""The one exception type for mistakes that a user can make; raised everywhere, printed by `train.py` and `fsseg`.
+
+And `visible`, through which all that prints shows text that somebody else may have written: names of runs, reasons,
+hosts, overrides. `fsseg.report.formats` adds what Markdown, LaTeX and CSV need.
+"""
 
 from __future__ import annotations
+
+
+class Lines(str):
+    """Several lines on purpose, each of which is visible already."""
+
+
+def visible(text: object) -> str:
+    """A text as one line that shows each of its characters: what cannot be printed is written as an escape.
+
+    A line break becomes `\\n`, the ESC of a terminal `\\x1b`, a mark that turns the direction of writing `\\u202e`, a
+    byte of a file name that is no UTF-8 `\\xff`. `Lines` stay as they are.
+    """
+    if isinstance(text, Lines):
+        return text
+    text = str(text)
+    if isinstance(text, Lines) or text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that it could not decode
+        character = chr(code - 0xDC00)
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class UserError(Exception):
@@ -10,7 +39,7 @@ class UserError(Exception):
     and exit with a non-zero status; `HYDRA_FULL_ERROR=1` shows the traceback.
 
     Args:
-        what: what is wrong.
+        what: what is wrong; several lines only as `Lines`.
         fix: what to do about it.
     """
 
@@ -20,11 +49,12 @@ class UserError(Exception):
         super().__init__(what, fix)  # both as args, so that the exception survives pickling between processes
 
     def __str__(self) -> str:
-        return f"{self.what}\n  -> {self.fix}" if self.fix else self.what
+        return Lines(f"{visible(self.what)}\n  -> {visible(self.fix)}") if self.fix else visible(self.what)
 
 
 def merge_errors(errors: list[UserError]) -> UserError:
-    """Several faults as one error, each with its own two lines, in the order found."""
+    """Several faults as one error, each with its own two lines and told once, in the order found."""
+    errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         return errors[0]
-    return UserError(f"{len(errors)} faults:\n" + "\n".join(f"- {e}" for e in errors))
+    return UserError(Lines(f"{len(errors)} faults:\n" + "\n".join(f"- {e}" for e in errors)))

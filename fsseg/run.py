@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fsseg.cell import uses
 from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import Busy, acquire
 from fsseg.cell.fence import drop, fenced, set_aside
@@ -25,7 +26,7 @@ from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
 from fsseg.config.entry import resolved, typed
-from fsseg.data.registry import build_source, folder_faults, needed_splits
+from fsseg.data.registry import DataNow, build_source, folder_faults, needed_splits
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
@@ -149,6 +150,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
     try:
         if not redo:  # else the former run stays as it is until the new one can start
             run.id, run.fresh = cell.begin(OmegaConf.to_yaml(run.cfg, resolve=True))
+        if run.cfg.checkpoint is not None:
+            uses.note(run.cfg.checkpoint, cell.directory)
         attempt = AttemptFile(cell, run.id)
         handler = RunLog(cell.log_file)
     except OSError as error:
@@ -296,6 +299,8 @@ def _announce(run: Run, work: bool) -> None:
 
 
 def _already_done(run: Run, result: Result) -> Outcome:
+    if (fault := DataNow().fault(run.cfg, resolved(run.cfg.dataset), result.dataset)) is not None:
+        raise UserError(f"{run.cell.directory} is {fault.what}", fault.fix)
     log.info("already done: %s%s", run.cell.directory, _score(result))
     return Outcome(State.DONE, result)
 

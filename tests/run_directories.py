@@ -86,7 +86,7 @@ def default_result(key: CellKey, fingerprint: str, miou: float, version: int) ->
         "cell": key, "fingerprint": fingerprint, "protocol": PROTOCOL,
         "metrics": {"miou": miou, "miou_std": 0.5, "fb_iou": 80.0, "fb_iou_std": 0.1, "per_class": {"cat": miou},
                     "per_seed": [{"seed": 0, "miou": miou, "episodes_fingerprint": f"e{key.fold}"}]},
-        "dataset": {"fingerprint_train": "t", "fingerprint_val": "v"}, "training": {"steps": 10, **seconds},
+        "training": {"steps": 10, **seconds},
         "timing": {"train_seconds": 2.5}, "finished_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
 

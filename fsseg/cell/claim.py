@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -24,10 +25,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fsseg.process.files import ClaimLost, create_exclusive, json_text
+from fsseg.process.files import RECORD_BYTES, ClaimLost, create_exclusive, json_text, open_regular, read_file
 
 log = logging.getLogger("fsseg")
 
+_LONGEST_LEASE = 1e8  # seconds, three years: a claim that states more states nothing
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
 _ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim away puts it back at once
@@ -73,12 +75,12 @@ class Holder:
 def read_holder(path: Path) -> Holder | None:
     """Who holds the claim file; None if there is none."""
     try:
-        raw = path.read_bytes().decode("utf-8", "replace")
+        raw = read_file(path, RECORD_BYTES).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
     try:
         fields = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     return Holder(raw, fields if isinstance(fields, dict) else {})
 
@@ -91,7 +93,7 @@ def is_gone(holder: Holder) -> bool:
     same_job = theirs.get("slurm_job") is not None and all(
         theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster")
     )
-    return same_job and int(theirs.get("slurm_restart") or 0) < int(mine["slurm_restart"] or 0)
+    return same_job and _number(theirs.get("slurm_restart")) < _number(mine["slurm_restart"])
 
 
 def is_stale(path: Path, holder: Holder, sleep: Callable[[float], None] = time.sleep) -> bool:
@@ -306,7 +308,7 @@ def _this_process() -> dict[str, Any]:
 
 def _process_start(pid: Any) -> str | None:
     """When a process of this machine started, in its kernel's ticks; None if there is none or it is a zombie."""
-    text = _read(f"/proc/{pid}/stat")
+    text = _read(f"/proc/{pid}/stat") if isinstance(pid, int) else None
     if text is None:
         return None
     after_name = text.rpartition(")")[2].split()  # the name may hold spaces and brackets
@@ -331,10 +333,13 @@ def _read(path: str) -> str | None:
 
 def _modified(path: Path) -> float | None:
     try:
-        with path.open("rb") as file:  # opening asks the server; NFS answers a bare stat from its cache
-            return os.fstat(file.fileno()).st_mtime
+        handle = open_regular(path)  # opening asks the server; NFS answers a bare stat from its cache
     except FileNotFoundError:
         return None
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
 
 
 def _folder_clock(folder: Path) -> float:
@@ -349,4 +354,9 @@ def _folder_clock(folder: Path) -> float:
 
 
 def _positive(value: Any, otherwise: float) -> float:
-    return float(value) if isinstance(value, (int, float)) and value > 0 else otherwise
+    return float(value) if isinstance(value, (int, float)) and 0 < value < _LONGEST_LEASE else otherwise
+
+
+def _number(text: Any) -> int:
+    """What SLURM's variables hold; 0 for nothing, and for what is no number."""
+    return int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,9}", text) else 0

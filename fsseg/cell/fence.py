@@ -65,9 +65,9 @@ def _expel_others(directory: Path, work: Path) -> None:
 def set_aside(cell: Cell, work: Path) -> None:
     """Move the run in the directory to `.replaced`, where it stays until a new result is there.
 
-    Claim, log and attempts stay: they are the history of the directory. The result goes first and the identity last, so
-    that a reader never takes what is left for a result or for a run with other settings. If this is cut short, the next
-    holder puts everything back.
+    Claim, log, attempts and what is known of a copy stay: they belong to the directory. The result goes first and the
+    identity last, so that a reader never takes what is left for a result or for a run with other settings. If this is
+    cut short, the next holder puts everything back.
 
     Args:
         cell: the caller holds its claim.
@@ -78,7 +78,7 @@ def set_aside(cell: Cell, work: Path) -> None:
     """
     if cell.result_file.exists():
         drop(cell.replaced, work)  # left over from before this result
-    aside, staying = work / _ASIDE, (cell.claim_file, cell.log_file, cell.attempts)
+    aside, staying = work / _ASIDE, (cell.claim_file, cell.log_file, cell.attempts, cell.sync_file)
     with _ours(work):
         aside.mkdir()
         for path in _in_turn(cell.directory, first=cell.result_file.name, last=cell.identity_file.name):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.errors import UserError
+from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 _GRID_KEYS = ("name", "dataset", "method", "backbone", "shot", "fold", "seed", "variant",
               "dataset.name", "backbone.name", "model.name")  # fmt: skip
 _VARIANT_LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit too
+_PART_LENGTH = 255
 
 
-_LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)/([^/]+)/(\d+)shot/([^/]+)/fold(\d+)/seed(\d+)/?$")
+_LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)/([^/]+)/([0-9]+)shot/([^/]+)/fold([0-9]+)/seed([0-9]+)/?\Z")
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,26 @@ class CellKey:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every part can stand in a path of this form; what a file says of itself may be anything."""
+        words = (self.name, self.dataset, self.method, self.backbone, self.variant)
+        numbers = (self.shot, self.fold, self.seed)
+        return all(0 <= n < 1 << 64 for n in numbers) and not any(
+            w in ("", ".", "..") or "/" in w or "\0" in w or len(w) > _PART_LENGTH for w in words
+        )
+
     @classmethod
     def from_path(cls, directory: Path) -> CellKey | None:
         """The inverse of `path`; None if the directory has another form."""
-        match = _LAYOUT.search(directory.as_posix()) or _LAYOUT.search(Path(os.path.abspath(directory)).as_posix())
+        match = _LAYOUT.search(directory.as_posix())
+        if match is None or ".." in match.groups():
+            match = _LAYOUT.search(Path(os.path.abspath(directory)).as_posix())
         if match is None:
             return None
         name, dataset, method, backbone, shot, variant, fold, seed = match.groups()
-        return cls(name, dataset, method, backbone, int(shot), int(fold), int(seed), variant)
+        key = cls(name, dataset, method, backbone, int(shot), int(fold), int(seed), variant)
+        return key if key.is_whole else None
 
 
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
@@ -171,8 +185,4 @@ def file_digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
     """Read once in a process as long as size and time stay: the cells of a grid name the same files."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256_of(path)[:16]

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fsseg.cell.key import CellKey
-from fsseg.process.files import json_text, write_atomic
+from fsseg.process.files import RECORD_BYTES, json_text, read_file, write_atomic
 
 SCHEMA_VERSION = 3
 """Of identity, status and result. 1 had no overrides in identity.json and no `training.seconds` in result.json; before
@@ -24,6 +24,9 @@ SCHEMA_VERSION = 3
 T = TypeVar("T")
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]  # 300 years: any clock and any duration
+Shift = Annotated[str, Meta(pattern=r"^[0-9](\.[0-9]+)?(e-[0-9]+)?\Z")]
 
 
 class Unreadable(Exception):
@@ -89,22 +92,22 @@ class Identity(Versioned):
 
 
 class Status(Versioned):
-    """`status.json`: how far a run is; `fsseg.cell.status` writes it."""
+    """`status.json`: how far a run is; `fsseg.cell.status` writes it. One without a state says nothing."""
 
-    state: str = "queued"
+    state: str
     phase: str | None = None
-    step: int | None = 0
-    steps: int | None = None
-    seconds_per_step: float | None = None
-    eta_seconds: float | None = None
-    miou: float | None = None
+    step: Count | None = 0
+    steps: Count | None = None
+    seconds_per_step: Annotated[float, Meta(ge=0)] | None = None
+    eta_seconds: Annotated[float, Meta(ge=0)] | None = None
+    miou: Percent | None = None
     reason: str | None = None
     host: str | None = None
     pid: int | None = None
     slurm_job: str | None = None
-    started: float | None = None
-    heartbeat: float | None = None
-    peak_memory_bytes: int | None = None
+    started: Seconds | None = None
+    heartbeat: Seconds | None = None
+    peak_memory_bytes: Count | None = None
 
 
 class Attempt(Struct):
@@ -140,10 +143,10 @@ class SeedScore(Struct):
     """The score of one evaluation seed, in percent."""
 
     seed: int
-    miou: float
-    fb_iou: float | None = None
-    miou_all_foreground: float | None = None
-    num_episodes: int = 0
+    miou: Percent
+    fb_iou: Percent | None = None
+    miou_all_foreground: Percent | None = None
+    num_episodes: Count = 0
     episodes_fingerprint: str | None = None
     classes_without_episode: list[str] = []
 
@@ -152,66 +155,72 @@ class Distances(Struct):
     """Cosine distances between support and query foreground (Figure 5 of the paper): counts a bin, mean, spread."""
 
     bins: list[float]
-    counts: list[int]
+    counts: list[Count]
     mean: float
     std: float
-    episodes: int
-    without_foreground: int
+    episodes: Count
+    without_foreground: Count
 
 
 class Metrics(Struct):
     """The score, in percent: means over the evaluation seeds, and what they are means of."""
 
     miou: Percent
-    miou_std: float | None = None
-    miou_all_foreground: float | None = None
-    fb_iou: float | None = None
-    fb_iou_std: float | None = None
+    miou_std: Percent | None = None
+    miou_all_foreground: Percent | None = None
+    fb_iou: Percent | None = None
+    fb_iou_std: Percent | None = None
     per_seed: list[SeedScore] = []
-    per_class: dict[str, float | None] = {}
-    miou_per_round: list[float] = []
+    per_class: dict[str, Percent | None] = {}
+    miou_per_round: list[Percent] = []
     foreground_distance: Distances | None = None
-    by_background_shift: dict[str, Metrics] = {}
+    by_background_shift: dict[Shift, Metrics] = {}
 
 
 class DataRecord(Struct):
-    """Which data the numbers are of."""
+    """Which data the numbers are of.
+
+    `fingerprint_*` are over image ids and pixels of the classes (`ClassIndex.fingerprint`), `images_*` over image ids
+    and sizes of the image files (`Source.images_fingerprint`); None where a split was not read, or by an earlier fsseg.
+    """
 
     name: str | None = None
     novel_classes: list[str] = []
-    num_val_images: int | None = None
+    num_val_images: Count | None = None
     train_list: str | None = None
     val_list: str | None = None
     mask_rule: str | None = None
     fingerprint_train: str | None = None
     fingerprint_val: str | None = None
+    images_train: str | None = None
+    images_val: str | None = None
     episodes_fingerprint: str | None = None
 
 
 class Training(Struct):
     """What was trained; `seconds` is None in version 1, where `Timing.train_seconds` says it."""
 
-    steps: int
-    epochs: float | None = None
-    images: int | None = None
-    batch_size: int | None = None
+    steps: Count
+    epochs: Annotated[float, Meta(ge=0)] | None = None
+    images: Count | None = None
+    batch_size: Count | None = None
     final_loss: float | None = None
-    seconds: float | None = None
+    seconds: Seconds | None = None
 
 
 class Timing(Struct):
-    prepare_seconds: float | None = None
-    train_seconds: float | None = None
-    evaluate_seconds: float | None = None
-    figures_seconds: float | None = None
+    prepare_seconds: Seconds | None = None
+    train_seconds: Seconds | None = None
+    evaluate_seconds: Seconds | None = None
+    figures_seconds: Seconds | None = None
 
 
 class Cost(Struct):
     """Parameters, and multiply-adds of an episode in 1e9."""
 
-    parameters: int | None = None
-    gmacs: float | None = None
-    gmacs_dense: float | None = None
+    parameters: Count | None = None
+    gmacs: Annotated[float, Meta(ge=0)] | None = None
+    gmacs_dense: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Origin(Struct):
@@ -248,11 +257,15 @@ class Result(Versioned):
     cost: Cost | None = None
     checkpoint: Origin | None = None
     timing: Timing = msgspec.field(default_factory=Timing)
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     provenance: dict[str, Any] = {}
     finished_at: str | None = None
     run: str | None = None
     checksum: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cell.is_whole:
+            raise ValueError("names a cell that no run can have")
 
     @property
     def miou(self) -> float | None:
@@ -285,6 +298,7 @@ class Copied(Struct):
 
     Attributes:
         files: name -> [bytes, time of change in ns] of each file that arrived.
+        run: mark of the newest start that was copied in full (`fsseg.sweep.held.start_mark`).
     """
 
     url: str | None = None
@@ -293,6 +307,7 @@ class Copied(Struct):
     error: str = ""
     pending: list[str] = []
     files: dict[str, list[int]] = {}
+    run: str | None = None
 
 
 def read(path: Path, kind: type[T]) -> T | None:
@@ -303,21 +318,24 @@ def read(path: Path, kind: type[T]) -> T | None:
         Unreadable: it cannot be opened, is of an unknown version, or a field makes no sense.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, RECORD_BYTES)
         if isinstance(kind, type) and issubclass(kind, Versioned):
             version = msgspec.json.decode(data, type=_Head).schema_version
             if version not in range(1, SCHEMA_VERSION + 1):
-                raise Unreadable(f"has schema_version {version!r}; this fsseg reads versions 1 to {SCHEMA_VERSION}")
-            if kind is Result and version >= 3:
-                _check(msgspec.json.decode(data, type=dict[str, Any]))
-        return msgspec.json.decode(data, type=kind)
+                raise Unreadable(f"has schema_version {version!r:.40}; this fsseg reads versions 1 to {SCHEMA_VERSION}")
+        record = msgspec.json.decode(data, type=kind)
+        if isinstance(record, Result) and record.schema_version >= 3:
+            _check(msgspec.json.decode(data, type=dict[str, Any]))
+        return record
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror})") from None
     except msgspec.ValidationError as error:
         raise Unreadable(_in_words(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise Unreadable("is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotJson(f"is not JSON ({error})") from None
 
 

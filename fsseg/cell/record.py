@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import logging
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -34,14 +36,19 @@ from fsseg.cell.models import (
     read,
     write_record,
 )
-from fsseg.errors import UserError
-from fsseg.process.files import write_atomic
+from fsseg.errors import UserError, visible
+from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
+log = logging.getLogger("fsseg")
+
 _LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard"))  # folders of a run: they hold no runs
+_NUMBER = re.compile("[0-9]{1,9}")
+_REASON_LENGTH = 2000  # characters shown of why a run ended
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by"))  # folders of a run: no runs there
+_RECORDS = frozenset(("result.json", "status.json", "identity.json", "config.yaml"))  # a folder of this name is a fault
 
 
 @dataclass(frozen=True)
@@ -145,27 +152,26 @@ class RunDirectory:
         Raises:
             Unreadable: it is no YAML, or no mapping.
         """
-        import yaml
-
         try:
-            text = self.config_file.read_text(encoding="utf-8")
-            value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            value = read_yaml(self.config_file)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise Unreadable(f"cannot be read ({str(error).splitlines()[0]})") from None
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise Unreadable(f"cannot be read ({error})") from None
         if not isinstance(value, dict):
             raise Unreadable("holds no configuration")
         return value
 
     def last_attempt(self) -> tuple[int, Attempt | None]:
         """Number and record of the newest start; 0 and None if there was none, None if its file is damaged."""
-        number = max((int(p.stem) for p in self.attempts.glob("*.json") if p.stem.isdigit()), default=0)
+        number = max((int(p.stem) for p in self.attempts.glob("*.json") if _NUMBER.fullmatch(p.stem)), default=0)
         return number, self._attempt(number)
 
     def all_attempts(self) -> list[Attempt]:
         """The records of all starts that can be read, in no order."""
-        found = (self._attempt(int(p.stem)) for p in self.attempts.glob("*.json") if p.stem.isdigit())
+        found = (self._attempt(int(p.stem)) for p in self.attempts.glob("*.json") if _NUMBER.fullmatch(p.stem))
         return [attempt for attempt in found if attempt is not None]
 
     def _attempt(self, number: int) -> Attempt | None:
@@ -178,19 +184,19 @@ class RunDirectory:
         """Column of metrics.csv -> (steps, values), steps rising.
 
         What is no finite number is skipped, and so are lines that a kill cut short. Where a resumed run wrote a step
-        twice, the later line counts. {} if there is no file.
+        twice, the later line counts. Reading ends at what is no CSV. {} if there is no file, or it is larger than
+        `METRICS_BYTES`.
         """
         found: dict[str, dict[float, float]] = {}
-        try:
-            text = self.metrics_file.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return {}
-        for line in csv.DictReader(io.StringIO(text, newline="")):
-            if (step := _finite(line.get("step"))) is None:
-                continue
-            for name, cell in line.items():
-                if name and name != "step" and (value := _finite(cell)) is not None:
-                    found.setdefault(name, {})[step] = value
+        with suppress(OSError, csv.Error):
+            handle = open_regular(self.metrics_file, METRICS_BYTES)
+            with os.fdopen(handle, encoding="utf-8", errors="replace", newline="") as file:
+                for line in csv.DictReader(file):
+                    if (step := _finite(line.get("step"))) is None:
+                        continue
+                    for name, cell in line.items():
+                        if name and name != "step" and (value := _finite(cell)) is not None:
+                            found.setdefault(name, {})[step] = value
         return {name: (sorted(values), [values[s] for s in sorted(values)]) for name, values in found.items()}
 
     def note(self, line: str) -> None:
@@ -216,8 +222,16 @@ class RunDirectory:
         return view is not None and (view.gone or is_stale(self.claim_file, view.holder)) and self.take_claim(view)
 
     def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(p.stat().st_size for p in self.directory.rglob("*") if p.is_file())
+        """Bytes of all its files; links count for nothing, and neither does what cannot be looked at."""
+        folders, total = [os.fspath(self.directory)], 0
+        while folders:
+            with suppress(OSError), os.scandir(folders.pop()) as listing:
+                for entry in listing:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        total += entry.stat(follow_symlinks=False).st_size
+        return total
 
     def find_key(self) -> CellKey | None:
         """Read off the path; of a directory that was copied out of its tree, off its configuration."""
@@ -225,13 +239,14 @@ class RunDirectory:
             return key
         try:
             config = self.config()
-            return CellKey(
+            key = CellKey(
                 str(config["name"]), str(config["dataset"]["name"]), str(config["model"]["name"]),
                 str(config["backbone"]["name"]), int(config["shot"]), int(config["fold"]), int(config["seed"]),
                 "unknown",
             )  # fmt: skip
         except (Unreadable, KeyError, TypeError, ValueError):
             return None
+        return key if key.is_whole else None
 
     def look(self, now: float | None = None) -> Snapshot:
         """How the run stands.
@@ -271,7 +286,7 @@ class RunDirectory:
             return Snapshot(self, State.FAILED, "ended before its first status")
         claim = self.claim()
         age = _age(status, claim, now)
-        reason = status.reason or ""
+        reason = (status.reason or "")[:_REASON_LENGTH]
         if status.state == State.DONE:
             return Snapshot(self, State.BROKEN, "status.json says done, but there is no result.json", status, None, age)
         if status.state not in (State.RUNNING, State.QUEUED, State.PREEMPTED, State.FAILED, State.STALE):
@@ -448,8 +463,12 @@ class Problem:
         return f"{self.path}: {self.what}"
 
 
-def find_runs(folders: Iterable[str | Path]) -> list[RunDirectory]:
+def find_runs(folders: Iterable[str | Path], problems: list[Problem] | None = None) -> list[RunDirectory]:
     """All run directories below the folders (or the folders themselves), each once, sorted by path.
+
+    Args:
+        folders: where to look.
+        problems: takes the folders that are left out; None logs them.
 
     Raises:
         UserError: a folder does not exist.
@@ -459,18 +478,23 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunDirectory]:
         if not root.is_dir():
             raise UserError(f"{root} is no folder", "name a folder that holds runs, e.g. outputs/runs")
     seen: set[tuple[int, int]] = set()
-    found = [Path(folder) for root in roots for folder, names in walk(root, seen) if is_run(Path(folder), names)]
+    left_out: list[Problem] = [] if problems is None else problems
+    found = [
+        Path(folder) for root in roots for folder, names in walk(root, seen, left_out) if is_run(Path(folder), names)
+    ]
+    for problem in left_out if problems is None else ():
+        log.warning("%s", visible(problem))  # `fsseg` prints it as it is
     return [RunDirectory(path) for path in sorted(found)]
 
 
-def look_at(folders: Iterable[str | Path]) -> list[Snapshot]:
-    """How all runs below the folders stand.
+def look_at(folders: Iterable[str | Path], problems: list[Problem] | None = None) -> list[Snapshot]:
+    """How all runs below the folders stand; `problems` as for `find_runs`.
 
     Raises:
         UserError: a folder does not exist, or there is no run.
     """
     folders, now = list(folders), time.time()
-    if found := [run.look(now) for run in find_runs(folders)]:
+    if found := [run.look(now) for run in find_runs(folders, problems)]:
         return found
     raise UserError(
         f"no run found under {', '.join(map(str, folders))}",
@@ -485,34 +509,48 @@ def is_run(folder: Path, names: set[str]) -> bool:
     return "config.yaml" in names and RunDirectory(folder).find_key() is not None
 
 
-def walk(
-    root: str | Path, seen: set[tuple[int, int]], problems: list[Problem] | None = None
-) -> Iterator[tuple[str, set[str]]]:
-    """Every visible folder with the names of its files; links are followed, the insides of runs left out.
+def walk(root: str | Path, seen: set[tuple[int, int]], problems: list[Problem]) -> Iterator[tuple[str, set[str]]]:
+    """Every visible folder with the names in it; links are followed, the insides of runs left out.
 
     Args:
         seen: folders that were visited before, by device and inode; each is visited once. Filled here.
-        problems: takes the folders that cannot be read.
+        problems: takes the folders that cannot be read, and links to a folder that holds `root`: they would lead to
+            everything there is.
     """
-    try:
-        about = os.stat(root)
-        with os.scandir(root) as listing:
-            entries = sorted(listing, key=lambda e: e.name)
-    except OSError as error:
-        if problems is not None:
-            problems.append(Problem(Path(root), f"cannot be read ({error.strerror})"))
-        return
-    if (mark := (about.st_dev, about.st_ino)) in seen:
-        return
-    seen.add(mark)
-    folders = [e for e in entries if _is_folder(e)]
-    names = {e.name for e in entries} - {e.name for e in folders}
-    folders = [e for e in folders if not e.name.startswith(".")]
-    yield str(root), names
-    inside = _INSIDE if {"result.json", "status.json", "config.yaml"} & names else frozenset[str]()
-    for entry in folders:
-        if entry.name not in inside:
-            yield from walk(entry.path, seen, problems)
+    above = _above(root)
+    waiting = [os.fspath(root)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            about = os.stat(folder)
+            if (mark := (about.st_dev, about.st_ino)) in seen:
+                continue
+            if mark in above:
+                problems.append(Problem(Path(folder), "is a link to a folder above; it is not followed"))
+                continue
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda e: e.name)
+        except OSError as error:
+            problems.append(Problem(Path(folder), f"cannot be read ({error.strerror})"))
+            continue
+        seen.add(mark)
+        names = {e.name for e in entries}
+        yield folder, names
+        inside = _INSIDE if {"result.json", "status.json", "config.yaml"} & names else frozenset[str]()
+        closed = inside | _RECORDS
+        waiting += [
+            e.path for e in reversed(entries) if not e.name.startswith(".") and e.name not in closed and _is_folder(e)
+        ]
+
+
+def _above(folder: str | Path) -> set[tuple[int, int]]:
+    """The folders that hold a folder, up to the root of the file system, by device and inode."""
+    found = set()
+    for parent in Path(os.path.realpath(folder)).parents:
+        with suppress(OSError):
+            about = os.stat(parent)
+            found.add((about.st_dev, about.st_ino))
+    return found
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -31,8 +31,9 @@ class StatusFile:
         self._lock = threading.RLock()
         self._written = 0.0
         self._now = Status(
-            host=socket.gethostname(), pid=os.getpid(), slurm_job=os.environ.get("SLURM_JOB_ID"), started=time.time()
-        )
+            state=State.QUEUED, host=socket.gethostname(), pid=os.getpid(),
+            slurm_job=os.environ.get("SLURM_JOB_ID"), started=time.time(),
+        )  # fmt: skip
 
     def update(self, **fields: Any) -> None:
         """Set fields of `Status`; write if the state or phase changed or the last write is old enough."""

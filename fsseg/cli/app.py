@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
+from typing import NoReturn
 
 import typer
 
@@ -16,6 +18,7 @@ from fsseg.cli import data as data_commands
 from fsseg.cli import report as report_commands
 from fsseg.cli import sweep as sweep_commands
 from fsseg.errors import UserError
+from fsseg.process.descriptors import open_standard_streams
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 sweep_commands.add_to(app)
@@ -30,15 +33,34 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point: user errors end in two lines and status 1; `HYDRA_FULL_ERROR=1` shows their traceback."""
+    open_standard_streams()
+    with suppress(AttributeError):  # a stream that a test put there
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without ± or —
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where it can be told that it failed
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
-            traceback.print_exc()
-        sys.exit(f"error: {error}")
+        _leave(error)
     except BrokenPipeError:  # `fsseg plan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        _drop_output()
+        what = f"{error.filename or 'the output'}: cannot be used ({error.strerror})"
+        _leave(UserError(what, "free space, mend the permissions, or allow more open files (ulimit -n)"))
+
+
+def _leave(error: UserError) -> NoReturn:
+    if os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0"):
+        traceback.print_exc()
+    sys.exit(f"error: {error}")
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere: Python would try to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

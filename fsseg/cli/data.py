@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -60,12 +60,16 @@ def verify(
     sheet: Sheet = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images that are there")] = False,
     every: Annotated[bool, typer.Option("--all", help="Name every file, not the first 20 of a kind")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare the SHA-256 of every image and mask, too")] = False,
+    digests: Annotated[Path | None, typer.Option(help="The list to compare with, or to write, for --deep")] = None,
 ) -> None:
     """Compare a data set with the standard benchmark and name every fault."""
     from fsseg.data.registry import build_source
     from fsseg.data.setup.verify import verify as verify_data
 
-    report = verify_data(build_source(_config(line)), sheet, decode=not quick)
+    if digests is not None and not deep:
+        raise UserError(f"--digests {digests} is a list for --deep", "add --deep, or leave it out")
+    report = verify_data(build_source(_config(line)), sheet, decode=not quick, deep=deep, digests=digests)
     print(report.text(None if every else 20))
     if not report.ready:
         sys.exit(1)
@@ -90,11 +94,11 @@ def episodes(
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})", "give another file: --out FILE") from None
     number = sum(len(specs) for specs in plan.episodes.values())
-    print(f"{number} episodes of {len(plan.episodes)} seeds in {out}, fingerprint {mark}")
+    print(f"{number} episodes of {len(plan.episodes)} seeds in {visible(out)}, fingerprint {mark}")
     for class_id in plan.missing_classes:
-        print(f"no episode of {source.classes[class_id]}: too few images")
+        print(f"no episode of {visible(source.classes[class_id])}: too few images")
     for class_id in plan.not_drawn:
-        print(f"no episode of {source.classes[class_id]}: too few episodes (protocol.num_episodes)")
+        print(f"no episode of {visible(source.classes[class_id])}: too few episodes (protocol.num_episodes)")
 
 
 def cost(line: Line = None) -> None:
@@ -108,13 +112,13 @@ def bench_data(
     line: Line = None,
     shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
     workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes timed for each")] = 48,
+    episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Episodes timed for each")] = 48,
 ) -> None:
     """Training episodes a second, memory a worker, and where the time goes."""
+    shot_counts, worker_counts = _numbers("--shots", shots, 1, 1000), _numbers("--workers", workers, 0, 256)
     from fsseg.bench import loading as bench
     from fsseg.data.registry import build_source
 
-    shot_counts, worker_counts = _numbers(shots, 1), _numbers(workers, 0)
     cfg = _config(line)
     source = build_source(cfg)
     print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
@@ -122,8 +126,8 @@ def bench_data(
 
 def bench_model(
     line: Line = None,
-    batch: Annotated[int, typer.Option(min=1, help="Episodes a step")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps timed")] = 5,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Episodes a step")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=100_000, help="Steps timed")] = 5,
 ) -> None:
     """A training step beside the bare backbone on the same images; `device=`, `train.amp=` and all else as in a run.
 
@@ -142,11 +146,11 @@ def _paper_size(line: Line) -> list[str]:
     return line if any(o.startswith("dataset=") for o in line) else ["dataset=pascal5i", *line]
 
 
-def _numbers(text: str, least: int) -> list[int]:
+def _numbers(option: str, text: str, least: int, most: int) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < least:
-        raise UserError(f"{text!r} is no list of numbers from {least} on", "write e.g. 1,5")
+    if not numbers or min(numbers) < least or max(numbers) > most:
+        raise UserError(f"{option} {text[:200]!r} is no list of numbers from {least} to {most}", "write e.g. 1,5")
     return numbers

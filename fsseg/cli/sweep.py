@@ -28,6 +28,8 @@ def plan(
     """The grid of an override line: state, steps, hours, memory and disk of each cell, and what it comes to."""
     from fsseg.sweep import plan as plans
 
+    if servers is not None:
+        _held("--servers", servers, 1, 10_000)
     del multirun  # a line may be pasted with its -m
     if by is not None and servers is None:
         raise UserError("--by says how to cut the grid, but not for how many machines", "add --servers 4")
@@ -44,16 +46,26 @@ def status(
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
-    from fsseg.cell.record import look_at
+    from fsseg.cell.record import Problem, look_at
     from fsseg.sweep import status as cells
 
+    _held("--every", every, 0.1, 86_400)
     if watch:
         try:
             cells.watch(folders, every)
         except KeyboardInterrupt:
             raise typer.Exit() from None
     else:
-        print(cells.text(look_at(folders)))
+        problems: list[Problem] = []
+        print(cells.text(look_at(folders, problems), problems))
+
+
+def _held(option: str, value: float, least: float, most: float) -> None:
+    """Refuse a number out of range; typer's own limits let NaN through."""
+    from fsseg.config.constraints import within
+
+    if fault := within(least, most).fault(option, value):
+        raise fault
 
 
 def retry(
@@ -81,7 +93,10 @@ def clean(
     """Checkpoints of finished cells, stale claims, temporary files: lists them, and deletes them with --yes."""
     from fsseg.sweep import clean as cleaning
 
-    items = cleaning.find_waste(folders)
+    notes: list[str] = []
+    items = cleaning.find_waste(folders, notes)
+    for note in notes:
+        print(note)
     refused: list[OSError] = []
     deleted = cleaning.delete(items, refused) if yes and items else items
     if deleted or not refused:

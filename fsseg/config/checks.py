@@ -12,10 +12,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, reduce
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
@@ -38,7 +40,8 @@ def faults(cfg: Config) -> list[UserError]:
     """All such faults of a composed configuration; of the data only the folder is looked at."""
     if isinstance(cfg, DictConfig) and (missing := sorted(OmegaConf.missing_keys(cfg))):
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
-    alone = {**dict(_fields(cfg)), **dict(_names(cfg)), **dict(_places(cfg))}
+    alone = {**dict(field_faults(cfg)), **dict(_names(cfg))}
+    alone |= {key: fault for key, fault in _places(cfg) if key not in alone}
     found, at_fault = list(alone.values()), set(alone)
     for keys, relation in _RELATIONS:
         if at_fault.isdisjoint(keys) and (broken := list(relation(cfg))):
@@ -47,23 +50,43 @@ def faults(cfg: Config) -> list[UserError]:
     return found
 
 
-def _fields(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
-    """Every field that is faulty by itself: its constraint does not hold, or the schema does not know it."""
+def field_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]:
+    """Every field that is faulty by itself, by its key: a constraint does not hold, or the schema does not know it.
+
+    Args:
+        node: made of a schema, e.g. the whole configuration, or the settings of a launcher.
+        prefix: of its keys, e.g. `dataset.`.
+    """
     known = _settings(OmegaConf.get_type(node))
     for name in vars(node) if is_dataclass(node) else node:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
             yield key, UserError(what, "leave it out: no code reads a key outside the schema")
-        elif is_dataclass(hint := known[name]):
-            yield from _fields(getattr(node, name), f"{key}.")
-        elif (value := getattr(node, name)) is not None:
-            told = (
-                fault
-                for constraint in getattr(hint, "__metadata__", ())
-                if (fault := constraint.fault(key, value)) is not None
-            )
-            yield from ((key, fault) for fault in list(told)[:1])
+        elif is_dataclass(OmegaConf.get_type(value := getattr(node, name))):
+            yield from field_faults(value, f"{key}.")
+        elif value is not None:
+            rules = getattr(known[name], "__metadata__", ())
+            yield from ((key, fault) for fault in setting_faults(key, value, *rules))
+
+
+def setting_faults(key: str, value: Any, *rules: Constraint) -> list[UserError]:
+    """What is wrong with one value, by these rules and by the one for every text; the first that it breaks."""
+    rules = (PLAIN_TEXT, *rules) if isinstance(value, str) else rules
+    return [fault for rule in rules if (fault := rule.fault(key, value)) is not None][:1]
+
+
+_PLACE = {"output_dir": FILE_PATH, "name": NAME, "variant": NAME, "dataset.name": NAME, "backbone.name": NAME,
+          "model.name": NAME}  # fmt: skip
+
+
+def place_faults(cfg: Config) -> list[UserError]:
+    """What is wrong with the texts that make up the path of the run directory: nobody looks there before.
+
+    `faults` tells the same and more; this is quick.
+    """
+    values = {key: value for key in _PLACE if (value := _get(cfg, key)) is not None}
+    return [fault for key, value in values.items() for fault in setting_faults(key, value, _PLACE[key])]
 
 
 @lru_cache
@@ -97,7 +120,11 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
     }.items():
         # Unlike `Path.is_file`, `isfile` is False for a name that is too long.
         if (path := _get(cfg, key)) is not None and not os.path.isfile(path):
-            yield key, UserError(f"{key}={path} is not a file", fix)
+            yield key, UserError(f"{key}={shown(path)} is not a file", fix)
+    above = next((p for p in (Path(cfg.output_dir), *Path(cfg.output_dir).parents) if os.path.lexists(p)), Path())
+    if not os.path.isdir(above):
+        what = f"output_dir={shown(cfg.output_dir)}: {shown(above)} is not a folder"
+        yield "output_dir", UserError(what, "set output_dir to a folder that is there, or can be made")
     if cfg.sync.url is not None:
         yield from (("sync.url", fault) for fault in url_faults(cfg.sync.url))
 
@@ -170,6 +197,33 @@ def _what_is_ignored_is_left_out_of_the_loss(cfg: Config) -> Iterator[UserError]
             "protocol.novel_in_training=ignore needs protocol.ignore_in_loss=true: 255 would be trained as background",
             "set protocol.ignore_in_loss=true, or protocol.novel_in_training=background",
         )
+
+
+@_relates("dataset.image_size", "shot", "train.batch_size", "eval.batch_size")
+def _a_batch_fits_into_memory(cfg: Config) -> Iterator[UserError]:
+    """The images of a batch alone leave room for a model: 2**31 pixels are 26 GB."""
+    for key, size in (("train.batch_size", cfg.train.batch_size), ("eval.batch_size", cfg.eval.batch_size)):
+        if (pixels := size * (cfg.shot + 1) * cfg.dataset.image_size**2) > 2**31:
+            what = f"{key}={size} episodes of {cfg.shot + 1} images are {pixels:.3g} pixels: no memory holds them"
+            yield UserError(what, f"lower {key}, shot or dataset.image_size")
+
+
+@_relates("protocol.num_episodes", "protocol.seeds", "eval.background_shifts")
+def _the_episodes_can_be_counted(cfg: Config) -> Iterator[UserError]:
+    """All of them are listed before the first is evaluated; published protocols have 100,000 at most."""
+    seeds, evaluations = len(cfg.protocol.seeds), 1 + len(cfg.eval.background_shifts)
+    if (number := cfg.protocol.num_episodes * seeds * evaluations) > 1_000_000:
+        what = f"protocol.num_episodes={cfg.protocol.num_episodes} with {seeds} seeds makes {number} episodes"
+        yield UserError(what, "lower protocol.num_episodes, or give fewer protocol.seeds: 1000000 are the most")
+
+
+@_relates("logger.figures", "logger.steps", "model.iterations")
+def _a_sheet_fits_into_an_image(cfg: Config) -> Iterator[UserError]:
+    """With the predictions after all steps, a sheet has a column for each step and a row for each episode."""
+    figures, rounds = cfg.logger.figures, _get(cfg, "model.iterations") or 1
+    if cfg.logger.steps and figures * rounds > 1000:
+        what = f"logger.figures={figures} with the steps of {rounds} rounds are more pictures than one sheet holds"
+        yield UserError(what, f"set logger.figures to {1000 // rounds} or less, or logger.steps=false")
 
 
 @_relates("model.heads", "model.channels")

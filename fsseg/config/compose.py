@@ -25,7 +25,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsseg.config.entry import explained, resolved, typed  # registers the schemas
-from fsseg.config.hydra_internals import apply_overrides, group_repository, split_line
+from fsseg.config.files import check_file
+from fsseg.config.hydra_internals import apply_overrides, group_repository, look_before_reading, split_line
+from fsseg.config.line import as_written
 from fsseg.config.schema import Config
 from fsseg.config.series import Series, sets_a_value
 from fsseg.errors import UserError
@@ -106,7 +108,8 @@ class Composer:
             UserError: a fault of the line, in the words of `train.py`.
         """
         with explained():
-            config = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.RUN)
+            overrides = as_written(overrides)
+            config = self._loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
             # Reading them resolves them: an interpolation to nowhere is told here.
             return Composed(tuple(overrides), tuple(config.hydra.overrides.task), typed(_without_hydra(config)))
 
@@ -117,7 +120,7 @@ class Composer:
             UserError: a fault of the line as a whole.
         """
         with explained():
-            master = self._loader.load_configuration("train", list(overrides), run_mode=RunMode.MULTIRUN)
+            master = self._loader.load_configuration("train", as_written(overrides), run_mode=RunMode.MULTIRUN)
         return Composer(self._loader, master).grid_of_master()
 
     def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
@@ -150,7 +153,7 @@ class Composer:
             UserError: they are not in Hydra's grammar.
         """
         with explained():
-            return split_line(self._loader, overrides)[0]
+            return split_line(self._loader, as_written(overrides))[0]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job, without its `hydra` node.
@@ -206,6 +209,7 @@ class Composer:
 def composer() -> Iterator[Composer]:
     """A `Composer` over `conf/`; Hydra's global state is put back afterwards."""
     with initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"):
+        look_before_reading(check_file)
         yield Composer(GlobalHydra.instance().config_loader())
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fsseg.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,28 @@ class Constraint:
 
     def fault(self, key: str, value: Any) -> UserError | None:
         """What is wrong with `key=value`, if anything is."""
-        if self.holds(value):
-            return None
-        return UserError(f"{key}={value or repr(value)} {self.what}", f"set {key} to {self.fix}")
+        try:
+            if self.holds(value):
+                return None
+        except TypeError:  # OmegaConf lets a list pass where a list of numbers has another list in it
+            pass
+        return UserError(f"{key}={shown(value)} {self.what}", f"set {key} to {self.fix}")
 
 
-def at_least(least: int) -> Constraint:
-    """A number of at least `least`."""
-    return Constraint(lambda v: v >= least, f"must be {least} or more", f"{least} or more")
+def is_plain(text: str) -> bool:
+    """Whether a text has one line and no control characters, nor bytes that were no UTF-8 (surrogates in Python)."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: in one line, without the end of a very long one."""
+    text = str(value)
+    return cut(text if text and is_plain(text) else repr(value))
+
+
+def cut(text: str) -> str:
+    """A text, without the end of a very long one."""
+    return text if len(text) <= 500 else f"{text[:200]}... ({len(text)} characters)"
 
 
 def within(least: float, most: float) -> Constraint:
@@ -45,25 +58,55 @@ def within(least: float, most: float) -> Constraint:
     )
 
 
+def above(least: float, most: float) -> Constraint:
+    """A number greater than `least`, at most `most`."""
+    return Constraint(
+        lambda v: least < v <= most,
+        f"is not above {least:g} and at most {most:g}", f"a number above {least:g}, up to {most:g}",
+    )  # fmt: skip
+
+
 def one_of(*allowed: object) -> Constraint:
     """One of these values."""
     return Constraint(lambda v: v in allowed, "is not a choice", f"one of: {', '.join(map(str, allowed))}")
 
 
-FINITE = Constraint(math.isfinite, "is not a finite number", "a finite number")
-FOLDER_NAME = Constraint(
-    lambda v: v and "/" not in v and not v.startswith(".") and len(v) <= 200,
-    "is no folder name", "a plain name without slashes",
+def _is_path(value: str) -> bool:
+    """Whether a file could have this name: no part of it has more than 255 bytes, nor the whole more than Linux takes.
+
+    Below a folder there is room left for a run directory and its files.
+    """
+    return 0 < len(value.encode()) <= 3000 and all(len(part.encode()) <= 255 for part in value.split("/"))
+
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+"""What names a folder: no separator, no blank, nothing that a shell, SLURM or a file system reads as more than text."""
+
+PLAIN_TEXT = Constraint(
+    is_plain, "has characters that are no text (line breaks, NUL, ESC, or bytes that are not UTF-8)",
+    "plain text in one line",
 )  # fmt: skip
+"""Every text of the configuration is held against this, whatever else its field says."""
+NAME = Constraint(
+    lambda v: NAME_PATTERN.fullmatch(v) is not None, "is no name",
+    "letters, digits and . _ + - (at most 100, the first a letter or a digit)",
+)  # fmt: skip
+FILE_PATH = Constraint(_is_path, "is no path, or too long for one", "a shorter path")
 NOT_DEFAULT = Constraint(
     lambda v: v != "default", "is the name of a cell without overrides", "another name, or leave it out"
 )
-DIFFERENT = Constraint(lambda v: 0 < len(v) == len(set(v)), "must be different numbers, at least one", "e.g. [0,1,2]")
-SHARES = Constraint(lambda v: all(0 <= share <= 1 for share in v), "are not within 0 and 1", "e.g. [0,1]")
+SEED = within(0, 2**32 - 1)
+SEEDS = Constraint(
+    lambda v: 0 < len(v) == len(set(v)) <= 1000 and all(map(SEED.holds, v)),
+    f"must be different numbers from 0 to {2**32 - 1}, at least one, at most 1000", "e.g. [0,1,2]",
+)  # fmt: skip
+SHARES = Constraint(
+    lambda v: len(v) <= 100 and all(0 <= share <= 1 for share in v),
+    "are not within 0 and 1, or more than 100", "e.g. [0,1]",
+)  # fmt: skip
 SCALES = Constraint(
-    lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf, "is not [smallest, largest]", "e.g. [0.9,1.1]"
-)
+    lambda v: len(v) == 2 and 0.1 <= v[0] <= v[1] <= 10,
+    "is not [smallest, largest], each from 0.1 to 10", "e.g. [0.9,1.1]",
+)  # fmt: skip
 
-Positive = Annotated[T, Constraint(lambda v: v > 0, "must be greater than 0", "a positive number")]
-NotNegative = Annotated[T, at_least(0)]
 Share = Annotated[float, within(0, 1)]

@@ -23,7 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsseg.config import schema as config
+from fsseg.config.constraints import cut, shown
+from fsseg.config.files import check_file
+from fsseg.config.hydra_internals import look_before_reading
+from fsseg.config.line import as_written
 from fsseg.errors import UserError
+from fsseg.process.descriptors import allow_open_files, open_standard_streams
 
 config.register()
 
@@ -33,15 +38,21 @@ def launch(main: Callable[[], Any]) -> None:
 
     `HYDRA_FULL_ERROR=1` in the environment shows the traceback of user errors too.
     """
+    open_standard_streams()
     verbose = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand exceptions on instead of formatting them itself
     try:
         with explained():
+            allow_open_files()
+            sys.argv[1:] = as_written(sys.argv[1:])
+            look_before_reading(check_file)
             main()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # not about a file: nobody can say what to mend
         if verbose:
             traceback.print_exc()
-        sys.exit(f"\nerror: {error}")
+        sys.exit(f"\nerror: {explain(error)}")
 
 
 @contextmanager
@@ -49,18 +60,37 @@ def explained() -> Iterator[None]:
     """Raise every composition fault of the block as a `UserError`."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from error
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):
-            raise
-        raise explain(error) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, _COMPOSITION_ERRORS) or _choked(error):
+            raise explain(error) from error
+        raise
+
+
+_COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def _choked(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf failed by themselves, in code that none of ours was called from."""
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in frames]
+    last = max((i for i, package in enumerate(packages) if package in ("hydra", "omegaconf")), default=-1)
+    return last >= 0 and {"fsseg", "hydra_plugins", "__main__"}.isdisjoint(packages[last:])
 
 
 def explain(error: BaseException) -> UserError:
-    """A composition error of Hydra or OmegaConf as one line what is wrong and one line what to do."""
+    """An error of Hydra or OmegaConf as one line what is wrong and one line what to do."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        what = f"{shown(error.filename or 'the folder')}: cannot be used ({error.strerror})"
+        return UserError(what, "mend its permissions, or choose another: output_dir=, hydra.run.dir=, hydra.sweep.dir=")
+    told = _explained(error)
+    return UserError(cut(told.what), told.fix)
+
+
+def _explained(error: BaseException) -> UserError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = f"{error}\n{cause}"
     if match := re.search(r"Could not find '([^']+)/([^']+)'", text):
@@ -86,9 +116,20 @@ def explain(error: BaseException) -> UserError:
         )
     if "is not in struct" in text or re.search(r"Key '[^']*' not in", text):
         return _unknown(key or _first(r"Could not override '([^']+)'", text) or _first(r"Key '([^']+)'", text))
+    if not isinstance(error, _COMPOSITION_ERRORS):
+        kind = (str(error).splitlines() or [""])[0]
+        return UserError(
+            f"Hydra cannot read this line or its files ({type(error).__name__}: {kind})",
+            "mend the line or the file; HYDRA_FULL_ERROR=1 shows where Hydra failed",
+        )
+    if "not Optional" in text or "is not a ListConfig" in text:
+        return UserError(
+            f"{key} may not be null" if "not Optional" in text else f"{key} is a list, and was given one value",
+            f"leave {key} out, or write it as `python train.py --cfg job` prints it",
+        )
     if re.search(
         "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported"
-        "|not Optional|Invalid value assigned",
+        "|Invalid value assigned",
         text,
     ):
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
@@ -133,7 +174,19 @@ def _first(pattern: str, text: str) -> str:
 
 
 def typed(cfg: DictConfig) -> config.Config:
-    """The composed configuration, seen by the type checker as its schema (attribute access is the same)."""
+    """The composed configuration, seen by the type checker as its schema (attribute access is the same).
+
+    Raises:
+        UserError: a part of it is not there, has no value, or cannot be resolved.
+    """
+    groups = ("dataset", "backbone", "model", "protocol")  # what others are interpolated from
+    for name in (field.name for field in fields(config.Config)):
+        if name not in cfg and not OmegaConf.is_missing(cfg, name):
+            raise UserError(f"{name} was taken out of the configuration", f"leave ~{name} out of the line")
+        if name in groups and OmegaConf.is_missing(cfg, name):
+            raise UserError(f"{name} has no value", f"set {name}=..., or leave ~{name} out of the line")
+    with explained():
+        resolved(cfg)  # an interpolation to a value of another type is only found where it is read
     return cfg  # type: ignore[return-value]
 
 

@@ -6,19 +6,23 @@ with any Hydra but 1.3.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.grammar_parser import parse
 
-__all__ = ["BasicLauncher", "apply_overrides", "group_repository", "interpolation", "split_line"]
+__all__ = ["BasicLauncher", "apply_overrides", "group_repository", "interpolation", "look_before_reading", "split_line"]
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:
@@ -59,3 +63,21 @@ def interpolation(node: DictConfig, key: str) -> Callable[[], Any]:
         return found if OmegaConf.is_config(found) else found._value()
 
     return resolve
+
+
+def look_before_reading(check: Callable[[str], None]) -> None:
+    """Let Hydra read a YAML file only after `check` was called with its path, in this process from now on."""
+    Plugins.instance()  # which loads the classes of sources anew
+    source: Any = SourcesRegistry.instance().resolve("file")
+    load = source.load_config
+    if getattr(load, "checked", False):
+        return
+
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
+        path = os.path.join(self.path, self._normalize_file_name(config_path))
+        if os.path.exists(path):
+            check(path)
+        return load(self, config_path)
+
+    load_config.checked = True  # type: ignore[attr-defined]
+    source.load_config = load_config

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fsseg.config import constraints
-from fsseg.config.constraints import NotNegative, Positive, Share, at_least, one_of, within
+from fsseg.config.constraints import FILE_PATH, NAME, SEED, Share, above, one_of, within
 from fsseg.errors import UserError
 
 REPORTS = ("table3_components", "table4_evolution", "table5_iterations", "table6_rounds", "figure5_distance",
@@ -53,7 +53,10 @@ class Choice:
         """
         if (found := cls.choices().get(name)) is None:
             key = "model" if cls.GROUP == "method" else cls.GROUP
-            raise UserError(f"{key}.name={name} is unknown", f"choose {cls.GROUP}= one of: {', '.join(cls.choices())}")
+            raise UserError(
+                f"{key}.name={constraints.shown(name)} is unknown",
+                f"choose {cls.GROUP}= one of: {', '.join(cls.choices())}",
+            )
         return found
 
     @classmethod
@@ -84,19 +87,19 @@ class DatasetConfig(Choice):
     GROUP = "dataset"
     NUM_CLASSES: ClassVar[int] = 20
     """Classes that the folds are cut from."""
-    name: str = MISSING
+    name: Annotated[str, NAME] = MISSING
     """Name of the data set: one of `NAMES`; part of the cell's identity."""
-    root: str = MISSING
+    root: Annotated[str, FILE_PATH] = MISSING
     """Folder that holds the data set in its official layout."""
     image_size: Annotated[int, within(9, 4097)] = MISSING
     """Side of the square network input in pixels (473 and 641 in the literature)."""
-    num_folds: Annotated[int, at_least(2)] = 4
+    num_folds: Annotated[int, within(2, 80)] = 4
     """Folds the classes are cut into; fold f's novel classes are never trained on."""
-    cache: str | None = None
+    cache: Annotated[str | None, FILE_PATH] = None
     """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""
     scale_range: Annotated[list[float], constraints.SCALES] = field(default_factory=lambda: [0.9, 1.1])
     """Random scale of training images, relative to the fitted size: [smallest, largest]."""
-    rotate_degrees: NotNegative[float] = 0.0
+    rotate_degrees: Annotated[float, within(0, 360)] = 0.0
     """Training images turn by a random angle within plus or minus this many degrees; 0 switches rotation off."""
     blur_probability: Share = 0.0
     """Probability of a Gaussian blur (5 pixels) of a training image; 0 switches it off."""
@@ -117,11 +120,11 @@ class ShapesConfig(DatasetConfig):
     ambient: Share = 0.18
     """Share of the background's mean colour in an object's colour, in [0, 1]: how much the place an object stands in
     changes its looks."""
-    num_train: Positive[int] = 600
+    num_train: Annotated[int, within(1, 1_000_000)] = 600
     """Training images to generate."""
-    num_val: Positive[int] = 400
+    num_val: Annotated[int, within(1, 1_000_000)] = 400
     """Evaluation images to generate."""
-    generator_seed: int = 0
+    generator_seed: Annotated[int, SEED] = 0
     """Seed of the generated images (not of the training)."""
 
 
@@ -131,11 +134,11 @@ class PascalConfig(DatasetConfig):
 
     NAMES = ("pascal5i",)
     TARGET = "fsseg.data.sources.voc:PascalSource"
-    sbd_root: str | None = None
+    sbd_root: Annotated[str | None, FILE_PATH] = None
     """Folder of the SBD release (holds `cls/*.mat`); null looks in the usual places below `root`."""
-    train_list: str | None = None
+    train_list: Annotated[str | None, FILE_PATH] = None
     """Training images: a name under ImageSets/Segmentation or a file; null derives the standard 10582 (train_aug)."""
-    val_list: str = "val"
+    val_list: Annotated[str, FILE_PATH] = "val"
     """Evaluation images: a name under ImageSets/Segmentation or a file."""
 
 
@@ -159,11 +162,11 @@ class BackboneConfig(Choice):
     GROUP = "backbone"
     STRIDE: ClassVar[int] = 8
     """Pixels per feature cell; an image side fits if (side - 1) is a multiple of it."""
-    name: str = MISSING
+    name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
     """Start from torchvision's IMAGENET1K_V1 weights; false starts from random ones (no published result does)."""
-    weights: str | None = None
+    weights: Annotated[str | None, FILE_PATH] = None
     """A file with the pretrained state dict; null takes torch's cache, or downloads there."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
@@ -193,7 +196,7 @@ class MethodConfig(Choice):
     GROUP = "method"
     TRAINS: ClassVar[bool] = True
     """Whether the method has anything to train."""
-    name: str = MISSING
+    name: Annotated[str, NAME] = MISSING
     """Name of the method: one of `NAMES`; part of the cell's identity."""
 
 
@@ -201,9 +204,9 @@ class MethodConfig(Choice):
 class NeckConfig(MethodConfig):
     """What the methods with a correlation neck share."""
 
-    channels: Positive[int] = 528
+    channels: Annotated[int, within(1, 4096)] = 528
     """Width C of the features after the neck. 528 reproduces the paper's parameter counts."""
-    heads: Positive[int] = 4
+    heads: Annotated[int, within(1, 4096)] = 4
     """Attention heads. OPEN in the paper; changes neither parameters nor MACs."""
     neck_prior: bool = True
     """Neck holds the layer4 cosine prior map (maximum over support foreground). OPEN in the paper."""
@@ -211,7 +214,7 @@ class NeckConfig(MethodConfig):
     """Neck holds cross-attention from the query to the support's foreground. OPEN in the paper."""
     neck_self_attention: bool = True
     """Neck holds self-attention on the support. OPEN in the paper."""
-    neck_pool: Positive[int] = 2
+    neck_pool: Annotated[int, within(1, 128)] = 2
     """The neck's attentions run on maps average-pooled by this factor (budget: 35 GMACs). OPEN in the paper."""
     vanished_mask: Annotated[str, one_of("best_cell", "error")] = "best_cell"
     """What a support mask too small for one feature cell keeps: best_cell (its best covered one) or error. OPEN."""
@@ -234,9 +237,9 @@ class AbcbConfig(NeckConfig):
 
     NAMES = ("abcb",)
     TARGET = "fsseg.model.abcb:Abcb"
-    iterations: Positive[int] = 3
+    iterations: Annotated[int, within(1, 100)] = 3
     """Rounds T; the answer is P of round T."""
-    loss_weight: NotNegative[float] = 0.2
+    loss_weight: Annotated[float, within(0, 1000)] = 0.2
     """lambda: weight of the losses of the P_hat predictions."""
     modulation: bool = True
     """Support modulation (SM). Off, with cleansing off: the baseline."""
@@ -278,25 +281,25 @@ class PrototypeConfig(MethodConfig):
 class ProtocolConfig:
     """Rules on which published codes differ; all of them are recorded with every result."""
 
-    name: str = MISSING
+    name: Annotated[str, NAME] = MISSING
     """Name of the protocol; cells of different protocols are never averaged together."""
     novel_in_training: Annotated[str, one_of("drop", "background", "ignore")] = "drop"
     """Training images with novel pixels: drop the image, or keep it with them as background, or as ignore."""
-    min_pixels: NotNegative[int] = 2048
+    min_pixels: Annotated[int, within(0, 100_000_000)] = 2048
     """Smallest object, in pixels at original size, for support and query lists (2*32*32); 0 lists everything."""
     query_order: Annotated[str, one_of("cycle", "list_cycle", "class_uniform", "first_n")] = "cycle"
     """Queries at test: cycle or list_cycle over (image, class) pairs, class_uniform, or first_n images of the list."""
     repeat_support: bool = False
     """Whether the K supports of an episode may repeat."""
-    num_episodes: Positive[int] = 1000
+    num_episodes: Annotated[int, within(1, 1_000_000)] = 1000
     """Evaluation episodes per seed."""
-    seeds: Annotated[list[int], constraints.DIFFERENT] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    seeds: Annotated[list[int], constraints.SEEDS] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Evaluation seeds; mean and standard deviation are over them."""
     scoring_size: Annotated[str, one_of("original", "network")] = "original"
     """Where predictions are compared with the truth: original or network size."""
     ignore_in_loss: bool = True
     """Pixels of 255 are left out of the loss (they never count in the score); false trains them as background."""
-    episodes_file: str | None = None
+    episodes_file: Annotated[str | None, FILE_PATH] = None
     """A file written by `fsseg episodes`: evaluate exactly these episodes."""
 
 
@@ -306,27 +309,27 @@ class TrainConfig:
 
     enabled: bool = True
     """false evaluates `checkpoint` (or, for a training-free method, the method itself)."""
-    epochs: Positive[int] = MISSING
+    epochs: Annotated[int, within(1, 1_000_000)] = MISSING
     """Epochs; in one epoch each training image is the query once."""
-    max_steps: Positive[int | None] = None
+    max_steps: Annotated[int | None, within(1, 1_000_000_000)] = None
     """Stop after this many steps (the schedule then ends there too); null trains all epochs."""
-    batch_size: Positive[int] = MISSING
+    batch_size: Annotated[int, within(1, 4096)] = MISSING
     """Episodes per step."""
-    lr: Positive[Annotated[float, constraints.FINITE]] = MISSING
+    lr: Annotated[float, above(0, 1000)] = MISSING
     """Learning rate of SGD at the start."""
     momentum: Annotated[float, within(0.0, 0.9999)] = 0.9
     """Momentum of SGD."""
-    weight_decay: NotNegative[Annotated[float, constraints.FINITE]] = 1e-4
+    weight_decay: Annotated[float, within(0, 1000)] = 1e-4
     """Weight decay of SGD."""
-    poly_power: NotNegative[float] = 0.9
+    poly_power: Annotated[float, within(0, 1000)] = 0.9
     """lr falls as (1 - step / steps) ** poly_power, per step."""
-    clip_grad_norm: Positive[float | None] = None
+    clip_grad_norm: Annotated[float | None, above(0, 1e9)] = None
     """Largest norm of the gradient; null leaves it alone."""
     amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
     """Mixed precision on a GPU: off, bf16 or fp16."""
-    checkpoint_minutes: NotNegative[float] = 10.0
+    checkpoint_minutes: Annotated[float, within(0, 1_000_000)] = 10.0
     """A checkpoint is written when the last one is this old; 0 writes one after every step."""
-    checkpoint_epochs: NotNegative[int] = 1
+    checkpoint_epochs: Annotated[int, within(0, 1_000_000)] = 1
     """A checkpoint is also written at the end of every n-th epoch; 0 leaves it to checkpoint_minutes alone."""
 
 
@@ -336,7 +339,7 @@ class EvalConfig:
 
     enabled: bool = True
     """Evaluate on the novel classes after training."""
-    batch_size: Positive[int] = 8
+    batch_size: Annotated[int, within(1, 4096)] = 8
     """Episodes evaluated together."""
     background_shifts: Annotated[list[float], constraints.SHARES] = field(default_factory=list)
     """shapes5i: evaluate the model once more at each of these values of dataset.background_shift; the result holds the
@@ -352,9 +355,9 @@ class LoggerConfig:
 
     tensorboard: bool = True
     """Write TensorBoard events into the run directory."""
-    every_steps: Positive[int] = 10
+    every_steps: Annotated[int, within(1, 1_000_000_000)] = 10
     """Steps between two rows of metrics.csv."""
-    figures: NotNegative[int] = 8
+    figures: Annotated[int, within(0, 200)] = 8
     """Episodes drawn as support | query | truth | prediction sheets; 0 draws none."""
     steps: bool = False
     """Also draw those episodes with the prediction after every step: QP, SM, IC (Figure 7 of the paper)."""
@@ -368,9 +371,9 @@ class SyncConfig:
     """Where copies go: s3://bucket/folder, gs://..., sftp://host/folder, file:///folder; null keeps none."""
     checkpoints: bool = False
     """Copy checkpoints of finished cells too (up to 500 MB each); on preemption the newest one is copied anyway."""
-    attempts: Positive[int] = 4
+    attempts: Annotated[int, within(1, 100)] = 4
     """How often a file is tried, with growing pauses, before it is left to `fsseg sync`."""
-    timeout_seconds: Positive[float] = 100.0
+    timeout_seconds: Annotated[float, above(0, 86_400)] = 100.0
     """Time that the end of a run spends on copying at most; what is left over is for `fsseg sync`."""
 
 
@@ -378,32 +381,32 @@ class SyncConfig:
 class Config:
     """One cell: everything `fsseg.run.run` needs to know."""
 
-    name: Annotated[str, constraints.FOLDER_NAME] = "runs"
+    name: Annotated[str, NAME] = "runs"
     """Name of the experiment: the folder under `output_dir`, and what `fsseg aggregate` is pointed at."""
-    output_dir: str = "outputs"
+    output_dir: Annotated[str, FILE_PATH] = "outputs"
     """Folder that holds all experiments."""
     fold: int = MISSING
     """Fold whose classes are novel."""
-    shot: Positive[int] = MISSING
+    shot: Annotated[int, within(1, 1000)] = MISSING
     """K, annotated support images per episode."""
-    seed: NotNegative[int] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random in training. Evaluation has its own: protocol.seeds."""
-    variant: Annotated[str | None, constraints.FOLDER_NAME, constraints.NOT_DEFAULT] = None
+    variant: Annotated[str | None, NAME, constraints.NOT_DEFAULT] = None
     """Name of this variant in the run directory; null makes one from the overrides that are not grid keys."""
     report: Annotated[str | None, one_of(*REPORTS)] = None
     """Which table or plot `fsseg aggregate` makes of these runs besides the usual tables: one of
     `REPORTS`. The files under conf/experiment set it."""
-    checkpoint: str | None = None
+    checkpoint: Annotated[str | None, FILE_PATH] = None
     """A checkpoint to evaluate (with train.enabled=false) or to start from."""
     redo: bool = False
     """true trains a finished cell again, and replaces a cell made with other settings."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    num_workers: Annotated[int, at_least(-1)] = -1
+    num_workers: Annotated[int, within(-1, 256)] = -1
     """Processes that load data; -1 chooses from the machine's cores, 0 loads in the main process."""
-    num_threads: NotNegative[int] = 0
+    num_threads: Annotated[int, within(0, 256)] = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
-    lease_seconds: Positive[float] = 300.0
+    lease_seconds: Annotated[float, within(1, 1_000_000)] = 300.0
     """A run that has given no sign of life for so long has lost its cell: another process may take it over."""
     log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
     """Level of train.log and of the terminal: debug, info, warning or error."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.source import ClassIndex
 from fsseg.data.types import EpisodeSpec
-from fsseg.errors import UserError, merge_errors
-from fsseg.process.files import write_atomic
+from fsseg.errors import Lines, UserError, merge_errors, visible
+from fsseg.process.files import EPISODE_LIST_BYTES, read_file, write_atomic
 
 _MAGIC = "# fsseg evaluation episodes, version 1"
 _COLUMNS = ("seed", "episode", "class_id", "class", "query")
@@ -77,7 +77,7 @@ def read_episodes(
         UserError: it names the file and the lines of the first 20 faults.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = read_file(path, EPISODE_LIST_BYTES).decode("utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"protocol.episodes_file={path} cannot be read: {error}", _WRITE_AGAIN) from error
     if lines[0].strip() != _MAGIC:
@@ -101,7 +101,7 @@ def read_episodes(
     if found:
         merged = merge_errors([UserError(f"{path}, {fault}", _WRITE_AGAIN) for fault in found[:_SHOWN]])
         more = f"\n(and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
-        raise UserError(merged.what + more, merged.fix)
+        raise UserError(Lines(visible(merged.what) + more), merged.fix)
     if (mark := episodes_fingerprint(episodes)) != said.get("fingerprint") or not episodes:
         raise UserError(
             f"{path}: its lines have the fingerprint {mark}, its head says {said.get('fingerprint')}: "

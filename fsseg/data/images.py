@@ -6,10 +6,12 @@ EXIF orientation is left alone on purpose: the masks of VOC and COCO are drawn o
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,58 +21,120 @@ from PIL import Image, UnidentifiedImageError
 
 from fsseg.errors import UserError
 
+MAX_PIXELS = 89_478_485
+"""An image of more is refused by its header alone; it is where Pillow begins to warn."""
+
+_FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",)}
+"""All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
 # What Pillow raises on damaged files, by decoder: OSError (truncation), SyntaxError (PNG chunks), ValueError, EOFError.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
     return str(error) or type(error).__name__
 
 
 @contextmanager
-def _named(path: Path | str, kind: str = "image") -> Iterator[None]:
+def _named(path: Path | str, kind: str) -> Iterator[None]:
     """Raise every error of opening and decoding as a `UserError` that names the file."""
     try:
         yield
     except FileNotFoundError:
         what, fix = f"{kind} {path} is missing", f"complete the {kind} folder, or take the name off the list"
         raise UserError(what, fix) from None
+    except _BOMBS:
+        what = f"{kind} {path} has more than {MAX_PIXELS:,} pixels"
+        raise UserError(what, "make image and mask smaller: more is never decoded") from None
+    except UnidentifiedImageError:
+        formats = f"format{'s' if kind == 'image' else ''} {', '.join(_FORMATS[kind])}"
+        raise UserError(f"{kind} {path} cannot be read: not an image of the {formats}", _RESTORE) from None
     except _DECODE_ERRORS as error:
         raise UserError(f"{kind} {path} cannot be read: {_reason(error)}", _RESTORE) from error
 
 
-def read_image(path: Path | str, longer_side: int | None = None) -> NDArray[np.uint8]:
-    """An image as RGB, (H, W, 3) uint8; grey-scale and CMYK files are converted.
+@contextmanager
+def _opened(path: Path | str, kind: str = "image", data: bytes | None = None) -> Iterator[Image.Image]:
+    """The one place where Pillow opens files; errors of the body, which decodes, are named as `_named` does.
+
+    Args:
+        data: the file's content, if it has been read.
+    """
+    with _named(path, kind):
+        if data is None:
+            _check_regular(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS[kind])
+        with image:
+            if kind == "image":
+                _check_depth(image, path)
+            yield image
+
+
+def _check_regular(path: Path | str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")  # a pipe would be waited for
+
+
+def read_file(path: Path | str, kind: str) -> bytes:
+    """Content of an image or mask (`kind`), for `read_image` and `read_labels`.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    with _named(path, kind):
+        _check_regular(path)
+        return Path(path).read_bytes()
+
+
+Read = Callable[[Path | str, str], bytes]
+"""`read_file`, or what a source puts in its place that knows what the content must be."""
+
+
+def _check_depth(image: Image.Image, path: Path | str) -> None:
+    """8 and 16 bits are read; of floats and 32 bits nobody but the user knows what is black and what white."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # old Pillows open PNGs of 16 bits as I
+        what = f"image {path} holds {'float' if image.mode == 'F' else '32-bit'} values"
+        raise UserError(what, "save it with 8 bits a channel: only you know which of its values are black and white")
+
+
+def read_image(path: Path | str, longer_side: int | None = None, read: Read = read_file) -> NDArray[np.uint8]:
+    """An image as RGB, (H, W, 3) uint8; grey-scale, CMYK and 16-bit files are converted.
 
     Args:
         longer_side: as in `decode_image`.
 
     Raises:
-        UserError: the file is missing, truncated or no image.
+        UserError: the file is missing, truncated, no image, or its depth is neither 8 nor 16 bits.
     """
-    with _named(path):
-        return decode_image(Path(path).read_bytes(), longer_side)
+    return decode_image(read(path, "image"), longer_side, path)
 
 
-def decode_image(data: bytes, longer_side: int | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, longer_side: int | None = None, path: Path | str = "in memory") -> NDArray[np.uint8]:
     """A file's content as RGB, (H, W, 3) uint8.
+
+    Grey of 16 bits is divided by 257, so that 65535 becomes 255; of colours of 16 bits Pillow drops the lower byte, at
+    most one level less.
 
     Args:
         longer_side: pixels that suffice on the longer side. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size, sides rounded up, with at least so many pixels left. None decodes it whole.
+        path: for messages.
 
     Raises:
-        OSError, SyntaxError, ValueError, EOFError: it is damaged or no image.
+        UserError: it is damaged, no image, or its depth is neither 8 nor 16 bits.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with _opened(path, data=data) as image:
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             if (factor := _affordable(max(image.size), longer_side)) > 1:
                 image.draft("RGB", (max(image.width // factor, 1), max(image.height // factor, 1)))
             elif (whole := _decode_whole(data)) is not None:
                 return whole
+        if image.mode.startswith("I"):
+            grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
+            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -124,9 +188,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) of an image, from its header alone.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: as `read_image`, as far as the header shows.
     """
-    with _named(path), Image.open(path) as image:
+    with _opened(path) as image:
         return image.height, image.width
 
 
@@ -134,9 +198,9 @@ def check_image(path: Path | str) -> tuple[int, int]:
     """(height, width) of an image, after the cheapest decoding that shows whether it is truncated.
 
     Raises:
-        UserError: the file is missing, truncated or no image.
+        UserError: as `read_image`.
     """
-    with _named(path), Image.open(path) as image:
+    with _opened(path) as image:
         size = image.height, image.width
         # JPEG: all bits are read, few pixels computed
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
@@ -144,23 +208,67 @@ def check_image(path: Path | str) -> tuple[int, int]:
         return size
 
 
-def read_labels(path: Path | str) -> NDArray[np.uint8]:
+def read_labels(path: Path | str, read: Read = read_file) -> NDArray[np.uint8]:
     """A label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore. `.mat` is SBD's form, all else is PNG.
 
     Raises:
-        UserError: the file is missing, cannot be decoded, or holds colours instead of class numbers.
+        UserError: the file is missing, cannot be decoded, holds colours instead of class numbers, or its palette shows
+            that it was saved with other numbers.
     """
-    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path)
+    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path, read(path, "mask"))
 
 
-def _read_png(path: Path | str) -> NDArray[np.uint8]:
-    with _named(path, "mask"), Image.open(path) as image:
-        if image.mode not in ("P", "L"):
+def _read_png(path: Path | str, data: bytes) -> NDArray[np.uint8]:
+    with _opened(path, "mask", data) as image:
+        tiles: list[Any] = getattr(image, "tile", [])
+        form = tiles[0][3] if tiles else image.mode  # "L;4": Pillow turns grey of 4 bits into 0, 17, 34, ...
+        if image.mode not in ("P", "L") or form in ("L;2", "L;4"):
             raise UserError(
-                f"mask {path} is of mode {image.mode}: one byte of class number per pixel is expected",
+                f"mask {path} is of mode {form}: one byte of class number per pixel is expected",
                 "use the palette PNGs of VOC2012 (class numbers), not masks painted in colours",
             )
-        return np.array(image)
+        palette = bytes(image.palette.palette) if image.palette is not None else b""  # as in the file, before decoding
+        labels = np.array(image)
+    if other := _renumbered(palette):
+        wrong = [f"{v} is {other[v]}" for v in np.unique(labels).tolist() if v in other]
+        if wrong:
+            raise UserError(
+                f"mask {path} was saved with other class numbers than VOC's: by the colours of its palette, "
+                f"{', '.join(wrong)}",
+                "restore it from its release; if its numbers are right, save it as grey, without a palette",
+            )
+    return labels
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """VOC's colours, (256, 3): bit k of a label, low to high, goes to channel k mod 3 at bit 7 - k // 3."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label in range(256):
+        for bit in range(8):
+            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
+    return palette
+
+
+_VOC_COLOURS = {tuple(colour): label for label, colour in enumerate(voc_palette().tolist())}
+_VOC_LABELS = (*range(1, 21), 255)
+
+
+@lru_cache(maxsize=64)
+def _renumbered(palette: bytes) -> dict[int, int]:
+    """Values whose colour is that of another class of VOC2012 or of its boundary, and which.
+
+    Programs that save an indexed PNG anew often number its colours from 0: a person becomes value 1, an aeroplane.
+    Other palettes are no fault: grey ramps, colours of the user's own, one that ends before 255. Grey, the colour of
+    cars, counts only in a palette of VOC's colours alone, and black never does: it fills the unused places.
+    """
+    colours = list(zip(palette[::3], palette[1::3], palette[2::3]))
+    voc = all(colour in _VOC_COLOURS for colour in colours)
+    found = {}
+    for value, colour in enumerate(colours):
+        label = _VOC_COLOURS.get(colour, value)
+        if label in _VOC_LABELS and label != value and (voc or len(set(colour)) > 1):
+            found[value] = label
+    return found
 
 
 def _read_sbd(path: Path | str) -> NDArray[np.uint8]:

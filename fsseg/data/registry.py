@@ -1,15 +1,23 @@
-"""From a configuration to a `Source`. A new one is a file in `data/sources`, a schema that names it, a YAML file."""
+"""From a configuration to a `Source`, and whether a finished cell is of the data that are there now.
+
+A new source is a file in `data/sources`, a schema that names it, a YAML file.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from fsseg.cell.models import DataRecord
 from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
     from fsseg.data.source import Source, Split
+
+log = logging.getLogger(__name__)
 
 
 def source_class(name: str) -> type[Source]:
@@ -43,3 +51,58 @@ def folder_faults(cfg: Config) -> list[UserError]:
         return source_class(cfg.dataset.name).check_folder(cfg.dataset, needed_splits(cfg))
     except UserError as error:
         return [error]
+
+
+class DataNow:
+    """The data that are on this machine now, beside those that finished cells are of.
+
+    Equal settings do not make equal results: a list of the same name, or the same folder, may hold something else by
+    now. Data are indexed once for each of their configurations, when the first cell asks.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Split], dict[str, str | None]] = {}
+
+    def fault(self, cfg: Config, plain: Mapping[str, Any], recorded: DataRecord) -> UserError | None:
+        """Why a finished cell does not stand for its configuration any more; None if it does.
+
+        Data that are absent, incomplete or faulty say nothing, and neither do records of earlier versions.
+
+        Args:
+            plain: the configuration of the data set, resolved.
+            recorded: the data that its result is of.
+        """
+        changed, settings = [], str(plain)
+        splits: dict[Split, str] = {"train": "training", "val": "evaluation"}
+        for split, purpose in splits.items():
+            fields = {f"fingerprint_{split}": "index", f"images_{split}": "sizes of the images"}
+            then = {field: value for field in fields if (value := getattr(recorded, field)) is not None}
+            now = self._marks(cfg, (settings, split)) if then else {}
+            changed += [
+                f"{purpose} data, {fields[field]}: {value} then, {now[field]} now"
+                for field, value in then.items()
+                if now.get(field) not in (None, value)
+            ]
+        if not changed:
+            return None
+        return UserError(
+            f"done, but with other data than dataset.root={cfg.dataset.root} holds now: {'; '.join(changed)}",
+            "bring the data back, keep both with name=<another name>, or train anew with redo=true",
+        )
+
+    def _marks(self, cfg: Config, key: tuple[str, Split]) -> dict[str, str | None]:
+        """Fingerprints of a split by their names in `DataRecord`; {} if they cannot be known."""
+        if key not in self._known:
+            self._known[key], split = {}, key[1]
+            try:
+                # A generated data set is made by its mere construction.
+                if all(source_class(cfg.dataset.name).layout(cfg.dataset, [split]).values()):
+                    source = build_source(cfg)
+                    self._known[key] = {
+                        f"fingerprint_{split}": source.index(split).fingerprint,
+                        f"images_{split}": source.images_fingerprint(split),
+                    }
+            except (UserError, OSError) as error:
+                root, reason = cfg.dataset.root, str(error).splitlines()[0]
+                log.warning("finished cells are not compared with the data of dataset.root=%s: %s", root, reason)
+        return self._known[key]

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsseg.config.schema import Config, DatasetConfig
+from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Comparison, Fault, faults_error
 from fsseg.data.folds import fold_classes
+from fsseg.data.image_files import read_headers, sizes_fingerprint, stamps_of
 from fsseg.data.setup.download import Part
 from fsseg.errors import UserError
 
@@ -30,6 +32,9 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 IGNORE_INDEX = 255
+
+UNREADABLE, OTHER_SIZE = "unreadable images", "images of another size than their masks"
+"""Kinds of faults that a run's start and `fsseg verify` find."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,10 @@ class Source(ABC):
         self.num_folds = cfg.num_folds
         self.cache = cfg.cache
         self._indexes: dict[Split, ClassIndex] = {}
+        self._image_fingerprints: dict[Split, str | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": {}}  # a loader process needs none
+        return {**self.__dict__, "_indexes": {}, "_image_fingerprints": {}}  # a loader process needs none
 
     # ------------------------------------------------------------------------------------ what loaders and models see
 
@@ -159,6 +165,10 @@ class Source(ABC):
     def missing_images(self, split: Split) -> list[str]:
         """Ids of a split's list without an image file, found by file names alone."""
 
+    def changed_files(self, split: Split) -> list[Fault]:
+        """For `fsseg verify`: files that are not what the data set was made of, where that is known."""
+        return []
+
     def completion(self, split: Split) -> str:
         """What a user can do about missing images."""
         return f"complete the images below {self.root}"
@@ -176,8 +186,20 @@ class Source(ABC):
             self._indexes[split] = index
         return self._indexes[split]
 
+    def images_fingerprint(self, split: Split) -> str | None:
+        """16 hex digits over ids and sizes in bytes of a split's images; None if one is missing. Looks once, keeps it.
+
+        Raises:
+            UserError: as `index`.
+        """
+        if split not in self._image_fingerprints:
+            paths = {i: self.image_path(split, i) for i in self.index(split).image_ids}
+            self._image_fingerprints[split] = sizes_fingerprint(paths, stamps_of(paths.values()))
+        return self._image_fingerprints[split]
+
     def check(self, splits: Sequence[Split] = SPLITS) -> None:
-        """Before a run: index the splits and check that all their images are there.
+        """Before a run: index the splits, and check that all their images are there, whole by their headers and ends,
+        and of the size that the annotations say.
 
         Raises:
             UserError: with everything that is missing or at fault, in one go.
@@ -191,9 +213,40 @@ class Source(ABC):
             if not found:
                 self._indexes[split] = index
             kind, fix = f"missing images of the {split} list", self.completion(split)
-            faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in self.missing_images(split)]
+            missing = self.missing_images(split)
+            faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in missing]
+            faults += self._header_faults(split, index, set(missing))
         if faults:
             raise faults_error(faults)
+
+    def _header_faults(self, split: Split, index: ClassIndex, missing: set[str]) -> list[Fault]:
+        """Faults that the headers of the images show; their sizes in bytes go into the fingerprint."""
+        paths = {i: self.image_path(split, i) for i in index.image_ids}
+        stamps = stamps_of(paths.values())
+        self._image_fingerprints[split] = sizes_fingerprint(paths, stamps)
+        shapes, reasons = read_headers(split, self.root, stamps, cache_folders(self.root, self.cache))
+        unread = {i: reasons[path] for i, path in paths.items() if path in reasons}
+        gone = [i for i, path in paths.items() if path not in stamps and i not in missing]
+        unread |= dict.fromkeys(gone, "no file, or a link to none")
+        return [
+            *(Fault(UNREADABLE, str(paths[i]), reason, "fetch these images again") for i, reason in unread.items()),
+            *self.size_faults(split, {i: shapes[path] for i, path in paths.items() if path in shapes}),
+        ]
+
+    def size_faults(self, split: Split, found: Mapping[str, tuple[int, int]]) -> list[Fault]:
+        """A fault for every image whose size is not that of its masks.
+
+        Args:
+            found: (height, width) of the images, by image id.
+        """
+        annotated, faults = self.mask_sizes(split), []
+        for image_id, size in found.items():
+            if size != (expected := annotated[image_id]):
+                detail = f"{size[1]}x{size[0]} pixels, its mask in {self.mask_path(split, image_id)} "
+                detail += f"{expected[1]}x{expected[0]}"
+                path = str(self.image_path(split, image_id))
+                faults.append(Fault(OTHER_SIZE, path, detail, "restore both from one release"))
+        return faults
 
     def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
         """For `fsseg verify`: compare the lists with the published ones, if there are any.

@@ -1,8 +1,9 @@
 """Reads thousands of files in parallel: the tasks, and the child processes that do them.
 
-`mask_scan` counts masks with it, `verify` decodes images. Run as `python -m fsseg.data.workers TASK` this module is a
-worker: paths on stdin, one JSON line per file on stdout. Plain child processes, unlike multiprocessing's, neither
-import the user's main module again nor fork a process with threads.
+`mask_scan` counts masks with it, `image_files` looks at headers, `verify` decodes images, `digests` reads whole files.
+Run as `python -m fsseg.data.workers TASK` this module is a worker: paths on stdin, one JSON line per file on stdout.
+Plain child processes, unlike multiprocessing's, neither import the user's main module again nor fork a process with
+threads.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from fsseg.data.images import check_image, read_labels
+from fsseg.data.images import check_image, image_size, read_labels
 from fsseg.errors import UserError
+from fsseg.process.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,52 @@ def count_values(path: str) -> list[Any]:
     return [*labels.shape, [[int(v), int(histogram[v])] for v in np.flatnonzero(histogram)]]
 
 
-TASKS: dict[str, Callable[[str], Any]] = {"mask": count_values, "image": lambda path: list(check_image(path))}
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+"""First bytes of a JPEG and of a PNG -> the last ones."""
+
+
+def check_header(path: str) -> list[int]:
+    """[height, width] of an image, by its header; its last bytes must be those of a whole JPEG or PNG.
+
+    Other formats are judged by the header alone. Bytes behind the end are no fault if the image can be decoded.
+
+    Raises:
+        UserError: it is missing, no image, or cut short.
+    """
+    size = image_size(path)
+    try:
+        with open(path, "rb") as file:
+            end = _ENDS.get(file.read(2), b"")
+            file.seek(-len(end), os.SEEK_END)
+            if file.read() != end:
+                file.seek(0)
+                # Zeros in place of the rest, which a broken copy leaves, would be decoded without a word.
+                if end not in file.read():
+                    raise UserError(f"image {path} is cut short: its end is not there", "fetch the file again")
+                check_image(path)
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}", "check the file's permissions") from error
+    return list(size)
+
+
+def digest(path: str) -> list[str]:
+    """[SHA-256] of a file, in hex.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return [sha256_of(Path(path))]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from error
+
+
+TASKS: dict[str, Callable[[str], Any]] = {
+    "mask": count_values,
+    "header": check_header,
+    "image": lambda path: list(check_image(path)),
+    "digest": digest,
+}
 """What can be done to a file; a result is any JSON value except text, which stands for a reason."""
 
 

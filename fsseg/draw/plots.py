@@ -92,7 +92,7 @@ def distance_histograms(
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
         axes.set_xlabel("cosine distance of mean foreground features")
         axes.set_ylim(0, 1.08 * tallest)
-        axes.set_title(heading, fontsize=10)
+        axes.set_title(heading, fontsize=10, parse_math=False)
         _tidy(axes)
         if index == 0:
             axes.set_ylabel("share of episodes in percent")

@@ -63,6 +63,7 @@ class _Content(msgspec.Struct):
     metrics: list[dict[str, Any]] = []
     run: str | None = None
     steps: _NotNegative | None = None
+    images_fingerprint: str | None = None
 
 
 class Damaged(UserError):

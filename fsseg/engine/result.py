@@ -59,6 +59,8 @@ def build_result(run: Run, done: Work) -> Result:
             mask_rule=source.mask_rule,
             fingerprint_train=done.train_data,
             fingerprint_val=evaluation.dataset_fingerprint if evaluation else None,
+            images_train=source.images_fingerprint("train") if done.training else None,
+            images_val=source.images_fingerprint("val") if evaluation else None,
             episodes_fingerprint=evaluation.episodes_fingerprint if evaluation else None,
         ),
         training=done.training,

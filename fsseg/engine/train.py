@@ -72,7 +72,9 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
 
     step, seconds, rows, last_loss = 0, 0.0, 0, math.nan
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
-    if (state := _resumable(run, plan.index_fingerprint, total)) is not None:
+    images = source.images_fingerprint("train")
+    state = _resumable(run, total, (plan.index_fingerprint, images))
+    if state is not None:
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state.get("rows", 0), state["loss"]
         window = state["window"]
@@ -104,6 +106,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                 "run": run.id,
                 "origin": origin(cfg, source),
                 "dataset_fingerprint": plan.index_fingerprint,
+                "images_fingerprint": images,
             },
             cell.previous_checkpoint,
         )
@@ -239,7 +242,13 @@ def _restore(
         )
 
 
-def _resumable(run: Run, dataset_fingerprint: str, total: int) -> dict[str, Any] | None:
+def _resumable(run: Run, total: int, data: tuple[str, str | None]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one.
+
+    Args:
+        total: steps of the whole run.
+        data: fingerprints of the training data's index and of the sizes of its images.
+    """
     cell, ranks, device = run.cell, run.ranks, run.device
     assert device is not None
     state = checkpoint.recover(cell.checkpoint, cell.previous_checkpoint, device) if ranks.first else None
@@ -263,12 +272,15 @@ def _resumable(run: Run, dataset_fingerprint: str, total: int) -> dict[str, Any]
         raise UserError(
             f"{cell.checkpoint} is of step {state['step']} of a run of {total} steps", "set redo=true to train anew"
         )
-    if state["dataset_fingerprint"] != dataset_fingerprint:
-        raise UserError(
-            f"the training data changed since {cell.checkpoint} was written "
-            f"(index {state['dataset_fingerprint']} then, {dataset_fingerprint} now)",
-            "bring the data back, or set redo=true to train anew",
-        )
+    for what, then, now in (
+        ("index", state["dataset_fingerprint"], data[0]),
+        ("sizes of the images", state.get("images_fingerprint"), data[1]),  # None in earlier checkpoints
+    ):
+        if then is not None and then != now:
+            raise UserError(
+                f"the training data changed since {cell.checkpoint} was written ({what}: {then} then, {now} now)",
+                "bring the data back, or set redo=true to train anew",
+            )
     if ranks.first and state["format"] == 1:
         _write_rows(cell, state)
     return state

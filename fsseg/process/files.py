@@ -2,29 +2,171 @@
 
 Files below a folder given to `stage` are prepared in a folder of this process alone, and renamed from there. Whoever
 removes that folder thereby stops the process from writing: a rename without its source fails, however late it comes.
+
+What somebody else may have written is read through this too: a reader never waits for what is no file, and never takes
+in more than a file of its kind can hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+RECORD_BYTES = 4 << 20
+"""Most that is read of result.json, status.json and the other records of a cell; whole ones have some kB."""
+CONFIG_BYTES = 1 << 20
+"""Of a config.yaml; whole ones have some kB."""
+METRICS_BYTES = 1 << 30
+"""Of a metrics.csv; a million rows have about 100 MB."""
+JOBS_BYTES = 64 << 20
+"""Of a jobs.json: some hundred bytes a cell of the sweep."""
+EPISODE_LIST_BYTES = 256 << 20
+"""Of a list of episodes: about a hundred bytes an episode."""
+PICTURE_BYTES = 64 << 20
+"""Of a picture that a run drew."""
 
-def read_json(path: Path) -> dict[str, Any] | None:
+_DEEPEST = 64  # levels of a YAML file; a configuration has four
+
+
+class Refused(OSError):
+    """A file that is not read although the system would let us; `strerror` says why."""
+
+
+def open_regular(path: str | Path, limit: int | None = None) -> int:
+    """The descriptor of a file opened for reading. Never waits, as `open` does for the other end of a FIFO.
+
+    Args:
+        limit: bytes that it may have; None for any number.
+
+    Raises:
+        Refused: it is no regular file, or larger than the limit.
+        OSError: it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise Refused(errno.EINVAL, "a socket, no file", str(path)) from None
+        raise
+    about = os.fstat(handle)
+    why = ""
+    if not stat.S_ISREG(about.st_mode):
+        why = next(what for is_it, what in _OTHER_KINDS if is_it(about.st_mode))
+    elif limit is not None and about.st_size > limit:
+        why = f"{about.st_size / 1e6:.1f} MB, more than the {limit / 1e6:.1f} MB that such a file may have"
+    if why:
+        os.close(handle)
+        raise Refused(errno.EINVAL, why, str(path))
+    return handle
+
+
+_OTHER_KINDS = (
+    (stat.S_ISDIR, "a folder, no file"),
+    (stat.S_ISFIFO, "a FIFO, no file"),
+    (lambda mode: True, "a device, no file"),
+)
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        Refused: it is no regular file, or larger than the limit.
+        OSError: it cannot be read.
+    """
+    handle = open_regular(path, limit)
+    try:
+        left, parts = os.fstat(handle).st_size, []
+        while left > 0 and (part := os.read(handle, left)):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(handle)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_json(path: Path, limit: int = RECORD_BYTES) -> dict[str, Any] | None:
     """A JSON object from a file; None if the file is absent or does not hold one."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(read_file(path, limit))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as JSON could say it too: mappings with names, lists, texts, finite numbers, true, false, null.
+
+    Anchors (with which a page of text stands for more than a memory holds), tags and depth are refused before anything
+    is built: no file that fsseg writes has them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no YAML of this kind; the text says why in one line.
+    """
+    import yaml
+
+    text = read_file(path, CONFIG_BYTES).decode()
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
+                raise ValueError("it has anchors or tags")
+            if depth > _DEEPEST:
+                raise ValueError("it is nested too deeply")
+        return json.loads(json.dumps(yaml.load(text, Loader=loader), allow_nan=False))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    except TypeError as error:
+        raise ValueError(f"it has values that are no configuration ({error})") from None
+
+
+def entries_below(
+    folder: str | Path, skip: Callable[[os.DirEntry[str]], bool] = lambda entry: False
+) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder that is no folder itself, at any depth. Links are given, not entered.
+
+    Args:
+        skip: what is left out, a folder with all that is in it.
+
+    Raises:
+        OSError: a folder cannot be read; one that has vanished counts as empty.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as listing:
+            for entry in sorted(listing, key=lambda e: e.name):
+                if skip(entry):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    yield entry
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class ClaimLost(Exception):
@@ -110,7 +252,10 @@ def json_text(value: Any) -> str:
 
 def _json_bytes(value: Any) -> bytes:
     """The text of `json.dumps(indent=2)`, which itself is slow and holds a string for every token."""
-    return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
+    try:
+        return msgspec.json.format(json.dumps(value, allow_nan=False).encode(), indent=2) + b"\n"
+    except msgspec.DecodeError:  # a name of a file that is not UTF-8 makes half a character, which it does not take
+        return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def create_exclusive(path: Path, data: str) -> bool:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sys
 from pathlib import Path
 
-_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+from fsseg.errors import visible
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Lines in which foreign text is visible: a line break in an argument starts no new line, one in a message does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(a if hasattr(a, "__float__") else visible(a) for a in record.args or ())
+        return "\n".join(map(visible, super().format(record).split("\n")))
+
+
+_FORMAT = _VisibleFormatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 
 def configure_logging(level: str) -> None:
@@ -18,10 +32,21 @@ def configure_logging(level: str) -> None:
     logger.setLevel(level.upper())
     logger.propagate = False
     if not any(getattr(h, "fsseg_console", False) for h in logger.handlers):
-        console = logging.StreamHandler()
-        console.setFormatter(_FORMAT)
-        console.fsseg_console = True  # type: ignore[attr-defined]
-        logger.addHandler(console)
+        logger.addHandler(_Console())
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # generic from Python 3.11 on
+    """The terminal. One that is closed takes nothing more, and stops no run."""
+
+    fsseg_console = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_FORMAT)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], (OSError, ValueError)):  # of a file object that is closed: ValueError
+            super().handleError(record)
 
 
 class RunLog(logging.FileHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic, write_json
 from fsseg.report import summary
 from fsseg.report.collect import collect
@@ -49,5 +49,5 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
         text += "\n" + experiments.text
         files += experiments.files
     if left_out:
-        text += "\nNot in " + target.name + ":\n" + "".join(f"  {line}\n" for line in left_out)
-    return text + f"\nWritten to {folder}: {', '.join(f.name for f in files)}"
+        text += "\nNot in " + target.name + ":\n" + "".join(f"  {visible(line)}\n" for line in left_out)
+    return text + f"\nWritten to {visible(folder)}: {', '.join(visible(f.name) for f in files)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fsseg.cell.models import Distances, Metrics
 from fsseg.draw import plots
+from fsseg.errors import visible
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
@@ -34,7 +35,7 @@ def figure5(group: Group, picture: Path) -> TextTable:
         *notes_of(group, rows, beside_paper=False),
     ]
     if of_bins:
-        plots.distance_histograms(picture, BIN_LABELS, {group.title: of_bins}, "Figure 5")
+        plots.distance_histograms(picture, BIN_LABELS, {visible(group.title): of_bins}, "Figure 5")
         table.pictures.append(picture)
     return table
 

@@ -21,11 +21,14 @@ from fsseg.cell.key import CellKey
 from fsseg.cell.models import Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.errors import UserError
+from fsseg.process.files import read_file
 from fsseg.process.words import span
-from fsseg.report.replication import REPLICATION_FILE, is_ours, parse_replication
+from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, parse_replication
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_SHOWN = 20  # faults named of one file
 
 T = TypeVar("T")
 
@@ -216,7 +219,11 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
 def _slim(result: Result, shared: _Shared) -> tuple[str, ...]:
     """Drop of a result what no table shows, and share with other results what they have too; returns its episodes."""
     metrics, result.provenance = result.metrics, {}
-    result.protocol, result.model, result.dataset = shared(result.protocol), shared(result.model), shared(result.dataset)
+    result.protocol, result.model, result.dataset = (
+        shared(result.protocol),
+        shared(result.model),
+        shared(result.dataset),
+    )
     result.missing_classes, result.cost = shared(result.missing_classes), shared(result.cost)
     if metrics is None:
         return ()
@@ -243,15 +250,20 @@ def _reason(seen: Snapshot) -> str:
 def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
     results: list[Result] = []
     try:
-        content = json.loads(path.read_bytes())  # takes NaN, which one fold of an older program may have
+        # json takes NaN, which one fold of an older program may have
+        content = json.loads(read_file(path, REPLICATION_BYTES))
         if not isinstance(content, dict):
             faults = ["is not a JSON object"]
         else:
-            results, faults = parse_replication(path.resolve().parent.name, content)
+            results, faults = parse_replication(path.resolve().parent.name or "older", content)
     except OSError as error:
         faults = [f"cannot be read ({error.strerror})"]
+    except RecursionError:
+        faults = ["is nested too deeply"]
     except ValueError as error:
         faults = [f"is not JSON ({error})"]
+    if len(faults) > _SHOWN:
+        faults = [*faults[:_SHOWN], f"has {len(faults) - _SHOWN} more faults"]
     problems += [Problem(path, fault) for fault in faults]
     return [CellResult(path, result) for result in results]
 

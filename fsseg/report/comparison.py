@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -81,12 +83,17 @@ def groups_of(cells: Iterable[CellResult], reports: Container[str | None]) -> li
     names: dict[str, set[str]] = defaultdict(set)
     for group in groups:
         names[group.report].add(group.name)
-    taken: dict[str, int] = defaultdict(int)
+    taken: dict[str, int] = defaultdict(int, summary=1)  # summary.md is that of all runs
     for group in groups:
-        stem = group.report if len(names[group.report]) == 1 else group.name
+        stem = group.report if len(names[group.report]) == 1 else _stem(group.name)
         taken[stem] += 1
         group.stem = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
     return groups
+
+
+def _stem(name: str) -> str:
+    """A name of runs as one of a file."""
+    return re.sub(r"[^\w.+ -]", "_", name)[:100]
 
 
 def _same_settings(cell: CellResult) -> tuple[bool, str]:
@@ -105,9 +112,9 @@ def _model(cell: CellResult) -> str:
     return json_text({k: v for k, v in sorted(cell.identity.items()) if k.startswith("model.")})
 
 
-def _rate(cell: CellResult) -> Any:
-    """The learning rate; if it is unknown, the variant, which differs for another rate."""
-    return cell.key.variant if cell.identity is None else cell.identity.get("train.lr")
+def _rate(cell: CellResult) -> str:
+    """The learning rate as JSON; if it is unknown, the variant, which differs for another rate."""
+    return cell.key.variant if cell.identity is None else json.dumps(cell.identity.get("train.lr"))
 
 
 def _by_rate(cells: Sequence[CellResult]) -> list[list[CellResult]]:
@@ -117,7 +124,7 @@ def _by_rate(cells: Sequence[CellResult]) -> list[list[CellResult]]:
         return [list(cells)]
     found: dict[str, list[CellResult]] = defaultdict(list)
     for cell in cells:
-        found[json_text(_rate(cell))].append(cell)
+        found[_rate(cell)].append(cell)
     return [members for _, members in sorted(found.items())]
 
 

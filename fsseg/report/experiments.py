@@ -14,12 +14,14 @@ from typing import Any
 
 from fsseg.cell.models import Cost
 from fsseg.cell.record import RunDirectory
-from fsseg.process.files import write_atomic
+from fsseg.process.files import PICTURE_BYTES, read_file, write_atomic
 from fsseg.report.bias import background_bias, figure5
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import paper_results
+
+_MOST_ROUNDS = 100  # rows of Table 6
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,17 @@ def _figure7(group: Group, picture: Path) -> TextTable:
     table = TextTable(f"Figure 7, predictions after QP, SM, IC ({group.title})", ["sheet", "mIoU", "of the run"])
     for cell in group.cells:
         sheet = RunDirectory(cell.path).steps_figure
-        if not sheet.is_file():
+        try:
+            drawn = read_file(sheet, PICTURE_BYTES)
+        except FileNotFoundError:
             table.notes.append(f"{sheet} is missing (logger.figures=0, or logger.steps=false)")
+            continue
+        except OSError as error:
+            table.notes.append(f"{sheet} cannot be read ({error.strerror})")
             continue
         number = len(table.pictures) + 1
         target = picture if number == 1 else picture.with_name(f"{picture.stem}-{number}.png")
-        write_atomic(target, sheet.read_bytes())
+        write_atomic(target, drawn)
         table.pictures.append(target)
         table.rows.append([target.name, f"{cell.result.miou:.2f}", str(cell.path)])
     return table
@@ -141,7 +148,8 @@ def _miou(cell: CellResult) -> float | None:
 def _iterations(cell: CellResult) -> int | None:
     """T of a whole ABCB; None for any other model, which has no row in Tables 5 and 6."""
     value = cell.result.model.get("iterations")
-    return value if component(cell) == "full" and isinstance(value, int) else None
+    rounds = isinstance(value, int) and 0 < value <= _MOST_ROUNDS
+    return value if rounds and component(cell) == "full" else None
 
 
 def _all_iterations(group: Group) -> set[int]:

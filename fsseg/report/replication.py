@@ -17,14 +17,17 @@ from fsseg.cell.models import Metrics, Result
 from fsseg.process.files import read_json
 
 REPLICATION_FILE = "replication_results.json"
+REPLICATION_BYTES = 64 << 20
+"""Most that is read of one; a row has about 200 bytes."""
 _WRITER = "fsseg aggregate"
 _PROTOCOL = {"name": "older workflow (not recorded)"}
-_KEY = re.compile(r"(?P<dataset>.+)_(?P<backbone>[^_]+)_(?P<shot>\d+)shot")
+_KEY = re.compile(r"(?P<dataset>.+)_(?P<backbone>[^_]+)_(?P<shot>[0-9]{1,9})shot")
+_FOLD = re.compile("[0-9]{1,9}")
 
 
 def is_ours(path: Path) -> bool:
     """Whether `fsseg aggregate` wrote the file: then the runs already hold its numbers."""
-    return (read_json(path) or {}).get("written_by") == _WRITER
+    return (read_json(path, REPLICATION_BYTES) or {}).get("written_by") == _WRITER
 
 
 def parse_replication(name: str, value: Mapping[str, Any]) -> tuple[list[Result], list[str]]:
@@ -40,16 +43,16 @@ def parse_replication(name: str, value: Mapping[str, Any]) -> tuple[list[Result]
     faults: list[str] = []
     for key, folds in results.items():
         match = _KEY.fullmatch(key)
-        if match is None or not isinstance(folds, dict):
-            faults.append(f'results["{key}"] is not <dataset>_<backbone>_<k>shot with an object of folds')
+        if match is None or not isinstance(folds, dict) or not _cell(name, match, 0).is_whole:
+            faults.append(f'results["{key:.80}"] is not <dataset>_<backbone>_<k>shot with an object of folds')
             continue
         found: dict[str, float] = {}
         for fold, figure in folds.items():
             miou = figure.get("miou") if isinstance(figure, dict) else None
-            if fold != "mean" and not fold.isdecimal():
-                faults.append(f'results["{key}"]["{fold}"] is neither a fold nor the mean')
+            if fold != "mean" and not _FOLD.fullmatch(fold):
+                faults.append(f'results["{key}"]["{fold:.80}"] is neither a fold nor the mean')
             elif isinstance(miou, bool) or not isinstance(miou, (int, float)) or not 0 <= miou <= 1:
-                faults.append(f'results["{key}"]["{fold}"].miou={miou!r} is no fraction between 0 and 1')
+                faults.append(f'results["{key}"]["{fold}"].miou={miou!r:.80} is no fraction between 0 and 1')
             else:
                 found[fold] = float(miou)
         stated = found.pop("mean", None)
@@ -58,11 +61,13 @@ def parse_replication(name: str, value: Mapping[str, Any]) -> tuple[list[Result]
                 f'results["{key}"] states a mean of {stated:.4f}; its folds give {sum(found.values()) / 4:.4f}'
             )
         for fold, miou in sorted(found.items()):
-            key = CellKey(
-                name, match["dataset"], "abcb", match["backbone"], int(match["shot"]), int(fold), 0, "default"
-            )
-            entries.append(Result(key, "", _PROTOCOL, metrics=Metrics(round(100 * miou, 10))))
+            metrics = Metrics(round(100 * miou, 10))
+            entries.append(Result(_cell(name, match, int(fold)), "", _PROTOCOL, metrics=metrics))
     return entries, faults
+
+
+def _cell(name: str, match: re.Match[str], fold: int) -> CellKey:
+    return CellKey(name, match["dataset"], "abcb", match["backbone"], int(match["shot"]), fold, 0, "default")
 
 
 def replication_json(

@@ -8,9 +8,12 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from fsseg.errors import visible
+from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.replication import replication_json
 from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
@@ -19,13 +22,13 @@ from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
 def to_text(report: Report) -> str:
     """All tables, notes, missing cells and problems for a terminal or a log."""
     tables = [table.as_text().to_text() + "\n" for table in report.tables]
-    return "".join([*tables, *_leftovers(report, "  ", "{}:\n")]).rstrip("\n") + "\n"
+    return "".join([*tables, *_leftovers(report, "{}:\n", lambda item: f"  {visible(item)}")]).rstrip("\n") + "\n"
 
 
 def to_markdown(report: Report) -> str:
     """The same as GitHub Markdown."""
     tables = [table.as_text().to_markdown() + "\n" for table in report.tables]
-    return "".join([*tables, *_leftovers(report, "- ", "### {}\n\n")]).rstrip("\n") + "\n"
+    return "".join([*tables, *_leftovers(report, "### {}\n\n", markdown_item)]).rstrip("\n") + "\n"
 
 
 def to_latex(report: Report) -> str:
@@ -33,13 +36,14 @@ def to_latex(report: Report) -> str:
     return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(t.as_text().to_latex() for t in report.tables)])
 
 
-def _leftovers(report: Report, bullet: str, heading: str) -> list[str]:
+def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> list[str]:
     """Missing cells and unreadable files, each with its reason."""
     missing = [f"{label}: {reason}" for table in report.tables for label, reason in table.missing]
     blocks = []
     for what, items in (("Missing cells", missing), ("Could not be read", report.problems)):
         if items:
-            blocks.append(heading.format(f"{what} ({len(items)})") + "".join(f"{bullet}{item}\n" for item in items))
+            lines = "".join(f"{shown(item)}\n" for item in items)
+            blocks.append(heading.format(f"{what} ({len(items)})") + lines)
     return ["\n".join(blocks)]
 
 
@@ -60,7 +64,8 @@ def to_csv(report: Report) -> str:
                     figures = {"paper": row.paper(shot, MEAN if fold == "mean" else int(fold))}
                     if entry is not None:
                         figures = _figures(entry) | {"seeds": " ".join(map(str, entry.seeds))}
-                    writer.writerow({**same, **row.key._asdict(), "shot": shot, "fold": fold, **figures})
+                    line = {**same, **row.key._asdict(), "shot": shot, "fold": fold, **figures}
+                    writer.writerow({name: csv_cell(value) for name, value in line.items()})
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fsseg.cell.claim import ClaimView
 from fsseg.cell.models import State
 from fsseg.cell.record import Cell
-from fsseg.process.files import read_json, write_atomic
+from fsseg.process.files import JOBS_BYTES, read_json, write_atomic
 from fsseg.sweep.launchers.base import Submitted
 from fsseg.sweep.launchers.slurm import Queued, cluster_name, queue
 
@@ -35,8 +35,10 @@ class Elsewhere:
         self._cluster: str | None = None
         self._asked = float("-inf")
         for path in sorted(folder.glob(".submitit/*/jobs.json")) if folder else ():
-            for directory, job in ((read_json(path) or {}).get("jobs") or {}).items():
-                self._jobs.setdefault(directory, []).append(str(job.get("job_id")))
+            jobs = (read_json(path, JOBS_BYTES) or {}).get("jobs")
+            for directory, job in jobs.items() if isinstance(jobs, dict) else ():
+                if isinstance(job, dict) and "job_id" in job:
+                    self._jobs.setdefault(directory, []).append(str(job["job_id"]))
 
     def owner(self, cell: Cell) -> tuple[State, str] | None:
         """State (running or queued) and owner of a cell that should be left alone; None if it is free."""

@@ -175,7 +175,8 @@ def measure(run: RunDirectory, calibration: bool = False) -> Measured | None:
             identity["dataset.name"], identity["model.name"], identity["backbone.name"], identity["shot"],
             identity["dataset.image_size"], identity["train.batch_size"],
         )  # fmt: skip
-    except (Unreadable, KeyError):
+        hash(kind)  # a file may say anything
+    except (Unreadable, KeyError, TypeError):
         return None
     settings, pool = settings_of(identity), pool_of(identity)
     pace = status.seconds_per_step if status else None
@@ -190,8 +191,9 @@ def measure(run: RunDirectory, calibration: bool = False) -> Measured | None:
     evaluate = timing.evaluate_seconds / episodes if episodes and timing.evaluate_seconds else None
     if calibration:  # few steps: leave out the start-up of workers and kernels
         train, evaluate = _steady_seconds(run) or train, pace or evaluate
+    device = result.provenance.get("device")
     return Measured(
-        kind, settings, result.provenance.get("device"), train, evaluate,
+        kind, settings, device if isinstance(device, str) else None, train, evaluate,
         (timing.prepare_seconds or 0.0) + (timing.figures_seconds or 0.0), training.images if training else None, pool,
         result.peak_memory_bytes, run.size(), "calibration" if calibration else "finished cells",
     )  # fmt: skip

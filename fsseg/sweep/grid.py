@@ -17,6 +17,7 @@ from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
+    from fsseg.data.registry import DataNow
 
 
 @dataclass
@@ -64,7 +65,7 @@ def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
 def build_grid(overrides: Sequence[str]) -> list[Point]:
     """Compose the cells of `train.py -m <overrides>` and look at their directories.
 
-    Data folders are not looked at: a grid may be planned before its data is there.
+    A grid may be planned before its data is there: only finished cells are compared with it.
 
     Raises:
         UserError: a fault of the line as a whole, or two cells with one directory.
@@ -89,7 +90,10 @@ def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: 
     Raises:
         UserError: two cells have one directory.
     """
-    points = [_examined(Point(tuple(job)), composed, data) for job, composed in jobs]
+    from fsseg.data.registry import DataNow
+
+    now = DataNow()
+    points = [_examined(Point(tuple(job)), composed, data, now) for job, composed in jobs]
     seen: dict[Path, Point] = {}
     for point in points:
         if point.cell is not None and (other := seen.setdefault(point.cell.directory, point)) is not point:
@@ -101,10 +105,10 @@ def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: 
     return points
 
 
-def _examined(point: Point, composed: Composed | UserError, data: bool) -> Point:
+def _examined(point: Point, composed: Composed | UserError, data: bool, now: DataNow) -> Point:
     from omegaconf.errors import OmegaConfBaseException
 
-    from fsseg.config.checks import faults
+    from fsseg.config.checks import faults, place_faults
     from fsseg.config.entry import explain
     from fsseg.data.registry import folder_faults
 
@@ -113,8 +117,14 @@ def _examined(point: Point, composed: Composed | UserError, data: bool) -> Point
         return point
     point.composed, cfg = composed, composed.cfg
     try:
-        point.cell = open_cell(cfg, composed.resolved, composed.task_overrides)
+        if place_faults(cfg):
+            point.state, point.faults = State.FAULTY, faults(cfg)
+            return point
+        plain = composed.resolved
+        point.cell = open_cell(cfg, plain, composed.task_overrides)
         if not cfg.redo and (result := point.cell.finished()) is not None:
+            if (changed := now.fault(cfg, plain["dataset"], result.dataset)) is not None:
+                raise changed
             point.state, point.snapshot = State.DONE, Snapshot(point.cell, State.DONE, result=result)
             return point
         point.faults = faults(cfg) or (folder_faults(cfg) if data else [])

@@ -14,7 +14,7 @@ from typing import Any
 
 from fsseg.cell.models import State
 from fsseg.cell.record import find_runs
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import extent, size, span
 from fsseg.sweep.boxes import cells_of, command, cut, swept_keys
@@ -146,7 +146,7 @@ def text(plan: Plan, limit: int = 200) -> str:
                 "10-12 GB of GPU memory, 500 MB a checkpoint"
             )
         else:
-            lines.append(f"hours of {cells} from {basis}")
+            lines.append(f"hours of {cells} from {visible(basis)}")
     faulty: dict[str, int] = Counter(str(f) for p in points for f in p.faults)
     lines += [f"cannot start ({count} cells): {fault}" for fault, count in faulty.items()]
     return "\n".join(lines + plan.notes)

@@ -4,23 +4,27 @@ Nothing has to be reset: a cell without `result.json` is not done, a run continu
 stale claim by itself. So the whole sweep line works too. The lines here are for users who lost it, or want only these
 cells. They are made from the overrides in each cell's `identity.json`. These are composed again, and a line is given
 only if they lead to the same directory and fingerprint.
+
+Run directories may come from others. So what is stored there is data: an interpolation is not evaluated, and Hydra's
+own settings and options are not obeyed. A cell with such overrides gets no line, but the reason.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, look_at, open_cell
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.grid import split_overrides
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 _STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN)
 _AGAIN = "run its sweep line again"
+_KEY = re.compile(r"(\+\+|\+|~)?(?!hydra\b)[A-Za-z_]\w*([./@]\w+)*", re.ASCII)
+"""Of an override that sets something of a cell: no option of the command line, nothing of Hydra's own."""
 
 
 @dataclass
@@ -64,14 +70,24 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     boxes: list[dict[str, str]] = []
     with composer() as c:
         for s in found.cells:
-            if why := _find(s, c, found, boxes):
+            try:
+                why = _find(s, c, found, boxes)
+            except UserError as error:
+                why = f"{error.what}; {_started(s)}"
+            except Exception as error:  # whatever one cell's files hold, the others go on
+                why = f"its overrides cannot be composed ({type(error).__name__}); {_AGAIN}"
+            if why:
                 found.notes.setdefault(why, []).append(s.label)
     found.lines = [command(box, extra) for box in merge(boxes)] + found.lines
     return found
 
 
 def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, str]]) -> str:
-    """Add what leads to the cell to the boxes or lines; returns why there is nothing, if there is nothing."""
+    """Add what leads to the cell to the boxes or lines; returns why there is nothing, if there is nothing.
+
+    Raises:
+        UserError: its overrides cannot be composed.
+    """
     key, own = CellKey.from_path(s.directory), _noted(s)
     if isinstance(own, str):
         return own
@@ -80,13 +96,13 @@ def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, s
     if own.get("name") != key.name:  # the folder was renamed or copied
         own["name"] = _quoted(key.name)
     output = Path(os.path.abspath(s.directory)).parents[len(key.path.parts) - 1]
+    if why := _unfit(own) or _unfit({"output_dir": _quoted(str(output))}):
+        return f"{why}; {_started(s)}"
     plain = [f"{k}={v}" for k, v in own.items()]
     why = ""
     # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
     for words in (composer.swept(plain), plain):
         cell = _led_to(composer, words)
-        if isinstance(cell, UserError):
-            return f"{cell.what}; {_started(s)}"
         why = why or _difference(cell, key, s)
         if not _difference(cell, key, s):
             if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
@@ -100,15 +116,54 @@ def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, s
     return why
 
 
-def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell | UserError:
-    """The cell that overrides lead to, or why they cannot be composed."""
+def _unfit(own: Mapping[str, str]) -> str:
+    """Why overrides cannot be handed on as they are stored; empty if they can.
+
+    Raises:
+        UserError: one is not in Hydra's grammar.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from fsseg.config.entry import explained
+
+    parser = OverridesParser.create()
+    for key, value in own.items():
+        word = f"{key}={value}"
+        if not word.isprintable():
+            return f"{ascii(word)[1:-1]} holds characters that cannot be printed"
+        if not _KEY.fullmatch(key):
+            return f"{word} is no setting of a cell"
+        with explained():
+            override = parser.parse_override(word)
+        if override.is_sweep_override():
+            return f"{word} is a setting of more than one cell"
+        if any("${" in text for text in _texts(override.value())):  # `$\{` too means one
+            return f"{word} holds an interpolation ${{...}}, and what is stored is not evaluated"
+    return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a value, keys of mappings too."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
+
+
+def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell:
+    """The cell that overrides lead to.
+
+    Raises:
+        UserError: they cannot be composed.
+    """
     ((_, composed),) = composer.each([overrides])
-    try:
-        if isinstance(composed, UserError):
-            return composed
-        return open_cell(composed.cfg, composed.resolved, composed.task_overrides)
-    except UserError as error:
-        return error
+    if isinstance(composed, UserError):
+        raise composed
+    return open_cell(composed.cfg, composed.resolved, composed.task_overrides)
 
 
 def _difference(cell: Cell, key: CellKey, s: Snapshot) -> str:
@@ -129,8 +184,7 @@ def _noted(s: Snapshot) -> dict[str, str] | str:
     if record.overrides is None:
         return f"was started by an earlier version, which did not note the overrides of a cell; {_started(s)}"
     own = split_overrides(record.overrides)
-    own.pop("redo", None)  # it would throw away what the cell has reached
-    return own
+    return {k: v for k, v in own.items() if k.lstrip("+~") != "redo"}  # it would throw away what the cell has reached
 
 
 def _started(s: Snapshot) -> str:
@@ -138,7 +192,8 @@ def _started(s: Snapshot) -> str:
     last = s.run.last_attempt()[1]
     if last is None or last.command[:1] != ["train.py"]:
         return _AGAIN
-    return f"it was started with `{shlex.join(['python', *last.command])}`"
+    line = shlex.join(["python", *last.command])
+    return f"it was started with `{line}`" if line.isprintable() else _AGAIN
 
 
 def _quoted(value: str) -> str:
@@ -152,13 +207,13 @@ def text(found: Retry) -> str:
     if not found.cells:
         return "nothing to run again"
     lines = [f"{len(found.cells)} cells ended without a result:"]
-    lines += [f"  {s.label}  {s.state}" + (f": {s.reason}" if s.reason else "") for s in found.cells]
+    lines += [visible(f"  {s.label}  {s.state}" + (f": {s.reason}" if s.reason else "")) for s in found.cells]
     if found.lines:
-        lines += ["", "run them again, from the folder they were started in:", *found.lines]
+        lines += ["", "run them again, from the folder they were started in:", *map(visible, found.lines)]
     if found.notes:
         lines += ["", "no line found for:"]
         for why, labels in found.notes.items():
-            lines += [*(f"  {label}" for label in labels), f"  -> {why}"]
+            lines += [*(f"  {visible(label)}" for label in labels), f"  -> {visible(why)}"]
     return "\n".join(lines)
 
 
@@ -175,6 +230,6 @@ def run_lines(lines: Sequence[str]) -> int:
     failed = 0
     for line in lines:
         words = shlex.split(line)
-        print(f"\n$ {line}", flush=True)
+        print(f"\n$ {visible(line)}", flush=True)
         failed += subprocess.run([sys.executable, str(script), *words[2:]]).returncode != 0
     return failed

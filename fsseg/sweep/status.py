@@ -12,20 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fsseg.cell.models import State
-from fsseg.cell.record import Snapshot, look_at
+from fsseg.cell.record import Problem, Snapshot, look_at
+from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 
 
-def text(cells: Sequence[Snapshot], limit: int = 40) -> str:
-    """What `fsseg status` prints; a section names `limit` cells at most."""
+def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int = 40) -> str:
+    """What `fsseg status` prints; a section names `limit` cells or problems at most."""
     counts = Counter(s.state for s in cells)
     lines = [f"{len(cells)} cells: " + ", ".join(f"{counts[state]} {state}" for state in State if counts[state])]
 
     def section(title: str, states: Sequence[State], row: Callable[[Snapshot], str]) -> None:
         if chosen := [s for s in cells if s.state in states]:
             lines.append(f"\n{title}")
-            lines.extend(row(s) for s in chosen[:limit])
+            lines.extend(visible(row(s)) for s in chosen[:limit])
             if len(chosen) > limit:
                 lines.append(f"  ... and {len(chosen) - limit} more")
 
@@ -33,6 +34,11 @@ def text(cells: Sequence[Snapshot], limit: int = 40) -> str:
     section("queued", [State.QUEUED], lambda s: f"  {s.label}")
     waiting = [State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED]
     section("to be run again (`fsseg retry`)", waiting, _waiting)
+    if problems:
+        lines.append("\nleft out")
+        lines.extend(f"  {visible(p)}" for p in problems[:limit])
+        if len(problems) > limit:
+            lines.append(f"  ... and {len(problems) - limit} more")
     return "\n".join([*lines, *_results(cells)])
 
 
@@ -92,10 +98,11 @@ def _partial(seeds: Sequence[Snapshot]) -> bool:
 def watch(folders: Sequence[str | Path], every: float = 5.0) -> None:
     """Print the text repeatedly until no cell runs or is queued."""
     while True:
-        cells = look_at(folders)
+        problems: list[Problem] = []
+        cells = look_at(folders, problems)
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        print(f"{time.strftime('%H:%M:%S')}  {text(cells)}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')}  {text(cells, problems)}", flush=True)
         if not any(s.state in (State.RUNNING, State.QUEUED) for s in cells):
             return
         time.sleep(every)

@@ -17,11 +17,18 @@ log = logging.getLogger("fsseg.sync")
 T = TypeVar("T")
 
 _WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # readers see a put whole or not at all
+_LONGEST_PAUSE = 60.0  # seconds
+LARGEST = 64 << 20
+"""Bytes of a record that is read from a store: a thousand times what a run writes."""
 _SMALL = 32 << 20  # bytes: smaller files are read at once, so that a growing log is sent in one state
 
 
 class Store:
-    """A folder on a store."""
+    """A folder on a store.
+
+    Attributes:
+        folder: where it lies, if it is one of this machine; else None.
+    """
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -35,6 +42,9 @@ class Store:
             options["timeout"] = 20
         self.fs, root = fsspec.core.url_to_fs(url, **options)
         self.root = root.rstrip("/")
+        from fsspec.implementations.local import LocalFileSystem
+
+        self.folder = Path(self.root or "/") if isinstance(self.fs, LocalFileSystem) else None
 
     def send(self, source: Path, name: str) -> None:
         target = f"{self.root}/{name}"
@@ -43,7 +53,7 @@ class Store:
             self._put(source, target)
             return
         self.fs.makedirs(parent, exist_ok=True)
-        temporary = f"{parent}/.{last}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = f"{parent}/.{last[:60]}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self._put(source, temporary)
             self.fs.mv(temporary, target)
@@ -64,14 +74,28 @@ class Store:
         if self.fs.exists(f"{self.root}/{name}"):
             self.fs.rm_file(f"{self.root}/{name}")
 
-    def list(self) -> list[str]:
-        """All files below, relative to the folder."""
-        prefix = self.root.lstrip("/") + "/"
-        return [str(p).lstrip("/").removeprefix(prefix) for p in self.fs.find(self.root)]
+    def list(self, below: str = "") -> dict[str, int]:
+        """All files below a folder, relative to it, with their sizes in bytes."""
+        root = f"{self.root}/{below}" if below else self.root
+        prefix = root.lstrip("/") + "/"
+        found = self.fs.find(root, detail=True)
+        files = {str(path): about for path, about in found.items() if about.get("type") == "file"}
+        return {p.lstrip("/").removeprefix(prefix): int(about.get("size") or 0) for p, about in files.items()}
 
-    def read(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Contents; a file that has vanished since it was listed is left out."""
-        content: dict[str, bytes] = {}
+    def get(self, name: str) -> bytes | None:
+        """Content of a file; None if there is none."""
+        try:
+            return bytes(self.fs.cat_file(f"{self.root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def read(self, names: Sequence[str]) -> dict[str, bytes | OSError]:
+        """Contents; in place of one that is refused or is no file, its error. A file that has vanished is left out.
+
+        Raises:
+            Exception: any other of the store's.
+        """
+        content: dict[str, bytes | OSError] = {}
         for first in range(0, len(names), 64):
             paths = {f"{self.root}/{name}": name for name in names[first : first + 64]}
             found = self.fs.cat(list(paths), on_error="return")
@@ -81,7 +105,7 @@ class Store:
             for path, data in found.items():
                 if isinstance(data, FileNotFoundError):
                     continue
-                if isinstance(data, Exception):
+                if isinstance(data, Exception) and not isinstance(data, (PermissionError, IsADirectoryError)):
                     raise data
                 content[by_tail[str(path).lstrip("/")]] = data
         return content
@@ -118,7 +142,7 @@ class Tries:
                 if attempt == self.attempts:
                     raise
                 # cells that end together try again at different times
-                wait = self.pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)
+                wait = min(self.pause * 2.0 ** min(attempt - 1, 20), _LONGEST_PAUSE) * random.uniform(0.8, 1.2)
                 if self.deadline is not None:
                     wait = min(wait, max(0.0, self.deadline - time.monotonic()))
                 log.debug("attempt %d: %s; again in %.1f s", attempt, words(error), wait)

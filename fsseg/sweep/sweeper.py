@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.models import Result, State, Status, Unreadable, write_record
 from fsseg.cell.record import Cell
+from fsseg.config.checks import field_faults, place_faults, setting_faults
 from fsseg.config.compose import Composer
+from fsseg.config.constraints import FILE_PATH
+from fsseg.config.entry import typed
 from fsseg.config.hydra_internals import BasicLauncher
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
@@ -134,6 +137,8 @@ class FssegSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
+        if found := launch_faults(config):
+            raise merge_errors(found)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -209,17 +214,20 @@ class FssegSweeper(Sweeper):
     def _launch(self, todo: list[Job]) -> list[Job]:
         """Launch cells and settle their states; returns those that other processes turned out to hold."""
         assert self.launcher is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         for job in todo:
             job.launches += 1
         observer = _Observer(todo, self.elsewhere)
         if hasattr(self.launcher, "observer"):
             self.launcher.observer = observer
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             returns = self.launcher.launch([list(job.overrides) for job in todo], initial_job_idx=len(self.returns))
         except UserError as error:
             observer.refused(error)
             raise
+        except OSError as error:
+            what = f"{error.filename or self.folder}: cannot be used ({error.strerror})"
+            raise UserError(what, "mend the permissions, or set output_dir= elsewhere") from error
         except Exception as error:  # a launcher of another package that raises at the first lost job
             if hasattr(self.launcher, "observer"):
                 raise
@@ -266,6 +274,20 @@ class _Observer(Observer):
             write_state(job.place, State.FAILED, f"not submitted: {error.what}")
 
 
+def launch_faults(config: DictConfig) -> list[UserError]:
+    """What is wrong with the folder of a sweep, or with the settings of its launcher: nothing is made before that.
+
+    Only launchers whose settings have a schema are known. A line break in a name would be one in SLURM's script.
+    """
+    if found := place_faults(typed(config)):
+        return found
+    if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
+        return found
+    launcher = config.hydra.launcher
+    known = is_dataclass(OmegaConf.get_type(launcher))
+    return list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
+
+
 def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:
     """Of cells that other processes held when their turn came: those that are free now and not done.
 
@@ -296,9 +318,9 @@ def write_state(cell: Cell, state: State, reason: str | None = None) -> None:
 
 def _status(cell: Cell) -> Status:
     try:
-        return cell.status() or Status()
+        return cell.status() or Status(state=State.QUEUED)
     except Unreadable:
-        return Status()
+        return Status(state=State.QUEUED)
 
 
 def text(jobs: Sequence[Job]) -> str:

@@ -116,11 +116,11 @@ def _result(key: CellKey, number: int, protocol: dict[str, Any]) -> dict[str, An
          "episodes_fingerprint": f"{key.dataset} {key.shot} {key.fold} {s}"}
         for s in range(5)
     ]  # fmt: skip
-    packages = {name: "1.2.3" for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow")}
+    packages = dict.fromkeys(("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow"), "1.2.3")
     return {
         "fingerprint": f"{number:016x}", "protocol": protocol, "model": {"name": "abcb", "iterations": 3},
         "metrics": {"miou": miou, "miou_std": 0.3, "fb_iou": 80.0, "fb_iou_std": 0.2, "per_seed": seeds,
-                    "per_class": {name: miou for name in classes}, "miou_per_round": [miou - 2, miou - 1, miou]},
+                    "per_class": dict.fromkeys(classes, miou), "miou_per_round": [miou - 2, miou - 1, miou]},
         "dataset": {"name": key.dataset, "novel_classes": classes, "fingerprint_train": f"train {key.dataset}",
                     "fingerprint_val": f"val {key.dataset}"},
         "timing": {"prepare_seconds": 6.0, "train_seconds": 4000.0 + number % 13, "evaluate_seconds": 200.0},

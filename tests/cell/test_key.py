@@ -118,6 +118,18 @@ def test_the_standard_weights_are_known_by_the_digest_in_torchvisions_file_names
         assert "backbone.weights (content)" not in identity(given_them)
 
 
+def test_weights_of_the_standard_name_count_by_content_however_the_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resnet50-0676ba61.pth").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.pth").symlink_to("resnet50-0676ba61.pth")
+    for path in ("resnet50-0676ba61.pth", "./resnet50-0676ba61.pth", str(tmp_path / "link.pth")):
+        found = identity({"backbone": {"name": "resnet50", "pretrained": True, "weights": path}})
+        assert found["backbone.weights (content)"] == hashlib.sha256(b"mine").hexdigest()[:16]
+        assert "backbone.weights" not in found
+
+
 def test_settings_that_are_gone_still_count_with_the_value_they_had() -> None:
     """Fingerprints of runs made before must stay: this one was computed before the two settings went."""
     flat = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0, "train.lr": 0.1}

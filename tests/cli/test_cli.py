@@ -73,7 +73,14 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["plan", "train.lrr=1"], "train.lrr"),
         (["plan", "fold=0", "--by", "fold"], "--servers"),
         (["episodes", "fold=9"], "fold=9"),
-        (["bench", "data", "--shots", "x"], "'x'"),
+        (["plan", "fold=0", "--servers", "0"], "--servers"),
+        (["plan", "fold=0", "--servers", "1000000000000000000"], "--servers"),
+        (["status", ".", "--every", "nan"], "--every"),
+        (["status", ".", "--every", "inf"], "--every"),
+        (["status", ".", "--every", "-1"], "--every"),
+        (["bench", "data", "--workers", "1000000000000000000"], "--workers"),
+        (["bench", "data", "--shots", "0"], "--shots"),
+        (["bench", "data", "--shots", "x"], "--shots"),
         (["aggregate", "nosuchthing://a/b"], "nosuchthing://a/b"),
     ],
 )
@@ -84,6 +91,15 @@ def test_a_users_fault_ends_in_two_lines_and_status_1(words: list[str], named: s
     assert what.startswith("error: ")
     assert named in what + fix
     assert fix.startswith("  -> ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "1e18", "1000000000000000000", "inf", "nan", "text"])
+@pytest.mark.parametrize("words", [["data", "--episodes"], ["model", "--batch"], ["model", "--repeats"]])
+def test_a_number_out_of_range_is_refused_with_the_option(words: list[str], value: str) -> None:
+    done = fsseg("bench", *words, value)
+    assert done.returncode != 0
+    assert words[-1] in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -99,6 +115,7 @@ def test_verify_reports_a_missing_folder_and_leaves_with_status_1() -> None:
     [
         (["dataset.root='${nowhere}'"], "nowhere"),
         (["--quick", "--sheet", "/proc/no/such/sheet.png", "dataset.num_train=8", "dataset.num_val=8"], "--sheet FILE"),
+        (["--digests", "list", "dataset.num_train=8", "dataset.num_val=8"], "add --deep"),
     ],
 )
 def test_verify_tells_a_mistake_in_two_lines(line: list[str], what: str, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fsseg.config import schema
-from fsseg.config.checks import faults
-from fsseg.config.compose import Composed, composer, config_folder
+from fsseg.config.checks import faults, validate
+from fsseg.config.compose import Composed, compose, composer, config_folder
 from fsseg.errors import UserError
 
 # One choice for each schema class, and the part of the configuration that is its own.
@@ -199,3 +199,23 @@ def test_composing_and_checking_a_grid_imports_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize("key", ["shot", "fold", "name", "train", "dataset", "protocol", "sync"])
+def test_what_was_taken_out_of_the_configuration_is_told_with_its_key(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key} (was taken out of the configuration|has no value)") as caught:
+        validate(compose([f"~{key}"]).cfg)
+    assert f"~{key}" in caught.value.fix
+
+
+def test_an_interpolation_to_a_value_of_another_type_is_told() -> None:
+    with pytest.raises(UserError, match="num_folds"):
+        compose(["dataset.num_folds=${name}"])
+
+
+@pytest.mark.parametrize(
+    "line", ["eval.background_shifts=[[[]]]", "protocol.seeds=[[1]]", "dataset.scale_range=[[1],2]"]
+)
+def test_a_list_in_place_of_a_number_is_told(line: str) -> None:
+    with pytest.raises(UserError, match=line.partition("=")[0].replace(".", r"\.")):
+        validate(compose([line]).cfg)

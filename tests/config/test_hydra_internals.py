@@ -9,8 +9,10 @@ from typing import Any
 import hydra
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
@@ -20,7 +22,14 @@ from omegaconf.errors import InterpolationKeyError
 import fsseg
 import fsseg.config.entry
 from fsseg.config.compose import config_folder
-from fsseg.config.hydra_internals import BasicLauncher, apply_overrides, group_repository, interpolation, split_line
+from fsseg.config.hydra_internals import (
+    BasicLauncher,
+    apply_overrides,
+    group_repository,
+    interpolation,
+    look_before_reading,
+    split_line,
+)
 
 
 @pytest.fixture
@@ -71,6 +80,24 @@ def test_the_repository_knows_groups_also_of_a_searchpath(loader: Any, tmp_path:
     assert not repository().group_exists("fold")
     assert not repository().group_exists("colour")
     assert repository(f"hydra.searchpath=[file://{tmp_path}]").group_exists("colour")
+
+
+def test_a_file_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    seen = []
+
+    def check(path: str) -> None:
+        seen.append(Path(path).name)
+        raise ValueError("no")
+
+    Plugins.instance()
+    source = SourcesRegistry.instance().resolve("file")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load_config", lambda self, config_path: pytest.fail("read"))
+        look_before_reading(check)
+        (tmp_path / "one.yaml").write_text("a: 1\n")
+        with pytest.raises(ValueError, match="no"):
+            source("file", str(tmp_path)).load_config("one")
+    assert seen == ["one.yaml"]
 
 
 def test_a_loader_of_another_kind_has_no_repository() -> None:

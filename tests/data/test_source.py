@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import os
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -203,6 +207,40 @@ def test_a_missing_image_hinders_a_run_but_not_the_index(made: tuple[Source, Any
     report = verify(again)
     assert not report.ready
     assert report.missing_images[split] == [str(path)]
+
+
+def test_damaged_and_foreign_images_are_found_at_the_start_all_at_once(made: tuple[Source, Any]) -> None:
+    source, _ = made
+    cut, odd = (source.image_path(split, source.index(split).image_ids[-1]) for split in SPLITS)
+    cut.write_bytes(cut.read_bytes()[:-20])
+    write_jpeg(odd, (11, 13))
+    for again in (pickle.loads(pickle.dumps(source)), pickle.loads(pickle.dumps(source))):  # nothing is remembered
+        with pytest.raises(UserError) as caught:
+            again.check()
+        assert f"unreadable images (1): {cut}: " in caught.value.what
+        assert f"images of another size than their masks (1): {odd}: 13x11 pixels, its mask in " in caught.value.what
+    told = {(fault.kind, fault.path) for fault in verify(source).faults}
+    assert told == {("unreadable images", str(cut)), ("images of another size than their masks", str(odd))}
+
+
+def test_the_fingerprint_of_the_images_is_the_same_for_a_copy(made: tuple[Source, Any], tmp_path: Path) -> None:
+    source, cfg = made
+    prints = [source.images_fingerprint(split) for split in SPLITS]
+    source.check()
+    assert [source.images_fingerprint(split) for split in SPLITS] == prints
+    for number, (split, mark) in enumerate(zip(SPLITS, prints)):
+        sizes = [f"{i}\t{source.image_path(split, i).stat().st_size}" for i in source.index(split).image_ids]
+        assert mark == hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
+        root = shutil.copytree(cfg.root, tmp_path / f"copy{number}")
+        for path in root.rglob("*"):
+            os.utime(path, (1, 1))
+        copy = type(source)(dataclasses.replace(cfg, root=str(root)))
+        assert copy.images_fingerprint(split) == mark
+        path = copy.image_path(split, copy.index(split).image_ids[0])
+        path.write_bytes(path.read_bytes() + b"0")
+        assert pickle.loads(pickle.dumps(copy)).images_fingerprint(split) != mark
+        path.unlink()
+        assert pickle.loads(pickle.dumps(copy)).images_fingerprint(split) is None
 
 
 def test_a_pickle_carries_no_index(made: tuple[Source, Any]) -> None:

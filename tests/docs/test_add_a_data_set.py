@@ -140,6 +140,13 @@ def test_verify_accepts_it_and_names_what_is_broken(data_set: DataSet) -> None:
     assert str(lost) in report.text()
 
 
+def test_a_damaged_image_is_found_before_anything_is_trained(data_set: DataSet) -> None:
+    image = next(data_set.root.rglob("leaf5_4.jpg" if data_set.name == "leaves" else "fan/4.jpg"))
+    image.write_bytes(image.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"unreadable images \(\d\): {image}"):
+        data_set.run()
+
+
 def test_an_empty_folder_is_refused_with_what_it_lacks(data_set: DataSet, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="lacks .*" + ("JPEGImages" if data_set.name == "leaves" else "ant")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,57 @@ def test_all_generators_go_on_where_they_stood(files: tuple[Path, Path]) -> None
 def _written(path: Path, data: bytes | bytearray) -> Path:
     path.write_bytes(bytes(data))
     return path
+
+
+class Opened:
+    """Unpickled, it would be called."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("opened",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": -1}, "`$.step`"),
+        ({"step": "3"}, "`$.step`"),
+        ({"step": True}, "`$.step`"),
+        ({"seconds": -5.0}, "`$.seconds`"),
+        ({"window": ["0.5"]}, "`$.window[0]`"),
+        ({"rows": -1}, "`$.rows`"),
+        ({"model": [1]}, "`$.model`"),
+        ({"origin": {"dataset": "x"}}, "`$.origin`"),
+        ({"format": 3}, "`$.format`"),
+        ({"fingerprint": None}, "`$.fingerprint`"),
+        ({"model": {"w": torch.tensor([1.0, float("nan")])}}, "the weights w are no finite numbers"),
+        ({"model": {"w": torch.tensor([float("inf")])}}, "the weights w are no finite numbers"),
+        ({"model": {"w": Opened()}}, "holds objects that no checkpoint of fsseg holds"),
+    ],
+)
+def test_right_format_and_wrong_content_is_refused_in_two_lines(
+    change: dict[str, Any], words: str, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files[0].parent)
+    torch.save({"format": 2, **state(1), **change}, files[0])
+    with pytest.raises(Damaged) as caught:
+        load(files[0])
+    assert words in caught.value.what
+    assert str(files[0]) in caught.value.what
+    assert "\n" not in caught.value.what + caught.value.fix
+    assert "weights_only" not in str(caught.value)
+    assert not Path("opened").exists()
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(files: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(files[0], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    with pytest.raises(Damaged, match=r"archive/data\.pkl is compressed"):
+        load(files[0])
+
+
+def test_weights_that_are_no_numbers_are_never_saved(files: tuple[Path, Path]) -> None:
+    save(files[0], state(1), files[1])
+    with pytest.raises(UserError, match="the weights w are no finite numbers at step 2"):
+        save(files[0], state(2) | {"model": {"w": torch.tensor([float("nan")])}}, files[1])
+    assert load(files[0])["step"] == 1
+    assert not files[1].exists()

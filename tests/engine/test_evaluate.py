@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from runs import composed, done
+from runs import cell_of, composed, done
 
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine.evaluate import figure_numbers, predicted_foreground
+from fsseg.errors import UserError
+from fsseg.run import run
 
 
 def half_plane(border: float, cells: int = 3, stride: int = 8) -> torch.Tensor:
@@ -176,3 +179,41 @@ def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
         fit = 25 / max(height, width)  # the longer side is the network's
         assert original[2:] == (height, width)
         assert network == (round(height * fit), round(width * fit)) * 2
+
+
+@pytest.mark.parametrize("factor", [1e30, float("nan")])
+def test_exploded_weights_are_no_score_of_zero(factor: float, root: Path, tmp_path: Path) -> None:
+    trained = composed(root, tmp_path, "train.max_steps=1", "eval.enabled=false")
+    done(trained)
+    file = tmp_path / "exploded.pt"
+    state = torch.load(cell_of(trained).checkpoint, weights_only=True)
+    state["model"] = {k: v * factor if v.is_floating_point() else v for k, v in state["model"].items()}
+    torch.save(state, file)
+    c = composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", "name=again")
+    with pytest.raises(UserError, match=r"the answer to evaluation episode 0 holds|are no finite numbers"):
+        run(c.config, c.task_overrides)
+    assert not cell_of(c).result_file.exists()
+
+
+def test_a_checkpoint_of_another_run_than_the_result_beside_it_is_not_evaluated(root: Path, tmp_path: Path) -> None:
+    trained = composed(root, tmp_path, "train.max_steps=2", "eval.enabled=false")
+    done(trained)
+    file = cell_of(trained).checkpoint
+    state = torch.load(file, weights_only=True)
+    for name, change in (("a", {"step": 1}), ("b", {"run": "other"})):
+        torch.save(state | change, file)
+        c = composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", f"name={name}")
+        with pytest.raises(UserError, match=r"last\.pt: run .*, step .*, but result\.json beside it: run "):
+            run(c.config, c.task_overrides)
+
+
+def test_a_checkpoint_of_an_unfinished_training_is_said_to_be_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
+    trained = composed(root, tmp_path, "train.max_steps=2", "eval.enabled=false")
+    done(trained)
+    file = tmp_path / "half.pt"
+    torch.save(torch.load(cell_of(trained).checkpoint, weights_only=True) | {"step": 1}, file)
+    done(composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", "name=again"))
+    assert f"checkpoint={file} is of an unfinished training: step 1 of 2" in caplog.text

@@ -137,3 +137,89 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused(root: Path, tmp_
             run(c.config, c.task_overrides)
         assert str(cell.checkpoint) in caught.value.what
         assert "redo=true" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 2}, "is of step 2 of a run of 1 steps"),
+        ({"run": "other"}, "is of run other, identity.json beside it of run"),
+        ({"rng": {}}, "does not fit the model"),
+        ({"rng": {"python": [3, [1, 2], None]}}, "does not fit the model"),
+        ({"optimiser": {"state": {}, "param_groups": []}}, "does not fit the model"),
+        ({"optimiser": {"state": 7, "param_groups": "x"}}, "does not fit the model"),
+    ],
+)
+def test_a_checkpoint_that_is_crafted_ends_in_two_lines(
+    change: dict[str, Any], message: str, root: Path, tmp_path: Path
+) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=1")
+    cell = cell_of(c)
+    run(c.config, c.task_overrides)
+    whole = torch.load(cell.checkpoint, weights_only=True)
+    cell.result_file.unlink()
+    torch.save({**whole, **change}, cell.checkpoint)
+    with pytest.raises(UserError, match=message) as caught:
+        run(c.config, c.task_overrides)
+    assert str(cell.checkpoint) in caught.value.what
+    assert "redo=true" in caught.value.fix
+
+
+def test_another_momentum_in_a_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=1")
+    cell = cell_of(c)
+    run(c.config, c.task_overrides)
+    whole = torch.load(cell.checkpoint, weights_only=True)
+    cell.result_file.unlink()
+    whole["optimiser"]["param_groups"][0]["momentum"] = 0.5
+    torch.save(whole, cell.checkpoint)
+    with pytest.raises(UserError, match="other settings of the optimiser"):
+        run(c.config, c.task_overrides)
+
+
+def test_a_checkpoint_of_format_1_is_gone_on_from(root: Path, tmp_path: Path) -> None:
+    """It held the rows of metrics.csv, and named no run."""
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=3", "train.checkpoint_minutes=0")
+    cell = cell_of(c)
+    done(c)
+    table = cell.metrics_file.read_text()
+    with cell.metrics_file.open() as file:
+        rows = [{k: int(v) if k == "step" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    new = torch.load(cell.checkpoint, weights_only=True)
+    old = {k: v for k, v in new.items() if k not in ("run", "rows", "steps")}
+    torch.save({**old, "format": 1, "metrics": rows}, cell.checkpoint)
+    for file in (cell.result_file, cell.metrics_file, cell.identity_file):
+        file.unlink()
+    again = done(c)
+    assert again.training is not None
+    assert again.training.steps == 3
+    assert cell.metrics_file.read_text() == table
+
+
+def test_without_its_identity_a_run_goes_on_as_the_run_of_its_checkpoint(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=1")
+    cell, first = cell_of(c), done(c)
+    cell.result_file.unlink()
+    cell.identity_file.unlink()
+    assert done(c).run == first.run
+    stored = cell.identity_record()
+    assert stored is not None
+    assert stored.run == first.run
+
+
+def test_weights_that_explode_in_the_last_step_are_no_result(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=2", "train.checkpoint_minutes=0")
+    step, steps = torch.optim.SGD.step, []
+
+    def exploding(self: torch.optim.SGD, *arguments: Any) -> Any:
+        step(self, *arguments)
+        steps.append(1)
+        if len(steps) == 2:
+            self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", exploding)
+    with pytest.raises(UserError, match="are no finite numbers at step 2"):
+        run(c.config, c.task_overrides)
+    assert not cell_of(c).result_file.exists()

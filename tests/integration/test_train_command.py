@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fsseg.cell.models import Result, State
 from fsseg.cell.record import RunDirectory, find_runs
+from fsseg.cell.uses import users
 from fsseg.cli.app import app
 
 from .conftest import SMALL, Command, command
@@ -48,7 +49,7 @@ def test_one_cell_from_nothing_to_a_number(trained: Trained, shapes_root: Path) 
     assert result is not None
     assert result.metrics is not None
     assert result.training is not None
-    assert (result.schema_version, result.cell) == (2, key)
+    assert (result.schema_version, result.cell) == (3, key)
     assert len(result.metrics.per_seed) == 2
     assert len(result.metrics.miou_per_round) == 3
     assert result.metrics.miou == pytest.approx(sum(s.miou for s in result.metrics.per_seed) / 2)
@@ -93,6 +94,7 @@ def test_a_checkpoint_is_evaluated_under_another_shot_into_a_directory_of_its_ow
     assert (result.checkpoint is not None and result.checkpoint.fold, result.cell.shot) == (0, 5)
     assert trained[0].result_file.read_bytes() == before
     assert not other.checkpoint.exists()
+    assert other.directory in users(trained[0])  # `fsseg clean` looks there
 
 
 def test_a_checkpoint_is_not_scored_on_classes_it_was_trained_on(train: Command, trained: Trained) -> None:

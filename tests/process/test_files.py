@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsseg.process.files import json_text, read_json, write_atomic, write_json
+from fsseg.process.files import (
+    CONFIG_BYTES,
+    Refused,
+    json_text,
+    open_regular,
+    read_file,
+    read_json,
+    read_yaml,
+    write_atomic,
+    write_json,
+)
 
 WRITER = """
 import json, sys, zlib
@@ -121,3 +132,102 @@ def test_what_is_no_json_is_not_written(value: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"miou": value})
     assert not list(tmp_path.iterdir())
+
+
+def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "file").write_text("[1]")
+    here = os.getcwd()
+    os.chdir(tmp_path)  # the address of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    os.chdir(here)
+    for name, why in (("fifo", "a FIFO"), ("device", "a device"), ("socket", "a socket"), (".", "a folder")):
+        with pytest.raises(Refused) as caught:
+            read_file(tmp_path / name, 10)
+        assert caught.value.strerror == f"{why}, no file"
+        assert read_json(tmp_path / name) is None
+    with pytest.raises(OSError, match="symbolic links"):
+        read_file(tmp_path / "circle", 10)
+    assert read_file(tmp_path / "link", 10) == b"[1]"
+
+
+def test_no_more_is_read_than_a_file_of_its_kind_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_file(path, 5) == b"12345"
+    with pytest.raises(Refused, match="more than"):
+        read_file(path, 4)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no place
+    with pytest.raises(Refused, match=r"1099511\.6 MB, more than the 1\.0 MB"):
+        read_file(path, CONFIG_BYTES)
+    os.close(open_regular(path))
+    path.write_bytes(b"")
+    assert read_file(path, 4) == b""
+
+
+def test_a_refused_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(Refused):
+            read_file(tmp_path / "fifo", 10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 200_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff", b"", b"nul", b'{"a": 1}{']
+)
+def test_read_json_takes_no_damage_for_an_object(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    assert read_json(tmp_path / "x.json") is None
+
+
+def test_yaml_is_read_as_json_would_say_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: {b: [1, 2.5, x, null, true], 3: y}\nc: '2026-01-01'\nd: ${oc.env:HOME}\n")
+    assert read_yaml(path) == {
+        "a": {"b": [1, 2.5, "x", None, True], "3": "y"},
+        "c": "2026-01-01",
+        "d": "${oc.env:HOME}",
+    }
+    path.write_text("[" * 64 + "]" * 64)
+    assert json.dumps(read_yaml(path)) == "[" * 64 + "]" * 64
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (BOMB, "anchors or tags"),
+        ("a: &x 1", "anchors or tags"),
+        ('a: !!int ""', "anchors or tags"),
+        ("a: !!timestamp foo", "anchors or tags"),
+        ("!!python/object/apply:os.getcwd []", "anchors or tags"),
+        ("[" * 65 + "]" * 65, "too deeply"),
+        ("{a: " * 65 + "1" + "}" * 65, "too deeply"),
+        ("- " * 900 + "1", "too deeply"),
+        ("[" * 100_000, "."),
+        ("- " * 100_000, "."),
+        ("a: .nan", "."),
+        ("a: -.inf", "."),
+        ("a: 2026-01-01", "no configuration"),
+        ("? [a, b]\n: 1", "."),
+        ("a: 0x" + "f" * 9000, "."),
+        ("a: [", "."),
+        ("a: 1\n---\nb: 2", "."),
+        ("a: \ud800", "."),
+    ],
+)
+def test_yaml_that_no_run_writes_is_refused_in_one_line(tmp_path: Path, content: str, why: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=why) as caught:
+        read_yaml(path)
+    assert len(str(caught.value).splitlines()) == 1

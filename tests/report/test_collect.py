@@ -17,7 +17,8 @@ from fsseg.report.tables import build
 
 
 def test_a_result_is_read_into_its_cell(tmp_path, make_cell):
-    run = make_cell(2, 61.5, shot=5, seed=3, variant="train.lr=0.004", missing_classes=["cat"])
+    fields = {"missing_classes": ["cat"], "data": {"fingerprint_val": "v"}}
+    run = make_cell(2, 61.5, shot=5, seed=3, variant="train.lr=0.004", **fields)
     (cell,) = collect([tmp_path]).cells
     assert cell.key == CellKey("x", "pascal5i", "abcb", "resnet50", 5, 2, 3, "train.lr=0.004")
     assert (cell.path, cell.state, cell.reason, cell.scored, cell.partial) == (
@@ -91,7 +92,7 @@ def test_hidden_folders_and_the_insides_of_runs_hold_no_runs(tmp_path, make_cell
         (b"\xff\xfe\x00", "not JSON"),
         ("[]", "got `array`"),
         ("{}", "missing required field"),
-        ('{"schema_version": 99}', "schema_version 99; this fsseg reads versions 1 to 2"),
+        ('{"schema_version": 99}', "schema_version 99; this fsseg reads versions 1 to 3"),
         ('{"schema_version": 1, "protocol": {}, "cell": {"name": "x"}, "metrics": {"miou": 5}}', "cell"),
         ('{"schema_version": 1}', "missing required field"),
         ('{"schema_version": 2}', "missing required field"),

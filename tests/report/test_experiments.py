@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,53 @@ def test_every_report_that_an_experiment_file_names_exists() -> None:
     files = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
     named = {yaml.safe_load(f.read_text()).get("report") for f in files} - {None}
     assert named == set(REPORTS)
+
+
+def test_rounds_that_no_model_has_make_no_rows(tmp_path: Path, add: Add) -> None:
+    for number, rounds in enumerate((3, 10**15, -1)):
+        add(
+            "table6_rounds", f"t{number}", 60.0, FULL | {"iterations": rounds}, metrics={"miou_per_round": [50.0, 60.0]}
+        )
+    report(tmp_path)
+    assert list(rows(tmp_path, "table6_rounds")) == ["", "P_1", "P_2", "P_3"]
+
+
+def test_a_learning_rate_of_any_kind_tells_models_apart(tmp_path: Path, add: Add) -> None:
+    for number, rate in enumerate((0.1, [1], {"a": 2}, None)):
+        add("table3_components", f"v{number}", 60.0, FULL, identity={"train.lr": rate}, seed=number)
+    report(tmp_path)
+    assert len(list(tmp_path.glob("table3_components*.md"))) == 4
+
+
+DISTANCE = {
+    "foreground_distance": {
+        "bins": [0.1], "counts": [1] * 7, "mean": 0.1, "std": 0.1, "episodes": 7, "without_foreground": 0,
+    }
+}  # fmt: skip
+
+
+def test_names_of_runs_lead_to_no_other_file(tmp_path: Path, add: Add) -> None:
+    """Two names of one experiment: each file is called after its own."""
+    out = tmp_path / "out"
+    for name in ("summary", "a\nb$c^$", "x" * 250):
+        add("figure5_distance", "v", 60.0, FULL, name=name, root=tmp_path / "runs", metrics=DISTANCE)
+    aggregate([tmp_path / "runs"], out)
+    stems = {"summary-2", "a_b_c__", "x" * 100}
+    assert {p.stem for p in out.glob("*.png")} == stems
+    assert {p.stem for p in out.glob("*.md")} == stems | {"summary"}
+    assert (out / "summary.md").read_text().startswith("### pascal5i (mIoU in percent")
+
+
+def test_a_sheet_that_is_no_file_is_named(tmp_path: Path, add: Add) -> None:
+    run = add("figure7_steps", "v", 60.0, FULL)
+    run.steps_figure.parent.mkdir()
+    os.mkfifo(run.steps_figure)
+    text = report(tmp_path)
+    assert "steps.png cannot be read (a FIFO, no file)" in text
+
+
+def test_a_formula_in_a_name_is_drawn_as_it_is(tmp_path: Path, add: Add) -> None:
+    """matplotlib takes what stands between dollars for a formula, and ends at one that is wrong."""
+    add("figure5_distance", "v", 60.0, FULL, dataset=r"a$\frac{$", metrics=DISTANCE)
+    report(tmp_path)
+    assert (tmp_path / "figure5_distance.png").stat().st_size > 1000

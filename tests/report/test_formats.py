@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import re
 from pathlib import Path
 
-from fsseg.report.formats import TextTable
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from fsseg.errors import visible
+from fsseg.report.formats import TextTable, csv_cell, latex
 
 PLAIN = TextTable("Title", ["", "ours", "paper"], [["baseline", "60.00", ""], ["a|b", "7.5 ±0.1", "61.48"]])
 WIDE = TextTable(
@@ -81,3 +90,66 @@ def test_latex_has_a_rule_under_each_group() -> None:
     assert r"ours & 1.0$^{*}$ & --- & 3.0 $\pm$ 0.5 & --- \\" in lines
     assert r"\quad paper &  &  & 4.0 &  \\" in lines
     assert lines[-1] == "% * without x"
+
+
+ANYTHING = st.text(st.one_of(st.characters(), st.sampled_from("\\|`*_~<>&[](){}$#%^=+-@!:\t\r\n\x1b\u202e\udcff '\"")))
+
+
+@given(ANYTHING)
+def test_markdown_shows_any_text_as_it_is(text: str) -> None:
+    """By another implementation of Markdown: what it renders is the text, with no mark-up of its own."""
+    wanted = visible(text).strip()
+    assume(wanted and "(*)" not in wanted)
+    table = TextTable(text, ["", text], [[text, "1"]], notes=[text])
+    page = MarkdownIt("commonmark").enable("table").render(table.to_markdown())
+    for tag in ("h3", 'th style="text-align:right"', "td", "li"):
+        (shown,) = re.findall(f"<{tag}>(.*?)</{tag.split()[0]}>", page)[:1]
+        assert "<" not in shown, (tag, page)
+        assert html.unescape(shown).split() == wanted.split(), (tag, page)
+
+
+@given(ANYTHING)
+def test_latex_holds_no_special_character_of_a_text(text: str) -> None:
+    written = latex(text)
+    back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<",
+            r"\textgreater{}": ">", r"\textbar{}": "|", **{"\\" + c: c for c in "&%$#_{}"}}  # fmt: skip
+    pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
+    assert not set(re.sub(pattern, "", written.removeprefix("{}"))) & set("\\~^&%$#_{}<>|")
+    assert re.sub(pattern, lambda found: back[found[0]], written.removeprefix("{}")) == visible(text)
+    assert written[:1] not in ("[", "*")  # after \\ they would be its arguments
+
+
+@given(ANYTHING)
+def test_a_note_stays_in_its_latex_comment(text: str) -> None:
+    *_, last = TextTable("T", ["", "a"], [["r", "1"]], groups=["g"], notes=[text]).to_latex().rstrip("\n").split("\n")
+    assert last == f"% {visible(text)}"
+    assert all(c not in last for c in "\n\r\x0b\x0c\x85\u2028")
+
+
+@given(st.lists(st.one_of(ANYTHING, st.integers(), st.floats(allow_nan=False), st.none()), min_size=1, max_size=5))
+def test_csv_reads_back_and_holds_no_formula(values: list[str | float | None]) -> None:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerow(map(csv_cell, values))
+    (row,) = csv.reader(io.StringIO(file.getvalue()))
+    for value, cell in zip(values, row, strict=True):
+        if isinstance(value, str):
+            assert cell.removeprefix("'") == visible(value).removeprefix("'")
+            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else:
+            assert cell == ("" if value is None else repr(value))
+
+
+def test_what_a_spreadsheet_takes_for_a_formula_is_a_text() -> None:
+    assert csv_cell('=HYPERLINK("http://x","y")') == '\'=HYPERLINK("http://x","y")'
+    assert [csv_cell(x) for x in ("+1", "-1", "@SUM(A1)", "a=b", -1.5, 7, None)] == [
+        "'+1", "'-1", "'@SUM(A1)", "a=b", -1.5, 7, None,
+    ]  # fmt: skip
+
+
+def test_foreign_text_starts_no_line_on_a_terminal() -> None:
+    table = TextTable(
+        "ti\ntle", ["", "a\x1b[2J"], [["r\nforged", "1"]], notes=["n\u202eote"], pictures=[Path("p\n.png")]
+    )
+    assert table.to_text() == (
+        "ti\\ntle\n\n           a\\x1b[2J\nr\\nforged         1\n\n  n\\u202eote\n  picture: p\\n.png\n"
+    )

@@ -74,9 +74,9 @@ def test_four_servers_by_dataset_and_backbone_get_a_line_each() -> None:
 
 
 def test_values_that_need_quoting_survive_the_way_through_the_shell() -> None:
-    line = ["protocol.seeds=[0,1]", "name='a b'", "variant='it\\'s \"$HOME\"','c d'", "fold=range(0,2)", "seed=0,1"]
+    line = ["protocol.seeds=[0,1]", "name=1.10", "output_dir='it\\'s \"$HOME\"','c d'", "fold=range(0,2)", "seed=0,1"]
     points = build_grid(line)
-    parts = cut(points, [1.0] * len(points), 3, ["variant", "seed", "fold"])
+    parts = cut(points, [1.0] * len(points), 3, ["output_dir", "seed", "fold"])
     assert directories([command(box) for boxes in parts for box in boxes]) == Counter(
         str(p.cell.directory) for p in points if p.cell
     )

@@ -259,3 +259,15 @@ def test_a_group_that_is_given_a_number_is_told_and_the_others_are_planned() -> 
     made = plan(["backbone=1,tiny"])
     assert len(made.points) == 2
     assert "configuration group" in text(made)
+
+
+def test_settings_and_devices_of_any_kind_measure_nothing_or_count_as_unknown(tmp_path: Path) -> None:
+    identity = {
+        "dataset.name": "d", "model.name": "m", "backbone.name": "b", "shot": 1, "dataset.image_size": 81,
+        "train.batch_size": 4,
+    }  # fmt: skip
+    odd = make_run(tmp_path / "odd", result=50.0, identity=identity | {"shot": [1]})
+    assert measure(odd) is None
+    measured = measure(make_run(tmp_path / "x", result={"provenance": {"device": ["GPU"]}}, identity=identity))
+    assert measured is not None
+    assert measured.device is None

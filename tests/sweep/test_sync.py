@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from omegaconf import OmegaConf
+from copies import KEY, REMOTE, configured, redo, started
 from run_directories import make_run as make_records
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.record import Cell, find_runs
-from fsseg.config.schema import Config
 from fsseg.errors import UserError
 from fsseg.process.remote import url_faults
 from fsseg.report.aggregate import aggregate
 from fsseg.sweep import sync
 from fsseg.sweep.store import Tries
 
-KEY = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 2, 0, "default")
-REMOTE = "runs/shapes5i/abcb/tiny/1shot/default/fold2/seed0"
 ALWAYS = {"config.yaml", "identity.json", "train.log", "figures/episodes.png", "status.json", "result.json"}
 
 
@@ -43,33 +39,6 @@ def make_run(root: Path, key: CellKey = KEY, done: bool = True) -> Cell:
     cell.claim_file.write_text("{}")
     (cell.directory / ".status.json.abc.tmp").write_text("half")
     return cell
-
-
-def configured(url: str | None, **fields: Any) -> Config:
-    return OmegaConf.create(
-        {"sync": {"url": url, "checkpoints": False, "attempts": 1, "timeout_seconds": 20.0, **fields}}
-    )  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    import boto3
-
-    for name, value in {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
-                        "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "127.0.0.1"}.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    name = f"b{time.monotonic_ns()}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    return name
 
 
 def objects(bucket: str) -> dict[str, bytes]:
@@ -216,11 +185,12 @@ def test_the_result_goes_last_and_not_at_all_when_something_before_it_failed(
     url = f"file://{tmp_path}/store"
     flaky = Flaky(monkeypatch, fail_on="checkpoints/last.pt")
     outcome = sync.push(cell, url, True, Tries(2, pause=0))
-    assert outcome.pending == ["checkpoints/last.pt", "result.json"]
+    rest = ["checkpoints/last.pt", "config.yaml", "identity.json", "result.json"]
+    assert outcome.pending == rest
     assert "ConnectionResetError" in outcome.error
     assert not (tmp_path / "store" / REMOTE / "result.json").exists()
     flaky.fail_on = ""
-    assert sync.push(cell, url, True, Tries(pause=0)).sent == ["checkpoints/last.pt", "result.json"]
+    assert sync.push(cell, url, True, Tries(pause=0)).sent == rest
     assert flaky.arrived[-1] == "result.json"
 
 
@@ -251,13 +221,25 @@ def test_a_plain_folder_never_shows_half_a_file_and_keeps_no_temporary_ones(tmp_
     assert files == ALWAYS
 
 
-def test_a_cell_that_is_redone_takes_its_old_result_off_the_store_first(tmp_path: Path) -> None:
-    cell = make_run(tmp_path / "local")
-    sync.push(cell, f"file://{tmp_path}/store")
-    cell.result_file.unlink()
-    cell.sync_file.unlink()
-    sync.push(cell, f"file://{tmp_path}/store")
-    assert not (tmp_path / "store" / REMOTE / "result.json").exists()
+def test_two_machines_with_one_bucket_keep_the_result_that_came_first(tmp_path: Path, bucket: str) -> None:
+    first, second = started(tmp_path / "a", "a", 2, miou=50.0), started(tmp_path / "b", "b", miou=60.0)
+    assert sync.push(first, f"s3://{bucket}/x", True).error == ""
+    before = objects(bucket)
+    assert "run of this cell" in sync.push(second, f"s3://{bucket}/x", True).error
+    second.result_file.unlink()
+    assert "run of this cell" in sync.push(second, f"s3://{bucket}/x", True).error
+    assert objects(bucket) == before
+
+
+def test_a_cell_that_was_redone_replaces_its_own_copy_in_a_bucket(tmp_path: Path, bucket: str) -> None:
+    cell = started(tmp_path / "a", "a", 2, miou=50.0)
+    assert sync.push(cell, f"s3://{bucket}/x", True).error == ""
+    redo(cell, "a, later", miou=60.0)
+    assert sync.push(cell, f"s3://{bucket}/x").error == ""
+    found = {name.removeprefix(f"x/{REMOTE}/"): data for name, data in objects(bucket).items()}
+    assert found["result.json"] == cell.result_file.read_bytes()
+    starts = {f"attempts/{n}.json" for n in (1, 2, 3)}
+    assert set(found) == starts | {"config.yaml", "identity.json", "result.json", "status.json", "train.log"}
 
 
 def test_another_address_gets_everything(tmp_path: Path) -> None:

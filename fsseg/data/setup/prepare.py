@@ -15,9 +15,9 @@ from fsseg.cell.claim import held
 from fsseg.config.schema import DatasetConfig
 from fsseg.data.registry import source_class
 from fsseg.data.setup.download import Part, download
-from fsseg.data.setup.unpack import unpack
+from fsseg.data.setup.unpack import is_unpacked, stopped_at, unpack
 from fsseg.data.setup.verify import VerifyReport, verify
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import Lines, UserError, merge_errors, visible
 from fsseg.process.files import ClaimLost
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,19 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
     for part in parts:
         lacking = part.lacking(root)
         archive = part.archive
-        if not lacking:
+        left = stopped_at(archive, root)
+        if not lacking and left is None:
             lines.append(f"there: all that {archive.name} brings")
             continue
         missing.append(part)
         lines.append(f"missing: {archive.name} ({archive.size / 1e6:.0f} MB, {archive.urls[0]})")
         for need, found in lacking:
             what = f"{need.count} files *{need.suffix}" if need.count > 1 else need.suffix
-            lines.append(f"  {(root / need.folder).absolute()}: {what} expected, {found} found")
+            lines.append(f"  {visible((root / need.folder).absolute())}: {what} expected, {found} found")
+        if left is not None:  # what is there may be enough to be counted as all, and is not
+            lines.append(
+                f"  {visible(left.absolute())}: left by a call that was stopped before all files were in place"
+            )
     return missing, lines
 
 
@@ -98,7 +103,7 @@ def prepare(
         missing, lines = state_of(root, source.parts(cfg))
         if missing:
             raise UserError(
-                f"{root.absolute()} is still incomplete after unpacking:\n" + "\n".join(lines),
+                Lines(f"{visible(root.absolute())} is still incomplete after unpacking:\n" + "\n".join(lines)),
                 "remove the folder named above and start again",
             )
     report = PrepareReport(complete=not missing, lines=lines, fetched=fetched)
@@ -129,7 +134,9 @@ def fetch_part(
     Raises:
         UserError: as `download` and `unpack`.
     """
-    path = download(part.archive, root / ".fsseg" / "archives", pause)
+    path = root / ".fsseg" / "archives" / part.archive.name
+    if not is_unpacked(part.archive, root):
+        path = download(part.archive, path.parent, pause)
     number = unpack(part.archive, path, root, still_ours)
     log.info("%s: %d files unpacked into %s", part.archive.name, number, root / part.archive.into)
     if not keep_archive:

@@ -1,6 +1,8 @@
 """Unpacks the official archives: never outside the folder, never half. Called by `prepare` after `download`.
 
-An archive goes to a folder of its own first, so that a run never sees half a data set.
+An archive goes to a folder of its own first, so that a run never sees half a data set. When all of it is there the
+folder gets another name, and its files are moved into place. A folder of either name means that a call was stopped: the
+next one begins again, or goes on moving.
 """
 
 from __future__ import annotations
@@ -25,8 +27,24 @@ log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 
 
+def _folders(archive: Archive, root: Path) -> tuple[Path, Path]:
+    """Where an archive is unpacked, and the name of that folder once all of it is there."""
+    folder = root / ".fsseg" / "unpack"
+    return folder / archive.name, folder / f"{archive.name}.whole"
+
+
+def stopped_at(archive: Archive, root: Path) -> Path | None:
+    """What a call left that was stopped while it unpacked an archive or moved its files into place, if one was."""
+    return next((folder for folder in _folders(archive, root) if folder.exists()), None)
+
+
+def is_unpacked(archive: Archive, root: Path) -> bool:
+    """Whether all that remains of `unpack` is to move files, for which it needs no archive."""
+    return _folders(archive, root)[1].exists()
+
+
 def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], None] = lambda: None) -> int:
-    """Unpack an archive below `root` and return the number of files; an interruption leaves nothing half in place.
+    """Unpack an archive below `root` and return the number of files put in place; a call that was stopped is completed.
 
     Args:
         still_ours: asked before files are removed or put in place; raises if the folder is another process's by now.
@@ -34,14 +52,26 @@ def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], No
     Raises:
         UserError: no room on the disk, the archive is damaged, or a member would leave the folder.
     """
-    staging = root / ".fsseg" / "unpack" / archive.name
+    staging, whole = _folders(archive, root)
     still_ours()
+    if not whole.exists():
+        _fill(staging, archive, path, root)
+        still_ours()  # unpacking takes minutes; whoever has the folder now unpacks in the same place
+        os.replace(staging, whole)
+    shutil.rmtree(staging, ignore_errors=True)
+    number = sum(entry.is_file() for entry in whole.rglob("*"))
+    _move_tree(whole, root / archive.into)
+    shutil.rmtree(whole, ignore_errors=True)
+    return number
+
+
+def _fill(staging: Path, archive: Archive, path: Path, root: Path) -> None:
+    """Unpack an archive into a folder of its own, which is gone again if that fails."""
     if staging.exists():
         shutil.rmtree(staging)
     check_room(root, archive.unpacked, f"unpack {archive.name}")
     staging.mkdir(parents=True)
     log.info("unpacking %s", path)
-    number = 0
     try:
         for name, source in _members(path):
             inside = _inside(name, archive)
@@ -53,7 +83,6 @@ def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], No
             target.parent.mkdir(parents=True, exist_ok=True)
             with source() as content, open(target, "wb") as file:
                 shutil.copyfileobj(content, file, _BLOCK)
-            number += 1
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -62,10 +91,6 @@ def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], No
     except UserError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    still_ours()  # unpacking takes minutes; whoever has the folder now unpacks in the same place
-    _move_tree(staging, root / archive.into)
-    shutil.rmtree(staging, ignore_errors=True)
-    return number
 
 
 def _members(path: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None]]:

@@ -1,7 +1,8 @@
 """`fsseg verify`: whether a data set is the standard benchmark, what is missing, and every fault, in one pass.
 
 Lists are compared with the published ones (`Source.compare`), every image is decoded, every mask's size is compared
-with its image's, and a sheet of masks over their images is drawn. Called by the `fsseg` command and by `prepare`.
+with its image's, and a sheet of masks over their images is drawn; on request all content is compared with that of an
+earlier day. Called by the `fsseg` command and by `prepare`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from fsseg.data.faults import Comparison, Fault
-from fsseg.data.source import SPLITS, ClassIndex, Source, Split
+from fsseg.data.setup.digests import compare_content
+from fsseg.data.source import SPLITS, UNREADABLE, ClassIndex, Source, Split
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
-from fsseg.errors import UserError
+from fsseg.errors import UserError, visible
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class VerifyReport:
         faults: everything wrong with lists, annotations, masks and the images that are there.
         missing_images: per split, paths of the images that are not there.
         decoded: images that were read to their end.
+        content: what the digests of all files say, as text; empty if they were not asked for.
         sheet: the picture of sample masks, if one was drawn.
     """
 
@@ -44,6 +47,7 @@ class VerifyReport:
     faults: list[Fault] = field(default_factory=list)
     missing_images: dict[str, list[str]] = field(default_factory=dict)
     decoded: int = 0
+    content: list[str] = field(default_factory=list)
     sheet: Path | None = None
 
     @property
@@ -73,10 +77,11 @@ class VerifyReport:
             lines.append(f"fault: {kind} ({len(faults)}):")
             lines += _some([f"  {fault}" for fault in faults], limit)
             lines.append(f"  -> {faults[0].fix}")
+        lines += self.content
         lines.append(f"{self.decoded} images decoded, {len(self.faults)} faults")
         if self.sheet is not None:
             lines.append(f"masks over their images to look at: {self.sheet}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -> list[str]:
@@ -102,13 +107,22 @@ def _some(lines: list[str], limit: int | None) -> list[str]:
     return [*lines[:limit], f"  ... and {len(lines) - limit} more"]
 
 
-def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_samples: int = 20) -> VerifyReport:
+def verify(
+    source: Source,
+    sheet: Path | None = None,
+    decode: bool = True,
+    num_samples: int = 20,
+    deep: bool = False,
+    digests: Path | None = None,
+) -> VerifyReport:
     """Check a data set and report every finding; no finding is raised as an error.
 
     Args:
         source: the data set.
         sheet: PNG to draw `num_samples` masks over their images into; None draws none.
         decode: decode every image to its end; False only checks that the files exist.
+        deep: compare the SHA-256 of every image and mask with a list, or write that list.
+        digests: the list; see `digests.compare_content`.
     """
     report = VerifyReport(dataset=source.name, root=source.root)
     indexes: dict[Split, ClassIndex] = {}
@@ -129,7 +143,12 @@ def verify(source: Source, sheet: Path | None = None, decode: bool = True, num_s
         report.missing_images[split] = [str(source.image_path(split, image_id)) for image_id in missing]
         if decode:
             report.faults += _image_faults(source, split, index, set(missing), report)
+            named = {fault.path for fault in report.faults}
+            report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
     report.comparison = source.compare(indexes)
+    if deep:
+        report.content, faults = compare_content(source, indexes, digests)
+        report.faults += faults
     if sheet is not None and indexes:
         rng, each = np.random.default_rng(0), num_samples // len(indexes)  # the same samples every time
         samples = [s for split, index in indexes.items() for s in islice(_samples(source, split, index, rng), each)]
@@ -147,20 +166,15 @@ def _image_faults(
     source: Source, split: Split, index: ClassIndex, missing: set[str], report: VerifyReport
 ) -> list[Fault]:
     """Decode the images of a split that are there; their sizes must be those of their masks."""
-    sizes = source.mask_sizes(split)
     ids = {str(source.image_path(split, i)): i for i in index.image_ids if i not in missing}
-    faults = []
+    faults, sizes = [], {}
     for path, result in map_files("image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
-            faults.append(Fault("unreadable images", path, result, "fetch these images again"))
-        elif tuple(result) != sizes[ids[path]]:
-            (height, width), mask = sizes[ids[path]], source.mask_path(split, ids[path])
-            detail = f"{result[1]}x{result[0]} pixels, its mask in {mask} {width}x{height}"
-            faults.append(
-                Fault("images of another size than their masks", path, detail, "restore both from one release")
-            )
-    return sorted(faults, key=lambda fault: fault.path)
+            faults.append(Fault(UNREADABLE, path, result, "fetch these images again"))
+        else:
+            sizes[ids[path]] = (result[0], result[1])
+    return sorted(faults + source.size_faults(split, sizes), key=lambda fault: fault.path)
 
 
 def _samples(source: Source, split: Split, index: ClassIndex, rng: np.random.Generator) -> Iterator[Tile]:

@@ -18,18 +18,23 @@ from pycocotools import mask as rle
 
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
-from fsseg.data.folds import COCO_CATEGORY_IDS, COCO_CLASSES
 from fsseg.data.source import ClassIndex
+from fsseg.data.sources.coco_annotations import (
+    CLASS_OF_CATEGORY,
+    OFFICIAL,
+    annotation_problem,
+    check_categories,
+    check_images,
+    run_lengths,
+)
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RULE_VERSION = 1
+RULE_VERSION = 2
 """Version; goes up when the rule that turns annotations into masks changes, so that older stores are made again."""
 
-_CLASS_OF_CATEGORY = {category: class_id for class_id, category in enumerate(COCO_CATEGORY_IDS)}
 _PROGRESS_SECONDS = 5.0
-_OFFICIAL = "use the official annotations (`fsseg prepare dataset=coco20i --download`), or mend the file"
 
 
 class CocoStore:
@@ -157,20 +162,21 @@ def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
     start = time.monotonic()
     log.info("reading %s (%.0f MB)", path, path.stat().st_size / 1e6)
     content = _read_json(path)
-    faults = _check_categories(path, content["categories"])
-    images, found = _check_images(path, content["images"])
+    faults = check_categories(path, content["categories"])
+    images, found = check_images(path, content["images"])
     faults += found
     order = sorted(images)
     position = {number: row for row, number in enumerate(order)}
     instances, crowds = _Union(), _Union()
     annotations = content.pop("annotations")
-    seen: set[Any] = set()
+    seen: set[int] = set()
     told = time.monotonic()
     for row, annotation in enumerate(annotations):
         annotations[row] = None  # frees the polygons as they are converted
-        problem = _add(annotation, images, position, seen, instances, crowds)
-        if problem is not None:
-            faults.append(Fault(problem[0], str(path), problem[1], _OFFICIAL))
+        if (problem := annotation_problem(annotation, images, seen)) is not None:
+            faults.append(Fault(problem[0], str(path), problem[1], OFFICIAL))
+        elif not faults:  # else only further faults matter
+            _add(annotation, images, position, instances, crowds)
         if time.monotonic() - told > _PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s: %d of %d annotations", path.name, row + 1, len(annotations))
@@ -191,18 +197,20 @@ def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
 def _read_json(path: Path) -> dict[str, Any]:
     not_coco = f"{path} is not a COCO instances file"
     try:
+        if not path.is_file():
+            raise OSError("no regular file")
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}", _OFFICIAL) from error
+        raise UserError(f"{path} is not JSON: {error}", OFFICIAL) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}", "check the file's permissions") from error
     if not isinstance(content, dict):
-        raise UserError(f"{not_coco}: it holds a {type(content).__name__}, not an object", _OFFICIAL)
+        raise UserError(f"{not_coco}: it holds a {type(content).__name__}, not an object", OFFICIAL)
     lacking = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if lacking:
         there = ", ".join(list(content)[:8]) or "nothing"
-        raise UserError(f"{not_coco}: it has no list {' and '.join(lacking)} (it holds {there})", _OFFICIAL)
+        raise UserError(f"{not_coco}: it has no list {' and '.join(lacking)} (it holds {there})", OFFICIAL)
     if content["annotations"] and not any(
         "segmentation" in a for a in content["annotations"][:100] if isinstance(a, dict)
     ):
@@ -212,89 +220,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_categories(path: Path, categories: list[Any]) -> list[Fault]:
-    """COCO's 80 categories, each under its own id; with any others the folds would differ."""
-    given: dict[Any, Any] = {}
-    details = []
-    for entry in categories:
-        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
-            details.append(f"the entry {str(entry)[:60]} has no id and name")
-        elif entry["id"] in given:
-            details.append(f"id {entry['id']} comes up twice")
-        else:
-            given[entry["id"]] = entry["name"]
-    for category, name in zip(COCO_CATEGORY_IDS, COCO_CLASSES):
-        if category not in given:
-            details.append(f"id {category} ({name}) is missing")
-        elif given[category] != name:
-            details.append(f"id {category} is {given[category]!r}, not {name!r}")
-    details += [
-        f"id {category} ({given[category]}) is none of COCO's"
-        for category in given
-        if category not in _CLASS_OF_CATEGORY
-    ]
-    return [Fault("categories that are not COCO's", str(path), detail, _OFFICIAL) for detail in details]
-
-
-def _check_images(path: Path, entries: list[Any]) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
-    images: dict[int, dict[str, Any]] = {}
-    stems: dict[str, int] = {}
-    faults = []
-    for entry in entries:
-        problem = None
-        if not isinstance(entry, dict) or not {"id", "file_name", "height", "width"} <= entry.keys():
-            problem = ("image entries without id, file_name, height and width", str(entry)[:80])
-        elif not isinstance(entry["id"], int) or not all(
-            isinstance(entry[k], int) and entry[k] > 0 for k in ("height", "width")
-        ):
-            problem = ("image entries with an odd id, height or width", str(entry)[:80])
-        elif not isinstance(entry["file_name"], str) or Path(entry["file_name"]).name != entry["file_name"]:
-            problem = ("image entries whose file_name is no plain name", f"image {entry['id']}: {entry['file_name']}")
-        elif entry["id"] in images:
-            problem = ("duplicate ids", f"image id {entry['id']} comes up twice")
-        elif (stem := Path(entry["file_name"]).stem) in stems:
-            problem = ("duplicate ids", f"images {stems[stem]} and {entry['id']} are both called {stem}")
-        if problem is None:
-            images[entry["id"]] = entry
-            stems[Path(entry["file_name"]).stem] = entry["id"]
-        else:
-            faults.append(Fault(problem[0], str(path), problem[1], _OFFICIAL))
-    return images, faults
-
-
 def _add(
-    annotation: Any,
+    annotation: dict[str, Any],
     images: dict[int, dict[str, Any]],
     position: dict[int, int],
-    seen: set[Any],
     instances: _Union,
     crowds: _Union,
-) -> tuple[str, str] | None:
-    """Add one annotation to its image and class; returns kind and detail of its fault, if it has one."""
-    try:
-        number, image, category = annotation["id"], annotation["image_id"], annotation["category_id"]
-        if number in seen:
-            return "duplicate ids", f"annotation id {number} comes up twice"
-        seen.add(number)
-        if image not in images:
-            return "unknown ids", f"annotation {number} is of image {image}, which is not listed"
-        if category not in _CLASS_OF_CATEGORY:
-            return "unknown ids", f"annotation {number} is of category {category}, which COCO has not"
-    except (KeyError, TypeError):
-        return "annotations without id, image_id and category_id", str(annotation)[:80]
+) -> None:
+    """Add one sound annotation to its image and class."""
+    image, shape = annotation["image_id"], annotation["segmentation"]
     height, width = images[image]["height"], images[image]["width"]
-    try:
-        shape = annotation["segmentation"]
-        if isinstance(shape, dict) and list(shape["size"]) != [height, width]:
-            return "masks of another size", f"annotation {number}: {shape['size']}, image {image} is {[height, width]}"
-        code = (
-            rle.frPyObjects(shape, height, width)
-            if isinstance(shape, list) or isinstance(shape["counts"], list)
-            else shape
-        )
-        code = rle.merge(code) if isinstance(code, list) else code
-    except Exception as error:  # pycocotools raises errors of many types on odd content
-        return "annotations whose segmentation cannot be read", f"annotation {number}: {error or type(error).__name__}"
+    if isinstance(shape, dict):
+        code = rle.frPyObjects({"size": [height, width], "counts": run_lengths(shape)}, height, width)
+    else:
+        code = rle.merge(rle.frPyObjects(shape, height, width))
     union = crowds if annotation.get("iscrowd") else instances
-    union.codes.setdefault((position[image], _CLASS_OF_CATEGORY[category]), []).append(code)
-    return None
+    union.codes.setdefault((position[image], CLASS_OF_CATEGORY[annotation["category_id"]]), []).append(code)

@@ -23,7 +23,7 @@ from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RULE_VERSION = 1
+RULE_VERSION = 2
 """Version; goes up when a scan records something else, so that older scans are made again."""
 
 

@@ -1,7 +1,8 @@
 """`ShapesSource`, shapes5i: a data set without download. It is generated on first use, then read as PASCAL is.
 
 `shapes_draw` draws the pictures. Each setting (counts, seed, recipe) has its own folder below the root, in VOC2012's
-layout, which appears whole by one rename. Its `generator.json` holds the settings and the files that must be there.
+layout, which appears whole by one rename. Its `generator.json` holds the settings, the files that must be there, and
+their checksums.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +28,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fsseg.config.schema import Config, ShapesConfig
+from fsseg.data.faults import Fault, faults_error
+from fsseg.data.images import voc_palette
 from fsseg.data.lists import train_lists
 from fsseg.data.source import SPLITS, Split
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
+from fsseg.data.sources.shapes_checksums import Checksums, checksums_of, compare_with_drawn
 from fsseg.data.sources.shapes_draw import CLASSES, VERSION, Recipe, deal, draw_image
 from fsseg.data.sources.voc_layout import IMAGES, LISTS, MASKS, VocSource
 from fsseg.errors import UserError
@@ -43,7 +48,10 @@ STALE_SECONDS = 3600
 BACKGROUNDS = "backgrounds.txt"
 """Beside the lists: a line `image_id family` for each image of both splits."""
 
+RECORD = "generator.json"
+
 _PARTS = (IMAGES, MASKS, LISTS)
+_CHANGED = "generated files that were changed"
 
 
 class ShapesSource(VocSource):
@@ -61,8 +69,65 @@ class ShapesSource(VocSource):
             what = f"dataset.root={cfg.root}: shapes5i cannot be generated there: {error}"
             raise UserError(what, "set dataset.root to a folder you can write to, with 30 MB free") from error
         super().__init__(cfg, CLASSES, folder)
-        lines = (folder / LISTS / BACKGROUNDS).read_text().splitlines()
-        self._families = {image_id: FAMILY_NAMES.index(family) for image_id, family in map(str.split, lines)}
+        self._settings = cfg.num_train, cfg.num_val, cfg.generator_seed, _recipe_of(cfg)
+        self._checksums: Checksums = json.loads((folder / RECORD).read_text()).get("crc32") or {}
+        self._changed: list[Fault] | None = None
+        self._advice = f"remove {folder}: the next start makes it anew"
+        for split in SPLITS:
+            self.content(folder / LISTS / f"{split}.txt", "list")
+        self._families = self._read_families(folder / LISTS / BACKGROUNDS)
+
+    def _read_families(self, path: Path) -> dict[str, int]:
+        try:
+            lines = self.content(path, "list").decode().splitlines()
+            return {image_id: FAMILY_NAMES.index(family) for image_id, family in map(str.split, lines)}
+        except ValueError as error:
+            raise UserError(f"list {path} is not the file that was written: {error}", self._advice) from None
+
+    def content(self, path: Path | str, kind: str) -> bytes:
+        """As in `VocSource`; it must have the recorded checksum, if there is one."""
+        data = super().content(path, kind)
+        expected = self._checksums.get(Path(path).relative_to(self.root).as_posix())
+        if expected is not None and zlib.crc32(data) != expected:
+            what = f"{kind} {path} is not the file that was written: its checksum differs"
+            raise UserError(what, self._advice)
+        return data
+
+    def check(self, splits: Sequence[Split] = SPLITS) -> None:
+        """As in `Source`; and all files must have their checksums."""
+        super().check(splits)
+        if self._checksums and (faults := [fault for split in splits for fault in self.changed_files(split)]):
+            raise faults_error(faults)
+
+    def changed_files(self, split: Split) -> list[Fault]:
+        """As in `Source`. Without checksums the data set is drawn again, which takes as long as making it did."""
+        if not self._checksums and self._changed is None:
+            self._changed = self._compare_with_drawn()
+        if not self._checksums:
+            return [fault for fault in self._changed or [] if _split_of(fault.path) == split]
+        faults = []
+        for name in self._checksums:
+            if _split_of(name) == split:
+                try:
+                    self.content(self.root / name, "file")
+                except UserError as error:
+                    faults.append(Fault(_CHANGED, str(self.root / name), error.what, error.fix))
+        return faults
+
+    def _compare_with_drawn(self) -> list[Fault]:
+        """What differs; if nothing does, the checksums are recorded, so that this happens once."""
+        log.info("%s was made by an earlier version: it is drawn again, to compare", self.root)
+        with tempfile.TemporaryDirectory() as drawn:
+            _write(Path(drawn), *self._settings)
+            checksums, changed = compare_with_drawn(self.root, Path(drawn), _PARTS)
+        if not changed:
+            self._checksums = checksums
+            try:
+                write_json(self.root / RECORD, {**json.loads((self.root / RECORD).read_text()), "crc32": checksums})
+            except OSError as error:
+                log.warning("%s: its checksums cannot be recorded (%s)", self.root, error.strerror)
+        detail = "not what is drawn by the same settings"
+        return [Fault(_CHANGED, str(self.root / name), detail, self._advice) for name in changed]
 
     def background_family(self, split: Split, image_id: str) -> int | None:
         """Position of the image's background family in `shapes_backgrounds.FAMILY_NAMES`."""
@@ -98,6 +163,11 @@ class ShapesSource(VocSource):
             return len(train_lists(source.index("train"), novel, cfg.protocol, cfg.shot, source.classes).images)
         except UserError:
             return None
+
+
+def _split_of(name: str) -> Split:
+    """The split that a file belongs to; of both, for the list of backgrounds, the first."""
+    return "val" if Path(name).name.startswith("val") else "train"
 
 
 def _folder_of(cfg: ShapesConfig) -> Path:
@@ -155,7 +225,7 @@ def generate(root: Path | str, num_train: int, num_val: int, seed: int, recipe: 
 def is_whole(folder: Path) -> bool:
     """Whether a finished data set stands there: every file that was written, none of them cut short."""
     try:
-        record = json.loads((folder / "generator.json").read_text())
+        record = json.loads((folder / RECORD).read_text())
         return bool(record["files"] == _inventory(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -178,7 +248,8 @@ def _write(folder: Path, num_train: int, num_val: int, seed: int, recipe: Recipe
     (lists / BACKGROUNDS).write_text("".join(families))
     record = settings(num_train, num_val, seed, recipe)
     record |= {"classes": list(CLASSES), "families": list(FAMILY_NAMES), "files": _inventory(folder)}
-    write_json(folder / "generator.json", record)
+    record["crc32"] = checksums_of(folder, _PARTS)
+    write_json(folder / RECORD, record)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -235,12 +306,3 @@ def _palette_png(labels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def voc_palette() -> NDArray[np.uint8]:
-    """VOC's colours, (256, 3): bit k of a label, low to high, goes to channel k mod 3 at bit 7 - k // 3."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(256):
-        for bit in range(8):
-            palette[label, bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-    return palette

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fsseg.config.schema import DatasetConfig
 from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Fault
-from fsseg.data.images import image_size, read_image, read_labels, size_error
+from fsseg.data.images import image_size, read_file, read_image, read_labels, size_error
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
 from fsseg.data.sources.mask_scan import MaskCount, build_index, list_files, scan_masks
 from fsseg.data.sources.voc_lists import read_list
@@ -108,11 +108,11 @@ class VocSource(Source):
         return self.root / IMAGES / f"{image_id}.jpg"
 
     def image(self, split: Split, image_id: str, longer_side: int | None = None) -> NDArray[np.uint8]:
-        return read_image(self.image_path(split, image_id), longer_side)
+        return read_image(self.image_path(split, image_id), longer_side, self.content)
 
     def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
         path = self.mask_path(split, image_id)
-        labels = read_labels(path)
+        labels = read_labels(path, self.content)
         picture = self.image_path(split, image_id)
         if picture.is_file() and (size := image_size(picture)) != labels.shape:
             raise size_error(picture, size, path, labels.shape)
@@ -121,6 +121,14 @@ class VocSource(Source):
         for other in (*(c + 1 for c in ignore_classes if c != class_id), IGNORE_INDEX):
             lookup[other] = IGNORE_INDEX
         return np.take(lookup, labels)  # three times as fast as lookup[labels]
+
+    def content(self, path: Path | str, kind: str) -> bytes:
+        """Content of an image or mask; a data set that knows what it must be checks it here.
+
+        Raises:
+            UserError: it is missing, cannot be read, or is another one.
+        """
+        return read_file(path, kind)
 
     def missing_images(self, split: Split) -> list[str]:
         present = list_files(self.root / IMAGES, ".jpg")

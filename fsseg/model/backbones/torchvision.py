@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import Backbone
+from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
     from fsseg.config.schema import BackboneConfig
@@ -91,8 +92,8 @@ def _set_spacing(conv: nn.Conv2d, dilation: int) -> None:
 def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -> None:
     """Fill the backbone with torchvision's IMAGENET1K_V1 weights.
 
-    They come from `path` if given, else from torch's cache (`$TORCH_HOME/hub/checkpoints`), else by download into it,
-    checked by the digest in the file's name.
+    They come from `path` if given, else from torch's cache (`$TORCH_HOME/hub/checkpoints`), else by download into it.
+    What is in the cache is checked by the digest in the file's name.
 
     Raises:
         UserError: it names the file, its folder and the setting `backbone.weights`.
@@ -108,6 +109,8 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         if not file.is_file():
             _download(url, file)
+        else:
+            _check_name(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
@@ -123,10 +126,28 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
     _fill(backbone, name, file, state)
 
 
+def _digest_in(file: Path) -> str:
+    """The start of the SHA-256 that torchvision writes into the names of its files."""
+    return file.stem.rsplit("-", 1)[1]
+
+
+def _check_name(file: Path) -> None:
+    """Refuse a file of other content than its name says: a run's fingerprint takes it for torchvision's weights."""
+    try:
+        found = sha256_of(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})", "check its permissions") from None
+    if not found.startswith(_digest_in(file)):
+        raise UserError(
+            f"{file} is not the file that its name says: its SHA-256 begins with {found[:8]}",
+            "remove it and it is fetched again, or name other weights by backbone.weights=",
+        )
+
+
 def _download(url: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1], progress=False)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=_digest_in(file), progress=False)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the digest differs
         raise UserError(
             f"the pretrained weights {file.name} are not in torch's cache and cannot be downloaded ({error})",

@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from fsseg.config.hydra_internals import BasicLauncher
+from fsseg.errors import UserError
 from fsseg.process.signals import SIGNALS
 
 
@@ -117,6 +118,9 @@ class SequentialLauncher(BasicLauncher):
                 returned = failed(CellLost(f"the cell called sys.exit({error.code!r})"), overrides)
             except KeyboardInterrupt:
                 raise SweepInterrupted(signal.SIGINT) from None
+            except OSError as error:  # from Hydra, which makes a folder for the job
+                what = f"{error.filename}: the folder cannot be made ({error.strerror})"
+                returned = failed(UserError(what, "set output_dir= elsewhere"), overrides)
             self.observer.ended(index, returned)
             returns.append(returned)
         return returns

@@ -5,10 +5,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trees import TRAIN_PAIRS, make_coco, make_voc
 
 from fsseg.config.schema import CocoConfig, PascalConfig
 from fsseg.data.setup.download import Need, Part
-from fsseg.data.setup.prepare import fetch_part, prepare
+from fsseg.data.setup.prepare import fetch_part, prepare, state_of
 from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
 from fsseg.process.files import ClaimLost
@@ -247,3 +248,86 @@ def test_a_root_that_cannot_be_made_is_told(tmp_path: Path, official: dict[str, 
     with served(official), pytest.raises(UserError, match="cannot be written") as caught:
         prepare(config(tmp_path / "file" / "v"), fetch=True, pause=0)
     assert "dataset.root" in caught.value.fix
+
+
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Do the work in a child process that is gone, without a word, just before its `step`-th change of a name.
+
+    False if the work has fewer steps.
+    """
+    child = os.fork()
+    if not child:
+        left = step
+
+        def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+                return change(*args, **kwargs)
+
+            return run
+
+        try:
+            for name in ("replace", "rename", "unlink", "rmdir", "mkdir"):
+                setattr(os, name, counted(getattr(os, name)))
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Content of every file of a data set, without what `prepare` and the index keep for themselves."""
+    files = (p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0] != ".fsseg")
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files}
+
+
+def test_a_call_killed_at_any_step_is_completed_by_the_next(
+    tmp_path: Path, official: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder holds one image and one mask before, so that the others are moved to them one by one. Three images and
+    one mask are enough to be counted as complete, as 12031 of VOC2012's 17125 are."""
+    monkeypatch.setitem(COUNTS, 12031, 3)
+    monkeypatch.setitem(COUNTS, 2913, 1)
+    expected = {f: tree(tmp_path / "made")[f] for f in tree(tmp_path / "made") if not f.startswith("SBD")}
+    with served(official):
+        for step in range(100):
+            root = tmp_path / f"v{step}"
+            for name in ("JPEGImages/2007_t1.jpg", "SegmentationClass/2007_v2.png"):
+                (root / name).parent.mkdir(parents=True)
+                shutil.copy(tmp_path / "made" / name, root / name)
+            part = PascalSource.parts(config(root))[0]
+            killed = killed_at(step, lambda: fetch_part(part, root, pause=0))  # noqa: B023 - called here
+            if state_of(root, [part])[0]:
+                assert killed
+                fetch_part(part, root, pause=0)
+            assert tree(root) == expected, f"killed at step {step}"
+            assert state_of(root, [part])[0] == []
+            assert list((root / ".fsseg").glob("unpack/*")) == []
+            if not killed:
+                break
+    assert 15 < step < 99
+
+
+def test_what_an_earlier_version_left_half_moved_is_completed(tmp_path: Path, official: dict[str, bytes]) -> None:
+    """It left the unpacked files where they were unpacked, and the archive."""
+    root = tmp_path / "v"
+    with served(official):
+        prepare(config(root), fetch=True, keep_archives=True, pause=0)
+        expected = tree(root)
+        (root / ".fsseg" / "unpack" / "voc.tar" / "JPEGImages").mkdir(parents=True)
+        (root / "JPEGImages" / "2008_s2.jpg").rename(
+            root / ".fsseg" / "unpack" / "voc.tar" / "JPEGImages" / "2008_s2.jpg"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(COUNTS, 12031, 5)  # as many as are left
+            report = prepare(config(root))
+            assert not report.complete
+            assert "unpack/voc.tar: left by a call that was stopped before all files were in place" in report.text()
+            assert prepare(config(root), fetch=True, pause=0).fetched == ["voc.tar"]
+    assert tree(root) == expected

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 from trees import box, coco_categories, coco_json, make_coco, run_lengths, write_jpeg
 
 from fsseg.config.schema import CocoConfig, ProtocolConfig
@@ -211,7 +213,7 @@ def test_every_fault_of_the_annotations_is_told_in_one_go(tmp_path: Path) -> Non
     for part in (
         "id 1 is 'human', not 'person'",
         "id 90 (toothbrush) is missing",
-        "id 91 (toothbrush) is none of COCO's",
+        "id 91 ('toothbrush') is none of COCO's",
         "image id 9 comes up twice",
         "annotation id 5 comes up twice",
         "annotation 11 is of image 8",
@@ -222,6 +224,216 @@ def test_every_fault_of_the_annotations_is_told_in_one_go(tmp_path: Path) -> Non
     ):
         assert part in message
     assert not (tmp_path / ".fsseg").exists()
+
+
+def with_segmentation(root: Path, *segmentations: Any, **changes: Any) -> CocoSource:
+    """A tree with one annotation of a dog, 101 and so on, in the 30x20 image 7 for each segmentation."""
+    content = coco_json()
+    content["annotations"] = [
+        {"id": 101 + row, "image_id": 7, "category_id": 18, "iscrowd": 0, "segmentation": shape, **changes}
+        for row, shape in enumerate(segmentations)
+    ]
+    return with_annotations(root, content)
+
+
+def runs(*counts: Any) -> dict[str, Any]:
+    return {"size": [20, 30], "counts": list(counts)}
+
+
+def text(counts: Any) -> dict[str, Any]:
+    return {"size": [20, 30], "counts": counts}
+
+
+POLYGONS, RUNS = "polygons that are no outline", "run lengths that do not cover"
+UNREADABLE, SIZE = "whose segmentation cannot be read", "masks of another size"
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        # 20 x 30 = 600 pixels
+        (runs(), RUNS),
+        (runs(0), RUNS),
+        (runs(100, 499), RUNS),
+        (runs(100, 501), RUNS),
+        (runs(100, 600, -100), RUNS),
+        (runs(2**32, 600), RUNS),
+        (runs(-1, 601), RUNS),
+        (runs(10**400), RUNS),
+        (runs(100.0, 500), UNREADABLE),
+        (runs("600"), UNREADABLE),
+        (runs(True, 599), UNREADABLE),
+        (runs([600]), UNREADABLE),
+        (text(None), UNREADABLE),
+        (text(600), UNREADABLE),
+        ({"size": [20, 30]}, UNREADABLE),
+        ({"counts": [600]}, SIZE),
+        ({"size": [30, 20], "counts": [600]}, SIZE),
+        ({"size": 20, "counts": [600]}, SIZE),
+        # of the compressed form, 600 = 18 * 32 + 24: "h" is 24 and more to come, "B" is 18 with the sign, "b0" 18
+        (text(""), RUNS),
+        (text("0"), RUNS),
+        (text("h"), UNREADABLE),
+        (text("hb"), UNREADABLE),
+        (text("hb0" * 2), RUNS),
+        (text("hB"), RUNS),
+        (text("hb0 "), UNREADABLE),
+        (text("hb0\u00e9"), UNREADABLE),
+        (text("o" * 100_000), UNREADABLE),
+        (None, UNREADABLE),
+        ("gone", UNREADABLE),
+        (7, UNREADABLE),
+        ([], UNREADABLE),
+        ([1, 1, 9, 1, 9, 9], POLYGONS),
+        ([[]], POLYGONS),
+        ([None], POLYGONS),
+        (["1 1 9 1 9 9"], POLYGONS),
+        ([{"x": 1}], POLYGONS),
+        ([[1, 1, 9, 9]], POLYGONS),  # two points; pycocotools takes it for a box
+        ([[1, 1, 9, 1, 9, 9], [1, 1, 9, 9]], POLYGONS),
+        ([[1, 1, 9, 1, 9, 9, 1]], POLYGONS),
+        ([[1, 1, 9, 1, 9, "9"]], POLYGONS),
+        ([["1", "1", "9", "1", "9", "9"]], POLYGONS),
+        ([[1, 1, 9, 1, 9, None]], POLYGONS),
+        ([[1, 1, 9, 1, 9, True]], POLYGONS),
+        ([[1, 1, 9, 1, 9, [9]]], POLYGONS),
+        ([[float("nan"), 1, 9, 1, 9, 9]], POLYGONS),
+        ([[1, 1, 9, 1, float("nan"), 9]], POLYGONS),
+        ([[1, 1, 9, 1, float("inf"), 9]], POLYGONS),
+        ([[1, 1, 9, 1, -float("inf"), 9]], POLYGONS),
+        ([[1, 1, 9, 1, float("inf"), -float("inf")]], POLYGONS),
+        ([[1, 1, 9, 1, 1e9, 9]], POLYGONS),
+        ([[1, 1, 9, 1, -1e300, 9]], POLYGONS),
+        ([[1, 1, 9, 1, 10**400, 9]], POLYGONS),
+        ([[1, 1, 9, 1, 60.5, 9]], POLYGONS),
+        ([[1, 1, 9, 1, 9, -30.5]], POLYGONS),
+        ([[0, 0, 30, 20] * 80_000], POLYGONS),  # back and forth: 160,000 edges of 30 pixels are 4.8 million
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_segmentation_that_is_no_mask_of_its_image_never_reaches_pycocotools(
+    tmp_path: Path, shape: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rle, "frPyObjects", lambda *args: pytest.fail("pycocotools got it"))
+    monkeypatch.setattr(rle, "merge", lambda *args: pytest.fail("pycocotools got it"))
+    with pytest.raises(UserError, match=rf"{kind}.*instances_val2014\.json: annotation 101: ") as caught:
+        with_segmentation(tmp_path, shape).index("val")
+    assert len(caught.value.what) < 400
+    assert not (tmp_path / ".fsseg").exists()
+
+
+def test_all_forms_of_a_sound_mask_give_that_mask(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    masks = [np.zeros((20, 30), np.uint8), np.ones((20, 30), np.uint8)]
+    masks += [(random.random((20, 30)) < share).astype(np.uint8) for share in (0.02, 0.5, 0.9)]
+    for number, mask in enumerate(masks):
+        compressed = rle.encode(np.asfortranarray(mask))["counts"].decode()
+        for form, shape in (("list", run_lengths(mask)), ("text", text(compressed))):
+            found = with_segmentation(tmp_path / f"{number}{form}", shape).mask("val", SEVEN, DOG)
+            np.testing.assert_array_equal(found, mask)
+    # runs of no length in the middle are allowed: 40 ones, of which the first column has 20
+    expected = np.zeros((20, 30), np.uint8)
+    expected[:, :2] = 1
+    np.testing.assert_array_equal(
+        with_segmentation(tmp_path / "empty", runs(0, 10, 0, 30, 560)).mask("val", SEVEN, DOG), expected
+    )
+
+
+def test_a_polygon_may_leave_its_image_by_as_much_as_that_measures(tmp_path: Path) -> None:
+    """It is cut off at the edge; whole numbers and floats are both read."""
+    expected = np.zeros((20, 30), np.uint8)
+    expected[5:, 10:] = 1
+    for number, corner in enumerate((30, 60, 60.0)):
+        coco = with_segmentation(tmp_path / str(number), [[10, 5, corner, 5, corner, corner, 10, corner]])
+        np.testing.assert_array_equal(coco.mask("val", SEVEN, DOG), expected)
+
+
+@pytest.mark.parametrize("crowd", ["0", "1", 2, None, [], 0.5])
+def test_a_crowd_that_is_neither_yes_nor_no_is_named(tmp_path: Path, crowd: Any) -> None:
+    with pytest.raises(UserError, match=r"iscrowd is neither 0 nor 1.*annotation 101"):
+        with_segmentation(tmp_path, box(0, 0, 9, 9), iscrowd=crowd).index("val")
+
+
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id"])
+@pytest.mark.parametrize("value", ["7", 7.0, True, None, [7], {"a": 1}])
+def test_ids_that_are_no_whole_numbers_are_named(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(UserError, match="annotations without whole numbers as id, image_id and category_id"):
+        with_segmentation(tmp_path, box(0, 0, 9, 9), **{key: value}).index("val")
+
+
+def test_boxes_and_areas_are_not_read_and_may_be_anything(tmp_path: Path) -> None:
+    expected = np.zeros((20, 30), np.uint8)
+    expected[:9, :9] = 1
+    for number, odd in enumerate((None, "x", [1], [float("nan")] * 4, {"a": []})):
+        coco = with_segmentation(tmp_path / str(number), box(0, 0, 9, 9), bbox=odd, area=odd)
+        np.testing.assert_array_equal(coco.mask("val", SEVEN, DOG), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0}, {"width": -30}, {"height": 10**9}, {"height": 10_000, "width": 10_000}, {"height": 20.0},
+        {"height": "20"}, {"width": True}, {"width": None}, {"width": float("inf")}, {"id": "7"}, {"id": 7.0},
+        {"id": True}, {"id": [7]}, {"file_name": ""}, {"file_name": ".."}, {"file_name": "../a.jpg"}, {"file_name": 7},
+        {"file_name": "a\nb.jpg"}, {"file_name": "a\0.jpg"}, {"file_name": "\ud800.jpg"}, {"file_name": "a" * 300},
+        {"file_name": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_odd_image_entry_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    content = coco_json()
+    content["images"][1] |= change
+    with pytest.raises(UserError, match="image entries") as caught:
+        with_annotations(tmp_path, content).index("val")
+    assert not (tmp_path / ".fsseg").exists()
+    assert str(caught.value).isascii()
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("odd", [None, 1, "x", [], {}, {"id": []}, {"id": {}, "name": 1}, nested(300)], ids=str)
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_entries_of_any_kind_are_named(tmp_path: Path, key: str, odd: Any) -> None:
+    content = coco_json()
+    content[key].append(odd)
+    with pytest.raises(UserError, match=r"instances_val2014\.json") as caught:
+        with_annotations(tmp_path, content).index("val")
+    assert len(str(caught.value)) < 600
+
+
+def test_faults_of_segmentations_are_told_with_all_the_others(tmp_path: Path) -> None:
+    shapes = [runs(5), box(0, 0, 9, 9), [[1, 1]], runs(-1, 601), "x", [[1, 1, 9, 1, float("nan"), 9]]]
+    with pytest.raises(UserError) as caught:
+        with_segmentation(tmp_path, *shapes).index("val")
+    for number in (101, 103, 104, 105, 106):
+        assert f"annotation {number}: " in str(caught.value)
+    assert "annotation 102" not in str(caught.value)
+
+
+def test_masks_made_before_the_annotations_were_checked_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = with_segmentation(tmp_path, box(0, 0, 9, 9))
+    monkeypatch.setattr(coco_store, "RULE_VERSION", 1)
+    coco.index("val")
+    monkeypatch.undo()
+    reads: list[Path] = []
+    real: Callable[[Path], Any] = coco_store.read_annotations
+    monkeypatch.setattr(coco_store, "read_annotations", lambda path: reads.append(path) or real(path))
+    source(tmp_path).index("val")
+    assert len(reads) == 1
+
+
+def test_a_pipe_in_place_of_the_annotations_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    os.mkfifo(tmp_path / "annotations" / "instances_val2014.json")
+    with pytest.raises(UserError, match=r"instances_val2014\.json cannot be read: no regular file"):
+        source(tmp_path).index("val")
 
 
 def test_folder_check_names_what_is_missing_and_the_other_year(tmp_path: Path) -> None:

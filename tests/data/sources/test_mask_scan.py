@@ -78,7 +78,7 @@ def test_a_touched_mask_is_counted_again(masks: Path, monkeypatch) -> None:
 
 def test_new_rule_version_counts_all_again(masks: Path, monkeypatch) -> None:
     scan(masks)
-    monkeypatch.setattr(index_module, "RULE_VERSION", 2)
+    monkeypatch.setattr(index_module, "RULE_VERSION", 3)
     names = opened(monkeypatch)
     scan(masks)
     assert len(names) == 6

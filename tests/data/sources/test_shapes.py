@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -24,6 +25,7 @@ from scipy import ndimage
 
 from fsseg.config.compose import compose
 from fsseg.config.schema import ShapesConfig
+from fsseg.data.setup.verify import verify
 from fsseg.data.sources import shapes
 from fsseg.data.sources.shapes import ShapesSource, dataset_folder, generate, is_whole
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
@@ -402,6 +404,167 @@ def test_a_whole_data_set_is_left_alone(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in final.rglob("*")}
     generate(tmp_path, *TINY)
     assert {p: p.stat().st_mtime_ns for p in final.rglob("*")} == before
+
+
+# --- checksums --------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, position: int) -> None:
+    """Flip one bit; the size stays."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 4
+    path.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    generate(tmp_path, *TINY)
+    return dataset_folder(tmp_path, *TINY)
+
+
+def forget_checksums(folder: Path) -> None:
+    """As an earlier version wrote the record."""
+    record = json.loads((folder / "generator.json").read_text())
+    del record["crc32"]
+    (folder / "generator.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+IMAGE, MASK = "JPEGImages/val_00001.jpg", "SegmentationClass/val_00001.png"
+
+
+def mask_flip(path: Path) -> None:
+    """Another number at one pixel, in a mask that is sound in all else."""
+    with Image.open(path) as image:
+        labels, palette = np.array(image), image.getpalette()
+    labels[0, 0] ^= 1
+    changed = Image.fromarray(labels)
+    changed.putpalette(palette)
+    changed.save(path)
+
+
+def test_the_record_holds_a_checksum_of_every_file(tiny: Path) -> None:
+    files = {name: data for name, data in contents(tiny).items() if name != "generator.json"}
+    assert len(files) == 2 * 7 + 3
+    record = json.loads((tiny / "generator.json").read_text())
+    assert record["crc32"] == {name: zlib.crc32(data) for name, data in files.items()}
+
+
+@pytest.mark.parametrize("version", ["now", "earlier"])
+def test_a_flipped_bit_anywhere_in_an_image_is_found(tiny: Path, version: str) -> None:
+    source = ShapesSource(config(tiny.parent, TINY))
+    whole = (tiny / IMAGE).read_bytes()
+    if version == "earlier":
+        forget_checksums(tiny)
+    for position in (2 * len(whole) // 3, len(whole) - 100, 24, 700):
+        flip(tiny / IMAGE, position)
+        if version == "now":
+            with pytest.raises(UserError, match=r"val_00001\.jpg is not the file that was written") as caught:
+                source.image("val", "val_00001")
+            assert f"remove {tiny}" in caught.value.fix
+            source.image("val", "val_00000")
+            with pytest.raises(UserError, match=r"(?s)val_00001\.jpg") as caught:
+                source.check(["val"])
+            source.check(["train"])
+        faults = {fault.path for fault in verify(ShapesSource(config(tiny.parent, TINY))).faults}
+        assert faults == {str(tiny / IMAGE)}
+        (tiny / IMAGE).write_bytes(whole)
+    assert verify(ShapesSource(config(tiny.parent, TINY))).ready
+
+
+@pytest.mark.parametrize("version", ["now", "earlier"])
+def test_a_changed_pixel_of_a_mask_is_found(tiny: Path, version: str) -> None:
+    if version == "earlier":
+        forget_checksums(tiny)
+    before = (tiny / MASK).stat().st_size
+    mask_flip(tiny / MASK)
+    record = json.loads((tiny / "generator.json").read_text())
+    record["files"]["SegmentationClass"][1] += (tiny / MASK).stat().st_size - before  # else it is incomplete at once
+    (tiny / "generator.json").write_text(json.dumps(record))
+    source = ShapesSource(config(tiny.parent, TINY))
+    if version == "now":
+        with pytest.raises(UserError, match=r"val_00001\.png is not the file that was written"):
+            source.mask("val", "val_00001", 0)
+        with pytest.raises(UserError, match=r"val_00001\.png"):
+            source.check()
+    faults = [fault for fault in verify(source).faults if fault.kind == "generated files that were changed"]
+    assert [fault.path for fault in faults] == [str(tiny / MASK)]
+    assert f"remove {tiny}" in faults[0].fix
+
+
+@pytest.mark.parametrize("name", ["train.txt", "backgrounds.txt"])
+def test_a_flipped_bit_in_a_list_is_named_at_once(tiny: Path, name: str) -> None:
+    path = tiny / "ImageSets" / "Segmentation" / name
+    flip(path, path.read_text().index("\n") - 1)  # the last letter of the first line
+    with pytest.raises(UserError, match=rf"list .*{name} is not the file that was written") as caught:
+        ShapesSource(config(tiny.parent, TINY))
+    assert f"remove {tiny}" in caught.value.fix
+
+
+def test_a_flipped_bit_in_a_list_of_an_earlier_version_is_named(tiny: Path) -> None:
+    forget_checksums(tiny)
+    lists = tiny / "ImageSets" / "Segmentation"
+    whole = (lists / "backgrounds.txt").read_bytes()
+    flip(lists / "backgrounds.txt", whole.index(b"\n") - 1)
+    with pytest.raises(UserError, match=r"list .*backgrounds\.txt is not the file that was written") as caught:
+        ShapesSource(config(tiny.parent, TINY))
+    assert f"remove {tiny}" in caught.value.fix
+    (lists / "backgrounds.txt").write_bytes(whole)
+    flip(lists / "train.txt", len("train_0000"))
+    faults = verify(ShapesSource(config(tiny.parent, TINY))).faults
+    assert [Path(fault.path).name for fault in faults if "were changed" in fault.kind] == ["train.txt"]
+
+
+def test_data_of_an_earlier_version_are_used_as_they_are_and_get_checksums_from_verify(tiny: Path) -> None:
+    expected = (tiny / "generator.json").read_text()
+    forget_checksums(tiny)
+    old = (tiny / "generator.json").read_text()
+    files = {name: data for name, data in contents(tiny).items() if name != "generator.json"}
+    source = ShapesSource(config(tiny.parent, TINY))
+    source.check()
+    source.image("val", "val_00001")
+    assert (tiny / "generator.json").read_text() == old
+    assert verify(source, decode=False).ready
+    assert (tiny / "generator.json").read_text() == old
+    assert verify(source).ready
+    assert (tiny / "generator.json").read_text() == expected
+    assert {name: data for name, data in contents(tiny).items() if name in files} == files
+    flip(tiny / IMAGE, 3000)
+    with pytest.raises(UserError, match=r"val_00001\.jpg"):
+        source.image("val", "val_00001")
+
+
+def test_data_of_an_earlier_version_that_cannot_be_written_to_are_verified_all_the_same(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = shapes.write_json
+
+    def refuse(path: Path, value: object) -> None:
+        if path.parent == tiny:
+            raise PermissionError(13, "Permission denied")
+        write(path, value)
+
+    forget_checksums(tiny)
+    monkeypatch.setattr(shapes, "write_json", refuse)
+    assert verify(ShapesSource(config(tiny.parent, TINY))).ready
+    flip(tiny / IMAGE, 3000)
+    assert {fault.path for fault in verify(ShapesSource(config(tiny.parent, TINY))).faults} == {str(tiny / IMAGE)}
+
+
+def test_data_of_another_jpeg_encoder_are_no_fault_and_a_flipped_bit_in_them_is(tiny: Path) -> None:
+    """The other encoder: the same coefficients, coded progressively."""
+    forget_checksums(tiny)
+    for path in (tiny / "JPEGImages").iterdir():
+        pixels = Image.open(path)
+        pixels.save(path, "JPEG", quality="keep", progressive=True)
+    record = json.loads((tiny / "generator.json").read_text())
+    record["files"]["JPEGImages"][1] = sum(path.stat().st_size for path in (tiny / "JPEGImages").iterdir())
+    (tiny / "generator.json").write_text(json.dumps(record))
+    whole = (tiny / IMAGE).read_bytes()
+    flip(tiny / IMAGE, whole.index(b"\xff\xda") + 20)  # in the mean colours of the blocks
+    assert {fault.path for fault in verify(ShapesSource(config(tiny.parent, TINY))).faults} == {str(tiny / IMAGE)}
+    (tiny / IMAGE).write_bytes(whole)
+    assert verify(ShapesSource(config(tiny.parent, TINY))).ready
+    assert json.loads((tiny / "generator.json").read_text())["crc32"][IMAGE] == zlib.crc32(whole)
 
 
 # --- the source -------------------------------------------------------------------------------------------------------

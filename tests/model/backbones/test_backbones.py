@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 from fsseg.model.backbones import ResNetBackbone, TinyBackbone, build_backbone, load_weights
+from fsseg.model.backbones import torchvision as resnets
 
 
 def randomise(network: nn.Module) -> None:
@@ -165,8 +167,15 @@ def test_weights_come_from_the_given_file_in_its_common_forms(tmp_path: Path, ch
 def test_weights_come_from_torchs_cache_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    state = save_resnet(tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    state = save_resnet(cached)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("went to the network"))
+    with pytest.raises(UserError, match="is not the file that its name says") as caught:
+        build_backbone(BackboneConfig("resnet18"))  # the fingerprint of a run takes it for torchvision's
+    assert str(cached) in caught.value.what
+    assert hashlib.sha256(cached.read_bytes()).hexdigest()[:8] in caught.value.what
+    assert "backbone.weights=" in caught.value.fix
+    monkeypatch.setattr(resnets, "sha256_of", lambda path: "f37072fd" + 56 * "0")
     backbone = build_backbone(BackboneConfig("resnet18"))
     assert torch.equal(backbone.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
 
