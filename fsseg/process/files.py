@@ -14,9 +14,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +116,41 @@ def read_yaml(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no YAML of this kind; the text says why in one line.
     """
+    text = read_file(path, CONFIG_BYTES).decode()
+    if (quick := _yaml_by_key(text)) is not None:
+        return quick
+    return json.loads(_yaml_as_json(text))
+
+
+_KEY_OF_A_CONFIGURATION = re.compile(r"^(?=[A-Za-z_]\w*:(?:\s|$))", re.MULTILINE)
+_LONGEST_PART = 10_000  # characters: what is kept stays small
+_NOT_A_KEY = re.compile(r"^(?:---|\.\.\.|%|<<)", re.MULTILINE)
+
+
+def _yaml_by_key(text: str) -> dict[str, Any] | None:
+    """As `read_yaml`, for a mapping whose keys begin the lines; None for any other text, or if a part is refused.
+
+    Thousands of cells have the same protocol, data set and model, and YAML takes milliseconds: each part is read once.
+    """
+    head, *parts = _KEY_OF_A_CONFIGURATION.split(text)
+    if head or _NOT_A_KEY.search(text) or any(len(part) > _LONGEST_PART for part in parts):
+        return None
+    found: dict[str, Any] = {}
+    for part in parts:
+        try:
+            value = json.loads(_part_as_json(part))
+        except ValueError:  # a text or a list that goes on at the start of the next line: only the whole tells
+            return None
+        if not isinstance(value, dict) or len(value) != 1:
+            return None
+        found |= value
+    return found or None
+
+
+def _yaml_as_json(text: str) -> str:
+    """Raises: ValueError, as `read_yaml` says."""
     import yaml
 
-    text = read_file(path, CONFIG_BYTES).decode()
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
@@ -126,11 +160,14 @@ def read_yaml(path: Path) -> Any:
                 raise ValueError("it has anchors or tags")
             if depth > _DEEPEST:
                 raise ValueError("it is nested too deeply")
-        return json.loads(json.dumps(yaml.load(text, Loader=loader), allow_nan=False))
+        return json.dumps(yaml.load(text, Loader=loader), allow_nan=False)
     except yaml.YAMLError as error:
         raise ValueError(str(error).splitlines()[0]) from None
     except TypeError as error:
         raise ValueError(f"it has values that are no configuration ({error})") from None
+
+
+_part_as_json = lru_cache(maxsize=1024)(_yaml_as_json)
 
 
 def entries_below(

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -231,3 +232,32 @@ def test_yaml_that_no_run_writes_is_refused_in_one_line(tmp_path: Path, content:
     with pytest.raises(ValueError, match=why) as caught:
         read_yaml(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+PIECES = [
+    "a: 1", "b: x", "true: 2", "yes: 3", "null: 4", "  c: 3", "  - 1", "- 2", "a:", "b: |", "  text", "text", "a: 'x",
+    "b: 1'", "'q: 1", "d: {x: 1,", "y: 2}", "e: [1,", "2]", "---", "...", "%YAML 1.1", "# c", "", "f: &x 1", "g: *x",
+    "h: !!int 3", "<<: {a: 1}", "k : 1", "? a", ": b", "t: 2024-01-01", "n: .nan", "x: 1e5", "\tq: 1", "0: 1", "z: 1: 2",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6))
+def test_yaml_that_is_read_in_parts_says_what_it_says_as_a_whole(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "x.yaml").write_text(text := "\n".join(lines))
+    try:
+        mine = json.dumps(read_yaml(tmp_path / "x.yaml"))
+    except ValueError:
+        return  # what is refused, other tests say
+    assert mine == json.dumps(yaml.safe_load(text))
+
+
+def test_parts_that_many_files_share_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    whole = yaml.load
+    monkeypatch.setattr(yaml, "load", lambda text, **kind: read.append(text) or whole(text, **kind))
+    for seed in range(5):
+        (tmp_path / "x.yaml").write_text(f"seed: {seed}\nmodel:\n  of_this_test: 3\n  seeds:\n  - 0\n")
+        found = read_yaml(tmp_path / "x.yaml")
+        assert found == {"seed": seed, "model": {"of_this_test": 3, "seeds": [0]}}
+        found["model"]["seeds"].append(1)  # which is nobody else's
+    assert sum("of_this_test" in text for text in read) == 1

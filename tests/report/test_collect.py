@@ -299,7 +299,7 @@ def test_equal_parts_of_results_are_held_once(tmp_path, make_cell):
     assert first.model is second.model is other.model
     assert first.dataset is second.dataset is other.dataset
     assert first.protocol is second.protocol
-    assert (first.protocol, other.protocol) == ({"seeds": [0]}, {"seeds": [1]})
+    assert (first.protocol["seeds"], other.protocol["seeds"]) == ([0], [1])
 
 
 def test_values_that_cannot_be_compared_by_their_bytes_are_taken_as_they_are(tmp_path, make_cell):
