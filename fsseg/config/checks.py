@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -57,7 +57,8 @@ def field_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]
         node: made of a schema, e.g. the whole configuration, or the settings of a launcher.
         prefix: of its keys, e.g. `dataset.`.
     """
-    known = _settings(OmegaConf.get_type(node))
+    schema: Any = OmegaConf.get_type(node)
+    known = _settings(schema)
     for name in vars(node) if is_dataclass(node) else node:
         key = prefix + str(name)
         if name not in known:  # Hydra lets `+key=value` past the schema
@@ -133,7 +134,10 @@ def _get(cfg: Config, key: str) -> Any:
     """The value of a key that not every data set or method has; None without it."""
     if isinstance(cfg, DictConfig):
         return OmegaConf.select(cfg, key, default=None)
-    return reduce(lambda node, name: getattr(node, name, None), key.split("."), cfg)
+    node: Any = cfg
+    for name in key.split("."):
+        node = getattr(node, name, None)
+    return node
 
 
 def _relates(*keys: str) -> Callable[[_Relation], _Relation]:

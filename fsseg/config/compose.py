@@ -49,9 +49,8 @@ class Composed:
 
     @property
     def config(self) -> DictConfig:
-        """What `fsseg.run.run` takes; `Composer.one` makes it."""
-        assert isinstance(self.cfg, DictConfig)
-        return self.cfg
+        """What `fsseg.run.run` takes."""
+        return self.cfg if isinstance(self.cfg, DictConfig) else OmegaConf.structured(self.cfg)
 
     @property
     def resolved(self) -> dict[str, Any]:

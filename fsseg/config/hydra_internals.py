@@ -1,7 +1,7 @@
 """The only place that touches `hydra._internal` and OmegaConf's private methods: what they do not offer in public.
 
-For Hydra 1.4 or OmegaConf 2.4, look at every name here first. `tests/config/test_hydra_internals.py` says what each must do, and fails
-with any Hydra but 1.3.
+For Hydra 1.4 or OmegaConf 2.4, look at every name here first. `tests/config/test_hydra_internals.py` says what each
+must do, and fails with any Hydra but 1.3.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ def interpolation(node: DictConfig, key: str) -> Callable[[], Any]:
 
     OmegaConf parses it at every access, which takes ten times as long as resolving it.
     """
-    value = node._get_node(key)
-    text = value._value()  # type: ignore[union-attr]
-    tree = parse(text)
+    value: Any = node._get_node(key)
+    tree = parse(value._value())
 
     def resolve() -> Any:
-        found = node._resolve_interpolation_from_parse_tree(
+        found: Any = node._resolve_interpolation_from_parse_tree(
             parent=node, value=value, key=key, parse_tree=tree, throw_on_resolution_failure=True, memo=set()
         )
         return found if OmegaConf.is_config(found) else found._value()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from hydra.core.override_parser.types import Override
@@ -25,7 +26,7 @@ Path = tuple[str, ...]
 
 
 def sets_a_value(override: Override) -> bool:
-    """Whether an override gives a key that is there a value of its own: nothing is added, removed, merged or referred to."""
+    """Whether an override gives a value to a key that is there: nothing is added, removed, merged or referred to."""
     if override.is_add() or override.is_force_add() or override.is_delete() or override.is_sweep_override():
         return False
     value = override.value()
@@ -56,7 +57,7 @@ class Series:
             for part in parents:
                 node = node[part] if isinstance(node, DictConfig) and part in node else None
             if isinstance(node, DictConfig) and name in node and not isinstance(node[name], DictConfig):
-                self._readers[path] = lambda node=node, name=name: _plain(node[name])
+                self._readers[path] = partial(node.__getitem__, name)
             else:  # part of a list, or a whole node
                 self._first = None
         if not all(_stands_in_the_schema(first, path) for path in self._readers):
@@ -74,7 +75,8 @@ class Series:
         apply_overrides(overrides, self._config)
         found = self._first
         for path, read in self._readers.items():
-            found = _with(found, path, read())
+            value = read()
+            found = _with(found, path, OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
         return found
 
 
@@ -83,15 +85,11 @@ def _interpolated(node: DictConfig, above: Path = ()) -> Iterator[tuple[Path, Ca
     for key in map(str, node):
         path = (*above, key)
         if OmegaConf.is_interpolation(node, key):
-            yield path, lambda read=interpolation(node, key): _plain(read())
+            yield path, interpolation(node, key)
         elif isinstance(child := node[key], DictConfig):
             yield from _interpolated(child, path)
         elif isinstance(child, ListConfig) and any(OmegaConf.is_interpolation(child, i) for i in range(len(child))):
-            yield path, lambda key=key: _plain(node[key])
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+            yield path, partial(node.__getitem__, key)
 
 
 def _stands_in_the_schema(config: Any, path: Path) -> bool:

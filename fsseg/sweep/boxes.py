@@ -56,8 +56,8 @@ def cut(
             raise UserError(f"--by {key}: the line has no {key}", f"choose among: {choices}")
     if by is not None:
         return _boxes(points, _cut_along(points, hours, servers, [k for k in swept if k in by])[1])
-    choices = [keys for size in range(len(swept) + 1) for keys in itertools.combinations(swept, size)]
-    cuts = [_cut_along(points, hours, servers, keys) for keys in choices]
+    ways = [chosen for size in range(len(swept) + 1) for chosen in itertools.combinations(swept, size)]
+    cuts = [_cut_along(points, hours, servers, chosen) for chosen in ways]
     shortest = min(longest for longest, _ in cuts)
     good = [_boxes(points, parts) for longest, parts in cuts if longest <= 1.05 * shortest]
     return min(good, key=lambda parts: sum(map(len, parts)))  # of equally many lines the first: it has the fewest keys
@@ -134,14 +134,19 @@ def merge(settings: Sequence[Mapping[str, str]]) -> list[Box]:
 
 def _merge_along(boxes: Sequence[Box], key: str) -> list[Box]:
     """Boxes that differ in this key alone as one, its values in the order in which they come up."""
-    set_of = lru_cache(maxsize=None)(frozenset)  # most boxes share the values of their other keys
     merged: dict[Hashable, Box] = {}
     values: dict[Hashable, dict[str, None]] = {}
     for box in boxes:
-        rest = (key in box, tuple(sorted((k, v if len(v) == 1 else set_of(v)) for k, v in box.items() if k != key)))
+        rest = (key in box, tuple(sorted((k, v if len(v) == 1 else _set_of(v)) for k, v in box.items() if k != key)))
         merged.setdefault(rest, box)
         values.setdefault(rest, {}).update(dict.fromkeys(box.get(key, ())))
     return [box | {key: tuple(values[rest])} if key in box else box for rest, box in merged.items()]
+
+
+@lru_cache(maxsize=1024)
+def _set_of(values: tuple[str, ...]) -> frozenset[str]:
+    """Most boxes share the values of their other keys."""
+    return frozenset(values)
 
 
 def cells_of(box: Box) -> Iterator[tuple[tuple[str, str], ...]]:

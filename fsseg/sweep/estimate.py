@@ -131,7 +131,7 @@ class Known:
         return self._images.get(pool)
 
     def usual(self, kind: Kind, settings: str, device: str) -> Usual:
-        """Of the cells of a kind, if there are any only those of the same settings, on one device (see `_one_device`)."""
+        """Of the cells of a kind, or of those with the same settings if there are any, on one device."""
         mark = kind, settings, device
         if mark not in self._usual:
             alike = self._of_kind.get(kind, [])

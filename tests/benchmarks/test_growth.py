@@ -18,7 +18,6 @@ from growth import CASES, measure
 import fsseg
 from fsseg.cli.app import app
 
-
 MOST = {3: 288, 4: 1600}
 """Cells of the largest folder, by the factor between two folders."""
 

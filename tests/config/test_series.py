@@ -52,6 +52,7 @@ def test_every_cell_of_a_grid_is_what_hydra_composes_alone(line: str) -> None:
             assert json.dumps(mine.resolved) == json.dumps(resolved(theirs))
             assert [str(f) for f in faults(mine.cfg)] == [str(f) for f in faults(typed(theirs))]
             assert OmegaConf.get_type(mine.cfg.model) is OmegaConf.get_type(theirs.model)
+            assert OmegaConf.to_yaml(mine.config, resolve=True) == OmegaConf.to_yaml(theirs, resolve=True)
 
 
 def each(*jobs: Sequence[str]) -> list[Composed | UserError]:
@@ -60,7 +61,9 @@ def each(*jobs: Sequence[str]) -> list[Composed | UserError]:
 
 
 def test_a_refused_value_leaves_nothing_behind() -> None:
-    good, bad, after = each(*(["fold=0", f"train.lr={rate}", f"seed={n}"] for n, rate in enumerate(("0.1", "x", "0.2"))))
+    good, bad, after = each(
+        *(["fold=0", f"train.lr={rate}", f"seed={n}"] for n, rate in enumerate(("0.1", "x", "0.2")))
+    )
     assert isinstance(bad, UserError)
     assert "train.lr" in bad.what
     assert isinstance(good, Composed)

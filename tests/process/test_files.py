@@ -237,7 +237,8 @@ def test_yaml_that_no_run_writes_is_refused_in_one_line(tmp_path: Path, content:
 PIECES = [
     "a: 1", "b: x", "true: 2", "yes: 3", "null: 4", "  c: 3", "  - 1", "- 2", "a:", "b: |", "  text", "text", "a: 'x",
     "b: 1'", "'q: 1", "d: {x: 1,", "y: 2}", "e: [1,", "2]", "---", "...", "%YAML 1.1", "# c", "", "f: &x 1", "g: *x",
-    "h: !!int 3", "<<: {a: 1}", "k : 1", "? a", ": b", "t: 2024-01-01", "n: .nan", "x: 1e5", "\tq: 1", "0: 1", "z: 1: 2",
+    "h: !!int 3", "<<: {a: 1}", "k : 1", "? a", ": b", "t: 2024-01-01", "n: .nan", "x: 1e5", "\tq: 1", "0: 1",
+    "z: 1: 2",
 ]  # fmt: skip
 
 
