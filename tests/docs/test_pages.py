@@ -155,3 +155,23 @@ def test_an_experiment_says_its_command_what_it_takes_and_what_came_out(file: Pa
     page = (ROOT / "docs" / "results.md").read_text()
     for figure in re.findall(r"\b\d\d\.\d\d\b", " ".join(head)):
         assert figure in page
+
+
+TEST = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_the_tests_that_stand_for_a_promise_exist(page: str) -> None:
+    named = TEST.findall((ROOT / "docs" / page).read_text())
+    assert len(named) > 8
+    for path, function in named:
+        file = ROOT / "tests" / path.removeprefix("tests/")
+        assert file.is_file(), path
+        assert not function or function in defined(file), f"{path}::{function}"
+
+
+def test_every_promise_has_a_test() -> None:
+    rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if not row.startswith(("| promise", "|---"))]
+    assert len(promises) > 25
+    assert [row for row in promises if not TEST.search(row)] == []
