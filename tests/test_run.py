@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +279,7 @@ SLEEPY = ("train.checkpoint_minutes=0", "lease_seconds=2")
 @pytest.mark.parametrize(
     ("call", "name", "times"),
     [("replace", "last.pt", 3), ("replace", "status.json", 2), ("replace", "result.json", 1),
-     ("replace", "identity.json", 1), ("link", "1.json", 1), ("write_atomic", "metrics.csv", 1)],
+     ("replace", "identity.json", 1), ("link", "1.json", 1), ("replace", "metrics.csv", 1)],
 )  # fmt: skip
 def test_who_slept_past_its_lease_changes_nothing_of_what_others_made_meanwhile(
     call: str, name: str, times: int, redo: bool, root: Path, tmp_path: Path, whole: Any
@@ -286,8 +288,7 @@ def test_who_slept_past_its_lease_changes_nothing_of_what_others_made_meanwhile(
     up, in one case with other settings after that."""
     c = composed(root, tmp_path, *SLEEPY)
     cell = cell_of(c)
-    module = "fsseg.cell.metrics_file" if call == "write_atomic" else "fsseg.process.files"
-    sleeper = fork(_asleep, c, module, call, name, times, log=tmp_path / "log")
+    sleeper = fork(_asleep, c, "fsseg.process.files", call, name, times, log=tmp_path / "log")
     try:
         wait_for(lambda: stopped(sleeper), sleeper)
         os.utime(cell.claim_file, (1000, 1000))  # as if it slept for a day
@@ -486,14 +487,14 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
             run_module.log.info("a line")
         return rate(cfg, step, total)
 
-    def no_room_for_rows(self: Any) -> Any:
+    def no_room_for_rows(self: Any, row: Any) -> None:
         if full:
             raise OSError(28, "No space left on device", str(self.path))
-        return rows(self)
+        append(self, row)
 
     if file == "metrics.csv":
-        rows = metrics_file.MetricsFile._open
-        monkeypatch.setattr(metrics_file.MetricsFile, "_open", no_room_for_rows)
+        append = metrics_file.MetricsFile.append
+        monkeypatch.setattr(metrics_file.MetricsFile, "append", no_room_for_rows)
 
     def no_room(source: Any, target: Any) -> None:
         if full and Path(target).name == file:
@@ -594,3 +595,54 @@ def test_a_start_imports_no_torch_before_there_is_work() -> None:
     # done cells, held cells and sweeps of them must cost milliseconds, not an import of seconds
     code = "import sys, fsseg.run, fsseg.config.entry, fsseg.sweep.sweeper; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.process
+def test_a_terminal_that_closes_saves_the_run(root: Path, tmp_path: Path, whole: Any) -> None:
+    """HUP comes, and from then on nothing can be written to the terminal, the progress bar neither."""
+    c = composed(root, tmp_path, "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
+    cell = cell_of(c)
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        repo = Path(__file__).resolve().parents[1]
+        os.environ["PYTHONPATH"] = f"{repo}:{repo}/fsseg/sweep/plugin"
+        os.execv(sys.executable, [sys.executable, "-m", "fsseg.run", *c.overrides])
+    os.set_blocking(terminal, False)
+
+    def far_enough() -> bool:
+        with suppress(BlockingIOError):
+            os.read(terminal, 100_000)  # a terminal that nobody reads stops who writes to it
+        return bool(cell.curves())
+
+    wait_for(far_enough)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    told = cell.status()
+    assert told is not None
+    assert (told.state, told.reason) == ("preempted", "signal SIGHUP")
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert cell.checkpoint.exists()
+    assert not cell.claim_file.exists()
+    assert numbers(done(c)) == numbers(whole[1])
+
+
+@pytest.mark.process
+def test_a_signal_saves_though_nobody_reads_what_is_said(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
+    cell = cell_of(c)
+    process = fork(_to_a_closed_pipe, c, log=tmp_path / "log")
+    wait_for(cell.curves, process)
+    os.kill(int(process.pid or 0), signal.SIGTERM)
+    process.join(60)
+    told = cell.status()
+    assert told is not None
+    assert (told.state, told.reason) == ("preempted", "signal SIGTERM")
+    assert process.exitcode == 143
+
+
+def _to_a_closed_pipe(c: Any) -> None:
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(reading)
+    run_and_print(c)

@@ -49,15 +49,22 @@ class AttemptFile:
 
 
 def redone_by_this_job(run: RunDirectory) -> bool:
-    """Whether an earlier start of this job has obeyed redo=true: a launcher restarts it with the same overrides."""
-    return (job := _job()) is not None and any(a.job == job and a.redone for a in run.all_attempts())
+    """Whether an earlier start of this job has obeyed redo=true: a launcher restarts it with the same overrides.
+
+    SLURM's number tells a job only where it was requeued: one allocation may run many lines.
+    """
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if os.environ.get(JOB) is None and not requeued:
+        return False
+    return any(a.job == _job() and a.redone for a in run.all_attempts())
 
 
 def _job() -> str | None:
-    """Names this job over all its restarts: in SLURM by its number, elsewhere by what the launcher gave it."""
-    if (number := os.environ.get("SLURM_JOB_ID")) is not None:
-        return f"slurm {os.environ.get('SLURM_CLUSTER_NAME') or ''} {number}"
-    return os.environ.get(JOB)
+    """Names this job over all its restarts: by what the launcher gave it, else by SLURM's number."""
+    if (given := os.environ.get(JOB)) is not None:
+        return given
+    number = os.environ.get("SLURM_JOB_ID")
+    return None if number is None else f"slurm {os.environ.get('SLURM_CLUSTER_NAME') or ''} {number}"
 
 
 def now() -> str:

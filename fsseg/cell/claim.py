@@ -259,11 +259,15 @@ class Claim:
             if self._lost is not None:
                 raise ClaimLost(self._lost)
 
-    def release(self) -> None:
-        """Give it up; does nothing if another process has taken it."""
+    def rest(self) -> None:
+        """Renew no more, and wait for what the thread is about."""
         self._end.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def release(self) -> None:
+        """Give it up; does nothing if another process has taken it."""
+        self.rest()
         with self._lock:
             if not self._released:
                 self._released = True

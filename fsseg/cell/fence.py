@@ -9,6 +9,8 @@ file system itself: what a sleeper was about to write, or to move away, stays as
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import shutil
 import uuid
@@ -19,8 +21,9 @@ from fsseg.cell.claim import Claim
 from fsseg.cell.record import Cell
 from fsseg.process.files import ClaimLost, stage
 
+log = logging.getLogger("fsseg")
+
 _WORK = ".work-"
-_EXPELLED = ".expelled-"
 _ASIDE = "aside"
 
 
@@ -41,25 +44,32 @@ def fenced(cell: Cell, claim: Claim) -> Iterator[Path]:
         stage(cell.directory, work)
         yield work
     finally:
+        claim.rest()  # its thread writes the status
         stage(cell.directory, None)
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _expel_others(directory: Path, work: Path) -> None:
-    """Take away the folders of those who had the directory before, and put back what one of them was moving away.
+    """Take the folders of those who had the directory before into ours, and put back what one was moving away.
 
-    May itself be cut short or overtaken at any point: whoever comes next does the rest.
+    May itself be cut short or overtaken at any point: whoever comes next takes our folder and does the rest.
     """
     for other in directory.glob(f"{_WORK}*"):
         if other != work:
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(other, directory / f"{_EXPELLED}{uuid.uuid4().hex}")
-    for expelled in directory.glob(f"{_EXPELLED}*"):
-        with contextlib.suppress(FileNotFoundError):
-            for path in _in_turn(expelled / _ASIDE, first="identity.json", last="result.json"):
-                if not os.path.lexists(directory / path.name):
-                    os.rename(path, directory / path.name)
-        shutil.rmtree(expelled, ignore_errors=True)
+            with _ours(work):
+                _move(other, work / uuid.uuid4().hex, work)
+    for aside in sorted(work.rglob(_ASIDE)):
+        for path in _in_turn(aside, first="identity.json", last="result.json"):
+            try:
+                os.rename(path, directory / path.name)  # an empty folder gives way
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                kept = directory / f".left-{uuid.uuid4().hex}"
+                os.rename(path, kept)
+                log.warning(
+                    "%s was set aside for a redo and is there again: the old one is kept as %s", path.name, kept
+                )
 
 
 def set_aside(cell: Cell, work: Path) -> None:
@@ -103,15 +113,26 @@ def drop(path: Path, work: Path) -> None:
     """
     gone = work / uuid.uuid4().hex
     with _ours(work):
-        try:
-            os.rename(path, gone)
-        except FileNotFoundError:
-            os.stat(work)
+        if not _move(path, gone, work):
             return
     if gone.is_dir():
         shutil.rmtree(gone, ignore_errors=True)
     else:
         gone.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path, work: Path) -> bool:
+    """Rename; False if there is no source.
+
+    Raises:
+        FileNotFoundError: our own folder is gone.
+    """
+    try:
+        os.rename(source, target)
+    except FileNotFoundError:
+        os.stat(work)
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fsseg.process.files import write_atomic
+from fsseg.process.files import METRICS_BYTES, Refused, prepared, read_file
 
 log = logging.getLogger("fsseg")
 
@@ -36,7 +36,6 @@ class MetricsFile:
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.path = path
         self._columns: list[str] = []
-        self._file: BinaryIO | None = None
         lines = _whole_lines(path)[: keep + 1] if keep else []
         self.rows = max(0, len(lines) - 1)
         self.last_step = None
@@ -45,7 +44,7 @@ class MetricsFile:
             self.last_step = _step(dict(zip(self._columns, last)))
         if self.rows < keep:
             log.warning("%s has %d of the %d rows that the run had written: the others are lost", path, self.rows, keep)
-        write_atomic(path, b"".join(lines) if self.rows else b"")
+        self._file = _renewed(path, b"".join(lines) if self.rows else b"")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, with a column for every key; a new key makes the file be written anew.
@@ -55,7 +54,7 @@ class MetricsFile:
         """
         if unknown := [key for key in row if key not in self._columns]:
             self._add_columns(unknown)
-        self._open().write(_line(row, self._columns))
+        self._file.write(_line(row, self._columns))
         self.rows += 1
         self.last_step = _step(row)
 
@@ -65,21 +64,13 @@ class MetricsFile:
         Raises:
             OSError: it cannot be written.
         """
-        if self._file is not None:
-            self._file.flush()
-            if to_disk:
-                os.fsync(self._file.fileno())
+        self._file.flush()
+        if to_disk:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Raises: OSError."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> BinaryIO:
-        if self._file is None:
-            self._file = self.path.open("ab")
-        return self._file
+        self._file.close()
 
     def _add_columns(self, names: list[str]) -> None:
         self.close()
@@ -87,14 +78,29 @@ class MetricsFile:
         filler = b"," * len(names) + b"\n"
         self._columns += names
         head = _line(dict(zip(self._columns, self._columns)), self._columns)
-        write_atomic(self.path, head + b"".join(row[:-1] + filler for row in rows))
+        self._file = _renewed(self.path, head + b"".join(row[:-1] + filler for row in rows))
+
+
+def _renewed(path: Path, content: bytes) -> BinaryIO:
+    """A new file of this name and content, open at its end; by its name it may be another's before it is opened."""
+    with prepared(path) as new:
+        file = new.open("xb")
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(new, path)
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 def _whole_lines(path: Path) -> list[bytes]:
     """Lines with their ends; one that a kill cut short is left out."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
+        lines = read_file(path, METRICS_BYTES).splitlines(keepends=True)
+    except (FileNotFoundError, Refused):  # a FIFO, say: the new file takes its name
         return []
     return [line for line in lines if line.endswith(b"\n")]
 

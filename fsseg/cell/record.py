@@ -275,6 +275,9 @@ class RunDirectory:
             return None
         if stored is None or None in (stored.run, result.run) or stored.run == result.run:
             return None
+        with suppress(Unreadable):  # between the two looks it may have been set aside for a redo
+            if (again := self.result()) is None or again.run != result.run:
+                return None
         return f"result.json is of run {result.run}, identity.json of run {stored.run}"
 
     def _unfinished(self, now: float) -> Snapshot:
@@ -397,10 +400,13 @@ class Cell(RunDirectory):
         try:
             stored = self.identity_record()
         except NotJson:
-            return
+            stored = None
         except Unreadable as error:
             raise self._not_understood(self.identity_file, error) from None
-        if stored is None or stored.fingerprint == self.fingerprint:
+        if stored is None:
+            self._check_lone_result()
+            return
+        if stored.fingerprint == self.fingerprint:
             return
         theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
         differing = [
@@ -412,6 +418,16 @@ class Cell(RunDirectory):
             f"{self.directory} holds a run with other settings: " + "; ".join(differing),
             "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
         )
+
+    def _check_lone_result(self) -> None:
+        """Raises: UserError: there is a result of other settings, though no identity."""
+        with suppress(NotJson):
+            result = self.result()
+            if result is not None and result.fingerprint != self.fingerprint:
+                raise UserError(
+                    f"{self.directory} holds the result of a run with other settings, without its identity.json",
+                    "keep both with name=<another name> or variant=<a name>, or replace that run with redo=true",
+                )
 
     def _not_understood(self, path: Path, error: Unreadable) -> UserError:
         fix = "it may be of another version of fsseg: keep both with name=<another name>, or replace it with redo=true"

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from fsseg.cell.models import Origin, Unreadable
 from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
-from fsseg.process.files import prepared, write_atomic
+from fsseg.process.files import open_regular, prepared, write_atomic
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -107,9 +108,8 @@ def _put(source: Path, target: Path) -> None:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            os.replace(source, target)  # no hard links here: for a moment one of the two is missing; `recover` copes
-        else:
-            os.replace(link, target)
+            shutil.copyfile(source, link)  # no hard links here
+        os.replace(link, target)
 
 
 def _not_finite(model: dict[str, Any]) -> str | None:
@@ -195,10 +195,10 @@ def _check_with_result(path: Path, state: dict[str, Any]) -> None:
         result = RunDirectory(path.absolute().parent.parent).result()
     except Unreadable:
         return
-    if result is None or result.run is None or result.training is None:
+    if result is None or result.training is None:
         return
     ours, theirs = (state.get("run"), state["step"]), (result.run, result.training.steps)
-    if ours != theirs:
+    if ours[1] != theirs[1] or (None not in (ours[0], theirs[0]) and ours[0] != theirs[0]):  # None: of earlier versions
         raise UserError(
             f"{path}: run {ours[0]}, step {ours[1]}, but result.json beside it: run {theirs[0]}, step {theirs[1]}",
             "train that cell anew with redo=true, or move the checkpoint out of its directory",
@@ -232,7 +232,7 @@ def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> d
 def _faulty_part(path: Path) -> str | None:
     """The first fault of the archive that holds a checkpoint (sizes and checksums of its parts), or None."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with os.fdopen(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
             if packed := [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]:
                 return f"{packed[0]} is compressed"  # torch compresses nothing: it could unpack to any size
             part = archive.testzip()

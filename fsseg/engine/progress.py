@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 log = logging.getLogger("fsseg")
@@ -47,14 +48,16 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._bar:
-            self._bar.start()
+            with suppress(OSError):  # here and below: a terminal that is gone stops no run
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     @property
     def seconds_per_step(self) -> float:
@@ -69,7 +72,8 @@ class Progress:
         """Count `steps`; `note` stands beside the bar or in the line."""
         self.done += steps
         if self._bar:
-            self._bar.update(self._task, completed=self.done, note=note)
+            with suppress(OSError):
+                self._bar.update(self._task, completed=self.done, note=note)
         elif time.monotonic() - self._last >= self.every or self.done == self.total:
             self._last = time.monotonic()
             took = duration(time.monotonic() - self._start)

@@ -244,6 +244,8 @@ def prepared(path: Path) -> Iterator[Path]:
         ClaimLost: `path` is below a folder that was given to `stage`, and the place for preparing is gone.
     """
     staging = staging_of(path)
+    if staging is not None and not staging.is_dir():
+        raise ClaimLost(f"another process has taken {staging.parent} over")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (staging or path.parent) / f".{path.name[:60]}.{uuid.uuid4().hex}.tmp"
     try:

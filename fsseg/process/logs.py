@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import logging
 import sys
 from pathlib import Path
 
 from fsseg.errors import visible
+from fsseg.process.files import Refused
 
 
 class _VisibleFormatter(logging.Formatter):
@@ -60,6 +62,8 @@ class RunLog(logging.FileHandler):
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():  # opening a FIFO would wait for a reader
+            raise Refused(errno.EINVAL, "no file", str(path))
         super().__init__(path, encoding="utf-8")
         self.strict = True
         self.setFormatter(_FORMAT)

@@ -102,7 +102,8 @@ class Signals:
         if first:
             more = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
             # not through logging, whose locks the interrupted code may hold
-            os.write(2, f"\n{self.reason()}: stopping after this step{more}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone: that is what HUP says
+                os.write(2, f"\n{self.reason()}: stopping after this step{more}\n".encode())
 
 
 def is_foreign(handler: Any) -> bool:

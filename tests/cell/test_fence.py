@@ -207,3 +207,49 @@ def test_cut_short_while_setting_aside_the_next_holder_puts_everything_back(
             claim.release()
             assert files(cell.directory) == whole, (first, second)
     assert 0 < moved < 30
+
+
+def test_an_empty_folder_gives_way_and_a_full_one_costs_nothing(cell: Cell) -> None:
+    """What a sleeper left behind while the run was being set aside."""
+    finished(cell)
+    whole = files(cell.directory)
+    aside = cell.directory / ".work-dead" / "aside"
+    aside.mkdir(parents=True)
+    os.rename(cell.checkpoints, aside / "checkpoints")
+    cell.checkpoints.mkdir()
+    for full in (False, True):
+        if full:
+            os.rename(cell.checkpoints, cell.directory / "moved")
+            aside.mkdir(parents=True)
+            os.rename(cell.directory / "moved", aside / "checkpoints")
+            write_atomic(cell.checkpoints / "new.pt", "new")
+        claim = acquire(cell.claim_file, 300)
+        with fenced(cell, claim):
+            pass
+        claim.release()
+        if not full:
+            assert files(cell.directory) == whole
+    left = [p for p in cell.directory.iterdir() if p.name.startswith(".left-")]
+    assert [(p / "last.pt").read_text() for p in left] == ["of the old run"]
+    assert (cell.checkpoints / "new.pt").read_text() == "new"
+
+
+def test_who_was_overtaken_expels_nobody(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls asleep between its last look at the claim and what it does to the folders of others."""
+    (cell.directory / ".work-dead").mkdir()
+    sleeper, rename, others = acquire(cell.claim_file, 300), os.rename, []
+
+    def asleep(source: Any, target: Any) -> None:
+        monkeypatch.undo()
+        assert take_away(cell.claim_file, sleeper.mine)
+        other = acquire(cell.claim_file, 300)
+        holding = fenced(cell, other)
+        others.append((holding, holding.__enter__()))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", asleep)
+    with pytest.raises(ClaimLost), fenced(cell, sleeper):
+        pytest.fail("it got in")
+    [(holding, work)] = others
+    assert work.is_dir()
+    holding.__exit__(None, None, None)

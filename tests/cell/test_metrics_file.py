@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_rows_are_appended_and_nothing_before_them_is_written_again(
     table = MetricsFile(path)
     table.append({"step": 1, "loss": 0.123456789})
     table.flush()
-    monkeypatch.setattr("fsseg.cell.metrics_file.write_atomic", lambda *_: pytest.fail("the whole file was written"))
+    monkeypatch.setattr("fsseg.cell.metrics_file._renewed", lambda *_: pytest.fail("the whole file was written"))
     for step in range(2, 100):
         before = path.stat().st_size
         table.append({"step": step, "loss": 0.5})
@@ -73,6 +74,26 @@ def test_a_process_that_has_the_former_file_open_appends_to_what_nobody_sees(pat
     now.append({"step": 2, "loss": 0.25})
     now.close()
     assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n"
+
+
+def test_so_does_one_that_was_resumed_and_had_not_written_yet(path: Path) -> None:
+    rows(path, range(1))
+    sleeper, now = MetricsFile(path, 1), MetricsFile(path, 1)
+    now.append({"step": 1, "loss": 0.5})
+    now.flush()
+    sleeper.append({"step": 1, "loss": 99.0})
+    sleeper.close()
+    now.close()
+    assert path.read_text() == "step,loss\n0,1\n1,0.5\n"
+
+
+def test_what_is_no_file_gives_way(path: Path) -> None:
+    os.mkfifo(path)
+    rows(path, range(2))
+    assert path.read_text() == "step,loss\n0,1\n1,0.5\n"
+    path.unlink()
+    os.mkfifo(path)
+    assert MetricsFile(path, 2).rows == 0
 
 
 def test_a_new_column_makes_room_in_the_rows_before(path: Path) -> None:

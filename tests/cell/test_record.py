@@ -295,18 +295,22 @@ def test_redo_counts_as_obeyed_by_the_job_whose_start_put_the_former_run_aside(
     AttemptFile(run).redone("a")
     assert not redone_by_this_job(run)  # by no job at all
     monkeypatch.setenv("SLURM_JOB_ID", "55")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     AttemptFile(run)  # ended before it came to that
     assert not redone_by_this_job(run)
     AttemptFile(run).redone("b")
     AttemptFile(run)
     assert redone_by_this_job(run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert not redone_by_this_job(run)  # another line in the same allocation
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "56")
     assert not redone_by_this_job(run)
-    monkeypatch.delenv("SLURM_JOB_ID")
-    monkeypatch.setenv("FSSEG_JOB", "launch 1")
-    assert not redone_by_this_job(run)
-    AttemptFile(run).redone("c")
-    assert redone_by_this_job(run)
+    for job, expected in (("launch 1", False), ("launch 1", True), ("launch 2", False)):  # local, in an allocation
+        monkeypatch.setenv("FSSEG_JOB", job)
+        assert redone_by_this_job(run) is expected
+        if job == "launch 1":
+            AttemptFile(run).redone("c")
 
 
 def test_an_attempt_of_version_1_is_read(tmp_path: Path) -> None:
@@ -390,3 +394,15 @@ def test_a_result_of_another_run_than_its_identity_is_broken(tmp_path: Path) -> 
     )  # fmt: skip
     with pytest.raises(UserError, match=r"is of run other, identity\.json of run"):
         mine.finished()
+
+
+def test_a_result_without_its_identity_is_not_overwritten_by_other_settings(tmp_path: Path) -> None:
+    mine, other = cell(tmp_path, lr=0.1), cell(tmp_path, lr=0.2)
+    run, _ = mine.begin("a: 1\n")
+    write_record(mine.result_file, Result(KEY, mine.fingerprint, {}, run=run))
+    for spoil in (mine.identity_file.unlink, lambda: mine.identity_file.write_text("{")):
+        spoil()
+        mine.check_same_settings()
+        with pytest.raises(UserError, match=r"holds the result of a run with other settings") as caught:
+            other.check_same_settings()
+        assert "redo=true" in caught.value.fix

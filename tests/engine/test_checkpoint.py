@@ -238,6 +238,12 @@ def test_right_format_and_wrong_content_is_refused_in_two_lines(
     assert not Path("opened").exists()
 
 
+def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(files: tuple[Path, Path]) -> None:
+    os.mkfifo(files[0])
+    with pytest.raises(UserError, match="a FIFO, no file"):
+        load(files[0])
+
+
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(files: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(files[0], "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)

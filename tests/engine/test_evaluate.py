@@ -200,6 +200,8 @@ def test_a_checkpoint_of_another_run_than_the_result_beside_it_is_not_evaluated(
     done(trained)
     file = cell_of(trained).checkpoint
     state = torch.load(file, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "run"}, file)  # of an earlier version, which named none
+    done(composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", "name=earlier"))
     for name, change in (("a", {"step": 1}), ("b", {"run": "other"})):
         torch.save(state | change, file)
         c = composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", f"name={name}")
