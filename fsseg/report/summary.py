@@ -59,13 +59,13 @@ def to_csv(report: Report) -> str:
     for table in report.tables:
         same = table.key._asdict() | {"protocol": table.protocol.get("name", "")}
         for row in table.rows:
+            names = {name: csv_cell(value) for name, value in (same | row.key._asdict()).items()}
             for shot in table.shots:
                 for fold, entry in _entries(row, shot).items():
-                    figures = {"paper": row.paper(shot, MEAN if fold == "mean" else int(fold))}
+                    figures: dict[str, Any] = {"paper": row.paper(shot, MEAN if fold == "mean" else int(fold))}
                     if entry is not None:
-                        figures = _figures(entry) | {"seeds": " ".join(map(str, entry.seeds))}
-                    line = {**same, **row.key._asdict(), "shot": shot, "fold": fold, **figures}
-                    writer.writerow({name: csv_cell(value) for name, value in line.items()})
+                        figures = _figures(entry) | {"seeds": csv_cell(" ".join(map(str, entry.seeds)))}
+                    writer.writerow({**names, "shot": shot, "fold": fold, **figures})
     return out.getvalue()
 
 
@@ -105,7 +105,7 @@ def _entries(row: Row, shot: int) -> dict[str, Entry | None]:
 
 
 def _figures(entry: Entry) -> dict[str, Any]:
-    return asdict(entry) | {"seeds": list(entry.seeds), "difference": entry.difference}
+    return vars(entry) | {"seeds": list(entry.seeds), "difference": entry.difference}
 
 
 def to_replication(report: Report) -> tuple[dict[str, Any], list[str]]:
