@@ -46,7 +46,9 @@ def fenced(cell: Cell, claim: Claim) -> Iterator[Path]:
     finally:
         claim.rest()  # its thread writes the status
         stage(cell.directory, None)
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # then the next holder does it
+            _put_back(cell.directory, work)
+            shutil.rmtree(work)
 
 
 def _expel_others(directory: Path, work: Path) -> None:
@@ -58,6 +60,11 @@ def _expel_others(directory: Path, work: Path) -> None:
         if other != work:
             with _ours(work):
                 _move(other, work / uuid.uuid4().hex, work)
+    _put_back(directory, work)
+
+
+def _put_back(directory: Path, work: Path) -> None:
+    """Put back what somebody was setting aside when he was cut short; what is there again costs nothing."""
     for aside in sorted(work.rglob(_ASIDE)):
         for path in _in_turn(aside, first="identity.json", last="result.json"):
             try:
@@ -67,9 +74,7 @@ def _expel_others(directory: Path, work: Path) -> None:
                     raise
                 kept = directory / f".left-{uuid.uuid4().hex}"
                 os.rename(path, kept)
-                log.warning(
-                    "%s was set aside for a redo and is there again: the old one is kept as %s", path.name, kept
-                )
+                log.warning("%s was set aside and is there again: the old one is kept as %s", path.name, kept)
 
 
 def set_aside(cell: Cell, work: Path) -> None:

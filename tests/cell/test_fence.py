@@ -253,3 +253,27 @@ def test_who_was_overtaken_expels_nobody(cell: Cell, monkeypatch: pytest.MonkeyP
     [(holding, work)] = others
     assert work.is_dir()
     holding.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("calls", range(1, 6))
+def test_a_fault_while_setting_aside_puts_everything_back(
+    calls: int, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(cell)
+    whole, rename, left = files(cell.directory), os.rename, [calls]
+
+    def faulty(source: Any, target: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise PermissionError(13, "Permission denied", str(source))
+        rename(source, target)
+
+    claim = acquire(cell.claim_file, 300)
+    with fenced(cell, claim) as work:
+        monkeypatch.setattr(os, "rename", faulty)
+        with pytest.raises(PermissionError):
+            set_aside(cell, work)
+        monkeypatch.undo()
+    claim.release()
+    assert files(cell.directory) == whole
+    assert [p.name for p in cell.directory.iterdir() if p.name.startswith(".")] == []
