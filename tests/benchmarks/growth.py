@@ -6,7 +6,6 @@ Each figure is of a process of its own, as a user starts it; processor time, so 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,6 +51,17 @@ CASES: dict[str, Case] = {
 }
 
 
+_MEASURED = """
+import atexit, re, sys, time
+from pathlib import Path
+# Not `ru_maxrss`: that of a new process begins with what its parent takes.
+most = lambda: re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]
+atexit.register(lambda: print(time.process_time(), most(), file=sys.stderr))
+from fsseg.cli.app import main
+main()
+"""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a command took: processor time in seconds, and the most memory in 1e6 bytes."""
@@ -68,18 +78,13 @@ def measure(case: Case, count: int) -> Cost:
     """
     with tempfile.TemporaryDirectory(prefix="fsseg-growth-") as folder:
         arguments = case(Path(folder), count)
-        start = "from fsseg.cli.app import main; main()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", start, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURED, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        assert process.stderr is not None
-        told = process.stderr.read().decode()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.stderr.close()
-    if process.returncode:
-        raise RuntimeError(f"fsseg {arguments[0]} failed: {told}")
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6)
+    if done.returncode:
+        raise RuntimeError(f"fsseg {arguments[0]} failed: {done.stderr}")
+    seconds, kibibytes = done.stderr.splitlines()[-1].split()
+    return Cost(float(seconds), float(kibibytes) * 1024 / 1e6)
 
 
 def main() -> None:
