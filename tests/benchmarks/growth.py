@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trees import make_tree, planned
+from many_cells import make_tree, planned
 
 Case = Callable[[Path, int], list[str]]
 """Fills an empty folder for so many cells, and gives the arguments of `fsseg`."""
