@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from fsseg.engine import checkpoint
 from fsseg.engine.checkpoint import Damaged, load, recover, rng_state, save, seed_everything, set_rng_state
 from fsseg.errors import UserError
+from fsseg.process.files import ClaimLost, stage
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +259,30 @@ def test_weights_that_are_no_numbers_are_never_saved(files: tuple[Path, Path]) -
         save(files[0], state(2) | {"model": {"w": torch.tensor([float("nan")])}}, files[1])
     assert load(files[0])["step"] == 1
     assert not files[1].exists()
+
+
+def test_without_hard_links_a_process_that_lost_the_run_moves_nothing(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    save(files[0], state(1), files[1])
+    save(files[0], state(2), files[1])
+    monkeypatch.setattr(os, "link", refused)
+    work = files[0].parent / ".work-mine"
+    work.mkdir()
+    stage(files[0].parent, work)
+    try:
+        copy = shutil.copyfile
+
+        def overtaken(source: Path, target: Path) -> None:
+            shutil.rmtree(work)
+            copy(source, target)
+
+        monkeypatch.setattr(shutil, "copyfile", overtaken)
+        with pytest.raises(ClaimLost):
+            save(files[0], state(3), files[1])
+    finally:
+        stage(files[0].parent, None)
+    assert (load(files[0])["step"], load(files[1])["step"]) == (2, 1)
