@@ -31,6 +31,9 @@ def _name_spaces() -> None:
         pytest.skip(f"name spaces need root: {why}")
 
 
+FOLDERS = ("JPEGImages", "ImageSets/Segmentation", "SegmentationClass", "annotations", "train2014", "val2014")
+
+
 class Cluster:
     """Pods that share a folder of outputs and one of data; their cells do not train."""
 
@@ -39,7 +42,7 @@ class Cluster:
         self.outputs, self.data = folder / "outputs", folder / "data"
         self.volumes = {"fsseg-outputs": self.outputs, "fsseg-data": self.data}
         self.pods: list[Pod] = []
-        for name in ("JPEGImages", "ImageSets/Segmentation", "SegmentationClass", "train2014", "val2014", "annotations"):
+        for name in FOLDERS:
             (self.data / name).mkdir(parents=True)
         for split in ("train", "val"):
             (self.data / f"annotations/instances_{split}2014.json").touch()
@@ -111,7 +114,8 @@ def sky_job(cluster: Cluster, number: int) -> Plan:
     line = task["run"].strip().replace("~/fsseg/bin/python train.py", ours)
     few = ["dataset=pascal5i", "backbone=resnet50", "shot=1", "fold=0,1"]
     volumes = {place: str(cluster.volumes[name]) for place, name in task["volumes"].items()}
-    return Plan(["bash", "-c", f"{line} {shlex.join([*few, *MORE])}"], f"sky-{number}", volumes, environment=task["envs"])
+    command = ["bash", "-c", f"{line} {shlex.join([*few, *MORE])}"]
+    return Plan(command, f"sky-{number}", volumes, environment=task["envs"])
 
 
 def test_a_cancelled_sky_job_saves_and_another_completes_its_cells(cluster: Cluster) -> None:
