@@ -37,6 +37,7 @@ from fsseg.process.tables import aligned
 from fsseg.sweep.elsewhere import Elsewhere, write_jobs
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.launchers.habit import adopt
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -137,6 +138,7 @@ class FssegSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
+        adopt(config)
         if found := launch_faults(config):
             raise merge_errors(found)
         self.launcher = Plugins.instance().instantiate_launcher(
