@@ -1,5 +1,5 @@
-"""Launchers of Hydra's own packages, chosen by habit: `hydra/launcher=submitit_slurm` and `hydra/launcher=submitit_local`
-become fsseg's; of any other it is told what it lacks. `fsseg.sweep.sweeper` calls `adopt` before it makes the launcher.
+"""Launchers of Hydra's own packages, chosen by habit: those of submitit become fsseg's, and of any other it is told what
+it lacks. `fsseg.sweep.sweeper` calls `adopt` before it makes the launcher.
 
 By themselves submitit's launchers submit waiting cells once more when the line is started again, give up at the first
 job that is lost, and take the result of an older job with the same number for a new one's. No torch here.
@@ -35,7 +35,7 @@ _HABITS = {
         SlurmQueueConf, "slurm",
         ("submitit_folder", "timeout_min", "max_num_timeout", "stderr_to_stdout", "additional_parameters"),
     ),
-    LocalQueueConf._target_: _Habit(LocalQueueConf, "local", ("submitit_folder", "gpus_per_node")),
+    LocalQueueConf._target_: _Habit(LocalQueueConf, "local", ("submitit_folder",)),
 }  # fmt: skip
 _OURS = ("hydra_plugins.fsseg_launchers.", f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}")
 
