@@ -1,5 +1,6 @@
-"""Launchers of Hydra's own packages, chosen by habit: those of submitit become fsseg's, and of others it is told what they
-lack. `fsseg.sweep.sweeper` calls `adopt` before it makes the launcher.
+"""Launchers of Hydra's own packages, chosen by habit: those of submitit become fsseg's; it is told what others lack.
+
+Called by `fsseg.sweep.sweeper` before it makes the launcher.
 
 By themselves submitit's launchers submit waiting cells once more when the line is started again, give up at the first
 job that is lost, and take the result of an older job with the same number for a new one's. No torch here.
