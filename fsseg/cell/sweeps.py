@@ -166,7 +166,7 @@ def read_sweep(file: Path) -> Sweep:
     """Raises: Unreadable: it is absent or not understood."""
     if (record := read(file, SweepRecord, SWEEP_BYTES)) is None:
         raise Unreadable("is not there any more")
-    sound = all(isinstance(number, int) and 0 <= number < len(record.nodes[name])
+    sound = all(type(number) is int and 0 <= number < len(record.nodes[name])
                 for cell in record.cells for name, number in cell.own.items() if name in record.nodes)  # fmt: skip
     if not sound:
         raise Unreadable("names parts of a configuration that it does not hold")

@@ -116,8 +116,10 @@ class Elsewhere:
         return str(place.slurm_job)
 
     def end(self, directory: Path) -> str:
-        """How the newest sweep of a cell ended, in words."""
+        """How the newest sweep of a cell ended, in words; nothing of one that has handed it to SLURM."""
         for place in self.places(directory)[-1:]:
+            if place.slurm_job is not None:
+                continue
             end = place.sweep.record.end or ("" if self._lives(place.sweep) else "was killed")
             return f"{place.sweep} {end}"
         return ""

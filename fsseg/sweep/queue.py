@@ -18,6 +18,7 @@ log = logging.getLogger("fsseg.sweep")
 
 JOB_ID = re.compile(r"[0-9]{1,12}(_[0-9]{1,9})?")
 """A job as squeue names it: `12`, or `12_3` for a task of an array."""
+_NO_TASK = "4294967294"  # how scontrol writes the number of the task that stands for all others of an array
 _GONE = "gone from the queue, and neither sacct nor scontrol knows how"
 
 
@@ -101,7 +102,12 @@ def last_states(job_ids: Iterable[str]) -> dict[str, str]:
             name = f"{about.get('ArrayJobId')}_{task}" if task is not None else about.get("JobId", "")
             for one in _tasks(name) if "JobState" in about else ():
                 found.setdefault(one, _ending(about["JobState"], about.get("ExitCode", "")))
-    return {job_id: found.get(job_id, _GONE) for job_id in wanted}
+    return {job_id: found.get(job_id) or found.get(_rest(job_id), _GONE) for job_id in wanted}
+
+
+def _rest(job_id: str) -> str:
+    """The name under which `last_states` keeps those tasks of a job's array that never became jobs of their own."""
+    return f"{job_id.partition('_')[0]}_{_NO_TASK}"
 
 
 def _tasks(name: str) -> list[str]:
@@ -123,7 +129,7 @@ def _ending(state: str, code: str) -> str:
     if number not in ("", "0") and number.isdigit():
         name = signal.Signals(int(number)).name if int(number) in signal.valid_signals() else f"signal {number}"
         how = f", killed by {name}"
-    elif exit_code not in ("", "0"):
+    elif exit_code.isdigit() and exit_code != "0":
         how = f", exit status {exit_code}"
         if exit_code == "137":
             how += " (killed by SIGKILL)"

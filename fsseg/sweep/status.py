@@ -105,8 +105,8 @@ def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int
                 lines.append(f"  ... and {len(chosen) - limit} more")
 
     section("running", [State.RUNNING], _running)
-    section("pending in SLURM's queue", [State.PENDING], lambda s: f"  {s.label}  {s.reason}")
-    section("queued in a sweep", [State.QUEUED], lambda s: f"  {s.label}  {s.reason}")
+    section("pending in SLURM's queue", [State.PENDING], _in_a_queue)
+    section("queued in a sweep", [State.QUEUED], _in_a_queue)
     waiting = [State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED]
     section("to be run again (`fsseg retry`)", waiting, _waiting)
     if problems:
@@ -132,6 +132,10 @@ def _running(s: Snapshot) -> str:
     if s.age is not None:
         parts.append(f"heard of {span(s.age)} ago")
     return f"  {s.label}  " + ", ".join(parts)
+
+
+def _in_a_queue(s: Snapshot) -> str:
+    return f"  {s.label}  {s.reason}".rstrip()
 
 
 def _waiting(s: Snapshot) -> str:

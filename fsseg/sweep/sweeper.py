@@ -267,7 +267,7 @@ class FssegSweeper(Sweeper):
         for index, returned in enumerate(returns):
             if index not in observer.over:
                 observer.ended(index, returned)
-        observer.end("submitted" if self._leaves else "came to its end")
+        observer.end("left its jobs to SLURM" if self._leaves else "came to its end")
         self.returns += returns
         return [job for index, job in enumerate(todo) if index in observer.busy]
 
