@@ -167,6 +167,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
     try:
         run.status.update(state=State.RUNNING, phase="prepare")
         log.info("cell %s", cell.key)
+        if attempt.change:
+            log.warning("%s", attempt.change)
         _announce(run, True)
         done = _work(run, attempt if redo else None)
         run.status.update(phase="record")

@@ -358,7 +358,8 @@ class Snapshot:
     def alive(self) -> bool:
         """Whether somebody works on the cell, or will, as far as one look can tell."""
         claim = self.run.claim()
-        return self.state in (State.RUNNING, State.QUEUED) or (claim is not None and claim.alive())
+        busy = self.state in (State.RUNNING, State.PENDING, State.QUEUED)
+        return busy or (self.state != State.STALE and claim is not None and claim.alive())
 
 
 @dataclass(frozen=True)
@@ -374,6 +375,11 @@ class Cell(RunDirectory):
     fingerprint: str
     identity: dict[str, Any] = field(repr=False)
     overrides: tuple[str, ...] = ()
+
+    @property
+    def experiment(self) -> Path:
+        """`outputs/<name>`."""
+        return self.directory.parents[len(self.key.path.parts) - 2]
 
     def finished(self) -> Result | None:
         """The result, if this very cell (same fingerprint) is done. One that was cut short counts as absent.
