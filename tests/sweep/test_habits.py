@@ -111,15 +111,15 @@ def test_with_submitits_slurm_a_second_start_submits_nothing_again(sweep: Sweep)
     commands.mkdir()
     calls = sweep.folder / "calls"
     told = {"sbatch": f"echo x >> {calls}; echo 'Submitted batch job 12'",
-            "squeue": "echo '12_0|12|PENDING|Resources'; echo '12_1|13|PENDING|Resources'",
-            "srun": "true", "sacct": "true", "scontrol": "exit 1", "scancel": "true"}  # fmt: skip
+            "squeue": "echo 12_0 12 PENDING 0 Resources; echo 12_1 13 PENDING 0 Resources",
+            "srun": "true", "sacct": "true", "scontrol": "echo ClusterName = lab", "scancel": "true"}  # fmt: skip
     for name, text in told.items():
         (commands / name).write_text(f"#!/bin/sh\n{text}\n")
         (commands / name).chmod(stat.S_IRWXU)
     line = ("-m", "fold=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu")
     path = f"{commands}:/usr/bin:/bin"
     first = sweep.start(*line, PATH=path)
-    wait_until(lambda: calls.exists() and len(list(sweep.folder.rglob("jobs.json"))) == 1)
+    wait_until(lambda: any("12_1" in record.read_text() for record in sweep.folder.rglob("sweeps/*.json")))
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate()
     assert "with timeout_min=1440" in output

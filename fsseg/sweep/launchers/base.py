@@ -226,11 +226,11 @@ class CellLauncher(BaseSubmititLauncher):
     """A launcher whose cells run in processes of their own, through submitit's pickles.
 
     Attributes:
-        cells: as of `SequentialLauncher`.
+        cells: as of `SequentialLauncher`; empty under a sweeper of another package.
     """
 
     observer = Observer()
-    cells: Sequence[tuple[Path, str]]
+    cells: Sequence[tuple[Path, str]] = ()
     queues = False
     """Whether its jobs wait in a queue that outlives the launching process."""
 

@@ -77,6 +77,10 @@ class LocalLauncher(CellLauncher):
         """
         from submitit.core import utils
 
+        from fsseg.sweep import foreign
+
+        if not self.cells:
+            return foreign.launch(self, job_overrides, initial_job_idx)
         setup_globals()
         self._slots = slots(self.params)
         self._folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()

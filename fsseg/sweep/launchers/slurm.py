@@ -43,6 +43,10 @@ class SlurmLauncher(CellLauncher):
             UserError: there is no SLURM, or it refuses the jobs.
             SweepInterrupted: INT or TERM came; the jobs go on.
         """
+        from fsseg.sweep import foreign
+
+        if not self.cells:
+            return foreign.launch(self, job_overrides, initial_job_idx)
         for program in ("sbatch", "srun", "squeue"):
             if shutil.which(program) is None:
                 raise UserError(
