@@ -16,6 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from fsseg.cell.models import State
 from fsseg.config.compose import Composer
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.logs import configure_logging
 from fsseg.sweep.grid import examine
 from fsseg.sweep.launchers.base import CellLauncher, SweepInterrupted, failed
 from fsseg.sweep.sweeper import FssegSweeper, Job
@@ -40,6 +41,7 @@ def launch(launcher: CellLauncher, job_overrides: Sequence[Sequence[str]], first
         )
     assert launcher.config is not None
     assert launcher.hydra_context is not None
+    configure_logging(launcher.config.log_level)
     batch = FssegSweeper()
     batch.config, batch.hydra_context, batch.launcher = launcher.config, launcher.hydra_context, launcher
     batch.folder = Path(str(launcher.config.hydra.sweep.dir))
