@@ -97,7 +97,12 @@ def hydra_node(master: DictConfig) -> dict[str, Any]:
 
 
 def run_without_files(
-    task: TaskFunction, config: DictConfig, node: Mapping[str, Any], overrides: Sequence[str], job: Mapping[str, Any]
+    task: TaskFunction,
+    config: DictConfig,
+    node: Mapping[str, Any],
+    overrides: Sequence[str],
+    job: Mapping[str, Any],
+    context: HydraContext | None = None,
 ) -> JobReturn:
     """Call a task as Hydra's launchers do, with a configuration that is made already: no YAML file is read again.
 
@@ -106,6 +111,7 @@ def run_without_files(
         node: what `hydra_node` gave.
         overrides: of the job.
         job: its `id` and `num`, as Hydra names them.
+        context: of the sweep, in whose process the job runs; None makes the callbacks anew.
     """
     setup_globals()
     schema = OmegaConf.structured(HydraConf)
@@ -115,5 +121,6 @@ def run_without_files(
     hydra.job.id, hydra.job.num = job["id"], job["num"]
     with open_dict(config):
         config.hydra = hydra
-    context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]  # nothing loads
+    if context is None:
+        context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]  # nothing loads
     return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)

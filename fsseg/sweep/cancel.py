@@ -1,6 +1,7 @@
 """`fsseg cancel`: end the jobs of sweeps, in SLURM's queue and on this machine.
 
 A cell that runs gets the usual signal: it saves a checkpoint and goes on from there when its line is started again.
+Only what this user's own files name is ended: in a shared folder anybody may write the number of a process or a job.
 """
 
 from __future__ import annotations
@@ -55,28 +56,42 @@ def cancel(folders: Sequence[str | Path]) -> Cancelled:
         if not all(os.path.realpath(sweep.directory(cell)) in mine for cell in sweep.record.cells):
             found.left.append(f"{sweep} has other cells too: name {sweep.experiment} to end it")
         elif sweep.record.cluster is None:
-            _stop(claim.holder, str(sweep), found, ended)
+            _stop(sweep.claim_file, claim.holder, str(sweep), found, ended)
     for s in cells:
         if not elsewhere.places(s.directory) or s.state == State.DONE:
             continue
         claim = s.run.claim()
         if (queued := elsewhere.queued(s.directory)) is not None:
-            found.jobs.append(queued[0])
+            files = [place.sweep.file for place in elsewhere.places(s.directory) if place.slurm_job == queued[0]]
+            if all(map(_is_own, files)):
+                found.jobs.append(queued[0])
+            else:
+                found.left.append(f"{s.label}: SLURM job {queued[0]} is named by {files[0]}, another user's file")
         elif (job := elsewhere.unknown(s.directory, 0.0)) != "" and s.state in (State.PENDING, State.RUNNING):
             found.left.append(f"{s.label}: SLURM job {job} is not of a cluster that this machine can ask")
         elif claim is not None and claim.alive() and not claim.holder.fields.get("slurm_job"):
-            _stop(claim.holder, s.label, found, ended)
+            _stop(s.run.claim_file, claim.holder, s.label, found, ended)
     for start in range(0, len(found.jobs), _AT_A_TIME):
         if refusal := end_jobs(found.jobs[start : start + _AT_A_TIME]):
             raise UserError(f"scancel: {refusal}", "ask whoever started these jobs to run the same command")
     return found
 
 
-def _stop(holder: Holder, what: str, found: Cancelled, ended: set[int]) -> None:
-    """Send TERM to a process of this machine, once."""
+def _is_own(file: Path) -> bool:
+    """Whether a file is this user's."""
+    try:
+        return file.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _stop(file: Path, holder: Holder, what: str, found: Cancelled, ended: set[int]) -> None:
+    """Send TERM to the holder of a claim, once, if it is a process of this user on this machine."""
     pid = holder.fields.get("pid")
-    if not holder.is_here or not isinstance(pid, int):
+    if not holder.is_here or not isinstance(pid, int) or pid < 2:
         found.left.append(f"{what} is in the hands of {holder}: end it there")
+    elif not _is_own(file):
+        found.left.append(f"{what} is in the hands of {holder}, by {file}, another user's file")
     elif pid not in ended:
         ended.add(pid)
         try:

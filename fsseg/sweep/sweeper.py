@@ -257,7 +257,7 @@ class FssegSweeper(Sweeper):
             try:
                 returns = launcher.launch([list(job.overrides) for job in todo], len(self.returns))
             except (UserError, KeyboardInterrupt) as error:
-                observer.end(error.what if isinstance(error, UserError) else f"ended by {error}")
+                observer.end(f"ended: {error.what}" if isinstance(error, UserError) else f"ended by {error}")
                 raise
             except OSError as error:
                 raise _unusable(error, self.folder) from error

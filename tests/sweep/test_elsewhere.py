@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -175,3 +176,41 @@ def test_cancel_ends_the_jobs_of_the_cells_that_are_named(tmp_path: Path, slurm:
     assert cancelling.text(found) == "3 SLURM jobs cancelled (12)"
     slurm.jobs = {}
     assert cancelling.text(cancelling.cancel([tmp_path])) == "no sweep has a job here that runs or waits"
+
+
+def test_cancel_stops_the_processes_of_this_machine_and_no_others(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(cancelling.os, "kill", lambda pid, number: killed.append((pid, number)))
+    sweep = swept(tmp_path, cluster=None)
+    claims = [acquire(sweep.claim_file, 300)]
+    for fold in (0, 1):
+        run = make_run(tmp_path, KEYS[fold], status="running")
+        claims.append(acquire(run.claim_file, 300))
+    text = run.claim_file.read_text()
+    run.claim_file.write_text(text.replace(socket.gethostname(), "node9"))
+    found = cancelling.cancel([tmp_path])
+    assert killed == [(os.getpid(), signal.SIGTERM)]  # the sweep, and its first cell in the same process
+    assert found.left == [f"{KEYS[1]} is in the hands of process {os.getpid()} on node9: end it there"]
+    found = cancelling.cancel([tmp_path / KEYS[0].path])
+    assert killed == [(os.getpid(), signal.SIGTERM)] * 2  # this cell alone
+    assert found.left == [f"sweep 1 has other cells too: name {sweep.experiment} to end it"]
+    if os.getuid() == 0:
+        for file in (sweep.claim_file, sweep.file, RunDirectory(tmp_path / KEYS[0].path).claim_file):
+            os.chown(file, 12345, -1)
+        assert len(cancelling.cancel([tmp_path]).left) == 3
+        assert len(killed) == 2
+    run.claim_file.write_text(text)
+    for claim in claims:
+        claim.release()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to give a file away")
+def test_cancel_ends_no_job_that_another_user_names(tmp_path: Path, slurm: Slurm) -> None:
+    sweep = swept(tmp_path, jobs={0: "12_0"})
+    os.chown(sweep.file, 12345, -1)
+    slurm.jobs = {"12_0": Queued("PENDING", "Priority")}
+    found = cancelling.cancel([tmp_path])
+    assert (found.jobs, slurm.cancelled) == ([], [])
+    assert f"named by {sweep.file}, another user's file" in found.left[0]

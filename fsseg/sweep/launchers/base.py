@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import TaskFunction
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import DictConfig
 
@@ -128,13 +128,14 @@ class RecordedJobs:
             raise returned._return_value
         return returned
 
-    def run(self, file: Path, path: str, number: int) -> JobReturn:
+    def run(self, file: Path, path: str, number: int, context: HydraContext | None = None) -> JobReturn:
         """Run one cell; an exception of the task is in what is returned.
 
         Args:
             file: the record.
             path: the cell in it.
             number: of the job, for Hydra.
+            context: as for `run_without_files`.
 
         Raises:
             UserError: the record is gone, or is not of this version of the code or of its files.
@@ -147,7 +148,7 @@ class RecordedJobs:
         cell, config = _as_submitted(sweep, swept)
         with Submission.of(sweep).known():
             job = {"id": swept.job or str(number), "num": number}
-            return run_without_files(self._task, config, sweep.record.hydra, cell.overrides, job)
+            return run_without_files(self._task, config, sweep.record.hydra, cell.overrides, job, context)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Called by submitit on USR2: requeue the same call."""
@@ -198,7 +199,7 @@ class SequentialLauncher(BasicLauncher):
         returns: list[JobReturn] = []
         for index, ((file, path), overrides) in enumerate(zip(self.cells, job_overrides)):
             try:
-                returned = jobs.run(file, path, initial_job_idx + index)
+                returned = jobs.run(file, path, initial_job_idx + index, self.hydra_context)
             except SystemExit as error:
                 if (number := _signal_behind(error)) is not None:
                     raise SweepInterrupted(number) from None
