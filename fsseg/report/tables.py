@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsseg.cell.models import State
 from fsseg.cell.record import Problem
 from fsseg.report.collect import CellResult, Collection, by_list
 from fsseg.report.formats import MISSING, TextTable
@@ -20,6 +22,7 @@ from fsseg.report.statistics import mean, sample_std
 COLUMNS = (*FOLDS, MEAN)
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
 # Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
+_SHOWN = 3  # of many places in one note
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ class TableKey(NamedTuple):
 
 @dataclass
 class Table:
-    """Rows with the same scoring: data set, every field of the protocol, evaluation images."""
+    """Rows with the same scoring: data set, every field of the protocol, evaluation images.
+
+    `twice` names the results that lie in two directories, as after a copy of the folder.
+    """
 
     key: TableKey
     protocol: dict[str, Any]
@@ -101,6 +107,7 @@ class Table:
     differs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+    twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -263,8 +270,12 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         for cell in done[row.key]:
             by_shot[cell.key.shot].append(cell)
         for shot, of_shot in sorted(by_shot.items()):
-            _fill(row, shot, of_shot, table.notes)
+            _fill(row, shot, of_shot, table)
         _list_missing(row, done[row.key], pending[row.key], table)
+    if table.twice:
+        each = [f"{where} ({one} and {other})" for where, one, other in table.twice]
+        more = f", and {len(each) - _SHOWN} more" if len(each) > _SHOWN else ""
+        table.notes.append(f"{len(each)} results lie twice and count once: {', '.join(each[:_SHOWN])}{more}")
     return table
 
 
@@ -286,13 +297,14 @@ def _label(rows: list[Row]) -> None:
             taken[row.label] += 1
 
 
-def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> None:
+def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     """The entries of a row for a number of shots: its folds, and their mean if all are there."""
+    notes = table.notes
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
     by_fold = {
-        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", notes) for fold in FOLDS
+        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }
     found = {fold: _entry(list(of_fold.values())) for fold, of_fold in by_fold.items() if of_fold}
     if source is not None and any(not e.partial for e in found.values()):
@@ -320,9 +332,10 @@ def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> Non
             notes.append(f"* {where} fold {fold}: partial, without {', '.join(lacking)}")
 
 
-def _one_per_seed(cells: list[CellResult], where: str, notes: list[str]) -> dict[int, CellResult]:
+def _one_per_seed(cells: list[CellResult], where: str, table: Table) -> dict[int, CellResult]:
     """The cells of one table entry by training seed; empty if they contradict each other, with a note."""
     by_seed: dict[int, CellResult] = {}
+    notes = table.notes
     for cell in cells:
         seed = cell.key.seed
         first = by_seed.setdefault(seed, cell)
@@ -331,7 +344,7 @@ def _one_per_seed(cells: list[CellResult], where: str, notes: list[str]) -> dict
         if (first.result.fingerprint, first.result.miou) != (cell.result.fingerprint, cell.result.miou):
             notes.append(f"{where}: left out, as seed {seed} has two results: {first.path} and {cell.path}")
             return {}
-        notes.append(f"{where}: seed {seed} lies twice, counted once: {first.path} and {cell.path}")
+        table.twice.append((f"{where} seed {seed}", first.path, cell.path))
     if len({c.episodes for c in by_seed.values()}) > 1:
         notes.append(f"{where}: left out, as its training seeds were evaluated on different episodes")
         return {}
@@ -370,7 +383,7 @@ def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) 
 def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], table: Table) -> None:
     """List each cell of the row's folds x seeds that has no score, with the reason from its directory."""
     finished = {(c.key.shot, c.key.fold, c.key.seed) for c in done}
-    known = {(c.key.shot, c.key.fold, c.key.seed): c for c in pending}
+    known = {(c.key.shot, c.key.fold, c.key.seed): c for c in sorted(pending, key=lambda c: c.state == State.RUNNING)}
     for shot in sorted({shot for shot, _, _ in finished | known.keys()}):
         seeds = sorted({seed for s, _, seed in finished | known.keys() if s == shot})
         for place in ((shot, fold, seed) for fold in FOLDS for seed in seeds):
