@@ -96,7 +96,8 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
     rows: dict[tuple[str, str, str, str, int, str], dict[int, list[Snapshot]]] = {}
     scored, notes = _once_each(cells)
     for s in scored:
-        assert (k := s.key) is not None
+        k = s.key
+        assert k is not None
         row = rows.setdefault((k.name, k.dataset, k.method, k.backbone, k.shot, k.variant), {})
         row.setdefault(k.fold, []).append(s)
     if not rows:
