@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -52,6 +52,35 @@ class _Shared:
         return held
 
 
+class MadeWith(NamedTuple):
+    """What of a result's provenance may move its numbers; None where it is not recorded.
+
+    `code` is the commit that fsseg ran from, or without git its version; `edited`: files differed from the commit.
+    """
+
+    torch: str | None = None
+    code: str | None = None
+    edited: bool = False
+    device: str | None = None
+
+    @classmethod
+    def of(cls, provenance: dict[str, Any]) -> MadeWith:
+        """From a result's provenance, which may hold anything."""
+
+        def text(value: Any) -> str | None:
+            return value if isinstance(value, str) and value else None
+
+        git, packages = (v if isinstance(v := provenance.get(k), dict) else {} for k in ("git", "packages"))
+        commit, version = text(git.get("commit")), text(provenance.get("fsseg"))
+        code = f"commit {commit[:10]}" if commit else f"version {version}" if version else None
+        device = text(provenance.get("device"))
+        # How many threads a CPU had is no other device.
+        return cls(text(packages.get("torch")), code, git.get("dirty") is True, device and device.partition(" (")[0])
+
+
+NOT_RECORDED = MadeWith()
+
+
 @dataclass
 class CellResult:
     """A cell as a table needs it: its score, or the reason why there is none.
@@ -63,6 +92,7 @@ class CellResult:
             its protocol if that is known.
         reason: why there is no score, in words; empty if there is one.
         episodes: fingerprints of the evaluated episode lists, one a seed.
+        made_with: what is kept of its provenance.
         shared: holds the parts that other cells have too.
     """
 
@@ -71,6 +101,7 @@ class CellResult:
     state: State = State.DONE
     reason: str = ""
     episodes: tuple[str, ...] = ()
+    made_with: MadeWith = NOT_RECORDED
     shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     @property
@@ -198,7 +229,8 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
     seen = run.look()
     if (result := seen.result) is not None:
         why = "" if result.metrics else "trained, not evaluated"
-        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), shared)]
+        made_with = shared(MadeWith.of(result.provenance))
+        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), made_with, shared)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
         file, _, what = seen.reason.partition(" ")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from fsseg.errors import visible
+from fsseg.report.collect import NOT_RECORDED, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.replication import replication_json
@@ -81,6 +82,7 @@ def to_json(report: Report) -> dict[str, Any]:
         return [
             {k: getattr(row.key, k) for k in keys}
             | {"label": row.label, "shots": {f"{shot}shot": block(row, shot) for shot in table.shots}}
+            | {"made_with": [made._asdict() | {"cells": n} for made, n in Counter(_made_with(row)).most_common()]}
             for row in table.rows
         ]
 
@@ -102,6 +104,10 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def _entries(row: Row, shot: int) -> dict[str, Entry | None]:
     return {"mean" if fold == MEAN else str(fold): row.entries.get((shot, fold)) for fold in COLUMNS}
+
+
+def _made_with(row: Row) -> list[MadeWith]:
+    return [cell.made_with for cell in row.counted if cell.made_with != NOT_RECORDED]
 
 
 def _figures(entry: Entry) -> dict[str, Any]:

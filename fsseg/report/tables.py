@@ -8,13 +8,14 @@ and JSON keep all digits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem
-from fsseg.report.collect import CellResult, Collection, by_list
+from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable
 from fsseg.report.statistics import mean, sample_std
@@ -72,12 +73,16 @@ class RowKey(NamedTuple):
 
 @dataclass
 class Row:
-    """One method on one backbone in one variant; `entries` maps (shot, fold or MEAN) to a number, if there is one."""
+    """One method on one backbone in one variant; `entries` maps (shot, fold or MEAN) to a number, if there is one.
+
+    `counted` are the cells that its numbers are made of.
+    """
 
     key: RowKey
     entries: dict[tuple[int, int], Entry] = field(default_factory=dict)
     published: dict[int, Published] = field(default_factory=dict)
     label: str = ""
+    counted: list[CellResult] = field(default_factory=list)
 
     def paper(self, shot: int, fold: int) -> float | None:
         """The published figure of a column; None if our number is partial, as the two are then not comparable."""
@@ -272,6 +277,8 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         for shot, of_shot in sorted(by_shot.items()):
             _fill(row, shot, of_shot, table)
         _list_missing(row, done[row.key], pending[row.key], table)
+        table.notes += mixed(row)
+    table.notes += edited(table.rows)
     if table.twice:
         each = [f"{where} ({one} and {other})" for where, one, other in table.twice]
         more = f", and {len(each) - _SHOWN} more" if len(each) > _SHOWN else ""
@@ -307,6 +314,7 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
         fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }
     found = {fold: _entry(list(of_fold.values())) for fold, of_fold in by_fold.items() if of_fold}
+    row.counted += [cell for of_fold in by_fold.values() for cell in of_fold.values()]
     if source is not None and any(not e.partial for e in found.values()):
         row.published[shot] = source
         if source.mean_is_odd:
@@ -330,6 +338,51 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     for fold, of_fold in by_fold.items():
         if lacking := sorted({n for c in of_fold.values() for n in c.result.missing_classes}):
             notes.append(f"* {where} fold {fold}: partial, without {', '.join(lacking)}")
+
+
+def mixed(row: Row) -> list[str]:
+    """What the numbers of a row were made with, where that is not the same for all; a note for each kind.
+
+    Of what most cells have only the number of cells is told, of the others which they are. What was not recorded, as
+    by the older workflow, counts as no difference.
+    """
+    kinds: dict[str, Callable[[MadeWith], str | None]] = {
+        "torch": lambda made: made.torch,
+        "fsseg": lambda made: made.code,
+        "device": lambda made: made.device,
+    }
+    notes = []
+    for kind, told in kinds.items():
+        found: dict[str, list[CellResult]] = defaultdict(list)
+        for cell in row.counted:
+            if (value := told(cell.made_with)) is not None:
+                found[value].append(cell)
+        if len(found) > 1:
+            (most, cells), *others = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+            rest = "".join(f"; {value}: {_places(of_value)}" for value, of_value in others)
+            notes.append(f"{row.label}: not all with the same {kind}. {most}: {_cells(len(cells))}{rest}")
+    return notes
+
+
+def edited(rows: list[Row]) -> list[str]:
+    """The note that names the rows with numbers of code that is in no commit."""
+    found = []
+    for row in rows:
+        if cells := [cell for cell in row.counted if cell.made_with.edited]:
+            which = "all of it" if len(cells) == len(row.counted) else _places(cells)
+            found.append(f"{row.label} ({which})")
+    return [f"made while fsseg had changes that are in no commit: {', '.join(found)}"] if found else []
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"
+
+
+def _places(cells: list[CellResult]) -> str:
+    """Where in its row each of some cells stands; of many the first ones and how many more."""
+    places = [f"{c.key.shot}-shot fold {c.key.fold} seed {c.key.seed}" for c in cells]
+    more = f" and {len(places) - 2 * _SHOWN} more" if len(places) > 2 * _SHOWN else ""
+    return ", ".join(places[: 2 * _SHOWN]) + more
 
 
 def _one_per_seed(cells: list[CellResult], where: str, table: Table) -> dict[int, CellResult]:
