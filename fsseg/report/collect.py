@@ -23,7 +23,7 @@ from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.errors import UserError
 from fsseg.process.files import read_file
 from fsseg.process.words import span
-from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, parse_replication
+from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, merge_older, parse_replication
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,15 +201,18 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     problems: list[Problem] = []
     shared = _Shared()
     seen: set[tuple[int, int]] = set()
-    for file in {p.resolve(): p for p in roots if p.is_file()}.values():
-        cells += _read_replication(file, problems)
+    named = {p.resolve(): p for p in roots if p.is_file()}.values()
+    older = {file: _read_replication(file, problems) for file in named}
     for root in (p for p in roots if not p.is_file()):
         for name, files in walk(root, seen, problems):
             folder = Path(name)
             if is_run(folder, files):
                 cells += _read_run(RunDirectory(folder), problems, shared)
             if REPLICATION_FILE in files and not is_ours(folder / REPLICATION_FILE):
-                cells += _read_replication(folder / REPLICATION_FILE, problems)
+                older[folder / REPLICATION_FILE] = _read_replication(folder / REPLICATION_FILE, problems)
+    figures, apart = merge_older(older)
+    cells += [CellResult(path, result) for path, result in figures]
+    problems += [Problem(path, what) for path, what in apart]
     if not cells and not problems:
         raise UserError(
             f"no run found under {', '.join(map(str, roots))}",
@@ -279,7 +282,7 @@ def _reason(seen: Snapshot) -> str:
     return ", ".join([*parts, seen.reason.strip()] if seen.reason else parts)
 
 
-def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
+def _read_replication(path: Path, problems: list[Problem]) -> list[Result]:
     results: list[Result] = []
     try:
         # json takes NaN, which one fold of an older program may have
@@ -287,7 +290,7 @@ def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
         if not isinstance(content, dict):
             faults = ["is not a JSON object"]
         else:
-            results, faults = parse_replication(path.resolve().parent.name or "older", content)
+            results, faults = parse_replication(content)
     except OSError as error:
         faults = [f"cannot be read ({error.strerror})"]
     except RecursionError:
@@ -297,7 +300,7 @@ def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
     if len(faults) > _SHOWN:
         faults = [*faults[:_SHOWN], f"has {len(faults) - _SHOWN} more faults"]
     problems += [Problem(path, fault) for fault in faults]
-    return [CellResult(path, result) for result in results]
+    return results
 
 
 def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from fsseg.cell.record import Problem
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable
+from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
 COLUMNS = (*FOLDS, MEAN)
@@ -188,6 +189,7 @@ def build(collection: Collection) -> Report:
         homes.add(key, cell)
     tables = [_table(key, cells) for key, cells in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))]
     _mark_differences(tables)
+    _name_older_figures(tables)
     return Report(tables, problems, collection.cells)
 
 
@@ -435,6 +437,8 @@ def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) 
 
 def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], table: Table) -> None:
     """List each cell of the row's folds x seeds that has no score, with the reason from its directory."""
+    if table.protocol == OLDER_PROTOCOL and not pending:
+        return  # nobody starts a cell of the older workflow
     finished = {(c.key.shot, c.key.fold, c.key.seed) for c in done}
     known = {(c.key.shot, c.key.fold, c.key.seed): c for c in sorted(pending, key=lambda c: c.state == State.RUNNING)}
     for shot in sorted({shot for shot, _, _ in finished | known.keys()}):
@@ -450,7 +454,7 @@ def _mark_differences(tables: list[Table]) -> None:
     """Name, in the titles of a data set's several tables, the rules in which they differ."""
     of_dataset: dict[str, list[Table]] = defaultdict(list)
     for table in tables:
-        if table.protocol:
+        if table.protocol and table.protocol != OLDER_PROTOCOL:  # whose title says it all
             of_dataset[table.key.dataset].append(table)
     for alike in of_dataset.values():
         first = alike[0]
@@ -466,6 +470,27 @@ def _mark_differences(tables: list[Table]) -> None:
             if of_data:
                 found["evaluation data"] = (table.key.data_val or "unknown")[:8]
             table.differs = dict(sorted(found.items()))
+
+
+def _name_older_figures(tables: list[Table]) -> None:
+    """Name, under each row of new runs, the figures of the older workflow for the same key.
+
+    They stand in a table of their own, since nobody recorded how they were scored: no mean is made of both.
+    """
+    older: dict[tuple[str, str, int], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for table in tables:
+        for row in table.rows if table.protocol == OLDER_PROTOCOL else ():
+            for (shot, fold), entry in row.entries.items():
+                older[table.key.dataset, row.key.backbone, shot][fold].add(f"{entry.miou:.1f}")
+    for table in tables:
+        for row in table.rows if table.protocol != OLDER_PROTOCOL else ():
+            for shot in table.shots if (row.key.method, row.key.variant) == ("abcb", "default") else ():
+                if figures := older.get((table.key.dataset, row.key.backbone, shot)):
+                    each = ", ".join(f"fold {f}: {' or '.join(sorted(v))}" for f, v in figures.items() if f != MEAN)
+                    table.notes.append(
+                        f"{row.label} {shot}-shot: the older workflow has {each}; how these were scored is not "
+                        "recorded, so they stand in a table of their own, and no mean is made of both"
+                    )
 
 
 def _shown(table: Table, rule: str) -> Any:

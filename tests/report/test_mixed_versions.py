@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeCell
 from run_directories import KEY, make_run
 
+from fsseg.cell.record import RunDirectory
 from fsseg.report.aggregate import aggregate
 from fsseg.report.collect import NOT_RECORDED, MadeWith, collect
 from fsseg.report.tables import build
+
+MakeCell = Callable[..., RunDirectory]
 
 
 def made(torch: str = "2.4.1", commit: str | None = "a" * 40, dirty: bool = False, **rest: Any) -> dict[str, Any]:
