@@ -16,8 +16,9 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,18 +236,27 @@ class RunDirectory:
         return total
 
     def find_key(self) -> CellKey | None:
-        """Read off the path; of a directory that was copied out of its tree, off its configuration."""
-        if (key := CellKey.from_path(self.directory)) is not None:
-            return key
+        """The cell's own name, which it keeps where its folder is renamed or copied: that of identity.json.
+
+        An earlier version noted none there. Then it is read off the path, with the name of the configuration for that
+        of the experiment's folder; of a directory that was copied out of its tree, off the configuration alone.
+        """
+        with suppress(Unreadable):
+            if (stored := self.identity_record()) is not None and stored.cell is not None:
+                return stored.cell
+        placed = CellKey.from_path(self.directory)
         try:
             config = self.config()
+            if placed is not None:
+                key = replace(placed, name=str(config.get("name") or placed.name))
+                return key if key.is_whole else placed
             key = CellKey(
                 str(config["name"]), str(config["dataset"]["name"]), str(config["model"]["name"]),
                 str(config["backbone"]["name"]), int(config["shot"]), int(config["fold"]), int(config["seed"]),
                 "unknown",
             )  # fmt: skip
         except (Unreadable, KeyError, TypeError, ValueError):
-            return None
+            return placed
         return key if key.is_whole else None
 
     def look(self, now: float | None = None) -> Snapshot:
@@ -335,13 +345,16 @@ class Snapshot:
     def directory(self) -> Path:
         return self.run.directory
 
-    @property
+    @cached_property
     def key(self) -> CellKey | None:
-        return self.run.find_key()
+        """The cell's own name, which may be another than its folder's."""
+        return self.result.cell if self.result else self.run.find_key()
 
     @property
     def label(self) -> str:
-        return str(self.key or self.directory)
+        """The cell's name; and where it lies, if that has another."""
+        elsewhere = CellKey.from_path(self.directory) not in (None, self.key)
+        return str(self.key or self.directory) + f" (in {self.directory})" * elsewhere
 
     @property
     def miou(self) -> float | None:
@@ -445,6 +458,8 @@ class Cell(RunDirectory):
     def begin(self, config: str) -> tuple[str, bool]:
         """Write identity.json, and config.yaml with the text given, for a run that starts or goes on here.
 
+        A run that goes on keeps its name, also where its folder was renamed or copied meanwhile.
+
         Returns:
             The run's id, that of the run that is here or else a new one; and whether it is new.
         """
@@ -453,14 +468,16 @@ class Cell(RunDirectory):
         except Unreadable:  # `check_same_settings` has let it pass
             stored = None
         known = stored.run if stored is not None else None
+        own = self.find_key() if stored is not None else None
         run = known or uuid.uuid4().hex[:12]
-        self.write_identity(run)
+        self.write_identity(run, own)
         write_atomic(self.config_file, config)
         return run, known is None
 
-    def write_identity(self, run: str) -> None:
-        """identity.json for the run of this id."""
-        write_record(self.identity_file, Identity(self.fingerprint, self.identity, list(self.overrides), run))
+    def write_identity(self, run: str, own: CellKey | None = None) -> None:
+        """identity.json for the run of this id; `own` is its name if that is not the one of the directory."""
+        content = Identity(self.fingerprint, self.identity, list(self.overrides), run, own or self.key)
+        write_record(self.identity_file, content)
 
 
 def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:
