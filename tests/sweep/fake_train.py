@@ -46,6 +46,7 @@ def main(config: DictConfig) -> None:
             claim.release()
             return
         claim.start()
+        run, _ = cell.begin(OmegaConf.to_yaml(config, resolve=True))
         status = StatusFile(cell.status_file)
         status.update(state=State.RUNNING)
         started = time.time()
@@ -56,7 +57,7 @@ def main(config: DictConfig) -> None:
             else:
                 starts = [*_starts(cell), [started, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]]
                 (cell.directory / "starts.json").write_text(json.dumps(starts))
-                result = Result(cell.key, cell.fingerprint, protocol={}, metrics=Metrics(50.0 + cfg.fold))
+                result = Result(cell.key, cell.fingerprint, protocol={}, metrics=Metrics(50.0 + cfg.fold), run=run)
                 write_record(cell.result_file, result)
                 status.update(state=State.DONE)
         except Exception as error:
