@@ -10,10 +10,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import get_args_parser as flags_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -22,7 +24,8 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.grammar_parser import parse
 
-__all__ = ["BasicLauncher", "apply_overrides", "group_repository", "interpolation", "look_before_reading", "split_line"]
+__all__ = ["BasicLauncher", "apply_overrides", "flags_parser", "group_repository", "interpolation",
+           "look_before_reading", "look_before_running", "split_line"]  # fmt: skip
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:
@@ -80,3 +83,21 @@ def look_before_reading(check: Callable[[str], None]) -> None:
 
     load_config.checked = True  # type: ignore[attr-defined]
     source.load_config = load_config
+
+
+def look_before_running(check: Callable[[DictConfig], None]) -> None:
+    """Let Hydra start a single run only after `check` was called with its configuration: before it makes a folder.
+
+    Jobs of a sweep are not looked at; the sweeper has its own look.
+    """
+    module: Any = hydra._internal.hydra
+    start = module.run_job
+    if getattr(start, "checked", False):
+        return
+
+    def run_job(*, config: DictConfig, **arguments: Any) -> Any:
+        check(config)
+        return start(config=config, **arguments)
+
+    run_job.checked = True  # type: ignore[attr-defined]
+    module.run_job = run_job

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,11 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fsseg.cell.models import Result, State, Status, Unreadable, write_record
 from fsseg.cell.record import Cell
-from fsseg.config.checks import field_faults, place_faults, setting_faults
 from fsseg.config.compose import Composer
-from fsseg.config.constraints import FILE_PATH
-from fsseg.config.entry import typed
 from fsseg.config.hydra_internals import BasicLauncher
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
@@ -37,6 +34,7 @@ from fsseg.process.tables import aligned
 from fsseg.sweep.elsewhere import Elsewhere, write_jobs
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.preflight import launch_faults, runs_here
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -159,7 +157,7 @@ class FssegSweeper(Sweeper):
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
         cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
-        jobs = [Job(**vars(point)) for point in examine(cells, data=True)]
+        jobs = [Job(**vars(point)) for point in examine(cells, data=True, download=runs_here(self.config))]
         todo = self._announce(jobs)
 
         self.returns: list[JobReturn] = []
@@ -272,20 +270,6 @@ class _Observer(Observer):
         """The launcher submitted nothing."""
         for job in self.jobs if self._marked else ():
             write_state(job.place, State.FAILED, f"not submitted: {error.what}")
-
-
-def launch_faults(config: DictConfig) -> list[UserError]:
-    """What is wrong with the folder of a sweep, or with the settings of its launcher: nothing is made before that.
-
-    Only launchers whose settings have a schema are known. A line break in a name would be one in SLURM's script.
-    """
-    if found := place_faults(typed(config)):
-        return found
-    if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
-        return found
-    launcher = config.hydra.launcher
-    known = is_dataclass(OmegaConf.get_type(launcher))
-    return list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
 
 
 def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:
