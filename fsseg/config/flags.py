@@ -76,10 +76,10 @@ def check_single_run(config: DictConfig) -> None:
     """
     if found := hydra_faults(config):
         raise merge_errors(found)
-    given = {key: value for key, _, value in (o.partition("=") for o in config.hydra.overrides.hydra)}
-    launcher = given.get("hydra/launcher", "basic")
-    if launcher != "basic":
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    if launcher not in (None, "basic"):
         raise UserError(
             f"hydra/launcher={shown(launcher)} starts the cells of a sweep, and without -m this is one run, here",
-            f"add -m (`{train_line(f'-m hydra/launcher={launcher} ...')}`; a sweep may have one cell), or leave it out",
+            f"add -m (`{train_line(f'-m hydra/launcher={launcher} ...')}`; a sweep may have one cell), or set "
+            "hydra/launcher=basic",
         )

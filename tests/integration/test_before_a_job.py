@@ -102,6 +102,15 @@ def test_a_line_that_cannot_be_obeyed_ends_in_two_lines(line: str, what: str, fi
     assert fix in second
 
 
+def test_a_launcher_of_an_experiment_file_without_m_is_told(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /hydra/launcher: slurm\n"
+    (tmp_path / "mine" / "experiment" / "night.yaml").write_text(text)
+    what, fix = two_lines(told("--config-dir", f"{tmp_path}/mine", "experiment=night"))
+    assert "hydra/launcher=slurm starts the cells of a sweep" in what
+    assert "hydra/launcher=basic" in fix
+
+
 LAUNCHERS = {"local": ("-m", "hydra/launcher=local"), "slurm": tuple(SLURM.split()), "basic": ("-m",)}
 
 
