@@ -120,8 +120,8 @@ def disk_fault(points: Iterable[Point]) -> UserError | None:
             free = shutil.disk_usage(_nearest(folder)).free
         except OSError:
             continue
-        if free > len(cells) * PUBLISHED_CHECKPOINT_MB * 1e6:
-            continue  # the most that a cell takes: finished ones are not even looked at
+        if 2 * free >= len(cells) * PUBLISHED_CHECKPOINT_MB * 1e6:
+            continue  # hardly a cell takes more: no need to look at all that is there
         known = Known(measurements(folder))
         needed = sum(disk_bytes(p.composed.cfg, p.cell.identity, known) or 0 for p in cells if p.composed and p.cell)
         if needed > 2 * free:

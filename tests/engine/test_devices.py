@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from runs import cell_of, composed
 
+from fsseg.cell.models import State
 from fsseg.engine import devices
 from fsseg.engine.devices import choose_device
 from fsseg.errors import UserError
+from fsseg.run import run
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 
@@ -51,3 +56,16 @@ def test_torchs_own_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices._why_no_gpu() == "Torch not compiled with CUDA"
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     assert devices._why_no_gpu() == "it names none of the GPUs of this machine"
+
+
+def test_a_run_of_such_a_job_ends_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    c = composed(tmp_path / "shapes5i", tmp_path / "outputs", "device=auto")
+    with pytest.raises(UserError, match="SLURM_JOB_GPUS=0 says"):
+        run(c.config, c.task_overrides)
+    told = cell_of(c).status()
+    assert told is not None
+    assert told.state == State.FAILED
+    assert (told.reason or "").startswith("SLURM_JOB_GPUS=0 says that this process was given a GPU")
+    assert not cell_of(c).checkpoint.exists()
+    assert not (tmp_path / "shapes5i").exists()  # no data were made

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from wheel import environment, lay_out
 
 from fsseg.cell.record import RunDirectory, find_runs
 
 from .conftest import REPO, SMALL
 
-tomllib = pytest.importorskip("tomllib")  # came with Python 3.11
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel would put there, by the lines of pyproject.toml that say so."""
-    folder = tmp_path_factory.mktemp("site")
-    wheel = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for name in wheel["only-include"]:
-        if name not in wheel["sources"]:
-            shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for source, target in wheel["sources"].items():
-        shutil.copytree(REPO / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.rmtree(folder / source, ignore_errors=True)
-    return folder
+    return lay_out(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
@@ -38,10 +27,8 @@ def here(tmp_path: Path) -> Path:
 
 
 def python(site: Path, here: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    environment.pop("HYDRA_FULL_ERROR", None)
     return subprocess.run(
-        [sys.executable, *words], cwd=here, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=here, env=environment(site), capture_output=True, text=True, timeout=300
     )
 
 
