@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wheel import environment, lay_out
+from installed_copy import environment, lay_out
 
 from fsseg.cell.record import RunDirectory, find_runs
 

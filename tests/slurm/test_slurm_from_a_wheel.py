@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from wheel import environment, lay_out
+from installed_copy import environment, lay_out
 
 from fsseg.cell.record import find_runs
 
