@@ -37,6 +37,7 @@ from fsseg.cell.models import (
     write_record,
 )
 from fsseg.errors import UserError, visible
+from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
 
 if TYPE_CHECKING:
@@ -520,7 +521,7 @@ def look_at(folders: Iterable[str | Path], problems: list[Problem] | None = None
         return found
     raise UserError(
         f"no run found under {', '.join(map(str, folders))}",
-        "name a folder above run directories, e.g. outputs/runs, or start runs with train.py",
+        f"name a folder above run directories, e.g. outputs/runs, or start runs with `{train_line()}`",
     )
 
 

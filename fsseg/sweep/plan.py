@@ -88,7 +88,7 @@ def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured],
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
         }  # fmt: skip
-        line = [sys.executable, "-m", "fsseg.run", *point.composed.task_overrides]
+        line = [sys.executable, "-m", "fsseg", "train", *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=limit_seconds, env=dict(os.environ))

@@ -26,6 +26,7 @@ from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.cell.sweeps import experiments_near, sweeps_of
 from fsseg.errors import UserError, visible
+from fsseg.process.command import train_words
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import split_overrides
@@ -124,7 +125,7 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
         if words is not plain:
             boxes.append(own)
         else:
-            found.lines.append(shlex.join(["python", "train.py", *(f"{k}={v}" for k, v in own.items())]))
+            found.lines.append(shlex.join([*train_words(), *(f"{k}={v}" for k, v in own.items())]))
         return ""
     return why
 
@@ -202,9 +203,10 @@ def _noted(s: Snapshot, elsewhere: Elsewhere) -> _Noted | str:
 def _started(s: Snapshot) -> str:
     """The command of the newest start, if it was typed by hand."""
     last = s.run.last_attempt()[1]
-    if last is None or last.command[:1] != ["train.py"]:
+    by_hand = {"train.py": ["python", "train.py"], "fsseg train": ["fsseg", "train"]}
+    if last is None or (start := by_hand.get("".join(last.command[:1]))) is None:
         return _AGAIN
-    line = shlex.join(["python", *last.command])
+    line = shlex.join([*start, *last.command[1:]])
     return f"it was started with `{line}`" if line.isprintable() else _AGAIN
 
 
@@ -230,18 +232,11 @@ def text(found: Retry) -> str:
 
 
 def run_lines(lines: Sequence[str]) -> int:
-    """Run the lines one after the other, here; returns how many of them failed.
-
-    Raises:
-        UserError: there is no train.py.
-    """
-    places = [Path("train.py"), Path(__file__).resolve().parents[2] / "train.py"]
-    script = next((p for p in places if p.is_file()), None)
-    if script is None:
-        raise UserError("there is no train.py in this folder", "go to the checkout, or run the lines by hand")
+    """Run the lines one after the other, here; returns how many of them failed."""
     failed = 0
     for line in lines:
         words = shlex.split(line)
         print(f"\n$ {visible(line)}", flush=True)
-        failed += subprocess.run([sys.executable, str(script), *words[2:]]).returncode != 0
+        start = ["train.py"] if words[:2] == ["python", "train.py"] else ["-m", "fsseg", "train"]
+        failed += subprocess.run([sys.executable, *start, *words[2:]]).returncode != 0
     return failed
