@@ -11,6 +11,7 @@ import copy
 import difflib
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fsseg.config import schema as config
 from fsseg.config.constraints import cut, shown
 from fsseg.config.files import check_file
-from fsseg.config.hydra_internals import look_before_reading
+from fsseg.config.flags import arranged, check_single_run
+from fsseg.config.hydra_internals import look_before_reading, look_before_running
 from fsseg.config.line import as_written
 from fsseg.errors import UserError
 from fsseg.process.command import train_line
@@ -45,8 +47,9 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         with explained():
             allow_open_files()
-            sys.argv[1:] = as_written(sys.argv[1:])
+            sys.argv[1:] = arranged(as_written(sys.argv[1:]))
             look_before_reading(check_file)
+            look_before_running(check_single_run)
             main()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
@@ -103,6 +106,12 @@ def _explained(error: BaseException) -> UserError:
         )
     if match := re.search(r"Could not override '([^']+)'(?:\.\s+No match in the defaults list)", text):
         return _unknown(match.group(1))
+    if match := re.search(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires --multirun", text):
+        word = match.group(1) or match.group(2)
+        return UserError(
+            f"{word} has several values, and this is one cell",
+            f"add -m for a sweep (`{train_line(f'-m {shlex.quote(word)} ...')}`), or write one value (a list as [a,b])",
+        )
     if "Config group override must be" in text:
         return UserError(
             "a configuration group (dataset, backbone, method, ...) has a value that names no file of it",
@@ -150,6 +159,11 @@ def _unknown(key: str) -> UserError:
         return UserError(
             f"{key} does not belong to this choice of dataset, backbone and method",
             "leave it out, or change the choice",
+        )
+    if key.startswith("hydra.launcher."):
+        return UserError(
+            f"{key} is no setting of the launcher of this line",
+            "choose the launcher as well: hydra/launcher=slurm, or local; without one cells run one after the other",
         )
     if key in config.RETIRED:
         return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import hydra._internal.hydra
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import get_args_parser as flags_parser
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.grammar_parser import parse
 
 __all__ = [
-    "BasicLauncher", "apply_overrides", "group_repository", "hydra_node", "interpolation", "look_before_reading",
-    "run_without_files", "split_line",
+    "BasicLauncher", "apply_overrides", "flags_parser", "group_repository", "hydra_node", "interpolation",
+    "look_before_reading", "look_before_running", "run_without_files", "split_line",
 ]  # fmt: skip
 
 
@@ -116,11 +118,29 @@ def run_without_files(
     setup_globals()
     schema = OmegaConf.structured(HydraConf)
     OmegaConf.set_struct(schema, False)  # groups below hydra/ bring keys of their own
-    hydra: Any = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
-    hydra.overrides.task = list(overrides)
-    hydra.job.id, hydra.job.num = job["id"], job["num"]
+    own: Any = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
+    own.overrides.task = list(overrides)
+    own.job.id, own.job.num = job["id"], job["num"]
     with open_dict(config):
-        config.hydra = hydra
+        config.hydra = own
     if context is None:
         context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]  # nothing loads
     return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+
+def look_before_running(check: Callable[[DictConfig], None]) -> None:
+    """Let Hydra start a single run only after `check` was called with its configuration: before it makes a folder.
+
+    Jobs of a sweep are not looked at; the sweeper has its own look.
+    """
+    module: Any = hydra._internal.hydra
+    start = module.run_job
+    if getattr(start, "checked", False):
+        return
+
+    def run_job(*, config: DictConfig, **arguments: Any) -> Any:
+        check(config)
+        return start(config=config, **arguments)
+
+    run_job.checked = True  # type: ignore[attr-defined]
+    module.run_job = run_job

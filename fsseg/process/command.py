@@ -18,6 +18,6 @@ def train_words() -> tuple[str, str]:
     return ("python", "train.py") if ours else ("fsseg", "train")
 
 
-def train_line(rest: str = "") -> str:
-    """A line that runs cells, as text: `python train.py --help`."""
-    return " ".join([*train_words(), rest]).rstrip()
+def train_line(rest: str = "", width: int = 0) -> str:
+    """A line that runs cells, as text: `python train.py --help`; in a table with blanks up to a width."""
+    return " ".join([*train_words(), rest]).rstrip().ljust(width)

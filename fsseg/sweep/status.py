@@ -20,6 +20,7 @@ from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, find_runs
 from fsseg.cell.sweeps import experiments_near, sweeps_of
 from fsseg.errors import UserError, visible
+from fsseg.process.command import train_line
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
@@ -50,7 +51,7 @@ def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = 
     if not found:
         raise UserError(
             f"no run found under {', '.join(map(str, folders))}",
-            "name a folder above run directories, e.g. outputs/runs, or start runs with train.py",
+            f"name a folder above run directories, e.g. outputs/runs, or start runs with `{train_line()}`",
         )
     placed = [_placed(s, elsewhere) for s in found.values()]
     endings = elsewhere.endings([s.directory for s in placed if _needs_an_ending(s)])

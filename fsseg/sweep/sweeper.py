@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,8 @@ from fsseg.cell.record import Cell
 from fsseg.cell.status import status_of, write_state
 from fsseg.cell.sweeps import FOLDER as SWEEPS
 from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_of
-from fsseg.config.checks import field_faults, place_faults, setting_faults
 from fsseg.config.compose import Composer
-from fsseg.config.constraints import FILE_PATH
-from fsseg.config.entry import typed
-from fsseg.config.hydra_internals import BasicLauncher, hydra_node
+from fsseg.config.hydra_internals import hydra_node
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
 from fsseg.process.provenance import code_state
@@ -47,6 +44,7 @@ from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
 from fsseg.sweep.launchers.habit import adopt
+from fsseg.sweep.preflight import launch_faults, runs_here
 from fsseg.sweep.queue import cluster_name
 
 log = logging.getLogger("fsseg.sweep")
@@ -156,7 +154,7 @@ class FssegSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         # Replaces Hydra's default, which hides how jobs end. By name: Hydra may have loaded the class twice.
-        if config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}":
+        if runs_here(config):
             self.launcher = SequentialLauncher()
             self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -172,7 +170,7 @@ class FssegSweeper(Sweeper):
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
         cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
-        jobs = [Job(**vars(point)) for point in examine(cells, data=True)]
+        jobs = [Job(**vars(point)) for point in examine(cells, data=True, download=runs_here(self.config))]
         todo = self._announce(jobs)
 
         self.returns: list[JobReturn] = []
@@ -383,20 +381,6 @@ def _experiments(jobs: Iterable[Job]) -> list[Path]:
 def _unusable(error: OSError, folder: Path) -> UserError:
     what = f"{error.filename or folder}: cannot be used ({error.strerror})"
     return UserError(what, "mend the permissions, or set output_dir= elsewhere")
-
-
-def launch_faults(config: DictConfig) -> list[UserError]:
-    """What is wrong with the folder of a sweep, or with the settings of its launcher: nothing is made before that.
-
-    Only launchers whose settings have a schema are known. A line break in a name would be one in SLURM's script.
-    """
-    if found := place_faults(typed(config)):
-        return found
-    if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
-        return found
-    launcher = config.hydra.launcher
-    known = is_dataclass(OmegaConf.get_type(launcher))
-    return list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
 
 
 def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:

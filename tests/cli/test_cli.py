@@ -45,6 +45,7 @@ def test_the_command_ends_like_any_other_process() -> None:
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     text = fsseg("--help").stdout
     for command in (
+        "train",
         "prepare",
         "verify",
         "episodes",

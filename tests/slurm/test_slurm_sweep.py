@@ -96,7 +96,7 @@ class Sweep:
     def command(self, *words: str) -> str:
         """What a command of `fsseg` prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "fsseg.cli", *words], text=True, capture_output=True, cwd=REPO,
+            [sys.executable, "-m", "fsseg", *words], text=True, capture_output=True, cwd=REPO,
             env={**os.environ, **self.cluster.environment}, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
