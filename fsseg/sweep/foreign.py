@@ -48,7 +48,8 @@ def launch(launcher: CellLauncher, job_overrides: Sequence[Sequence[str]], first
     batch.returns = [JobReturn()] * first  # job names count on from them
     different = list(dict.fromkeys(map(tuple, job_overrides)))
     composed = Composer(launcher.hydra_context.config_loader, launcher.config).each(different)
-    jobs = {job.overrides: job for job in (Job(**vars(point)) for point in examine(composed, data=True))}
+    points = examine(composed, data=True, download=False)
+    jobs = {job.overrides: job for job in (Job(**vars(point)) for point in points)}
     try:
         with ExitStack() as batch.claims:
             if todo := batch._announce(list(jobs.values())):

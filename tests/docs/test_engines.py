@@ -10,9 +10,11 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 from kubernetes_validate.utils import all_versions
 
+from fsseg.cli.app import app
 from fsseg.config.compose import composer
 from fsseg.errors import UserError
 
@@ -31,6 +33,8 @@ def manifests(name: str) -> dict[str, dict[str, Any]]:
 RUNS = manifests("kubernetes.yaml")["Job fsseg-paper"]
 OBJECTS = {name: one for file in sorted(ENGINES.glob("kubernetes*.yaml")) for name, one in manifests(file.name).items()}
 SKY: dict[str, Any] = yaml.safe_load((ENGINES / "skypilot.yaml").read_text())
+SKY_DATA: dict[str, Any] = yaml.safe_load((ENGINES / "skypilot-data.yaml").read_text())
+PLACES = {"FSSEG_DATA": "/mnt/data", "TORCH_HOME": "/mnt/data/torch"}
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -61,7 +65,7 @@ def test_every_mount_has_its_volume_and_every_claim_is_made(job: str) -> None:
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for container in spec["containers"]:
         assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-        assert {e["name"]: e["value"] for e in container["env"]}["FSSEG_DATA"] == "/mnt/data"
+        assert {(e["name"], e["value"]) for e in container["env"]} <= PLACES.items()
     claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
     assert {f"PersistentVolumeClaim {claim}" for claim in claims} <= set(OBJECTS)
 
@@ -80,11 +84,23 @@ def test_both_engines_start_the_same_line_which_is_the_papers_grid() -> None:
     assert {found.cfg.output_dir for _, found in cells if not isinstance(found, UserError)} == {"/mnt/outputs"}
 
 
-def test_the_sky_task_has_the_keys_of_sky_0_14() -> None:
-    assert set(SKY) <= {"name", "workdir", "num_nodes", "resources", "file_mounts", "volumes", "envs", "setup", "run"}
-    assert set(SKY["resources"]) <= {"infra", "accelerators", "cpus", "memory", "use_spot", "job_recovery"}
+def test_both_engines_fetch_the_same_data_with_lines_that_the_command_knows() -> None:
+    containers = OBJECTS["Job fsseg-data"]["spec"]["template"]["spec"]["containers"]
+    lines = [[*container["command"], *container["args"]] for container in containers]
+    in_sky = [shlex.split(line) for line in SKY_DATA["run"].splitlines() if "fsseg" in line]
+    assert [[program.rpartition("/")[2], *words] for program, *words in in_sky] == lines
+    command = typer.main.get_command(app)
+    for _, name, *words in lines:
+        command.get_command(None, name).make_context(name, words)  # type: ignore[attr-defined]  # raises for an option
+
+
+@pytest.mark.parametrize("task", [SKY, SKY_DATA], ids=["runs", "data"])
+def test_the_sky_tasks_have_the_keys_of_sky_0_14(task: dict[str, Any]) -> None:
+    assert task["envs"] == PLACES
+    assert set(task) <= {"name", "workdir", "num_nodes", "resources", "file_mounts", "volumes", "envs", "setup", "run"}
+    assert set(task["resources"]) <= {"infra", "accelerators", "cpus", "memory", "use_spot", "job_recovery"}
     volume = yaml.safe_load((ENGINES / "skypilot-volume.yaml").read_text())
-    assert set(SKY["volumes"].values()) == {volume["name"], "fsseg-data"}
+    assert set(task["volumes"].values()) <= {volume["name"], "fsseg-data"}
     assert volume["config"]["access_mode"] == "ReadWriteMany"
 
 
@@ -92,7 +108,7 @@ def test_the_page_has_the_command_of_each_file_and_names_what_the_files_set() ->
     for file in sorted(ENGINES.iterdir()):
         command = file.read_text().splitlines()[0].removeprefix("# ")
         assert command in PAGE.splitlines(), file.name
-        assert f"(engines/{file.name})" in PAGE or file.name == "skypilot-volume.yaml"
+        assert f"(engines/{file.name})" in PAGE
     (container,) = RUNS["spec"]["template"]["spec"]["containers"]
     spec = RUNS["spec"]["template"]["spec"]
     table = PAGE.partition("| in the manifest |")[2].partition("\n\n")[0]
