@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.models import Result, State, Status, Unreadable, write_record
 from fsseg.cell.record import Cell
+from fsseg.cell.variant import is_shortened
 from fsseg.config.checks import field_faults, place_faults, setting_faults
 from fsseg.config.compose import Composer
 from fsseg.config.constraints import FILE_PATH
@@ -34,6 +35,7 @@ from fsseg.config.hydra_internals import BasicLauncher
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
 from fsseg.process.tables import aligned
+from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere, write_jobs
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
@@ -325,13 +327,17 @@ def _status(cell: Cell) -> Status:
 
 def text(jobs: Sequence[Job]) -> str:
     """The cells with their states; those without a result with reason and log file."""
-    rows = [["cell", "state", "result or reason"]]
+    # Names that do not hold all settings are told apart by those that the line sweeps.
+    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in jobs)
+    keys = swept_keys(jobs) if shortened else []
+    rows = [["cell", "state", *["settings"] * bool(keys), "result or reason"]]
     for job in jobs:
-        rows.append([job.label, str(job.state), (job.note.splitlines() or [""])[0][:200]])
+        told = [" ".join(f"{key}={job.settings.get(key)}" for key in keys)] if keys else []
+        rows.append([job.label, str(job.state), *told, (job.note.splitlines() or [""])[0][:200]])
         if job.log is not None and job.state not in _FINE:
-            rows.append(["", "", f"log: {job.log}"])
+            rows.append(["", "", *[""] * bool(keys), f"log: {job.log}"])
     counts = ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
-    return f"\n{aligned(rows, left=(0, 1, 2))}\n{len(jobs)} cells: {counts}"
+    return f"\n{aligned(rows, left=(0, 1, 2, 3))}\n{len(jobs)} cells: {counts}"
 
 
 def _score(result: Result) -> str:
