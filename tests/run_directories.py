@@ -58,7 +58,9 @@ def make_run(
         run.config_file.write_text(config if isinstance(config, str) else OmegaConf.to_yaml(OmegaConf.create(config)))
     if identity is not None:
         kept = list(overrides or []) if version > 1 else None
-        written(run.identity_file, Identity(fingerprint, dict(identity), kept), version)
+        written(
+            run.identity_file, Identity(fingerprint, dict(identity), kept, cell=key if version > 1 else None), version
+        )
     if result is not None:
         given = {"metrics": {"miou": float(result)}} if isinstance(result, (int, float)) else result
         miou = (given.get("metrics") or {}).get("miou", 50.0)

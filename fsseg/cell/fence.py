@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fsseg.cell.claim import Claim
-from fsseg.cell.record import Cell
+from fsseg.cell.record import Cell, RunDirectory
 from fsseg.process.files import ClaimLost, stage
 
 log = logging.getLogger("fsseg")
@@ -28,7 +28,7 @@ _ASIDE = "aside"
 
 
 @contextlib.contextmanager
-def fenced(cell: Cell, claim: Claim) -> Iterator[Path]:
+def fenced(cell: RunDirectory, claim: Claim) -> Iterator[Path]:
     """Hold the directory against all who had it before; gives the folder in which files are prepared.
 
     Raises:
@@ -105,6 +105,18 @@ def set_aside(cell: Cell, work: Path) -> None:
     drop(cell.replaced, work)
     with _ours(work):
         os.rename(aside, cell.replaced)
+
+
+def put(source: Path, target: Path, work: Path) -> None:
+    """Move a file that was prepared in `work` to its place in the run directory, whatever file is there.
+
+    Raises:
+        ClaimLost: another process has taken the directory over.
+        OSError: there is a folder in its place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _ours(work):
+        os.replace(source, target)
 
 
 def drop(path: Path, work: Path) -> None:

@@ -86,12 +86,18 @@ class Identity(Versioned):
         identity: all settings that can change the numbers, flat.
         overrides: the cell's part of its command line; None in version 1.
         run: made anew whenever a cell starts from nothing; checkpoint and result of the run name it too.
+        cell: its own name, wherever the directory is moved or copied to; None of earlier versions.
     """
 
     fingerprint: str
     identity: dict[str, Any] = {}
     overrides: list[str] | None = None
     run: str | None = None
+    cell: CellKey | None = None
+
+    def __post_init__(self) -> None:
+        if self.cell is not None and not self.cell.is_whole:
+            raise ValueError("names a cell that no run can have")
 
 
 class Status(Versioned):

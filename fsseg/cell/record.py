@@ -16,13 +16,14 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.claim import ClaimView, is_stale, look, take_away
-from fsseg.cell.key import CellKey, cell_key, fingerprint, identity
+from fsseg.cell.key import CellKey, cell_key, earlier_keys, fingerprint, identity
 from fsseg.cell.models import (
     Altered,
     Attempt,
@@ -140,6 +141,14 @@ class RunDirectory:
         """Raises: Unreadable."""
         return read(self.identity_file, Identity)
 
+    def recorded_overrides(self) -> list[str] | None:
+        """What the line of the cell set; None where nothing tells."""
+        try:
+            record = self.identity_record()
+        except Unreadable:
+            return None
+        return None if record is None else record.overrides
+
     def copied(self) -> Copied:
         """What the store has; nothing where the file is absent or damaged, so that everything is copied again."""
         try:
@@ -235,18 +244,27 @@ class RunDirectory:
         return total
 
     def find_key(self) -> CellKey | None:
-        """Read off the path; of a directory that was copied out of its tree, off its configuration."""
-        if (key := CellKey.from_path(self.directory)) is not None:
-            return key
+        """The cell's own name, which it keeps where its folder is renamed or copied: that of identity.json.
+
+        An earlier version noted none there. Then it is read off the path, with the name of the configuration for that
+        of the experiment's folder; of a directory that was copied out of its tree, off the configuration alone.
+        """
+        with suppress(Unreadable):
+            if (stored := self.identity_record()) is not None and stored.cell is not None:
+                return stored.cell
+        placed = CellKey.from_path(self.directory)
         try:
             config = self.config()
+            if placed is not None:
+                key = replace(placed, name=str(config.get("name") or placed.name))
+                return key if key.is_whole else placed
             key = CellKey(
                 str(config["name"]), str(config["dataset"]["name"]), str(config["model"]["name"]),
                 str(config["backbone"]["name"]), int(config["shot"]), int(config["fold"]), int(config["seed"]),
                 "unknown",
             )  # fmt: skip
         except (Unreadable, KeyError, TypeError, ValueError):
-            return None
+            return placed
         return key if key.is_whole else None
 
     def look(self, now: float | None = None) -> Snapshot:
@@ -335,13 +353,16 @@ class Snapshot:
     def directory(self) -> Path:
         return self.run.directory
 
-    @property
+    @cached_property
     def key(self) -> CellKey | None:
-        return self.run.find_key()
+        """The cell's own name, which may be another than its folder's."""
+        return self.result.cell if self.result else self.run.find_key()
 
     @property
     def label(self) -> str:
-        return str(self.key or self.directory)
+        """The cell's name; and where it lies, if that has another."""
+        elsewhere = CellKey.from_path(self.directory) not in (None, self.key)
+        return str(self.key or self.directory) + f" (in {self.directory})" * elsewhere
 
     @property
     def miou(self) -> float | None:
@@ -398,6 +419,14 @@ class Cell(RunDirectory):
             raise UserError(f"{self.directory}: {mixed}", "bring the right one back, or train anew with redo=true")
         return result if result is not None and result.fingerprint == self.fingerprint else None
 
+    def is_begun(self) -> bool:
+        """Whether a run of this very cell (same fingerprint) is in the directory, as far as its files can be read."""
+        for stored in (self.identity_record, self.result):
+            with suppress(Unreadable):
+                if (record := stored()) is not None:
+                    return record.fingerprint == self.fingerprint
+        return False
+
     def check_same_settings(self) -> None:
         """Refuse a directory that holds a run with other settings.
 
@@ -445,6 +474,8 @@ class Cell(RunDirectory):
     def begin(self, config: str) -> tuple[str, bool]:
         """Write identity.json, and config.yaml with the text given, for a run that starts or goes on here.
 
+        A run that goes on keeps its name, also where its folder was renamed or copied meanwhile.
+
         Returns:
             The run's id, that of the run that is here or else a new one; and whether it is new.
         """
@@ -453,26 +484,39 @@ class Cell(RunDirectory):
         except Unreadable:  # `check_same_settings` has let it pass
             stored = None
         known = stored.run if stored is not None else None
+        own = self.find_key() if stored is not None else None
         run = known or uuid.uuid4().hex[:12]
-        self.write_identity(run)
+        self.write_identity(run, own)
         write_atomic(self.config_file, config)
         return run, known is None
 
-    def write_identity(self, run: str) -> None:
-        """identity.json for the run of this id."""
-        write_record(self.identity_file, Identity(self.fingerprint, self.identity, list(self.overrides), run))
+    def write_identity(self, run: str, own: CellKey | None = None) -> None:
+        """identity.json for the run of this id; `own` is its name if that is not the one of the directory."""
+        content = Identity(self.fingerprint, self.identity, list(self.overrides), run, own or self.key)
+        write_record(self.identity_file, content)
 
 
-def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:
+def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = (), output: Path | None = None) -> Cell:
     """The cell of a composed configuration; nothing is written.
+
+    Where an earlier version has begun this very cell under the name that it gave to it, that is its directory.
+
+    Args:
+        output: where it lies; None takes the configuration's `output_dir`.
 
     Raises:
         UserError: a file whose content is part of the identity cannot be read.
     """
-    overrides = tuple(overrides)
+    overrides, folder = tuple(overrides), Path(cfg.output_dir) if output is None else output
     key = cell_key(cfg, overrides)
     kept = identity(resolved)
-    return Cell(Path(cfg.output_dir, key.path), key, fingerprint(kept), kept, overrides)
+    cell = Cell(folder / key.path, key, fingerprint(kept), kept, overrides)
+    if not cell.identity_file.exists() and not cell.result_file.exists():
+        for earlier in earlier_keys(cfg, overrides):
+            there = replace(cell, directory=folder / earlier.path, key=earlier)
+            if there.is_begun():
+                return there
+    return cell
 
 
 @dataclass(frozen=True)

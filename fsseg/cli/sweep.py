@@ -126,11 +126,28 @@ def sync(
         str | None, typer.Option(help="s3://bucket/folder, ...; else what each run was started with")
     ] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Copy checkpoints too")] = False,
+    pull: Annotated[
+        str | None, typer.Option(help="Fetch the runs of this address into the output folder that is named")
+    ] = None,
 ) -> None:
-    """Copy to a remote store whatever is not there yet."""
+    """Copy to a remote store whatever is not there yet, or with --pull from one whatever is not here."""
     from fsseg.sweep import sync as copies
 
+    if pull is not None:
+        if url is not None or len(folders) != 1:
+            raise UserError("--pull takes one address and one folder", "fsseg sync --pull s3://bucket/folder outputs")
+        _pull(pull, folders[0], checkpoints)
+        return
     outcomes = copies.catch_up(folders, url, checkpoints)
     print(copies.text(outcomes))
     if behind := sum(bool(o.error) for _, o in outcomes):
         raise UserError(f"{behind} of {len(outcomes)} cells are not copied in full", "run the same command again later")
+
+
+def _pull(url: str, output: Path, checkpoints: bool) -> None:
+    from fsseg.sweep import pull as pulls
+
+    found = pulls.pull(url, output, checkpoints)
+    print(pulls.text(found, output))
+    if behind := sum(bool(p.error) for p in found):
+        raise UserError(f"{behind} of {len(found)} cells are not fetched in full", "mend the causes, and pull again")

@@ -42,7 +42,7 @@ def build_result(run: Run, done: Work) -> Result:
     cfg, cell, source, evaluation = run.cfg, run.cell, done.source, done.evaluation
     assert run.device is not None
     return Result(
-        cell=cell.key,
+        cell=cell.find_key() or cell.key,
         fingerprint=cell.fingerprint,
         report=cfg.report,
         model=resolved(cfg.model),

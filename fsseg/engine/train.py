@@ -262,7 +262,7 @@ def _resumable(run: Run, total: int, data: tuple[str, str | None]) -> dict[str, 
         )
     if ranks.first and run.fresh and state.get("run") is not None:  # identity.json was lost
         run.id, run.fresh = str(state["run"]), False
-        cell.write_identity(run.id)
+        cell.write_identity(run.id, cell.find_key())
     if ranks.first and state.get("run") not in (None, run.id):
         raise UserError(
             f"{cell.checkpoint} is of run {state['run']}, identity.json beside it of run {run.id}",

@@ -13,6 +13,8 @@ from fsseg.report.experiments import experiment_report
 from fsseg.report.replication import REPLICATION_FILE, is_ours
 from fsseg.report.tables import build
 
+_SHOWN = 20  # rows that have no place in the older workflow's file
+
 
 def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) -> str:
     """Read runs, tabulate them, write the files, and return the text to print.
@@ -28,7 +30,7 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
     report = build(collect(paths))
     first = Path(paths[0])
     folder = Path(out_dir) if out_dir is not None else (first if first.is_dir() else first.parent)
-    old, left_out = summary.to_replication(report)
+    old = summary.to_replication(report)
     target = folder / REPLICATION_FILE
     if target.exists() and not is_ours(target):
         target = folder / "replication_results_fsseg.json"
@@ -48,6 +50,8 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
     if experiments is not None:
         text += "\n" + experiments.text
         files += experiments.files
-    if left_out:
-        text += "\nNot in " + target.name + ":\n" + "".join(f"  {visible(line)}\n" for line in left_out)
+    if left_out := old["left_out"]:
+        shown = left_out[:_SHOWN] + [f"... and {len(left_out) - _SHOWN} more, listed in it"] * (len(left_out) > _SHOWN)
+        text += "\nNot in " + target.name + ":\n" + "".join(f"  {visible(line)}\n" for line in shown)
+    text += "".join(f"\n{target.name}: {visible(note)}\n" for note in old["notes"])
     return text + f"\nWritten to {visible(folder)}: {', '.join(visible(f.name) for f in files)}"

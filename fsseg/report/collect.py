@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ from fsseg.errors import UserError
 from fsseg.process.command import train_line
 from fsseg.process.files import read_file
 from fsseg.process.words import span
-from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, parse_replication
+from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, merge_older, parse_replication
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,35 @@ class _Shared:
         return held
 
 
+class MadeWith(NamedTuple):
+    """What of a result's provenance may move its numbers; None where it is not recorded.
+
+    `code` is the commit that fsseg ran from, or without git its version; `edited`: files differed from the commit.
+    """
+
+    torch: str | None = None
+    code: str | None = None
+    edited: bool = False
+    device: str | None = None
+
+    @classmethod
+    def of(cls, provenance: dict[str, Any]) -> MadeWith:
+        """From a result's provenance, which may hold anything."""
+
+        def text(value: Any) -> str | None:
+            return value if isinstance(value, str) and value else None
+
+        git, packages = (v if isinstance(v := provenance.get(k), dict) else {} for k in ("git", "packages"))
+        commit, version = text(git.get("commit")), text(provenance.get("fsseg"))
+        code = f"commit {commit[:10]}" if commit else f"version {version}" if version else None
+        device = text(provenance.get("device"))
+        # How many threads a CPU had is no other device.
+        return cls(text(packages.get("torch")), code, git.get("dirty") is True, device and device.partition(" (")[0])
+
+
+NOT_RECORDED = MadeWith()
+
+
 @dataclass
 class CellResult:
     """A cell as a table needs it: its score, or the reason why there is none.
@@ -64,6 +93,7 @@ class CellResult:
             its protocol if that is known.
         reason: why there is no score, in words; empty if there is one.
         episodes: fingerprints of the evaluated episode lists, one a seed.
+        made_with: what is kept of its provenance.
         shared: holds the parts that other cells have too.
     """
 
@@ -72,6 +102,7 @@ class CellResult:
     state: State = State.DONE
     reason: str = ""
     episodes: tuple[str, ...] = ()
+    made_with: MadeWith = NOT_RECORDED
     shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
 
     @property
@@ -171,15 +202,18 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     problems: list[Problem] = []
     shared = _Shared()
     seen: set[tuple[int, int]] = set()
-    for file in {p.resolve(): p for p in roots if p.is_file()}.values():
-        cells += _read_replication(file, problems)
+    named = {p.resolve(): p for p in roots if p.is_file()}.values()
+    older = {file: _read_replication(file, problems) for file in named}
     for root in (p for p in roots if not p.is_file()):
         for name, files in walk(root, seen, problems):
             folder = Path(name)
             if is_run(folder, files):
                 cells += _read_run(RunDirectory(folder), problems, shared)
             if REPLICATION_FILE in files and not is_ours(folder / REPLICATION_FILE):
-                cells += _read_replication(folder / REPLICATION_FILE, problems)
+                older[folder / REPLICATION_FILE] = _read_replication(folder / REPLICATION_FILE, problems)
+    figures, apart = merge_older(older)
+    cells += [CellResult(path, result) for path, result in figures]
+    problems += [Problem(path, what) for path, what in apart]
     if not cells and not problems:
         raise UserError(
             f"no run found under {', '.join(map(str, roots))}",
@@ -199,7 +233,8 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
     seen = run.look()
     if (result := seen.result) is not None:
         why = "" if result.metrics else "trained, not evaluated"
-        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), shared)]
+        made_with = shared(MadeWith.of(result.provenance))
+        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), made_with, shared)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
         file, _, what = seen.reason.partition(" ")
@@ -248,7 +283,7 @@ def _reason(seen: Snapshot) -> str:
     return ", ".join([*parts, seen.reason.strip()] if seen.reason else parts)
 
 
-def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
+def _read_replication(path: Path, problems: list[Problem]) -> list[Result]:
     results: list[Result] = []
     try:
         # json takes NaN, which one fold of an older program may have
@@ -256,7 +291,7 @@ def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
         if not isinstance(content, dict):
             faults = ["is not a JSON object"]
         else:
-            results, faults = parse_replication(path.resolve().parent.name or "older", content)
+            results, faults = parse_replication(content)
     except OSError as error:
         faults = [f"cannot be read ({error.strerror})"]
     except RecursionError:
@@ -266,7 +301,7 @@ def _read_replication(path: Path, problems: list[Problem]) -> list[CellResult]:
     if len(faults) > _SHOWN:
         faults = [*faults[:_SHOWN], f"has {len(faults) - _SHOWN} more faults"]
     problems += [Problem(path, fault) for fault in faults]
-    return [CellResult(path, result) for result in results]
+    return results
 
 
 def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fsseg.errors import visible
+from fsseg.report.collect import NOT_RECORDED, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
-from fsseg.report.replication import replication_json
+from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
 from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
 
 
@@ -81,6 +82,7 @@ def to_json(report: Report) -> dict[str, Any]:
         return [
             {k: getattr(row.key, k) for k in keys}
             | {"label": row.label, "shots": {f"{shot}shot": block(row, shot) for shot in table.shots}}
+            | {"made_with": [made._asdict() | {"cells": n} for made, n in Counter(_made_with(row)).most_common()]}
             for row in table.rows
         ]
 
@@ -104,38 +106,84 @@ def _entries(row: Row, shot: int) -> dict[str, Entry | None]:
     return {"mean" if fold == MEAN else str(fold): row.entries.get((shot, fold)) for fold in COLUMNS}
 
 
+def _made_with(row: Row) -> list[MadeWith]:
+    return [cell.made_with for cell in row.counted if cell.made_with != NOT_RECORDED]
+
+
 def _figures(entry: Entry) -> dict[str, Any]:
     return vars(entry) | {"seeds": list(entry.seeds), "difference": entry.difference}
 
 
-def to_replication(report: Report) -> tuple[dict[str, Any], list[str]]:
-    """The content of replication_results.json, and the rows left out of it, in words.
+def to_replication(report: Report) -> dict[str, Any]:
+    """The content of replication_results.json; it is written whatever the tables hold, and says what it cannot hold.
 
     The file has one place for each data set, backbone and shot, meant for ABCB: only whole results of ABCB at its
-    defaults enter. Of several such rows the one under the protocol `standard` is taken, then the one with most folds,
-    then the one with most episodes.
+    defaults enter. Of several such rows of runs the one under the protocol `standard` is taken, then the one with most
+    folds, then the one with most episodes. Folds that it lacks are taken from older files; there is no mean then.
     """
-    rivals: dict[tuple[str, str, int], list[tuple[tuple[bool, int, int], Table, Row]]] = defaultdict(list)
+    rivals: dict[tuple[str, str, int], list[tuple[tuple[bool, bool, int, int], Table, Row]]] = defaultdict(list)
     left_out: list[str] = []
-    abcb = [
-        (t, row) for t in report.tables for row in t.rows if row.key.method == "abcb" and row.key.variant == "default"
-    ]
-    for table, row in abcb:
-        for shot in table.shots:
-            entries = [row.entries[shot, fold] for fold in FOLDS if (shot, fold) in row.entries]
-            if any(e.partial for e in entries):
-                left_out.append(f"{table.key.dataset} {row.label} {shot}-shot (partial)")
-            elif entries:
-                episodes = table.protocol.get("num_episodes")
-                standard = table.protocol.get("name") == "standard"
-                rank = (standard, len(entries), episodes if isinstance(episodes, int) else 0)
-                rivals[table.key.dataset, row.key.backbone, shot].append((rank, table, row))
-    figures = {}
+    for table, row, shot in ((t, row, shot) for t in report.tables for row in t.rows for shot in t.shots):
+        entries = [row.entries[shot, fold] for fold in FOLDS if (shot, fold) in row.entries]
+        if why := _no_place(row, entries):
+            left_out.append(f"{table.key.dataset} {row.label} {shot}-shot: {why}")
+        elif entries:
+            episodes, standard = table.protocol.get("num_episodes"), table.protocol.get("name") == "standard"
+            rank = (not _is_older(table), standard, len(entries), episodes if isinstance(episodes, int) else 0)
+            rivals[table.key.dataset, row.key.backbone, shot].append((rank, table, row))
+    places: dict[tuple[str, str, int], Place] = {}
+    notes: list[str] = []
     for (dataset, backbone, shot), candidates in sorted(rivals.items()):
         (_, home, row), *others = sorted(candidates, key=lambda c: c[0], reverse=True)
-        folds = {fold: row.entries[shot, fold].miou for fold in FOLDS if (shot, fold) in row.entries}
-        mean = row.entries.get((shot, MEAN))
-        figures[dataset, backbone, shot] = (folds, mean.miou if mean else None)
+        place = places[dataset, backbone, shot] = _place_of(row, shot, _is_older(home))
         for _, table, other in others:
-            left_out.append(f"{other.label} {shot}-shot of {table.title}; in its place: {row.label} of {home.title}")
-    return replication_json(figures), left_out
+            taken = []
+            if _is_older(table) and not _is_older(home) and not place.older:
+                taken = _complete(place, other, shot)
+                which = f"fold{'s' * (len(taken) > 1)} {', '.join(map(str, taken))}"
+                if taken:
+                    key = f"{dataset}_{backbone}_{shot}shot"
+                    notes.append(f"{key}: {which} of the older workflow, the others of runs, so there is no mean")
+            if rest := sorted(_folds(other, shot).keys() - set(taken)):
+                which = f" fold {', '.join(map(str, rest))}" if _is_older(table) else ""
+                left_out.append(
+                    f"{other.label} {shot}-shot{which} of {table.title}; in its place: {row.label} of {home.title}"
+                )
+    if not places:
+        notes.append("no row of these tables has a place in it: it holds whole results of abcb at its defaults")
+    return replication_json(places, left_out, notes)
+
+
+def _no_place(row: Row, entries: Sequence[Entry]) -> str:
+    """Why the older workflow's file cannot hold a row with these numbers; empty if it can, or there are none."""
+    if not entries:
+        return ""
+    if row.key.method != "abcb":
+        return "the file holds abcb alone"
+    if row.key.variant != "default":
+        return "the file has no place for variants"
+    return "partial, a novel class is missing" if any(e.partial for e in entries) else ""
+
+
+def _is_older(table: Table) -> bool:
+    return table.protocol == OLDER_PROTOCOL
+
+
+def _folds(row: Row, shot: int) -> dict[int, float]:
+    return {fold: row.entries[shot, fold].miou for fold in FOLDS if (shot, fold) in row.entries}
+
+
+def _place_of(row: Row, shot: int, older: bool) -> Place:
+    mean = row.entries.get((shot, MEAN))
+    place = Place(_folds(row, shot), mean.miou if mean else None)
+    if older:
+        place.older = {c.key.fold: c.path for c in row.counted if c.key.shot == shot}
+    return place
+
+
+def _complete(place: Place, row: Row, shot: int) -> list[int]:
+    """Take from a row of older figures the folds that a place lacks; returns them."""
+    lacking = {fold: miou for fold, miou in _folds(row, shot).items() if fold not in place.folds}
+    place.folds |= lacking
+    place.older |= {c.key.fold: c.path for c in row.counted if c.key.shot == shot and c.key.fold in lacking}
+    return sorted(lacking)

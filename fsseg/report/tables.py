@@ -8,18 +8,24 @@ and JSON keep all digits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsseg.cell.record import Problem
-from fsseg.report.collect import CellResult, Collection, by_list
+from fsseg.cell.models import State
+from fsseg.cell.record import Problem, RunDirectory
+from fsseg.cell.variant import is_shortened, labels
+from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable
+from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
 COLUMNS = (*FOLDS, MEAN)
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
 # Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
+_SHOWN = 3  # of many places in one note
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,16 @@ class RowKey(NamedTuple):
 
 @dataclass
 class Row:
-    """One method on one backbone in one variant; `entries` maps (shot, fold or MEAN) to a number, if there is one."""
+    """One method on one backbone in one variant; `entries` maps (shot, fold or MEAN) to a number, if there is one.
+
+    `counted` are the cells that its numbers are made of.
+    """
 
     key: RowKey
     entries: dict[tuple[int, int], Entry] = field(default_factory=dict)
     published: dict[int, Published] = field(default_factory=dict)
     label: str = ""
+    counted: list[CellResult] = field(default_factory=list)
 
     def paper(self, shot: int, fold: int) -> float | None:
         """The published figure of a column; None if our number is partial, as the two are then not comparable."""
@@ -92,7 +102,10 @@ class TableKey(NamedTuple):
 
 @dataclass
 class Table:
-    """Rows with the same scoring: data set, every field of the protocol, evaluation images."""
+    """Rows with the same scoring: data set, every field of the protocol, evaluation images.
+
+    `twice` names the results that lie in two directories, as after a copy of the folder.
+    """
 
     key: TableKey
     protocol: dict[str, Any]
@@ -101,6 +114,7 @@ class Table:
     differs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+    twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -176,6 +190,7 @@ def build(collection: Collection) -> Report:
         homes.add(key, cell)
     tables = [_table(key, cells) for key, cells in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))]
     _mark_differences(tables)
+    _name_older_figures(tables)
     return Report(tables, problems, collection.cells)
 
 
@@ -257,25 +272,41 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         else:
             pending[beside.get(row_key[:4], row_key)].append(cell)
     table.rows = [Row(row_key) for row_key in sorted(done.keys() | pending.keys(), key=lambda k: tuple(map(str, k)))]
-    _label(table.rows)
+    shortened = {c.key.variant: RunDirectory(c.path) for c in cells if is_shortened(c.key.variant)}
+    if shared := _label(table.rows, {variant: run.recorded_overrides() for variant, run in shortened.items()}):
+        table.notes.append(f"all variants share: {shared}")
     for row in table.rows:
         by_shot: dict[int, list[CellResult]] = defaultdict(list)
         for cell in done[row.key]:
             by_shot[cell.key.shot].append(cell)
         for shot, of_shot in sorted(by_shot.items()):
-            _fill(row, shot, of_shot, table.notes)
+            _fill(row, shot, of_shot, table)
         _list_missing(row, done[row.key], pending[row.key], table)
+        table.notes += mixed(row)
+    table.notes += edited(table.rows)
+    if table.twice:
+        each = [f"{where} ({one} and {other})" for where, one, other in table.twice]
+        more = f", and {len(each) - _SHOWN} more" if len(each) > _SHOWN else ""
+        table.notes.append(f"{len(each)} results lie twice and count once: {', '.join(each[:_SHOWN])}{more}")
     return table
 
 
-def _label(rows: list[Row]) -> None:
-    """Name the rows: method and backbone, and whatever else distinguishes the rows of this table."""
+def _label(rows: list[Row], overrides: Mapping[str, Sequence[str] | None]) -> str:
+    """Name the rows: method and backbone, and whatever else distinguishes the rows of this table.
+
+    Args:
+        overrides: of variants whose names do not hold all settings.
+
+    Returns:
+        What the names of all variants have in common, which the labels leave out.
+    """
     several_names = len({row.key.name for row in rows}) > 1
+    told, shared = labels({row.key.variant: overrides.get(row.key.variant) for row in rows})
     for row in rows:
         key = row.key
         row.label = f"{key.method} {key.backbone}"
-        if key.variant != "default":
-            row.label += f" [{key.variant}]"
+        if told[key.variant]:
+            row.label += f" [{told[key.variant]}]"
         if several_names:
             row.label += f" ({key.name})"
     taken = Counter(row.label for row in rows)
@@ -284,17 +315,20 @@ def _label(rows: list[Row]) -> None:
             taken[row.label] -= 1
             row.label += f" (training data {(row.key.data_train or 'unknown')[:8]})"
             taken[row.label] += 1
+    return shared
 
 
-def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> None:
+def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     """The entries of a row for a number of shots: its folds, and their mean if all are there."""
+    notes = table.notes
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
     by_fold = {
-        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", notes) for fold in FOLDS
+        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }
     found = {fold: _entry(list(of_fold.values())) for fold, of_fold in by_fold.items() if of_fold}
+    row.counted += [cell for of_fold in by_fold.values() for cell in of_fold.values()]
     if source is not None and any(not e.partial for e in found.values()):
         row.published[shot] = source
         if source.mean_is_odd:
@@ -320,9 +354,55 @@ def _fill(row: Row, shot: int, cells: list[CellResult], notes: list[str]) -> Non
             notes.append(f"* {where} fold {fold}: partial, without {', '.join(lacking)}")
 
 
-def _one_per_seed(cells: list[CellResult], where: str, notes: list[str]) -> dict[int, CellResult]:
+def mixed(row: Row) -> list[str]:
+    """What the numbers of a row were made with, where that is not the same for all; a note for each kind.
+
+    Of what most cells have only the number of cells is told, of the others which they are. What was not recorded, as
+    by the older workflow, counts as no difference.
+    """
+    kinds: dict[str, Callable[[MadeWith], str | None]] = {
+        "torch": lambda made: made.torch,
+        "fsseg": lambda made: made.code,
+        "device": lambda made: made.device,
+    }
+    notes = []
+    for kind, told in kinds.items():
+        found: dict[str, list[CellResult]] = defaultdict(list)
+        for cell in row.counted:
+            if (value := told(cell.made_with)) is not None:
+                found[value].append(cell)
+        if len(found) > 1:
+            (most, cells), *others = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+            rest = "".join(f"; {value}: {_places(of_value)}" for value, of_value in others)
+            notes.append(f"{row.label}: not all with the same {kind}. {most}: {_cells(len(cells))}{rest}")
+    return notes
+
+
+def edited(rows: list[Row]) -> list[str]:
+    """The note that names the rows with numbers of code that is in no commit."""
+    found = []
+    for row in rows:
+        if cells := [cell for cell in row.counted if cell.made_with.edited]:
+            which = "all of it" if len(cells) == len(row.counted) else _places(cells)
+            found.append(f"{row.label} ({which})")
+    return [f"made while fsseg had changes that are in no commit: {', '.join(found)}"] if found else []
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"
+
+
+def _places(cells: list[CellResult]) -> str:
+    """Where in its row each of some cells stands; of many the first ones and how many more."""
+    places = [f"{c.key.shot}-shot fold {c.key.fold} seed {c.key.seed}" for c in cells]
+    more = f" and {len(places) - 2 * _SHOWN} more" if len(places) > 2 * _SHOWN else ""
+    return ", ".join(places[: 2 * _SHOWN]) + more
+
+
+def _one_per_seed(cells: list[CellResult], where: str, table: Table) -> dict[int, CellResult]:
     """The cells of one table entry by training seed; empty if they contradict each other, with a note."""
     by_seed: dict[int, CellResult] = {}
+    notes = table.notes
     for cell in cells:
         seed = cell.key.seed
         first = by_seed.setdefault(seed, cell)
@@ -331,7 +411,7 @@ def _one_per_seed(cells: list[CellResult], where: str, notes: list[str]) -> dict
         if (first.result.fingerprint, first.result.miou) != (cell.result.fingerprint, cell.result.miou):
             notes.append(f"{where}: left out, as seed {seed} has two results: {first.path} and {cell.path}")
             return {}
-        notes.append(f"{where}: seed {seed} lies twice, counted once: {first.path} and {cell.path}")
+        table.twice.append((f"{where} seed {seed}", first.path, cell.path))
     if len({c.episodes for c in by_seed.values()}) > 1:
         notes.append(f"{where}: left out, as its training seeds were evaluated on different episodes")
         return {}
@@ -369,8 +449,10 @@ def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) 
 
 def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], table: Table) -> None:
     """List each cell of the row's folds x seeds that has no score, with the reason from its directory."""
+    if table.protocol == OLDER_PROTOCOL and not pending:
+        return  # nobody starts a cell of the older workflow
     finished = {(c.key.shot, c.key.fold, c.key.seed) for c in done}
-    known = {(c.key.shot, c.key.fold, c.key.seed): c for c in pending}
+    known = {(c.key.shot, c.key.fold, c.key.seed): c for c in sorted(pending, key=lambda c: c.state == State.RUNNING)}
     for shot in sorted({shot for shot, _, _ in finished | known.keys()}):
         seeds = sorted({seed for s, _, seed in finished | known.keys() if s == shot})
         for place in ((shot, fold, seed) for fold in FOLDS for seed in seeds):
@@ -384,7 +466,7 @@ def _mark_differences(tables: list[Table]) -> None:
     """Name, in the titles of a data set's several tables, the rules in which they differ."""
     of_dataset: dict[str, list[Table]] = defaultdict(list)
     for table in tables:
-        if table.protocol:
+        if table.protocol and table.protocol != OLDER_PROTOCOL:  # whose title says it all
             of_dataset[table.key.dataset].append(table)
     for alike in of_dataset.values():
         first = alike[0]
@@ -400,6 +482,27 @@ def _mark_differences(tables: list[Table]) -> None:
             if of_data:
                 found["evaluation data"] = (table.key.data_val or "unknown")[:8]
             table.differs = dict(sorted(found.items()))
+
+
+def _name_older_figures(tables: list[Table]) -> None:
+    """Name, under each row of new runs, the figures of the older workflow for the same key.
+
+    They stand in a table of their own, since nobody recorded how they were scored: no mean is made of both.
+    """
+    older: dict[tuple[str, str, int], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for table in tables:
+        for row in table.rows if table.protocol == OLDER_PROTOCOL else ():
+            for (shot, fold), entry in row.entries.items():
+                older[table.key.dataset, row.key.backbone, shot][fold].add(f"{entry.miou:.1f}")
+    for table in tables:
+        for row in table.rows if table.protocol != OLDER_PROTOCOL else ():
+            for shot in table.shots if (row.key.method, row.key.variant) == ("abcb", "default") else ():
+                if figures := older.get((table.key.dataset, row.key.backbone, shot)):
+                    each = ", ".join(f"fold {f}: {' or '.join(sorted(v))}" for f, v in figures.items() if f != MEAN)
+                    table.notes.append(
+                        f"{row.label} {shot}-shot: the older workflow has {each}; how these were scored is not "
+                        "recorded, so they stand in a table of their own, and no mean is made of both"
+                    )
 
 
 def _shown(table: Table, rule: str) -> Any:

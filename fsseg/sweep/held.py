@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +83,17 @@ def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]]
         elif stat.S_ISREG(about.st_mode):
             found[told] = [about.st_size, about.st_mtime_ns]
 
+    return {name: found[name] for name in in_turn(run, found)}, sorted(left_out)
+
+
+def in_turn(run: RunDirectory, names: Iterable[str]) -> list[str]:
+    """The files of a run in the order in which a copy is made: status, checkpoints, settings, and last the result."""
     late = {run.status_file.name: 1, run.config_file.name: 3, run.identity_file.name: 3, run.result_file.name: 4}
 
     def rank(name: str) -> tuple[int, str]:
         return 2 if name.startswith(f"{run.checkpoints.name}/") else late.get(name, 0), name
 
-    return {name: found[name] for name in sorted(found, key=rank)}, sorted(left_out)
+    return sorted(names, key=rank)
 
 
 def base_of(run: RunDirectory) -> str:
@@ -104,16 +110,16 @@ def same_place(run: RunDirectory, remote: Store) -> str:
     if remote.folder is None:
         return ""
     target = Path(os.path.realpath(remote.folder / base_of(run)))
-    if _is_below(target, run.directory) or _is_below(Path(os.path.realpath(run.directory)), target):
+    if is_below(target, run.directory) or is_below(Path(os.path.realpath(run.directory)), target):
         return "the address leads to the runs themselves"
     key = CellKey.from_path(run.directory)
     outputs = Path(os.path.realpath(run.directory)).parents[len(key.path.parts) - 1] if key else None
-    if outputs is not None and _is_below(Path(os.path.realpath(remote.folder)), outputs):
+    if outputs is not None and is_below(Path(os.path.realpath(remote.folder)), outputs):
         return "the address leads to a folder among the runs themselves"
     return ""
 
 
-def _is_below(path: Path, folder: Path) -> bool:
+def is_below(path: Path, folder: Path) -> bool:
     """Whether a path is the folder or lies in it; what does not exist yet lies where its parents lie."""
     try:
         there = folder.stat()

@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, find_runs
 from fsseg.cell.sweeps import experiments_near, sweeps_of
+from fsseg.cell.variant import is_shortened, labels
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.tables import aligned
@@ -151,26 +153,55 @@ def _waiting(s: Snapshot) -> str:
     return f"  {s.label}  {s.state}: " + ", ".join(parts)
 
 
+def _once_each(cells: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
+    """The cells with a score, each once though its folder was copied; and what there is to say of copies.
+
+    Of a cell with two different results none counts, as in `fsseg aggregate`.
+    """
+    found: dict[CellKey, list[Snapshot]] = {}
+    for s in cells:
+        if s.state == State.DONE and s.miou is not None and s.key is not None:
+            found.setdefault(s.key, []).append(s)
+    results = {key: {(s.result.fingerprint, s.miou) for s in of_key if s.result} for key, of_key in found.items()}
+    twice = [of_key for key, of_key in found.items() if len(of_key) > 1 and len(results[key]) == 1]
+    notes = []
+    if twice:
+        which = f"{twice[0][0].directory} and {twice[0][1].directory}"
+        notes.append(f"{len(twice)} results lie twice and count once, e.g. {which}")
+    for key, of_key in found.items():
+        if len(results[key]) > 1:
+            notes.append(f"left out, as there are two results of {key}: {of_key[0].directory}, {of_key[1].directory}")
+    return [of_key[0] for key, of_key in found.items() if len(results[key]) == 1], [visible(note) for note in notes]
+
+
 def _results(cells: Sequence[Snapshot]) -> list[str]:
     """Folds as columns, mean over those present; seeds averaged."""
     rows: dict[tuple[str, str, str, str, int, str], dict[int, list[Snapshot]]] = {}
-    for s in cells:
-        if s.state == State.DONE and s.miou is not None and (k := s.key) is not None:
-            row = rows.setdefault((k.name, k.dataset, k.method, k.backbone, k.shot, k.variant), {})
-            row.setdefault(k.fold, []).append(s)
+    scored, notes = _once_each(cells)
+    for s in scored:
+        k = s.key
+        assert k is not None
+        row = rows.setdefault((k.name, k.dataset, k.method, k.backbone, k.shot, k.variant), {})
+        row.setdefault(k.fold, []).append(s)
     if not rows:
-        return []
+        return notes
     folds = sorted({fold for row in rows.values() for fold in row})
     several = len({name for name, *_ in rows}) > 1
+    shown = {s.key.variant: s.run for s in scored if s.key is not None}
+    told, shared = labels({v: run.recorded_overrides() if is_shortened(v) else None for v, run in shown.items()})
     table = [["mIoU so far", *(f"fold {fold}" for fold in folds), "mean"]]
     for (name, dataset, method, backbone, shot, variant), by_fold in sorted(rows.items()):
         label = f"{name}: " * several + f"{dataset} {method} {backbone} {shot}-shot"
         means = {fold: sum(s.miou or 0.0 for s in seeds) / len(seeds) for fold, seeds in by_fold.items()}
         figures = [f"{means[f]:.2f}" + "*" * _partial(by_fold[f]) if f in means else "-" for f in folds]
         mean = f"{sum(means.values()) / len(means):.2f}" if len(means) == len(folds) else "-"
-        table.append([label if variant == "default" else f"{label} [{variant}]", *figures, mean])
+        table.append([f"{label} [{told[variant]}]" if told[variant] else label, *figures, mean])
     starred = any(_partial(seeds) for row in rows.values() for seeds in row.values())
-    return ["", aligned(table), *(["* partial: a novel class had no episode"] if starred else [])]
+    if starred:
+        notes = ["* partial: a novel class had no episode", *notes]
+    if shared:
+        notes = [visible(f"all variants share: {shared}"), *notes]
+    return ["", aligned(table), *notes]
 
 
 def _partial(seeds: Sequence[Snapshot]) -> bool:

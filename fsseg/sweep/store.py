@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,20 @@ _LONGEST_PAUSE = 60.0  # seconds
 LARGEST = 64 << 20
 """Bytes of a record that is read from a store: a thousand times what a run writes."""
 _SMALL = 32 << 20  # bytes: smaller files are read at once, so that a growing log is sent in one state
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as its store lists it: bytes, and a mark that changes when the file does."""
+
+    size: int
+    mark: str
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Listed:
+        """From fsspec's description: sizes, times, tags, whatever the store tells; `time` is that of the last look."""
+        told = repr(sorted((key, str(value)) for key, value in about.items() if key != "time"))
+        return cls(int(about.get("size") or 0), hashlib.sha256(told.encode(errors="replace")).hexdigest()[:16])
 
 
 class Store:
@@ -76,11 +91,23 @@ class Store:
 
     def list(self, below: str = "") -> dict[str, int]:
         """All files below a folder, relative to it, with their sizes in bytes."""
+        return {name: listed.size for name, listed in self.look(below).items()}
+
+    def look(self, below: str = "") -> dict[str, Listed]:
+        """All files below a folder, relative to it."""
         root = f"{self.root}/{below}" if below else self.root
         prefix = root.lstrip("/") + "/"
         found = self.fs.find(root, detail=True)
         files = {str(path): about for path, about in found.items() if about.get("type") == "file"}
-        return {p.lstrip("/").removeprefix(prefix): int(about.get("size") or 0) for p, about in files.items()}
+        return {p.lstrip("/").removeprefix(prefix): Listed.of(about) for p, about in files.items()}
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file into a new one of this machine, past the memory: a checkpoint may be large.
+
+        Raises:
+            Exception: any of the store's; part of the file may be there then.
+        """
+        self.fs.get_file(f"{self.root}/{name}", str(target))
 
     def get(self, name: str) -> bytes | None:
         """Content of a file; None if there is none."""

@@ -262,12 +262,17 @@ def mirror(url: str, folder: Path) -> Path:
             written += 1
         except OSError as error:  # refused, or it needs a folder where another name is a file
             bad.append(f"{shown(name)} ({error.strerror or type(error).__name__})")
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        log.warning("%s: %d files are left out: %s%s", url, len(bad), ", ".join(bad[:10]), more)
+    tell_left_out(url, bad)
     if not written:
         raise UserError(f"no run found under {url}", "name a folder above runs that were copied with sync.url")
     return root
+
+
+def tell_left_out(url: str, bad: Sequence[str]) -> None:
+    """One warning that names the files of a store that are not read, if there are any."""
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        log.warning("%s: %d files are left out: %s%s", url, len(bad), ", ".join(bad[:10]), more)
 
 
 def _wanted(sizes: Mapping[str, int], bad: list[str]) -> set[str]:

@@ -171,7 +171,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     told = Cell(tmp_path, KEY, "f", {"a": [1]}, ("fold=2", "train.lr=0.1"))
     run, new = told.begin("fold: 2\n")
     assert new
-    assert told.identity_record() == Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"], run, schema_version=3)
+    expected = Identity("f", {"a": [1]}, ["fold=2", "train.lr=0.1"], run, KEY, schema_version=3)
+    assert told.identity_record() == expected
     assert told.begin("fold: 2\n") == (run, False)  # it goes on
     assert told.config() == {"fold": 2}
 
