@@ -11,22 +11,19 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell import weights as published
+from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
-# Overrides that already have their own place in the directory name.
-_GRID_KEYS = ("name", "dataset", "method", "backbone", "shot", "fold", "seed", "variant",
-              "dataset.name", "backbone.name", "model.name")  # fmt: skip
-_VARIANT_LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit too
 _PART_LENGTH = 255
 
 
@@ -79,56 +76,25 @@ class CellKey:
 
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
     """The key of a composed configuration and the overrides it was composed from."""
-    # A paper experiment gives the cell its own name, which begins the directory name: the variant does not repeat it.
-    # Any other file under experiment/ may change anything, so its name is part of the variant.
-    if cfg.name in ("paper", cfg.report):
-        overrides = [o for o in overrides if o != f"experiment={cfg.name}"]
     return CellKey(
         name=cfg.name, dataset=cfg.dataset.name, method=cfg.model.name, backbone=cfg.backbone.name,
-        shot=cfg.shot, fold=cfg.fold, seed=cfg.seed, variant=cfg.variant or variant_of(overrides),
+        shot=cfg.shot, fold=cfg.fold, seed=cfg.seed, variant=cfg.variant or variant_of(_naming(cfg, overrides)),
     )  # fmt: skip
 
 
-def variant_of(overrides: Iterable[str]) -> str:
-    """A short, file-system-safe name made of the overrides that can change the numbers, without the grid keys.
+def earlier_keys(cfg: Config, overrides: Iterable[str]) -> list[CellKey]:
+    """The keys that earlier versions gave to the same cell, where these are others."""
+    key = cell_key(cfg, overrides)
+    return [] if cfg.variant else [replace(key, variant=v) for v in earlier_variants(_naming(cfg, overrides))]
 
-    `train.lr=0.004 model.iterations=5` gives `model.iterations-5+train.lr-0.004` in any order; none gives `default`.
-    Only characters that need no quoting on Hydra's command line are used. Long names end in a digest of the whole.
+
+def _naming(cfg: Config, overrides: Iterable[str]) -> list[str]:
+    """The overrides that the variant is made of.
+
+    A paper experiment gives the cell its own name, which begins the directory name: the variant does not repeat it. Any
+    other file under experiment/ may change anything, so its name is part of the variant.
     """
-    last: dict[str, str] = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key.startswith("~"):
-            key, value = key[1:], "removed"
-        if key in _GRID_KEYS or key.startswith("hydra"):
-            continue
-        if is_neutral(key) and key not in _PATHS_BY_CONTENT:
-            continue
-        last[key] = _short(value) if key in _PATHS_BY_CONTENT else value
-    if not last:
-        return "default"
-    full = "+".join(f"{key}-{value}" for key, value in sorted(last.items()))
-    safe = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9._+\-]", "_", full)).strip("_.")
-    if safe != full or len(safe) > _VARIANT_LENGTH:
-        # Replaced or cut characters must not make two variants equal: a digest tells them apart.
-        safe = f"{safe[: _VARIANT_LENGTH - 10].rstrip('_.+-')}-{_short(full)}"
-    return safe
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-# Keys that name a file: the fingerprint takes the digest of its content, the variant the digest of its path.
-_PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
-
-
-@lru_cache(maxsize=4096)  # every cell of a grid asks for the same keys
-def is_neutral(key: str) -> bool:
-    """Whether a configuration key cannot change the numbers of a cell."""
-    from fsseg.config.schema import NEUTRAL_KEYS
-
-    return any(key == k or (k.endswith(".") and (key.startswith(k) or key == k[:-1])) for k in NEUTRAL_KEYS)
+    return [o for o in overrides if cfg.name not in ("paper", cfg.report) or o != f"experiment={cfg.name}"]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -147,7 +113,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
 
     flat = flatten(resolved)
     kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
-    for key in _PATHS_BY_CONTENT:
+    for key in PATHS_BY_CONTENT:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))
     if (weights := flat.get("backbone.weights")) is not None and flat.get("backbone.pretrained"):

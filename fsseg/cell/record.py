@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.claim import ClaimView, is_stale, look, take_away
-from fsseg.cell.key import CellKey, cell_key, fingerprint, identity
+from fsseg.cell.key import CellKey, cell_key, earlier_keys, fingerprint, identity
 from fsseg.cell.models import (
     Altered,
     Attempt,
@@ -140,6 +140,14 @@ class RunDirectory:
     def identity_record(self) -> Identity | None:
         """Raises: Unreadable."""
         return read(self.identity_file, Identity)
+
+    def recorded_overrides(self) -> list[str] | None:
+        """What the line of the cell set; None where nothing tells."""
+        try:
+            record = self.identity_record()
+        except Unreadable:
+            return None
+        return None if record is None else record.overrides
 
     def copied(self) -> Copied:
         """What the store has; nothing where the file is absent or damaged, so that everything is copied again."""
@@ -411,6 +419,14 @@ class Cell(RunDirectory):
             raise UserError(f"{self.directory}: {mixed}", "bring the right one back, or train anew with redo=true")
         return result if result is not None and result.fingerprint == self.fingerprint else None
 
+    def is_begun(self) -> bool:
+        """Whether a run of this very cell (same fingerprint) is in the directory, as far as its files can be read."""
+        for stored in (self.identity_record, self.result):
+            with suppress(Unreadable):
+                if (record := stored()) is not None:
+                    return record.fingerprint == self.fingerprint
+        return False
+
     def check_same_settings(self) -> None:
         """Refuse a directory that holds a run with other settings.
 
@@ -480,16 +496,27 @@ class Cell(RunDirectory):
         write_record(self.identity_file, content)
 
 
-def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = ()) -> Cell:
+def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = (), output: Path | None = None) -> Cell:
     """The cell of a composed configuration; nothing is written.
+
+    Where an earlier version has begun this very cell under the name that it gave to it, that is its directory.
+
+    Args:
+        output: where it lies; None takes the configuration's `output_dir`.
 
     Raises:
         UserError: a file whose content is part of the identity cannot be read.
     """
-    overrides = tuple(overrides)
+    overrides, folder = tuple(overrides), Path(cfg.output_dir) if output is None else output
     key = cell_key(cfg, overrides)
     kept = identity(resolved)
-    return Cell(Path(cfg.output_dir, key.path), key, fingerprint(kept), kept, overrides)
+    cell = Cell(folder / key.path, key, fingerprint(kept), kept, overrides)
+    if not cell.identity_file.exists() and not cell.result_file.exists():
+        for earlier in earlier_keys(cfg, overrides):
+            there = replace(cell, directory=folder / earlier.path, key=earlier)
+            if there.is_begun():
+                return there
+    return cell
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ and JSON keep all digits.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsseg.cell.models import State
-from fsseg.cell.record import Problem
+from fsseg.cell.record import Problem, RunDirectory
+from fsseg.cell.variant import is_shortened, labels
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable
@@ -271,7 +272,9 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         else:
             pending[beside.get(row_key[:4], row_key)].append(cell)
     table.rows = [Row(row_key) for row_key in sorted(done.keys() | pending.keys(), key=lambda k: tuple(map(str, k)))]
-    _label(table.rows)
+    shortened = {c.key.variant: RunDirectory(c.path) for c in cells if is_shortened(c.key.variant)}
+    if shared := _label(table.rows, {variant: run.recorded_overrides() for variant, run in shortened.items()}):
+        table.notes.append(f"all variants share: {shared}")
     for row in table.rows:
         by_shot: dict[int, list[CellResult]] = defaultdict(list)
         for cell in done[row.key]:
@@ -288,14 +291,22 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
     return table
 
 
-def _label(rows: list[Row]) -> None:
-    """Name the rows: method and backbone, and whatever else distinguishes the rows of this table."""
+def _label(rows: list[Row], overrides: Mapping[str, Sequence[str] | None]) -> str:
+    """Name the rows: method and backbone, and whatever else distinguishes the rows of this table.
+
+    Args:
+        overrides: of variants whose names do not hold all settings.
+
+    Returns:
+        What the names of all variants have in common, which the labels leave out.
+    """
     several_names = len({row.key.name for row in rows}) > 1
+    told, shared = labels({row.key.variant: overrides.get(row.key.variant) for row in rows})
     for row in rows:
         key = row.key
         row.label = f"{key.method} {key.backbone}"
-        if key.variant != "default":
-            row.label += f" [{key.variant}]"
+        if told[key.variant]:
+            row.label += f" [{told[key.variant]}]"
         if several_names:
             row.label += f" ({key.name})"
     taken = Counter(row.label for row in rows)
@@ -304,6 +315,7 @@ def _label(rows: list[Row]) -> None:
             taken[row.label] -= 1
             row.label += f" (training data {(row.key.data_train or 'unknown')[:8]})"
             taken[row.label] += 1
+    return shared
 
 
 def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:

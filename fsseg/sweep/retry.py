@@ -115,11 +115,11 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
     why = ""
     # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
     for words in (composer.swept(plain), plain):
-        cell = _led_to(composer, words)
+        cell, home = _led_to(composer, words, output)
         if cell.key != key or cell.fingerprint != noted.fingerprint:
-            why = f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
+            why = why or f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
             continue
-        if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
+        if os.path.realpath(home) != os.path.realpath(output):  # started in another folder than this
             below = output.is_relative_to(Path.cwd())
             own["output_dir"] = _quoted(str(output.relative_to(Path.cwd()) if below else output))
         if words is not plain:
@@ -168,8 +168,8 @@ def _texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell:
-    """The cell that overrides lead to.
+def _led_to(composer: Composer, overrides: Sequence[str], output: Path) -> tuple[Cell, str]:
+    """The cell that overrides lead to in an output folder, and the output folder that they name themselves.
 
     Raises:
         UserError: they cannot be composed.
@@ -177,7 +177,8 @@ def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell:
     ((_, composed),) = composer.each([overrides])
     if isinstance(composed, UserError):
         raise composed
-    return open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+    cell = open_cell(composed.cfg, composed.resolved, composed.task_overrides, output)
+    return cell, composed.cfg.output_dir
 
 
 def _noted(s: Snapshot, elsewhere: Elsewhere) -> _Noted | str:

@@ -19,6 +19,7 @@ from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, find_runs
 from fsseg.cell.sweeps import experiments_near, sweeps_of
+from fsseg.cell.variant import is_shortened, labels
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.tables import aligned
@@ -186,15 +187,21 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
         return notes
     folds = sorted({fold for row in rows.values() for fold in row})
     several = len({name for name, *_ in rows}) > 1
+    shown = {s.key.variant: s.run for s in scored if s.key is not None}
+    told, shared = labels({v: run.recorded_overrides() if is_shortened(v) else None for v, run in shown.items()})
     table = [["mIoU so far", *(f"fold {fold}" for fold in folds), "mean"]]
     for (name, dataset, method, backbone, shot, variant), by_fold in sorted(rows.items()):
         label = f"{name}: " * several + f"{dataset} {method} {backbone} {shot}-shot"
         means = {fold: sum(s.miou or 0.0 for s in seeds) / len(seeds) for fold, seeds in by_fold.items()}
         figures = [f"{means[f]:.2f}" + "*" * _partial(by_fold[f]) if f in means else "-" for f in folds]
         mean = f"{sum(means.values()) / len(means):.2f}" if len(means) == len(folds) else "-"
-        table.append([label if variant == "default" else f"{label} [{variant}]", *figures, mean])
+        table.append([f"{label} [{told[variant]}]" if told[variant] else label, *figures, mean])
     starred = any(_partial(seeds) for row in rows.values() for seeds in row.values())
-    return ["", aligned(table), *(["* partial: a novel class had no episode"] if starred else []), *notes]
+    if starred:
+        notes = ["* partial: a novel class had no episode", *notes]
+    if shared:
+        notes = [visible(f"all variants share: {shared}"), *notes]
+    return ["", aligned(table), *notes]
 
 
 def _partial(seeds: Sequence[Snapshot]) -> bool:

@@ -34,12 +34,14 @@ from fsseg.cell.record import Cell
 from fsseg.cell.status import status_of, write_state
 from fsseg.cell.sweeps import FOLDER as SWEEPS
 from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_of
+from fsseg.cell.variant import is_shortened
 from fsseg.config.compose import Composer
 from fsseg.config.hydra_internals import hydra_node
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
 from fsseg.process.provenance import code_state
 from fsseg.process.tables import aligned
+from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
@@ -407,13 +409,17 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Jo
 
 def text(jobs: Sequence[Job]) -> str:
     """The cells with their states; those without a result with reason and log file."""
-    rows = [["cell", "state", "result or reason"]]
+    # Names that do not hold all settings are told apart by those that the line sweeps.
+    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in jobs)
+    keys = swept_keys(jobs) if shortened else []
+    rows = [["cell", "state", *["settings"] * bool(keys), "result or reason"]]
     for job in jobs:
-        rows.append([job.label, str(job.state), (job.note.splitlines() or [""])[0][:200]])
+        told = [" ".join(f"{key}={job.settings.get(key)}" for key in keys)] if keys else []
+        rows.append([job.label, str(job.state), *told, (job.note.splitlines() or [""])[0][:200]])
         if job.log is not None and job.state not in _FINE:
-            rows.append(["", "", f"log: {job.log}"])
+            rows.append(["", "", *[""] * bool(keys), f"log: {job.log}"])
     counts = ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
-    return f"\n{aligned(rows, left=(0, 1, 2))}\n{len(jobs)} cells: {counts}"
+    return f"\n{aligned(rows, left=(0, 1, 2, 3))}\n{len(jobs)} cells: {counts}"
 
 
 def _score(result: Result) -> str:

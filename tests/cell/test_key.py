@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsseg.cell import key as keys
-from fsseg.cell import weights
+from fsseg.cell import variant, weights
 from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
+from fsseg.cell.variant import labels
+from fsseg.config.compose import composer
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
 
@@ -50,6 +52,77 @@ def test_variant_is_one_safe_name_whatever_the_values(pairs: list[tuple[str, str
 
 def test_variants_that_look_alike_after_cleaning_stay_apart() -> None:
     assert variant_of(["protocol.seeds=[0,1]"]) != variant_of(["protocol.seeds=[0_1]"])
+
+
+LONG = ["dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "model.channels=16", "train.max_steps=8",
+        "train.batch_size=2", "protocol.num_episodes=6"]  # fmt: skip
+
+
+def test_a_long_name_begins_with_whole_settings_of_model_and_training() -> None:
+    digest = hashlib.sha256("+".join(sorted(o.replace("=", "-") for o in [*LONG, "train.lr=0.001"])).encode())
+    for line in ([*LONG, "train.lr=0.001"], ["train.lr=1e-3", *LONG]):
+        assert variant_of(line) == (
+            f"train.batch_size-2+train.max_steps-8+model.channels-16+train.lr-0.001+more-{digest.hexdigest()[:8]}"
+        )
+
+
+def test_a_long_value_becomes_a_digest_by_itself() -> None:
+    path = "/data/lists/some_long_name_of_a_file_of_training_images/of_a_folder/train.txt"
+    digest = hashlib.sha256(f"dataset.train_list-{path}".encode()).hexdigest()[:8]
+    line = [f"dataset.train_list={path}", "train.lr=0.004", "model.iterations=5"]
+    assert variant_of(line) == f"model.iterations-5+train.lr-0.004+dataset.train_list-{digest}"
+
+
+@given(
+    st.lists(st.tuples(st.from_regex(r"[a-z]{1,8}\.[a-z_]{1,20}", fullmatch=True), st.text(max_size=200)), max_size=12)
+)
+def test_no_name_that_is_not_too_long_has_changed(pairs: list[tuple[str, str]]) -> None:
+    """The rule of all versions, written anew; of values that a sweep hands on as they are."""
+    last = {k: v for k, v in pairs if not k.startswith("hydra") and not re.search("(?i)true|false|[0-9]", v)}
+    last = {k: v for k, v in last.items() if not variant.is_neutral(k)}
+    full = "+".join(f"{k}-{v}" for k, v in sorted(last.items())) or "default"
+    safe = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9._+\-]", "_", full)).strip("_.")
+    if safe == full and len(full) <= 96:
+        assert variant_of([f"{k}={v}" for k, v in last.items()]) == full
+    elif len(safe) <= 86:
+        digest = hashlib.sha256(full.encode()).hexdigest()[:8]
+        assert variant_of([f"{k}={v}" for k, v in last.items()]) == f"{safe.rstrip('_.+-')}-{digest}"
+
+
+VALUES = ["false", "TRUE", "True", "1e-3", "1_000", "+5", "007", "0x1", ".5", "5.", "1E5", "-0.0", "abc", "1.10",
+          "1e+5", "0b1", "1.0", "1_0.2_5", "e5", "null", "3e2",
+          "-1", "0", "00.5", "1e-7", "12345678901234567890"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_has_one_spelling_that_of_a_sweep(value: str) -> None:
+    """Hydra itself is the reference."""
+    with composer() as c:
+        swept = c.swept([f"train.lr={value}"])
+    assert variant_of([f"train.lr={value}"]) == variant_of(swept)
+
+
+def test_labels_are_the_parts_that_differ() -> None:
+    assert labels(dict.fromkeys(["a.b-1+lr-0.1", "a.b-1+lr-1e+5", "default"])) == (
+        {"a.b-1+lr-0.1": "lr-0.1", "a.b-1+lr-1e+5": "lr-1e+5", "default": ""}, "a.b-1",
+    )  # fmt: skip
+    assert labels({"a.b-1": None}) == ({"a.b-1": "a.b-1"}, "")
+    assert labels(dict.fromkeys(["a-1", "b-2"])) == ({"a-1": "a-1", "b-2": "b-2"}, "")
+    assert labels(dict.fromkeys(["a-1", "a-1+b-2"])) == ({"a-1": "", "a-1+b-2": "b-2"}, "a-1")
+    assert labels(dict.fromkeys(["a-1", "a-1+b-2", "default"]))[0] == {
+        "a-1": "a-1",
+        "a-1+b-2": "a-1+b-2",
+        "default": "",
+    }
+
+
+def test_labels_of_shortened_names_come_from_the_overrides() -> None:
+    lines = [[*LONG, "dataset.ambient=0.25", f"protocol.min_pixels={n}"] for n in (100, 200)]
+    names = [variant_of(line) for line in lines]
+    assert all("min_pixels" not in name for name in names)
+    found, shared = labels(dict(zip(names, lines)))
+    assert list(found.values()) == ["protocol.min_pixels-100", "protocol.min_pixels-200"]
+    assert shared == "+".join(sorted(o.replace("=", "-") for o in lines[0][:-1]))
 
 
 def test_fingerprint_ignores_what_cannot_change_the_numbers() -> None:

@@ -256,3 +256,26 @@ def test_a_cell_yet_to_be_evaluated_on_a_list_stands_beside_its_row(tmp_path, ma
     make_cell(1, None, config={"protocol": protocol}, status="running")
     (table,) = build(collect([tmp_path])).tables
     assert any("fold 1" in label and "running" in reason for label, reason in table.missing)
+
+
+def test_rows_of_a_sweep_are_labelled_by_what_differs(tmp_path, make_cell):
+    for lr in (0.1, 0.2):
+        make_cell(0, 60.0, variant=f"model.iterations-5+train.lr-{lr}")
+    make_cell(0, 60.0)
+    table = one_table(tmp_path)
+    assert [row.label for row in table.rows] == [
+        "abcb resnet50", "abcb resnet50 [train.lr-0.1]", "abcb resnet50 [train.lr-0.2]",
+    ]  # fmt: skip
+    assert table.notes[0] == "all variants share: model.iterations-5"
+    assert {row.key.variant for row in table.rows} > {"default", "model.iterations-5+train.lr-0.1"}
+
+
+def test_rows_whose_names_are_cut_are_labelled_by_what_their_lines_set(tmp_path, make_cell):
+    """As earlier versions cut them, in the middle of a key."""
+    for lr, digest in ((0.1, "0a1b2c3d"), (0.2, "0a1b2c3e")):
+        line = ["dataset.num_train=60", "protocol.min_pixels=100", f"train.lr={lr}", "fold=0"]
+        variant = f"dataset.num_train-60+protocol.min_pi-{digest}"
+        make_cell(0, 60.0, variant=variant, identity={}, overrides=line)
+    table = one_table(tmp_path)
+    assert [row.label for row in table.rows] == ["abcb resnet50 [train.lr-0.1]", "abcb resnet50 [train.lr-0.2]"]
+    assert table.notes[0] == "all variants share: dataset.num_train-60+protocol.min_pixels-100"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from run_directories import make_run
 
+from fsseg.cell import variant
 from fsseg.cell.models import Attempt, write_record
 from fsseg.cell.record import Cell, open_cell
 from fsseg.cli.sweep import retry
@@ -189,14 +191,61 @@ def single(*overrides: str) -> Cell:
     return cell
 
 
-@pytest.mark.parametrize("override", ["model.cleansing=false", "train.lr=1e-3", "dataset.scale_range=[0.80,1.20]"])
-def test_a_value_that_a_sweep_writes_otherwise_gets_a_line_of_its_own(override: str, tmp_path: Path) -> None:
-    """`-m` hands false on as False, which is another variant: the cell would be trained a second time."""
+@pytest.mark.parametrize("override", ["dataset.scale_range=[0.80,1.20]", "protocol.seeds=[0, 1]"])
+def test_a_list_that_a_sweep_writes_otherwise_gets_a_line_of_its_own(override: str, tmp_path: Path) -> None:
+    """`-m` hands [0.80,1.20] on as [0.8,1.2], which is another variant: the cell would be trained a second time."""
     cell = single(override, f"output_dir={tmp_path}")
     found = find_retries([tmp_path])
     [line] = found.lines
     assert "-m" not in line.split()
     assert reached([line]) == {cell.directory: cell.fingerprint}
+
+
+@pytest.mark.parametrize("override", ["model.cleansing=false", "train.lr=1e-3", "train.lr=.5"])
+def test_a_value_that_a_sweep_writes_otherwise_is_the_same_cell(override: str, tmp_path: Path) -> None:
+    cell = single(override, f"output_dir={tmp_path}")
+    [line] = find_retries([tmp_path]).lines
+    assert "-m" in line.split()
+    assert reached([line]) == {cell.directory: cell.fingerprint}
+
+
+LONG = ["dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "protocol.num_episodes=6",
+        "train.max_steps=8", "train.batch_size=2", "model.channels=16"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        (["model.cleansing=false"], "model.cleansing-false"),
+        (["train.lr=1e-3"], "train.lr-1e-3"),
+        ([*LONG, "train.lr=1e-3"], None),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_found_under_the_name_it_was_given(
+    override: list[str], name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a single line, by a sweep, in another order, and by retry from another folder."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(variant, "_spelled", lambda value: value)
+        earlier.setattr(variant, "_is_cut", lambda full, safe: False)
+        cell = single(*override, f"output_dir={tmp_path}")
+    assert cell.key.variant == (name or cell.key.variant)
+    monkeypatch.chdir(tmp_path.parent)
+    with composer() as c:
+        place = f"output_dir={tmp_path}"
+        for [(_, composed)] in (c.each([[*override, place]]), c.grid([*override[::-1], place])):
+            assert isinstance(composed, Composed)
+            again = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+            assert (again.directory, again.key, again.fingerprint) == (cell.directory, cell.key, cell.fingerprint)
+    assert reached(find_retries([tmp_path]).lines) == {cell.directory: cell.fingerprint}
+
+
+def test_a_run_under_an_earlier_name_with_other_settings_is_another_cell(tmp_path: Path) -> None:
+    cell = single("model.cleansing=false", f"output_dir={tmp_path}")
+    there = cell.directory.parents[2] / "model.cleansing-false" / "fold0" / "seed0"
+    make_run(Cell(there, cell.key, "other", {}), result=50.0)
+    shutil.rmtree(cell.directory)
+    assert single("model.cleansing=false", f"output_dir={tmp_path}").directory == cell.directory
 
 
 def test_a_key_taken_out_stays_out(tmp_path: Path) -> None:

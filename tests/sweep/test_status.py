@@ -196,3 +196,12 @@ def test_a_sweep_never_needs_what_works_inside_a_cell(tmp_path: Path) -> None:
     count, found = json.loads(done.stdout)
     assert count > 12
     assert found == []
+
+
+def test_results_of_a_sweep_are_labelled_by_what_differs(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        make_run(tmp_path, replace(KEY, variant=f"model.iterations-5+train.lr-{lr}"), result=60.0)
+    lines = text(look_at([tmp_path])).splitlines()
+    labels = [line.split("  ")[0] for line in lines[3:5]]
+    assert labels == [f"pascal5i abcb resnet50 1-shot [train.lr-{lr}]" for lr in (0.1, 0.2)]
+    assert lines[-1] == "all variants share: model.iterations-5"

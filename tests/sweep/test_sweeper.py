@@ -272,3 +272,12 @@ def test_the_table_names_reasons_and_logs_of_what_is_missing_only(tmp_path: Path
         f"                                                           log: {tmp_path}/b.log",
         "2 cells: 1 done, 1 failed",
     ]
+
+
+def test_the_table_tells_cells_apart_whose_names_do_not_hold_all_settings(tmp_path: Path) -> None:
+    long = ["dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "model.channels=16",
+            "train.max_steps=8", "train.batch_size=2", "protocol.num_episodes=6", f"output_dir={tmp_path}"]  # fmt: skip
+    jobs = [job_of(*long, f"protocol.min_pixels={n}") for n in (100, 200)]
+    head, *rows = text(jobs).splitlines()[1:3]
+    assert head.split() == ["cell", "state", "settings", "result", "or", "reason"]
+    assert rows[0].split()[1:] == ["to", "do", "protocol.min_pixels=100"]
