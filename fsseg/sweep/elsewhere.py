@@ -20,7 +20,7 @@ from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue
 
 
 @dataclass(frozen=True)
-class Place:
+class Listed:
     """A cell in the record of a sweep."""
 
     sweep: Sweep
@@ -41,7 +41,7 @@ class Elsewhere:
     """
 
     def __init__(self, sweeps: Iterable[Sweep] = ()) -> None:
-        self._places: dict[str, list[Place]] = {}
+        self._places: dict[str, list[Listed]] = {}
         self._users: set[int] = set()
         self._queue: dict[str, Queued] | None = None
         self._asked = float("-inf")
@@ -54,11 +54,11 @@ class Elsewhere:
         """Know of one more sweep; the newest last."""
         experiment = os.path.realpath(sweep.experiment)
         for cell in sweep.record.cells:
-            self._places.setdefault(os.path.join(experiment, cell.path), []).append(Place(sweep, cell))
+            self._places.setdefault(os.path.join(experiment, cell.path), []).append(Listed(sweep, cell))
         if sweep.record.user is not None:
             self._users.add(sweep.record.user)
 
-    def places(self, directory: Path) -> list[Place]:
+    def places(self, directory: Path) -> list[Listed]:
         """Where records name a cell, the newest last."""
         whole = Path(os.path.abspath(directory))
         if (experiment := experiment_of(whole)) is None:
@@ -124,7 +124,7 @@ class Elsewhere:
             return f"{place.sweep} {end}"
         return ""
 
-    def _submitted(self, directory: Path) -> Place | None:
+    def _submitted(self, directory: Path) -> Listed | None:
         """Where the newest SLURM job of a cell stands."""
         return next((p for p in reversed(self.places(directory)) if p.slurm_job is not None), None)
 
