@@ -57,7 +57,8 @@ class SweepRecord(Versioned):
     Attributes:
         line: the overrides of the whole line.
         launcher: `basic`, `local`, `slurm`, or the class of another one.
-        cluster, user: SLURM's name of itself, and the number of the user whose jobs these are.
+        user: number of the user whose jobs wait in SLURM's queue; None of a sweep without such jobs.
+        cluster: SLURM's name of itself; None if it did not tell.
         end: how it ended, or why it could not begin; None while it runs, and after it was killed.
         code: of the process that started it (`fsseg.process.provenance.code_state`).
         hydra: Hydra's own node, its interpolations unresolved.
@@ -77,6 +78,11 @@ class SweepRecord(Versioned):
     hydra: dict[str, Any] = msgspec.field(default_factory=dict)
     common: dict[str, Any] = msgspec.field(default_factory=dict)
     nodes: dict[str, list[dict[str, Any]]] = msgspec.field(default_factory=dict)
+
+    @property
+    def queues(self) -> bool:
+        """Whether its cells are handed to SLURM."""
+        return self.user is not None
 
     def config_of(self, cell: SweptCell) -> dict[str, Any]:
         """The resolved configuration of a cell.

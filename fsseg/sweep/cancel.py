@@ -55,7 +55,7 @@ def cancel(folders: Sequence[str | Path]) -> Cancelled:
             continue
         if not all(os.path.realpath(sweep.directory(cell)) in mine for cell in sweep.record.cells):
             found.left.append(f"{sweep} has other cells too: name {sweep.experiment} to end it")
-        elif sweep.record.cluster is None:
+        elif not sweep.record.queues:
             _stop(sweep.claim_file, claim.holder, str(sweep), found, ended)
     for s in cells:
         if not elsewhere.places(s.directory) or s.state == State.DONE:

@@ -20,7 +20,7 @@ from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue
 
 
 @dataclass(frozen=True)
-class Listed:
+class CellPlace:
     """A cell in the record of a sweep."""
 
     sweep: Sweep
@@ -29,8 +29,7 @@ class Listed:
     @property
     def slurm_job(self) -> str | None:
         """SLURM's name of its job."""
-        record = self.sweep.record
-        return self.cell.job if record.cluster is not None and JOB_ID.fullmatch(self.cell.job or "") else None
+        return self.cell.job if self.sweep.record.queues and JOB_ID.fullmatch(self.cell.job or "") else None
 
 
 class Elsewhere:
@@ -41,7 +40,7 @@ class Elsewhere:
     """
 
     def __init__(self, sweeps: Iterable[Sweep] = ()) -> None:
-        self._places: dict[str, list[Listed]] = {}
+        self._places: dict[str, list[CellPlace]] = {}
         self._users: set[int] = set()
         self._queue: dict[str, Queued] | None = None
         self._asked = float("-inf")
@@ -54,11 +53,11 @@ class Elsewhere:
         """Know of one more sweep; the newest last."""
         experiment = os.path.realpath(sweep.experiment)
         for cell in sweep.record.cells:
-            self._places.setdefault(os.path.join(experiment, cell.path), []).append(Listed(sweep, cell))
+            self._places.setdefault(os.path.join(experiment, cell.path), []).append(CellPlace(sweep, cell))
         if sweep.record.user is not None:
             self._users.add(sweep.record.user)
 
-    def places(self, directory: Path) -> list[Listed]:
+    def places(self, directory: Path) -> list[CellPlace]:
         """Where records name a cell, the newest last."""
         whole = Path(os.path.abspath(directory))
         if (experiment := experiment_of(whole)) is None:
@@ -100,7 +99,7 @@ class Elsewhere:
         """
         for place in reversed(self.places(directory)):
             record = place.sweep.record
-            if record.cluster is None and heard < record.started and self._lives(place.sweep):
+            if not record.queues and heard < record.started and self._lives(place.sweep):
                 return place.sweep
         return None
 
@@ -124,7 +123,7 @@ class Elsewhere:
             return f"{place.sweep} {end}"
         return ""
 
-    def _submitted(self, directory: Path) -> Listed | None:
+    def _submitted(self, directory: Path) -> CellPlace | None:
         """Where the newest SLURM job of a cell stands."""
         return next((p for p in reversed(self.places(directory)) if p.slurm_job is not None), None)
 
@@ -156,7 +155,8 @@ class Elsewhere:
         return cluster_name()
 
     def _is_here(self, sweep: Sweep) -> bool:
-        return self._ask_queue() is not None and sweep.record.cluster == self.cluster
+        """Whether the queue that can be asked is that of the sweep; one that did not tell its name may be any."""
+        return self._ask_queue() is not None and sweep.record.cluster in (self.cluster, None)
 
     def _lives(self, sweep: Sweep) -> bool:
         if sweep.file not in self._alive:

@@ -49,12 +49,13 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 
 def swept(output: Path, cluster: str | None = "ours", jobs: Mapping[int, str] | None = None) -> Sweep:
-    """A sweep of all four folds, with the jobs of some of them."""
+    """A sweep of all four folds, with the jobs of some of them in the queue of a cluster; None for one without."""
     cells = [
         SweptCell(key.path.relative_to(key.name).as_posix(), [f"fold={key.fold}"], "f", job=(jobs or {}).get(key.fold))
         for key in KEYS
     ]
-    record = SweepRecord(["fold=0,1,2,3"], cells, cluster=cluster, user=os.getuid(), started=time.time())
+    record = SweepRecord(["fold=0,1,2,3"], cells, cluster=cluster, started=time.time())
+    record.user = None if cluster is None else os.getuid()
     return new_sweep(output / KEY.name, record)
 
 
@@ -138,6 +139,14 @@ def test_cells_of_a_living_sweep_are_queued_until_it_has_come_to_them(tmp_path: 
     sweep.save()
     assert stand(tmp_path)[0] == ("failed", "before")
     assert stand(tmp_path)[2] == ("stopped", "never started; sweep 1 ended by SIGINT")
+
+
+def test_a_cluster_that_did_not_tell_its_name_may_be_this_one(tmp_path: Path, slurm: Slurm) -> None:
+    sweep = swept(tmp_path, jobs={0: "12_0"})
+    sweep.record.cluster = None
+    sweep.save()
+    slurm.jobs = {"12_0": Queued("PENDING", "Priority")}
+    assert stand(tmp_path)[0] == ("pending", "SLURM 12_0, PENDING (Priority)")
 
 
 def test_only_the_cells_below_the_folder_are_told(tmp_path: Path, slurm: Slurm) -> None:
