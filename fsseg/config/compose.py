@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fsseg.config import machine
 from fsseg.config.entry import explained, resolved, typed  # registers the schemas
 from fsseg.config.files import check_file
 from fsseg.config.hydra_internals import apply_overrides, group_repository, look_before_reading, split_line
@@ -209,6 +210,7 @@ def composer() -> Iterator[Composer]:
     """A `Composer` over `conf/`; Hydra's global state is put back afterwards."""
     with initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"):
         look_before_reading(check_file)
+        machine.install(multirun=True)
         yield Composer(GlobalHydra.instance().config_loader())
 
 

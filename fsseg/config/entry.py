@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fsseg.config import machine
 from fsseg.config import schema as config
 from fsseg.config.constraints import cut, shown
 from fsseg.config.files import check_file
@@ -31,6 +32,7 @@ from fsseg.errors import UserError
 from fsseg.process.descriptors import allow_open_files, open_standard_streams
 
 config.register()
+machine.register()
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -46,6 +48,7 @@ def launch(main: Callable[[], Any]) -> None:
             allow_open_files()
             sys.argv[1:] = as_written(sys.argv[1:])
             look_before_reading(check_file)
+            machine.install(multirun=any(word == "-m" or word.startswith("--m") for word in sys.argv[1:]))
             main()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
@@ -93,9 +96,11 @@ def explain(error: BaseException) -> UserError:
 def _explained(error: BaseException) -> UserError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = f"{error}\n{cause}"
+    if (fault := machine.fault_in_file(text)) is not None:
+        return fault
     if match := re.search(r"Could not find '([^']+)/([^']+)'", text):
         group, option = match.groups()
-        available = re.findall(r"^\t(\w+)$", str(error), re.MULTILINE)
+        available = re.findall(r"^\t(?!fsseg_|machine_)(\w+)$", str(error), re.MULTILINE)
         return UserError(
             f"{group}={option}: there is no such {group}",
             f"choose {group}= one of: {', '.join(dict.fromkeys(available))}",
@@ -164,6 +169,8 @@ def config_keys() -> Iterator[str]:
     yield from ("method", "ablation", "experiment")
     for name, schema in get_type_hints(config.Config).items():
         yield name
+        if schema is config.DataConfig:
+            yield from (f"data.roots.{dataset}" for dataset in config.DatasetConfig.choices())
         kinds = config.family(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
         yield from (f"{name}.{field.name}" for kind in kinds for field in fields(kind))
 
