@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsseg.cli.line import config_dir, takes_line
 from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ Sheet = Annotated[Path | None, typer.Option(help="PNG to draw sample masks over 
 
 def add_to(app: typer.Typer) -> None:
     for function in (prepare, verify, episodes, cost):
-        app.command()(function)
+        app.command()(takes_line(function))
     bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and model are on this machine.")
-    bench.command("data")(bench_data)
-    bench.command("model")(bench_model)
+    bench.command("data")(takes_line(bench_data))
+    bench.command("model")(takes_line(bench_model))
     app.add_typer(bench, name="bench")
 
 
@@ -34,7 +35,7 @@ def _config(line: list[str] | None) -> Config:
     from fsseg.config.compose import compose
     from fsseg.process.logs import configure_logging
 
-    cfg = compose(line or []).cfg
+    cfg = compose(line or [], config_dir()).cfg
     validate(cfg)
     configure_logging(cfg.log_level)
     return cfg

@@ -7,6 +7,7 @@ The sweeper, `fsseg plan` and `fsseg retry` compose grids here, the data command
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -27,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsseg.config import machine
 from fsseg.config.entry import explained, resolved, typed  # registers the schemas
 from fsseg.config.files import check_file
-from fsseg.config.hydra_internals import apply_overrides, group_repository, look_before_reading, split_line
+from fsseg.config.hydra_internals import also_search, apply_overrides, group_repository, look_before_reading, split_line
 from fsseg.config.line import as_written
 from fsseg.config.schema import Config
 from fsseg.config.series import Series, sets_a_value
@@ -40,7 +42,7 @@ class Composed:
 
     Attributes:
         overrides: the part of the line that belongs to this cell, as Hydra's sweeper hands it to a job.
-        task_overrides: those of them that are not Hydra's own; they name the cell's variant.
+        task_overrides: those of them that are not Hydra's own, with `${...}` resolved; they name the cell's variant.
         cfg: for reading; a cell of a grid shares the nodes that are the same with others.
     """
 
@@ -94,12 +96,18 @@ class Composer:
         self._groups: dict[str, bool] = {}
 
     @cached_property
-    def _master(self) -> DictConfig:
-        return self._given or self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
+    def master(self) -> DictConfig:
+        """The configuration of the sweep as a whole, with its `hydra` node."""
+        return self._given or self._load([], RunMode.MULTIRUN)
 
     @cached_property
     def _repository(self) -> Any:
-        return group_repository(self._loader, self._master)
+        return group_repository(self._loader, self.master)
+
+    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        config = self._loader.load_configuration("train", list(overrides), run_mode=mode)
+        HydraConfig.instance().set_config(config)  # for `${hydra:...}`, as train.py does; `composer` puts it back
+        return config
 
     def one(self, overrides: Sequence[str]) -> Composed:
         """One configuration, as `train.py` without -m.
@@ -109,7 +117,7 @@ class Composer:
         """
         with explained():
             overrides = as_written(overrides)
-            config = self._loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
+            config = self._load(overrides, RunMode.RUN)
             # Reading them resolves them: an interpolation to nowhere is told here.
             return Composed(tuple(overrides), tuple(config.hydra.overrides.task), typed(_without_hydra(config)))
 
@@ -119,19 +127,27 @@ class Composer:
         Raises:
             UserError: a fault of the line as a whole.
         """
+        return self.of_line(overrides).grid_of_master()
+
+    def of_line(self, overrides: Sequence[str]) -> Composer:
+        """A composer whose master configuration is that of `train.py -m <overrides>`.
+
+        Raises:
+            UserError: a fault of the line as a whole.
+        """
         with explained():
-            master = self._loader.load_configuration("train", as_written(overrides), run_mode=RunMode.MULTIRUN)
-        return Composer(self._loader, master).grid_of_master()
+            return Composer(self._loader, self._load(as_written(overrides), RunMode.MULTIRUN))
 
     def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """As `grid`, for the line from which Hydra made this composer's master configuration."""
-        master = self._master
         with explained():
             # An experiment file names what it sweeps under hydra.sweeper.params; the command line wins, as in Hydra.
-            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-            jobs = split_line(
-                self._loader, [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
-            )
+            # `${...}` in either is for each cell to resolve: here it would take the values of the defaults.
+            params = _unresolved(OmegaConf.select(self.master, "hydra.sweeper.params")) or {}
+            line = _unresolved(self.master.hydra.overrides.task)
+            jobs = split_line(self._loader, [*(f"{key}={value}" for key, value in params.items()), *line])
+        if not jobs:
+            raise UserError("this line has no cells: a glob(...) in it matches no choice", "give the choices themselves")
         return self.each(jobs)
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:
@@ -139,9 +155,10 @@ class Composer:
         found: list[tuple[tuple[str, ...], Composed | UserError]] = []
         for job in map(tuple, jobs):
             try:
-                task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
                 with explained():
-                    found.append((job, Composed(job, task, self._quickly(job) or typed(self.compose(job)))))
+                    cfg = self._quickly(job) or typed(self.compose(job))
+                    task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
+                    found.append((job, Composed(job, _resolved_in(cfg, task), cfg)))
             except UserError as error:
                 found.append((job, error))
         return found
@@ -189,7 +206,7 @@ class Composer:
             return None
 
     def _slowly(self, overrides: Sequence[str]) -> DictConfig:
-        return _without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))
+        return _without_hydra(self._loader.load_sweep_config(self.master, list(overrides)))
 
     def _parse(self, line: str) -> Override:
         if line not in self._parsed:
@@ -206,18 +223,45 @@ class Composer:
 
 
 @contextmanager
-def composer() -> Iterator[Composer]:
-    """A `Composer` over `conf/`; Hydra's global state is put back afterwards."""
+def composer(config_dir: str | None = None) -> Iterator[Composer]:
+    """A `Composer` over `conf/`; Hydra's global state is put back afterwards.
+
+    Args:
+        config_dir: a further folder of configuration files, as `--config-dir` gives it to `train.py`.
+
+    Raises:
+        UserError: there is no such folder, or machine.yaml is faulty.
+    """
+    before = HydraConfig.instance().cfg
     with initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"):
         look_before_reading(check_file)
         machine.install(multirun=True)
-        yield Composer(GlobalHydra.instance().config_loader())
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir is not None:
+            if not os.path.isdir(config_dir):
+                raise UserError(f"--config-dir {config_dir}: there is no such folder", "give a folder of YAML files")
+            also_search(loader, config_dir)
+        try:
+            yield Composer(loader)
+        finally:
+            HydraConfig.instance().cfg = before
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """One configuration from an override line; see `Composer.one`."""
-    with composer() as c:
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:
+    """One configuration from an override line; see `Composer.one` and `composer`."""
+    with composer(config_dir) as c:
         return c.one(overrides)
+
+
+def _unresolved(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def _resolved_in(cfg: Config, task: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides of a cell with `${...}` resolved in its own configuration, as Hydra shows them to its job."""
+    if not any("${" in override for override in task):
+        return task
+    return tuple(OmegaConf.create({**_unresolved(cfg), "hydra": list(task)}).hydra)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -133,7 +133,7 @@ def _explained(error: BaseException) -> UserError:
             f"leave {key} out, or write it as `python train.py --cfg job` prints it",
         )
     if re.search(
-        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported"
+        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|Cannot assign|incompatible|not supported"
         "|Invalid value assigned",
         text,
     ):

@@ -186,6 +186,14 @@ class Source(ABC):
             self._indexes[split] = index
         return self._indexes[split]
 
+    def kept_index(self, split: Split) -> ClassIndex | None:
+        """The index as an earlier scan left it, for `fsseg plan`: nothing is scanned. None if there is none that fits.
+
+        Raises:
+            UserError: as `index`.
+        """
+        return self._indexes.get(split)
+
     def images_fingerprint(self, split: Split) -> str | None:
         """16 hex digits over ids and sizes in bytes of a split's images; None if one is missing. Looks once, keeps it.
 
@@ -297,5 +305,5 @@ class Source(ABC):
 
     @classmethod
     def training_images(cls, cfg: Config) -> int | None:
-        """For `fsseg plan`: images that a run trains on; None if that takes work to find out."""
+        """For `fsseg plan`, where the data are not at hand: images that a run trains on, if they were published."""
         return None
