@@ -18,7 +18,6 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -98,16 +97,12 @@ class Composer:
     @cached_property
     def master(self) -> DictConfig:
         """The configuration of the sweep as a whole, with its `hydra` node."""
-        return self._given or self._load([], RunMode.MULTIRUN)
+        return self._given or self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
 
     @cached_property
     def _repository(self) -> Any:
         return group_repository(self._loader, self.master)
 
-    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
-        config = self._loader.load_configuration("train", list(overrides), run_mode=mode)
-        HydraConfig.instance().set_config(config)  # for `${hydra:...}`, as train.py does; `composer` puts it back
-        return config
 
     def one(self, overrides: Sequence[str]) -> Composed:
         """One configuration, as `train.py` without -m.
@@ -117,7 +112,7 @@ class Composer:
         """
         with explained():
             overrides = as_written(overrides)
-            config = self._load(overrides, RunMode.RUN)
+            config = self._loader.load_configuration("train", overrides, run_mode=RunMode.RUN)
             # Reading them resolves them: an interpolation to nowhere is told here.
             return Composed(tuple(overrides), tuple(config.hydra.overrides.task), typed(_without_hydra(config)))
 
@@ -136,7 +131,8 @@ class Composer:
             UserError: a fault of the line as a whole.
         """
         with explained():
-            return Composer(self._loader, self._load(as_written(overrides), RunMode.MULTIRUN))
+            master = self._loader.load_configuration("train", as_written(overrides), run_mode=RunMode.MULTIRUN)
+        return Composer(self._loader, master)
 
     def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """As `grid`, for the line from which Hydra made this composer's master configuration."""
@@ -144,6 +140,7 @@ class Composer:
             # An experiment file names what it sweeps under hydra.sweeper.params; the command line wins, as in Hydra.
             # `${...}` in either is for each cell to resolve: here it would take the values of the defaults.
             params = _unresolved(OmegaConf.select(self.master, "hydra.sweeper.params")) or {}
+            OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)  # as Hydra does to make a sweeper of it
             line = _unresolved(self.master.hydra.overrides.task)
             jobs = split_line(self._loader, [*(f"{key}={value}" for key, value in params.items()), *line])
         if not jobs:
@@ -232,7 +229,6 @@ def composer(config_dir: str | None = None) -> Iterator[Composer]:
     Raises:
         UserError: there is no such folder, or machine.yaml is faulty.
     """
-    before = HydraConfig.instance().cfg
     with initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"):
         look_before_reading(check_file)
         machine.install(multirun=True)
@@ -241,10 +237,7 @@ def composer(config_dir: str | None = None) -> Iterator[Composer]:
             if not os.path.isdir(config_dir):
                 raise UserError(f"--config-dir {config_dir}: there is no such folder", "give a folder of YAML files")
             also_search(loader, config_dir)
-        try:
-            yield Composer(loader)
-        finally:
-            HydraConfig.instance().cfg = before
+        yield Composer(loader)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:

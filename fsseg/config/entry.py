@@ -192,8 +192,11 @@ def typed(cfg: DictConfig) -> config.Config:
             raise UserError(f"{name} was taken out of the configuration", f"leave ~{name} out of the line")
         if name in groups and OmegaConf.is_missing(cfg, name):
             raise UserError(f"{name} has no value", f"set {name}=..., or leave ~{name} out of the line")
-    with explained():
-        resolved(cfg)  # an interpolation to a value of another type is only found where it is read
+    with explained():  # an interpolation to a value of another type is only found where it is read
+        for name in cfg:
+            # What Hydra keeps of a sweep's line is for each cell to resolve.
+            if name != "hydra" and not OmegaConf.is_missing(cfg, name) and OmegaConf.is_config(node := cfg[name]):
+                OmegaConf.to_container(node, resolve=True)
     return cfg  # type: ignore[return-value]
 
 

@@ -75,9 +75,10 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
         UserError: a fault of the line as a whole, of its launcher or its folder, or two cells with one directory.
     """
     from fsseg.config.compose import composer
+    from fsseg.config.entry import explained
     from fsseg.sweep.sweeper import launch_faults
 
-    with composer(config_dir) as c:
+    with composer(config_dir) as c, explained():
         line = c.of_line(overrides)
         if found := launch_faults(line.master):
             raise merge_errors(found)
