@@ -122,7 +122,7 @@ def _short(text: str) -> str:
 _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 
 # The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: the start of their SHA-256, from their names.
-_STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
+STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
 
 
 @lru_cache(maxsize=4096)  # every cell of a grid asks for the same keys
@@ -154,7 +154,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))
     if (weights := flat.get("backbone.weights")) is not None and flat.get("backbone.pretrained"):
         digest = file_digest(Path(weights))
-        if not digest.startswith(_STANDARD_WEIGHTS.get(flat["backbone.name"], "none")):
+        if not digest.startswith(STANDARD_WEIGHTS.get(flat["backbone.name"], "none")):
             kept["backbone.weights (content)"] = digest
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
         value = flat.get(key)

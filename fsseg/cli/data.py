@@ -1,4 +1,4 @@
-"""The commands about data sets and models: prepare, verify, episodes, cost, bench. `app` adds them.
+"""The commands about data sets and models: where, prepare, verify, episodes, cost, bench. `app` adds them.
 
 All of them take overrides as `python train.py` does (`dataset=pascal5i dataset.root=...`), for one configuration.
 """
@@ -22,7 +22,7 @@ Sheet = Annotated[Path | None, typer.Option(help="PNG to draw sample masks over 
 
 
 def add_to(app: typer.Typer) -> None:
-    for function in (prepare, verify, episodes, cost):
+    for function in (where, prepare, verify, episodes, cost):
         app.command()(takes_line(function))
     bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and model are on this machine.")
     bench.command("data")(takes_line(bench_data))
@@ -39,6 +39,13 @@ def _config(line: list[str] | None) -> Config:
     validate(cfg)
     configure_logging(cfg.log_level)
     return cfg
+
+
+def where(line: Line = None) -> None:
+    """Where this machine has data, outputs and weights, what says so, and what is missing; launcher defaults."""
+    from fsseg.sweep import where as places
+
+    print(places.text(places.places(line or [], config_dir())))
 
 
 def prepare(

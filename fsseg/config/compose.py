@@ -103,7 +103,6 @@ class Composer:
     def _repository(self) -> Any:
         return group_repository(self._loader, self.master)
 
-
     def one(self, overrides: Sequence[str]) -> Composed:
         """One configuration, as `train.py` without -m.
 
@@ -144,7 +143,9 @@ class Composer:
             line = _unresolved(self.master.hydra.overrides.task)
             jobs = split_line(self._loader, [*(f"{key}={value}" for key, value in params.items()), *line])
         if not jobs:
-            raise UserError("this line has no cells: a glob(...) in it matches no choice", "give the choices themselves")
+            raise UserError(
+                "this line has no cells: a glob(...) in it matches no choice", "give the choices themselves"
+            )
         return self.each(jobs)
 
     def each(self, jobs: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], Composed | UserError]]:

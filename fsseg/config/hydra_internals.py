@@ -24,7 +24,15 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.grammar_parser import parse
 
-__all__ = ["BasicLauncher", "also_search", "apply_overrides", "group_repository", "interpolation", "look_before_reading", "split_line"]
+__all__ = [
+    "BasicLauncher",
+    "also_search",
+    "apply_overrides",
+    "group_repository",
+    "interpolation",
+    "look_before_reading",
+    "split_line",
+]
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:

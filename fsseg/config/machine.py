@@ -30,6 +30,9 @@ from fsseg.process.files import read_yaml
 LAUNCHERS = ("local", "slurm")
 """The presets under `conf/hydra/launcher` that take defaults from here."""
 
+DEFAULT, LINE = "default", "the line"
+"""What else says where something is: nobody, or the line and the files that it names."""
+
 _KEYS = ("data", "roots", "launcher", "launchers")
 
 
@@ -64,7 +67,7 @@ def machine() -> Machine:
     if named == "":
         return Machine(None)
     home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
-    path = (Path(named) if named else home / "fsseg" / "machine.yaml").expanduser()
+    path = (Path(named) if named else home / "fsseg" / "machine.yaml").expanduser().absolute()
     try:
         stamp = path.stat()
     except OSError as error:
@@ -138,7 +141,7 @@ def candidates(name: str) -> list[tuple[str, str]]:
         found.append((here.roots[name], f"{here.file}"))
     if here.data is not None:
         found.append((os.path.join(here.data, below), f"{here.file}"))
-    return [*found, (os.path.join("data", below), "default")]
+    return [*found, (os.path.join("data", below), DEFAULT)]
 
 
 def data_root(name: str, *, _root_: DictConfig) -> str:
@@ -148,9 +151,9 @@ def data_root(name: str, *, _root_: DictConfig) -> str:
 
 
 def set_by(name: str, root: str) -> str:
-    """What says that a data set lies there: FSSEG_DATA, the path of machine.yaml, "default", or "the line"."""
+    """What says that a data set lies there: FSSEG_DATA, the path of machine.yaml, `DEFAULT` or `LINE`."""
     path, by = candidates(name)[0]
-    return by if path == root else "the line"
+    return by if path == root else LINE
 
 
 def install(multirun: bool) -> None:

@@ -87,9 +87,7 @@ def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Poin
     return chosen
 
 
-def run_calibration(
-    point: Point, limit_seconds: float, where: Sequence[str] = ()
-) -> tuple[list[Measured], str]:
+def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = ()) -> tuple[list[Measured], str]:
     """Run a few steps and episodes of a cell in its own process and folder; returns measurements and a message.
 
     Args:

@@ -152,7 +152,7 @@ class ShapesSource(VocSource):
             return [UserError(f"dataset.root={cfg.root}: {place} is not a folder", "set dataset.root to a folder")]
         if not os.access(place, os.W_OK | os.X_OK):
             what = f"dataset.root={cfg.root}: shapes5i is generated on first use, but {place} cannot be written to"
-            return [UserError(what, "set dataset.root to a folder you can write to")]
+            return [UserError(what, "set data.roots.shapes5i= (or dataset.root=) to a folder you can write to")]
         return []
 
 
