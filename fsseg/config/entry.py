@@ -89,6 +89,11 @@ def explain(error: BaseException) -> UserError:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         what = f"{shown(error.filename or 'the folder')}: cannot be used ({error.strerror})"
         return UserError(what, "mend its permissions, or choose another: output_dir=, hydra.run.dir=, hydra.sweep.dir=")
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, UserError):  # OmegaConf wraps what a resolver raises
+        behind = behind.__cause__ or behind.__context__
+    if behind is not None:
+        return behind
     told = _explained(error)
     return UserError(cut(told.what), told.fix)
 
@@ -133,8 +138,8 @@ def _explained(error: BaseException) -> UserError:
             f"leave {key} out, or write it as `python train.py --cfg job` prints it",
         )
     if re.search(
-        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|Cannot assign|incompatible|not supported"
-        "|Invalid value assigned",
+        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|Cannot assign|incompatible"
+        "|not supported|Invalid value assigned",
         text,
     ):
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
@@ -193,9 +198,9 @@ def typed(cfg: DictConfig) -> config.Config:
         if name in groups and OmegaConf.is_missing(cfg, name):
             raise UserError(f"{name} has no value", f"set {name}=..., or leave ~{name} out of the line")
     with explained():  # an interpolation to a value of another type is only found where it is read
-        for name in cfg:
+        for key in cfg:
             # What Hydra keeps of a sweep's line is for each cell to resolve.
-            if name != "hydra" and not OmegaConf.is_missing(cfg, name) and OmegaConf.is_config(node := cfg[name]):
+            if key != "hydra" and not OmegaConf.is_missing(cfg, key) and OmegaConf.is_config(node := cfg[key]):
                 OmegaConf.to_container(node, resolve=True)
     return cfg  # type: ignore[return-value]
 

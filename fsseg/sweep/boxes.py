@@ -155,6 +155,6 @@ def cells_of(box: Box) -> Iterator[tuple[tuple[str, str], ...]]:
 
 
 def command(box: Box, extra: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
-    """The line that runs a box, quoted for a shell; `extra` are further overrides, `flags` are options of `train.py`."""
+    """The line that runs a box, quoted for a shell; `extra` are further overrides, `flags` options of `train.py`."""
     words = [f"{key}={','.join(values)}" for key, values in box.items()] + list(extra)
     return shlex.join(["python", "train.py", "-m", *flags, *words])

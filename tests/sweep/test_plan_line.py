@@ -1,4 +1,4 @@
-"""`fsseg plan` composes a line as `train.py -m` does: the same cells, and lines for servers that are exactly the grid."""
+"""`fsseg plan` composes a line as `train.py -m` does: the same cells, and its lines for servers are exactly these."""
 
 from __future__ import annotations
 
