@@ -147,6 +147,15 @@ def test_a_faulty_file_is_told_with_its_key(text: str, says: str, file: Path) ->
         cells()
 
 
+def test_the_example_of_the_documentation_is_read(file: Path) -> None:
+    page = (config_folder().parent / "docs" / "data.md").read_text()
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    assert roots(ALL) == ["/data/VOCdevkit/VOC2012", "~/sets/coco2014", "/data/shapes5i"]
+    name, node = launcher()
+    assert (name, node.partition, node.account) == ("slurm", "gpu", "lab")
+    assert launcher("hydra/launcher=local")[1].workers == 4
+
+
 def test_the_file_is_in_the_users_configuration_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "fsseg").mkdir()
     (tmp_path / "fsseg" / "machine.yaml").write_text("data: /mine")
