@@ -282,9 +282,7 @@ class Source(ABC):
         root, by = Path(cfg.root).expanduser(), set_by(cfg.name, str(cfg.root))
         layout = cls.layout(cfg, splits)
         expected = ", ".join(layout)
-        key = f"dataset.root={cfg.root}" + (
-            "" if by == LINE else f" (set by {by})" if by != DEFAULT else " (the default)"
-        )
+        key = f"dataset.root={cfg.root}" + {LINE: "", DEFAULT: " (the default)"}.get(by, f" (set by {by})")
         command = cls.fetching(cfg)
         fetch = f", or run `{command}`" if command else ""
         ways = f" (for all lines: data.roots.{cfg.name}=, FSSEG_DATA or machine.yaml, see `fsseg where`)"

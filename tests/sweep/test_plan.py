@@ -237,6 +237,23 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     assert "from calibration on GPU X" in text(made)
 
 
+def test_a_calibration_finds_the_files_that_the_line_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my files"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {batch_size: 7}\n")
+
+    def short_run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        composed.append(compose(words[3:]).cfg.train.batch_size)
+        return subprocess.CompletedProcess(words, 1, "", "")
+
+    composed: list[int] = []
+    monkeypatch.setattr(plans.subprocess, "run", short_run)
+    line = ["experiment=mine", f"output_dir={tmp_path}/outputs"]
+    plan(line, calibrate=True, config_dir=str(folder))
+    plan([*line, f"hydra.searchpath=['{folder}']"], calibrate=True)
+    assert composed == [7, 7]
+
+
 def test_only_what_has_still_to_run_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans.subprocess, "run", lambda *_, **__: pytest.fail("a calibration was started"))
     line = ["fold=0", f"output_dir={tmp_path}"]
