@@ -8,8 +8,8 @@ from fsseg.run import run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    run(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return run(cfg).score
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ BEGIN, END = "<!-- begin: written by docs/architecture.py -->", "<!-- end -->"
 # From top to bottom; arrows run down. The second entry is the column in the picture.
 ROOMS = {
     "train.py": (2, "the command `python train.py`: one cell, or a sweep with `-m`"),
-    "cli": (1, "the command `fsseg`: one function a subcommand"),
+    "__main__": (1, "`python -m fsseg`: the command `fsseg`"),
+    "cli": (1, "the command `fsseg`: one function a subcommand; `fsseg train` is `train.py`"),
     "run": (2, "one cell from its configuration to its result"),
     "bench": (3, "how fast loading and a training step are on this machine"),
     "engine": (2, "the training loop, the evaluation loop, the score, checkpoints, several processes"),

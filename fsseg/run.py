@@ -1,14 +1,13 @@
-"""One cell from configuration to result.json: claim, resume, train, evaluate, draw, record. `train.py` calls `run`.
+"""One cell from configuration to result.json: claim, resume, train, evaluate, draw, record.
 
-Read from the top: `run` checks the configuration, `_lead` decides whether there is anything to do, `_claimed` takes the
-cell, `_attempt` keeps the records of one start, `_work` trains and evaluates. `python -m fsseg.run <overrides>` runs
-one cell where there is no train.py.
+`train.py` and `fsseg train` call `run`. Read from the top: `run` checks the configuration, `_lead` decides whether
+there is anything to do, `_claimed` takes the cell, `_attempt` keeps the records of one start, `_work` trains and
+evaluates.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors
+from fsseg.process.command import train_line
 from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
 from fsseg.process.ranks import several_expected
@@ -54,6 +54,11 @@ class Outcome:
     state: State
     result: Result | None = None
     holder: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """The mIoU in percent, for sweepers that look for the best; None where nothing was evaluated here."""
+        return None if self.result is None else self.result.miou
 
 
 def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
@@ -162,6 +167,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
     try:
         run.status.update(state=State.RUNNING, phase="prepare")
         log.info("cell %s", cell.key)
+        if attempt.change:
+            log.warning("%s", attempt.change)
         _announce(run, True)
         done = _work(run, attempt if redo else None)
         run.status.update(phase="record")
@@ -321,16 +328,6 @@ def _hydra_overrides() -> list[str]:
     if lacking := [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in given]:
         raise UserError(
             f"this experiment is a sweep over {' '.join(lacking)}",
-            "add -m (python train.py -m experiment=..., one experiment a line), or choose one value of each",
+            f"add -m ({train_line('-m experiment=...')}, one experiment a line), or choose one value of each",
         )
     return overrides
-
-
-if __name__ == "__main__":
-    from fsseg.config.compose import compose
-
-    try:
-        composed = compose(sys.argv[1:])
-        run(composed.config, composed.task_overrides)
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -607,7 +607,7 @@ def test_a_terminal_that_closes_saves_the_run(root: Path, tmp_path: Path, whole:
         os.environ["OMP_NUM_THREADS"] = "1"
         repo = Path(__file__).resolve().parents[1]
         os.environ["PYTHONPATH"] = f"{repo}:{repo}/fsseg/sweep/plugin"
-        os.execv(sys.executable, [sys.executable, "-m", "fsseg.run", *c.overrides])
+        os.execv(sys.executable, [sys.executable, "-m", "fsseg", "train", *c.overrides])
     os.set_blocking(terminal, False)
 
     def far_enough() -> bool:

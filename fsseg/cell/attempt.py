@@ -3,17 +3,65 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 
 from fsseg.cell.models import Attempt, write_record
 from fsseg.cell.record import RunDirectory
+from fsseg.cell.sweeps import Sweep
 from fsseg.process.files import create_exclusive, json_text
-from fsseg.process.provenance import provenance
+from fsseg.process.provenance import code_state, provenance
 
 JOB = "FSSEG_JOB"
 """Environment variable by which a launcher names a job, the same over all its restarts and no other's."""
+
+
+_submission: ContextVar[Submission | None] = ContextVar("submission", default=None)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Where the configuration of this run comes from: the record of a sweep.
+
+    Attributes:
+        sweep: the file.
+        code: of the process that wrote it, as `code_state` tells it.
+    """
+
+    sweep: str
+    code: dict[str, Any]
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> Submission:
+        return cls(str(sweep.file), sweep.record.code)
+
+    @contextmanager
+    def known(self) -> Iterator[None]:
+        """In the block, an `AttemptFile` notes it."""
+        token = _submission.set(self)
+        try:
+            yield
+        finally:
+            _submission.reset(token)
+
+    def change(self) -> str:
+        """How the code has changed since, in words; empty if it has not."""
+        now = code_state()
+        if self.code == now:
+            return ""
+        return f"the code has changed since {self.sweep} was written: {_code(self.code)} then, {_code(now)} now"
+
+
+def _code(state: dict[str, Any]) -> str:
+    commit = state.get("commit")
+    changed = " with changes that are not committed" if state.get("dirty") else ""
+    return (f"commit {commit[:10]}{changed}, " if commit else "") + f"source {state.get('source')}"
 
 
 class AttemptFile:
@@ -32,10 +80,18 @@ class AttemptFile:
             last.ended = "without a word: killed, or the machine went down"
             write_record(run.attempts / f"{number}.json", last)
         self._record = Attempt(started_at=now(), pid=os.getpid(), run=run_id, job=_job(), **provenance())
+        if (submission := _submission.get()) is not None:
+            self._record.sweep, self._record.submitted = submission.sweep, submission.code
+            self._record.change = submission.change()
         number += 1
         while not create_exclusive(run.attempts / f"{number}.json", json_text(msgspec.to_builtins(self._record))):
             number += 1
         self._path = run.attempts / f"{number}.json"
+
+    @property
+    def change(self) -> str:
+        """How the code has changed since the run was submitted; empty if it has not, or was not submitted."""
+        return self._record.change
 
     def redone(self, run_id: str) -> None:
         """Note that a former run was put aside, and the run that takes its place."""

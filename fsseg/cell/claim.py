@@ -32,6 +32,7 @@ log = logging.getLogger("fsseg")
 _LONGEST_LEASE = 1e8  # seconds, three years: a claim that states more states nothing
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
+_HERE = ("host", "boot", "pid_namespace")  # equal fields mean: the same numbers of processes
 _ABSENT_PAUSES = (0.0, 0.2, 0.8)  # a process that took the wrong claim away puts it back at once
 
 
@@ -65,6 +66,12 @@ class Holder:
         """Seconds between renewals."""
         return _positive(self.fields.get("interval_seconds"), _MOST_SECONDS_BETWEEN_RENEWALS)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine, as it numbers them now."""
+        mine = _this_process()
+        return all(self.fields.get(k) is not None and self.fields.get(k) == mine[k] for k in _HERE)
+
     def __str__(self) -> str:
         if not self.fields:
             return "an unknown process"
@@ -88,7 +95,7 @@ def read_holder(path: Path) -> Holder | None:
 def is_gone(holder: Holder) -> bool:
     """Whether the holder is known to have ended: a process of this machine, or an earlier start of our SLURM job."""
     theirs, mine = holder.fields, _this_process()
-    if all(theirs.get(k) is not None and theirs.get(k) == mine[k] for k in ("host", "boot", "pid_namespace")):
+    if holder.is_here:
         return _process_start(theirs.get("pid")) != theirs.get("pid_start")
     same_job = theirs.get("slurm_job") is not None and all(
         theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster")

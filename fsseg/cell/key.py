@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fsseg.cell import weights as published
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -121,9 +122,6 @@ def _short(text: str) -> str:
 # Keys that name a file: the fingerprint takes the digest of its content, the variant the digest of its path.
 _PATHS_BY_CONTENT = ("checkpoint", "protocol.episodes_file")
 
-# The files that `backbone.weights` replaces, torchvision's IMAGENET1K_V1: the start of their SHA-256, from their names.
-STANDARD_WEIGHTS = {"resnet18": "f37072fd", "resnet50": "0676ba61", "resnet101": "63fe2227"}
-
 
 @lru_cache(maxsize=4096)  # every cell of a grid asks for the same keys
 def is_neutral(key: str) -> bool:
@@ -153,9 +151,9 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))
     if (weights := flat.get("backbone.weights")) is not None and flat.get("backbone.pretrained"):
-        digest = file_digest(Path(weights))
-        if not digest.startswith(STANDARD_WEIGHTS.get(flat["backbone.name"], "none")):
-            kept["backbone.weights (content)"] = digest
+        found, name = file_digest(Path(weights)), flat["backbone.name"]
+        if name not in published.FILES or not found.startswith(published.digest(name)):
+            kept["backbone.weights (content)"] = found
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
         value = flat.get(key)
         if isinstance(value, str) and os.sep in value and Path(value).is_file():

@@ -18,8 +18,8 @@ from fsseg.cell.key import CellKey
 from fsseg.process.files import RECORD_BYTES, json_text, read_file, write_atomic
 
 SCHEMA_VERSION = 3
-"""Of identity, status and result. 1 had no overrides in identity.json and no `training.seconds` in result.json; before
-3 no file named its run, and a result had no checksum."""
+"""Of identity, status, result and the records of sweeps. 1 had no overrides in identity.json and no `training.seconds`
+in result.json; before 3 no file named its run, and a result had no checksum."""
 
 T = TypeVar("T")
 
@@ -44,15 +44,18 @@ class NotJson(Unreadable):
 class State(str, Enum):
     """How a cell stands.
 
-    The first seven are read off a directory; a grid adds those that have none yet, and those that cannot start.
+    Most are read off a directory, PENDING and QUEUED off the record of a sweep (`fsseg.cell.sweeps`); a grid adds those
+    that have none yet, and those that cannot start.
     """
 
     DONE = "done"
     """A result is there."""
     RUNNING = "running"
     """Heard of within its lease."""
+    PENDING = "pending"
+    """Its job waits in SLURM's queue."""
     QUEUED = "queued"
-    """Handed to a launcher."""
+    """The process that started its sweep lives, and has not come to it yet."""
     PREEMPTED = "preempted"
     """Saved on a signal, waiting to go on."""
     STALE = "stale"
@@ -62,7 +65,7 @@ class State(str, Enum):
     """Its files cannot be read."""
     TODO = "to do"
     STOPPED = "stopped"
-    """The sweep ended before its turn."""
+    """Its sweep ended before its turn: it never started."""
     FAULTY = "faulty"
     """Its configuration cannot start."""
 
@@ -117,6 +120,8 @@ class Attempt(Struct):
         run: see `Identity`.
         job: names the job of a launcher, the same over all its restarts.
         redone: this start has put a former run aside, as `redo=true` wants.
+        sweep: the record of the sweep whose configuration it runs.
+        submitted: the code when that was written; `change`: how it has changed since, in words.
     """
 
     started_at: str
@@ -137,6 +142,9 @@ class Attempt(Struct):
     run: str | None = None
     job: str | None = None
     redone: bool = False
+    sweep: str | None = None
+    submitted: dict[str, Any] = {}
+    change: str = ""
 
 
 class SeedScore(Struct):
@@ -310,15 +318,15 @@ class Copied(Struct):
     run: str | None = None
 
 
-def read(path: Path, kind: type[T]) -> T | None:
-    """A JSON file as its model; None if there is none.
+def read(path: Path, kind: type[T], limit: int = RECORD_BYTES) -> T | None:
+    """A JSON file of at most `limit` bytes as its model; None if there is none.
 
     Raises:
         NotJson: it is no JSON.
         Unreadable: it cannot be opened, is of an unknown version, or a field makes no sense.
     """
     try:
-        data = read_file(path, RECORD_BYTES)
+        data = read_file(path, limit)
         if isinstance(kind, type) and issubclass(kind, Versioned):
             version = msgspec.json.decode(data, type=_Head).schema_version
             if version not in range(1, SCHEMA_VERSION + 1):

@@ -37,6 +37,7 @@ from fsseg.cell.models import (
     write_record,
 )
 from fsseg.errors import UserError, visible
+from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
 
 if TYPE_CHECKING:
@@ -357,7 +358,8 @@ class Snapshot:
     def alive(self) -> bool:
         """Whether somebody works on the cell, or will, as far as one look can tell."""
         claim = self.run.claim()
-        return self.state in (State.RUNNING, State.QUEUED) or (claim is not None and claim.alive())
+        busy = self.state in (State.RUNNING, State.PENDING, State.QUEUED)
+        return busy or (self.state != State.STALE and claim is not None and claim.alive())
 
 
 @dataclass(frozen=True)
@@ -373,6 +375,11 @@ class Cell(RunDirectory):
     fingerprint: str
     identity: dict[str, Any] = field(repr=False)
     overrides: tuple[str, ...] = ()
+
+    @property
+    def experiment(self) -> Path:
+        """`outputs/<name>`."""
+        return self.directory.parents[len(self.key.path.parts) - 2]
 
     def finished(self) -> Result | None:
         """The result, if this very cell (same fingerprint) is done. One that was cut short counts as absent.
@@ -514,7 +521,7 @@ def look_at(folders: Iterable[str | Path], problems: list[Problem] | None = None
         return found
     raise UserError(
         f"no run found under {', '.join(map(str, folders))}",
-        "name a folder above run directories, e.g. outputs/runs, or start runs with train.py",
+        f"name a folder above run directories, e.g. outputs/runs, or start runs with `{train_line()}`",
     )
 
 

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.models import State, Status, write_record
+import msgspec
+
+from fsseg.cell.models import State, Status, Unreadable, write_record
+from fsseg.cell.record import RunDirectory
 
 
 class StatusFile:
@@ -65,3 +68,21 @@ class StatusFile:
         self._now.heartbeat = time.time()
         write_record(self.path, self._now)
         self._written = time.monotonic()
+
+
+def write_state(run: RunDirectory, state: State, reason: str | None = None) -> None:
+    """Write a state for a process that cannot, or has not started; the recorded progress of the run stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    new = {"state": state, "reason": reason, "phase": None, "eta_seconds": None, "heartbeat": time.time()}
+    write_record(run.status_file, msgspec.structs.replace(status_of(run), **new))
+
+
+def status_of(run: RunDirectory) -> Status:
+    """What status.json says; without one that can be read, a status that says nothing."""
+    try:
+        return run.status() or Status(state=State.QUEUED)
+    except Unreadable:
+        return Status(state=State.QUEUED)

@@ -1,4 +1,4 @@
-"""The `fsseg` command: looks after what `train.py` runs. Each subcommand imports what it needs when it is called.
+"""The `fsseg` command: runs cells and looks after them. Each subcommand imports what it needs when it is called.
 
 `fsseg.cli.sweep`, `fsseg.cli.data` and `fsseg.cli.report` add their commands to the `app` made here. Its help must be
 quick: nothing but typer is imported before a command is called.
@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,7 +28,15 @@ report_commands.add_to(app)
 
 @app.callback()
 def _root() -> None:
-    """Looks after few-shot segmentation experiments; `python train.py` runs them."""
+    """Runs few-shot segmentation experiments, and looks after them."""
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+def train(line: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Run one cell, or with -m a sweep: all that `python train.py` does, from any folder."""
+    from fsseg.cli.train import start
+
+    start(line or [])
 
 
 def main() -> None:
@@ -36,6 +44,8 @@ def main() -> None:
     open_standard_streams()
     with suppress(AttributeError):  # a stream that a test put there
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal without ± or —
+    if sys.argv[1:2] == ["train"]:  # ends as train.py does: typer would make status 1 of a Ctrl-C
+        return train(sys.argv[2:])
     try:
         try:
             app()

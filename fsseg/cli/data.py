@@ -53,14 +53,39 @@ def prepare(
     download: Annotated[bool, typer.Option("--download", help="Fetch what is missing from its official place")] = False,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Keep the archives after unpacking")] = False,
     sheet: Sheet = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Fetch the backbone's pretrained weights, no data")
+    ] = False,
 ) -> None:
     """Say what of a data set is there, with --download fetch the rest, build the index, verify."""
+    if weights:
+        return _prepare_weights(line)
     from fsseg.data.setup.prepare import prepare as prepare_data
 
     report = prepare_data(_config(line).dataset, download, keep_archives, sheet)
     print(report.text())
     if not report.complete or (report.verified is not None and report.verified.faults):
         sys.exit(1)
+
+
+def _prepare_weights(line: list[str] | None) -> None:
+    """Fetch into torch's cache what the cells of a line will read from there; the line may be that of a sweep."""
+    from fsseg.cell.weights import FILES
+    from fsseg.config.compose import composer
+    from fsseg.model.backbones import fetch_weights
+
+    with composer(config_dir()) as c:
+        made = [composed for _, composed in c.grid(line or [])]
+    for fault in (composed for composed in made if isinstance(composed, UserError)):
+        raise fault
+    for cfg in {c.cfg.backbone.name: c.cfg for c in made if not isinstance(c, UserError)}.values():
+        backbone = cfg.backbone
+        if not backbone.pretrained or backbone.name not in FILES:
+            print(f"{visible(backbone.name)}: starts from no published weights")
+        elif backbone.weights is not None:
+            print(f"{visible(backbone.name)}: takes {visible(backbone.weights)}")
+        else:
+            print(f"{backbone.name}: {visible(fetch_weights(backbone.name))}")
 
 
 def verify(

@@ -16,7 +16,7 @@ Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `pyth
 
 def add_to(app: typer.Typer) -> None:
     app.command()(takes_line(plan))
-    for function in (status, retry, clean, sync):
+    for function in (status, retry, cancel, clean, sync):
         app.command()(function)
 
 
@@ -45,11 +45,13 @@ def plan(
 
 def status(
     folders: Folders,
-    watch: Annotated[bool, typer.Option("--watch", help="Print again every few seconds, until nothing runs")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print again every few seconds, until nothing runs or waits")
+    ] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
-    from fsseg.cell.record import Problem, look_at
+    from fsseg.cell.record import Problem
     from fsseg.sweep import status as cells
 
     _held("--every", every, 0.1, 86_400)
@@ -60,7 +62,7 @@ def status(
             raise typer.Exit() from None
     else:
         problems: list[Problem] = []
-        print(cells.text(look_at(folders, problems), problems))
+        print(cells.text(cells.look_around(folders, problems), problems))
 
 
 def _held(option: str, value: float, least: float, most: float) -> None:
@@ -87,6 +89,16 @@ def retry(
         )
     if run and (left := sum(map(len, found.notes.values()))):
         raise UserError(f"{left} cells were not run: no line was found for them (see above)", "run their own lines")
+
+
+def cancel(folders: Folders) -> None:
+    """End the jobs of sweeps, in SLURM's queue and on this machine; cells that run save a checkpoint first."""
+    from fsseg.sweep import cancel as cancelling
+
+    found = cancelling.cancel(folders)
+    print(cancelling.text(found))
+    if found.left:
+        raise UserError(f"{len(found.left)} jobs were not ended (see above)", "end them where they run")
 
 
 def clean(

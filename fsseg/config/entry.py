@@ -1,4 +1,4 @@
-"""The way in and out of `train.py`: configuration faults and user errors end in two lines and a non-zero status.
+"""The way in and out of `train.py` and `fsseg train`: faults of the user end in two lines and a non-zero status.
 
 By itself Hydra shortens and prints exceptions, advises `+key=value` for a misspelt key, and shows only the first failed
 job of a sweep. Here every exception comes through: a fault of the user is printed in two lines, any other with its
@@ -11,6 +11,7 @@ import copy
 import difflib
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ from fsseg.config import machine
 from fsseg.config import schema as config
 from fsseg.config.constraints import cut, shown
 from fsseg.config.files import check_file
-from fsseg.config.hydra_internals import look_before_reading
+from fsseg.config.flags import arranged, check_single_run
+from fsseg.config.hydra_internals import flags_parser, look_before_reading, look_before_running
 from fsseg.config.line import as_written
 from fsseg.errors import UserError
+from fsseg.process.command import train_line
 from fsseg.process.descriptors import allow_open_files, open_standard_streams
 
 config.register()
@@ -46,9 +49,10 @@ def launch(main: Callable[[], Any]) -> None:
     try:
         with explained():
             allow_open_files()
-            sys.argv[1:] = as_written(sys.argv[1:])
+            sys.argv[1:] = arranged(as_written(sys.argv[1:]))
             look_before_reading(check_file)
-            machine.install(multirun=any(word == "-m" or word.startswith("--m") for word in sys.argv[1:]))
+            machine.install(multirun=flags_parser().parse_known_args(sys.argv[1:])[0].multirun)
+            look_before_running(check_single_run)
             main()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
@@ -112,10 +116,16 @@ def _explained(error: BaseException) -> UserError:
         )
     if match := re.search(r"Could not override '([^']+)'(?:\.\s+No match in the defaults list)", text):
         return _unknown(match.group(1))
+    if match := re.search(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+?)' requires --multirun", text):
+        word = match.group(1) or match.group(2)
+        return UserError(
+            f"{word} has several values, and this is one cell",
+            f"add -m for a sweep (`{train_line(f'-m {shlex.quote(word)} ...')}`), or write one value (a list as [a,b])",
+        )
     if "Config group override must be" in text:
         return UserError(
             "a configuration group (dataset, backbone, method, ...) has a value that names no file of it",
-            "leave the group out, or choose one of its files: `python train.py --help` lists them",
+            f"leave the group out, or choose one of its files: `{train_line('--help')}` lists them",
         )
     key = getattr(cause, "full_key", None) or _first(r"full_key: (\S+)", text)
     if key and (match := re.search(r"In '([^']+)/([^']+)'", text)) and re.search(r"Key '[^']*' not in", text):
@@ -135,7 +145,7 @@ def _explained(error: BaseException) -> UserError:
     if "not Optional" in text or "is not a ListConfig" in text:
         return UserError(
             f"{key} may not be null" if "not Optional" in text else f"{key} is a list, and was given one value",
-            f"leave {key} out, or write it as `python train.py --cfg job` prints it",
+            f"leave {key} out, or write it as `{train_line('--cfg job')}` prints it",
         )
     if re.search(
         "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|Cannot assign|incompatible"
@@ -145,12 +155,12 @@ def _explained(error: BaseException) -> UserError:
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
         return UserError(
             f"{key or 'configuration'}: {first}",
-            f"give {key or 'it'} a value of the right type (python train.py --cfg job)",
+            f"give {key or 'it'} a value of the right type ({train_line('--cfg job')})",
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and not any(line in str(cause) for line in lines[:1]):
         lines.append(str(cause).splitlines()[0])
-    return UserError(" ".join(lines[:3]), "see `python train.py --help` and https://hydra.cc for the override grammar")
+    return UserError(" ".join(lines[:3]), f"see `{train_line('--help')}` and https://hydra.cc for the override grammar")
 
 
 def _unknown(key: str) -> UserError:
@@ -160,12 +170,17 @@ def _unknown(key: str) -> UserError:
             f"{key} does not belong to this choice of dataset, backbone and method",
             "leave it out, or change the choice",
         )
+    if key.startswith("hydra.launcher."):
+        return UserError(
+            f"{key} is no setting of the launcher of this line",
+            "choose the launcher as well: hydra/launcher=slurm, or local; without one cells run one after the other",
+        )
     if key in config.RETIRED:
         return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong group
         close = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    fix = f"did you mean {close[0]}?" if close else "`python train.py --cfg job` prints every key there is"
+    fix = f"did you mean {close[0]}?" if close else f"`{train_line('--cfg job')}` prints every key there is"
     return UserError(f"{key}: there is no such configuration key", fix)
 
 

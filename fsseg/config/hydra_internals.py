@@ -8,31 +8,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import hydra._internal.hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import get_args_parser as flags_parser
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.grammar_parser import parse
 
 __all__ = [
-    "BasicLauncher",
-    "also_search",
-    "apply_overrides",
-    "group_repository",
-    "interpolation",
-    "look_before_reading",
-    "split_line",
-]
+    "BasicLauncher", "also_search", "apply_overrides", "flags_parser", "group_repository", "hydra_node",
+    "interpolation", "look_before_reading", "look_before_running", "run_without_files", "split_line",
+]  # fmt: skip
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:
@@ -110,3 +111,58 @@ def look_before_reading(check: Callable[[str], None]) -> None:
 
     load_config.checked = True  # type: ignore[attr-defined]
     source.load_config = load_config
+
+
+def hydra_node(master: DictConfig) -> dict[str, Any]:
+    """Hydra's own node of a sweep, for `run_without_files`; what it says of the time is that of now."""
+    node: Any = OmegaConf.to_container(master.hydra, resolve=False, enum_to_str=True)
+    node["sweep"]["dir"] = str(master.hydra.sweep.dir)
+    return {key: value for key, value in node.items() if key not in ("help", "hydra_help")}  # long, and for no job
+
+
+def run_without_files(
+    task: TaskFunction,
+    config: DictConfig,
+    node: Mapping[str, Any],
+    overrides: Sequence[str],
+    job: Mapping[str, Any],
+    context: HydraContext | None = None,
+) -> JobReturn:
+    """Call a task as Hydra's launchers do, with a configuration that is made already: no YAML file is read again.
+
+    Args:
+        config: of the job, without a `hydra` node.
+        node: what `hydra_node` gave.
+        overrides: of the job.
+        job: its `id` and `num`, as Hydra names them.
+        context: of the sweep, in whose process the job runs; None makes the callbacks anew.
+    """
+    setup_globals()
+    schema = OmegaConf.structured(HydraConf)
+    OmegaConf.set_struct(schema, False)  # groups below hydra/ bring keys of their own
+    own: Any = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
+    own.overrides.task = list(overrides)
+    own.job.id, own.job.num = job["id"], job["num"]
+    with open_dict(config):
+        config.hydra = own
+    if context is None:
+        context = HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]  # nothing loads
+    return run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+
+def look_before_running(check: Callable[[DictConfig], None]) -> None:
+    """Let Hydra start a single run only after `check` was called with its configuration: before it makes a folder.
+
+    Jobs of a sweep are not looked at; the sweeper has its own look.
+    """
+    module: Any = hydra._internal.hydra
+    start = module.run_job
+    if getattr(start, "checked", False):
+        return
+
+    def run_job(*, config: DictConfig, **arguments: Any) -> Any:
+        check(config)
+        return start(config=config, **arguments)
+
+    run_job.checked = True  # type: ignore[attr-defined]
+    module.run_job = run_job

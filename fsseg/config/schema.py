@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from fsseg.config import constraints
 from fsseg.config.constraints import FILE_PATH, NAME, SEED, Share, above, one_of, within
 from fsseg.errors import UserError
+from fsseg.process.command import train_line
 
 REPORTS = ("table3_components", "table4_evolution", "table5_iterations", "table6_rounds", "figure5_distance",
            "figure7_steps", "background_bias")  # fmt: skip
@@ -462,6 +463,7 @@ def register() -> None:
     for node in ("dataset", "backbone"):
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
+    OmegaConf.register_new_resolver("train_line", train_line, replace=True)
 
 
 def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from typing import TYPE_CHECKING
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device of `device=`; each of several processes on a machine takes its own GPU.
 
+    `auto` takes the CPU only where nothing says that there is a GPU for this process.
+
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for, or was given to this job, and torch sees none.
     """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and (given := given_gpus()) is not None:
+            raise UserError(
+                f"{given} says that this process was given a GPU, but torch sees none ({_why_no_gpu()})",
+                "mend the driver or the installation of torch (python -c 'import torch; torch.cuda.init()'), or set "
+                "device=cpu to run on the CPU",
+            )
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -36,6 +45,35 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if device.type == "cuda" and ranks.world > 1:
         return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     return device
+
+
+def given_gpus() -> str | None:
+    """The environment variable by which SLURM or a launcher gave this process a GPU, as `NAME=value`; None without.
+
+    CUDA_VISIBLE_DEVICES decides alone where it is set: empty, it hides the GPUs of a job on purpose.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = (
+        ("CUDA_VISIBLE_DEVICES",)
+        if visible is not None
+        else ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+    )
+    for name in names:
+        value = os.environ.get(name, "").strip()
+        if value and value not in ("-1", "NoDevFiles") and (name, value) != ("SLURM_GPUS_ON_NODE", "0"):
+            return f"{name}={value}"
+    return None
+
+
+def _why_no_gpu() -> str:
+    """torch's own words."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # no driver; or a torch that was built without CUDA
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "it names none of the GPUs of this machine"
 
 
 def describe_device(device: torch.device) -> str:

@@ -30,8 +30,6 @@ CONFIG_BYTES = 1 << 20
 """Of a config.yaml; whole ones have some kB."""
 METRICS_BYTES = 1 << 30
 """Of a metrics.csv; a million rows have about 100 MB."""
-JOBS_BYTES = 64 << 20
-"""Of a jobs.json: some hundred bytes a cell of the sweep."""
 EPISODE_LIST_BYTES = 256 << 20
 """Of a list of episodes: about a hundred bytes an episode."""
 PICTURE_BYTES = 64 << 20

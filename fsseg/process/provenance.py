@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
@@ -30,6 +31,20 @@ def git_state() -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no") if commit else None
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def code_state() -> dict[str, Any]:
+    """What tells whether the code is the same in two processes: `git_state`, and a digest of fsseg's source files."""
+    return {**git_state(), "source": _source()}
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fsseg.cell.key import CellKey
 from fsseg.cell.models import Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.errors import UserError
+from fsseg.process.command import train_line
 from fsseg.process.files import read_file
 from fsseg.process.words import span
 from fsseg.report.replication import REPLICATION_BYTES, REPLICATION_FILE, is_ours, parse_replication
@@ -183,7 +184,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
         raise UserError(
             f"no run found under {', '.join(map(str, roots))}",
             "name a folder above run directories (they hold result.json, status.json or config.yaml), or start runs"
-            " with train.py",
+            f" with `{train_line()}`",
         )
     cells.sort(key=lambda c: (_order(c.key), str(c.path)))
     return Collection(cells, problems)

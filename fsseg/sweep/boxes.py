@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fsseg.errors import UserError
+from fsseg.process.command import train_words
 
 if TYPE_CHECKING:
     from fsseg.sweep.grid import Point
@@ -157,4 +158,4 @@ def cells_of(box: Box) -> Iterator[tuple[tuple[str, str], ...]]:
 def command(box: Box, extra: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
     """The line that runs a box, quoted for a shell; `extra` are further overrides, `flags` options of `train.py`."""
     words = [f"{key}={','.join(values)}" for key, values in box.items()] + list(extra)
-    return shlex.join(["python", "train.py", "-m", *flags, *words])
+    return shlex.join([*train_words(), "-m", *flags, *words])

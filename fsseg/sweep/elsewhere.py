@@ -1,64 +1,143 @@
-"""Finds the owner of a cell: a process that holds its claim, or a job of an earlier sweep in SLURM's queue."""
+"""Finds the owner of a cell: a process that holds its claim, a job in SLURM's queue, or a sweep that will come to it.
+
+The sweeper asks before it launches; `fsseg status`, `retry` and `cancel` ask for everybody else.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fsseg.cell.claim import ClaimView
 from fsseg.cell.models import State
-from fsseg.cell.record import Cell
-from fsseg.process.files import JOBS_BYTES, read_json, write_atomic
-from fsseg.sweep.launchers.base import Submitted
-from fsseg.sweep.launchers.slurm import Queued, cluster_name, queue
+from fsseg.cell.record import RunDirectory
+from fsseg.cell.sweeps import Sweep, SweptCell, experiment_of
+from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue
 
 
-def write_jobs(folder: Path, jobs: Mapping[Path, Submitted]) -> None:
-    """Note one submission in its folder: cell directory to job id and log file."""
-    record = {str(cell.absolute()): {"job_id": job.job_id, "log": str(job.log)} for cell, job in jobs.items()}
-    write_atomic(folder / "jobs.json", json.dumps({"schema_version": 1, "jobs": record}, indent=1) + "\n")
+@dataclass(frozen=True)
+class Place:
+    """A cell in the record of a sweep."""
+
+    sweep: Sweep
+    cell: SweptCell
+
+    @property
+    def slurm_job(self) -> str | None:
+        """SLURM's name of its job."""
+        record = self.sweep.record
+        return self.cell.job if record.cluster is not None and JOB_ID.fullmatch(self.cell.job or "") else None
 
 
 class Elsewhere:
-    """Finds the owners of cells.
+    """Who has which cell.
 
     Args:
-        folder: of the sweep; None if nothing was ever submitted from there.
+        sweeps: records of the experiments that the cells belong to.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._jobs: dict[str, list[str]] = {}
+    def __init__(self, sweeps: Iterable[Sweep] = ()) -> None:
+        self._places: dict[str, list[Place]] = {}
+        self._users: set[int] = set()
         self._queue: dict[str, Queued] | None = None
-        self._cluster: str | None = None
         self._asked = float("-inf")
-        for path in sorted(folder.glob(".submitit/*/jobs.json")) if folder else ():
-            jobs = (read_json(path, JOBS_BYTES) or {}).get("jobs")
-            for directory, job in jobs.items() if isinstance(jobs, dict) else ():
-                if isinstance(job, dict) and "job_id" in job:
-                    self._jobs.setdefault(directory, []).append(str(job["job_id"]))
+        self._alive: dict[Path, bool] = {}
+        self._real: dict[Path, str] = {}
+        for sweep in sweeps:
+            self.add(sweep)
 
-    def owner(self, cell: Cell) -> tuple[State, str] | None:
-        """State (running or queued) and owner of a cell that should be left alone; None if it is free."""
+    def add(self, sweep: Sweep) -> None:
+        """Know of one more sweep; the newest last."""
+        experiment = os.path.realpath(sweep.experiment)
+        for cell in sweep.record.cells:
+            self._places.setdefault(os.path.join(experiment, cell.path), []).append(Place(sweep, cell))
+        if sweep.record.user is not None:
+            self._users.add(sweep.record.user)
+
+    def places(self, directory: Path) -> list[Place]:
+        """Where records name a cell, the newest last."""
+        whole = Path(os.path.abspath(directory))
+        if (experiment := experiment_of(whole)) is None:
+            return []
+        if experiment not in self._real:
+            self._real[experiment] = os.path.realpath(experiment)
+        return self._places.get(os.path.join(self._real[experiment], whole.relative_to(experiment)), [])
+
+    def directories(self) -> Iterator[Path]:
+        """All cells of the sweeps, as their records name them."""
+        for places in self._places.values():
+            yield places[-1].sweep.directory(places[-1].cell)
+
+    def owner(self, cell: RunDirectory) -> tuple[State, str] | None:
+        """State (running or pending) and owner of a cell that should be left alone; None if it is free."""
         claim = cell.claim()
         if claim is not None and claim.alive():  # by this machine's clock; the run looks closely at what is old here
-            if not self._has_ended_in_slurm(cell, claim):
+            if not self.has_ended(cell, claim):
                 return State.RUNNING, str(claim.holder)
             cell.take_claim(claim)
-        for job_id in self._jobs.get(str(cell.directory.absolute()), ()):
-            if (entry := (self._ask_queue() or {}).get(job_id)) is not None:
-                runs = entry.state in ("RUNNING", "COMPLETING")
-                return State.RUNNING if runs else State.QUEUED, f"SLURM job {job_id}, {entry}"
+        if (found := self.queued(cell.directory)) is not None:
+            job, entry = found
+            return State.RUNNING if entry.works else State.PENDING, f"SLURM job {job}, {entry}"
         return None
 
-    def _ask_queue(self) -> dict[str, Queued] | None:
-        if time.monotonic() - self._asked > 2:  # one answer serves a whole grid
-            self._queue, self._asked = queue(), time.monotonic()
-        return self._queue
+    def queued(self, directory: Path) -> tuple[str, Queued] | None:
+        """The job of a cell that is in SLURM's queue; None if there is none, or the queue is not known."""
+        for place in reversed(self.places(directory)):
+            job = place.slurm_job
+            if job and self._is_here(place.sweep) and (entry := (self._ask_queue() or {}).get(job)) is not None:
+                return job, entry
+        return None
 
-    def _has_ended_in_slurm(self, cell: Cell, claim: ClaimView) -> bool:
+    def awaited(self, directory: Path, heard: float) -> Sweep | None:
+        """A sweep that lives, and has the cell to do still; None if there is none.
+
+        Args:
+            heard: when the cell was last heard of: a sweep that started before has done it.
+        """
+        for place in reversed(self.places(directory)):
+            record = place.sweep.record
+            if record.cluster is None and heard < record.started and self._lives(place.sweep):
+                return place.sweep
+        return None
+
+    def unknown(self, directory: Path, heard: float) -> str:
+        """The newest job of a cell, if nobody here can ask for it: another cluster's, or there is no SLURM here.
+
+        Args:
+            heard: as of `awaited`.
+        """
+        place = self._submitted(directory)
+        if place is None or self._is_here(place.sweep) or heard >= place.sweep.record.started:
+            return ""
+        return str(place.slurm_job)
+
+    def end(self, directory: Path) -> str:
+        """How the newest sweep of a cell ended, in words; nothing of one that has handed it to SLURM."""
+        for place in self.places(directory)[-1:]:
+            if place.slurm_job is not None:
+                continue
+            end = place.sweep.record.end or ("" if self._lives(place.sweep) else "was killed")
+            return f"{place.sweep} {end}"
+        return ""
+
+    def _submitted(self, directory: Path) -> Place | None:
+        """Where the newest SLURM job of a cell stands."""
+        return next((p for p in reversed(self.places(directory)) if p.slurm_job is not None), None)
+
+    def endings(self, directories: Iterable[Path]) -> dict[Path, str]:
+        """What SLURM says of the newest jobs of cells, none of which is in the queue any more."""
+        jobs = {}
+        for directory in directories:
+            if (place := self._submitted(directory)) is not None and self._is_here(place.sweep):
+                jobs[directory] = str(place.slurm_job)
+        states = last_states(dict.fromkeys(jobs.values()))
+        return {directory: f"its SLURM job {job}: {states[job]}" for directory, job in jobs.items()}
+
+    def has_ended(self, cell: RunDirectory, claim: ClaimView) -> bool:
         """Whether the holder was a job of this user on this cluster that is no longer in the queue."""
         job, cluster = claim.holder.fields.get("slurm_job"), claim.holder.fields.get("slurm_cluster")
         if not job or not cluster:
@@ -69,7 +148,23 @@ class Elsewhere:
         except OSError:
             return False
         jobs = self._ask_queue()
-        if jobs is None or str(job) in jobs:
-            return False
-        self._cluster = self._cluster or cluster_name()
-        return bool(cluster == self._cluster)
+        return jobs is not None and str(job) not in jobs and cluster == self.cluster
+
+    @cached_property
+    def cluster(self) -> str | None:
+        """Name of the cluster of this machine."""
+        return cluster_name()
+
+    def _is_here(self, sweep: Sweep) -> bool:
+        return self._ask_queue() is not None and sweep.record.cluster == self.cluster
+
+    def _lives(self, sweep: Sweep) -> bool:
+        if sweep.file not in self._alive:
+            claim = sweep.claim()
+            self._alive[sweep.file] = claim is not None and claim.alive()
+        return self._alive[sweep.file]
+
+    def _ask_queue(self) -> dict[str, Queued] | None:
+        if time.monotonic() - self._asked > 2:  # one answer serves a whole grid
+            self._queue, self._asked = queue(self._users), time.monotonic()
+        return self._queue

@@ -237,12 +237,11 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
     to_train = cfg.train.enabled and trains(cfg)
     images, counted = training_images(cfg, identity, known) if to_train else (None, "")
     steps = _steps(cfg, images, found) if to_train else 0
-    usual = known.usual(kind_of(cfg), settings_of(identity), cfg.device)
+    usual = _usual(cfg, identity, known)
     if found is not None and found.state == State.DONE:
         return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done", counted)
 
     memory = None if usual.memory is None else (usual.memory / 1e9, usual.memory / 1e9)
-    disk = usual.disk
     hours, basis = _measured_hours(cfg, steps, found, usual)
     published = _is_published(cfg)
     if hours is None and published:
@@ -251,8 +250,16 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
         hours, basis = (low * share, high * share), "published figures"
     if published:
         memory = memory or PUBLISHED_GB
-        disk = disk or PUBLISHED_CHECKPOINT_MB * 1e6
-    return Estimate(steps, hours, memory, disk, basis or "unknown", counted)
+    return Estimate(steps, hours, memory, disk_bytes(cfg, identity, known), basis or "unknown", counted)
+
+
+def disk_bytes(cfg: Config, identity: dict[str, Any], known: Known) -> float | None:
+    """What the directory of a cell takes when it is done: as cells like it, or as published; None if unknown."""
+    return _usual(cfg, identity, known).disk or (PUBLISHED_CHECKPOINT_MB * 1e6 if _is_published(cfg) else None)
+
+
+def _usual(cfg: Config, identity: dict[str, Any], known: Known) -> Usual:
+    return known.usual(kind_of(cfg), settings_of(identity), cfg.device)
 
 
 def _measured_hours(

@@ -5,7 +5,7 @@ The sweeper, `fsseg plan` and `fsseg retry` expand a line here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from fsseg.errors import UserError, merge_errors
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
+    from fsseg.config.schema import Config
     from fsseg.data.registry import DataNow
 
 
@@ -76,7 +77,7 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
     """
     from fsseg.config.compose import composer
     from fsseg.config.entry import explained
-    from fsseg.sweep.sweeper import launch_faults
+    from fsseg.sweep.preflight import launch_faults
 
     with composer(config_dir) as c, explained():
         line = c.of_line(overrides)
@@ -89,20 +90,27 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
     return points
 
 
-def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: bool) -> list[Point]:
+def examine(
+    jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: bool, download: bool = True
+) -> list[Point]:
     """The points of composed cells, in their order; each is done, to do or faulty.
 
     Args:
         jobs: overrides of each cell, and what they compose to.
-        data: whether missing data is a fault.
+        data: whether what a cell needs beside its configuration is looked for: data, weights, room on the disk.
+        download: whether weights that are missing may be fetched when a cell starts.
 
     Raises:
-        UserError: two cells have one directory.
+        UserError: two cells have one directory, or the disk is far too small for all.
     """
-    from fsseg.data.registry import DataNow
+    from fsseg.data.registry import DataNow, folder_faults
+    from fsseg.sweep.preflight import cell_faults, disk_fault
+
+    def lacks(cfg: Config, cell: Cell) -> list[UserError]:
+        return folder_faults(cfg) + cell_faults(cfg, cell.directory, download) if data else []
 
     now = DataNow()
-    points = [_examined(Point(tuple(job)), composed, data, now) for job, composed in jobs]
+    points = [_examined(Point(tuple(job)), composed, lacks, now) for job, composed in jobs]
     seen: dict[Path, Point] = {}
     for point in points:
         if point.cell is not None and (other := seen.setdefault(point.cell.directory, point)) is not point:
@@ -111,15 +119,18 @@ def examine(jobs: Sequence[tuple[tuple[str, ...], Composed | UserError]], data: 
                 f"[{' '.join(other.overrides)}] and [{' '.join(point.overrides)}]",
                 "take the duplicate out of the sweep, or set variant= to tell them apart",
             )
+    if data and (fault := disk_fault(point for point in points if point.state == State.TODO)) is not None:
+        raise fault
     return points
 
 
-def _examined(point: Point, composed: Composed | UserError, data: bool, now: DataNow) -> Point:
+def _examined(
+    point: Point, composed: Composed | UserError, lacks: Callable[[Config, Cell], list[UserError]], now: DataNow
+) -> Point:
     from omegaconf.errors import OmegaConfBaseException
 
     from fsseg.config.checks import faults, place_faults
     from fsseg.config.entry import explain
-    from fsseg.data.registry import folder_faults
 
     if isinstance(composed, UserError):
         point.state, point.faults = State.FAULTY, [composed]
@@ -136,7 +147,7 @@ def _examined(point: Point, composed: Composed | UserError, data: bool, now: Dat
                 raise changed
             point.state, point.snapshot = State.DONE, Snapshot(point.cell, State.DONE, result=result)
             return point
-        point.faults = faults(cfg) or (folder_faults(cfg) if data else [])
+        point.faults = faults(cfg) or lacks(cfg, point.cell)
         if not point.faults and not cfg.redo:
             point.cell.check_same_settings()
     except UserError as error:

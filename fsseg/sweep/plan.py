@@ -59,7 +59,7 @@ def plan(
     if calibrate:
         where = [o for o in overrides if o.startswith("hydra.searchpath=")]
         if config_dir is not None:
-            where = where or [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+            where += ["--config-dir", config_dir]
         for point in _unmeasured(points, known):
             found, note = run_calibration(point, limit_seconds, where)
             known += found
@@ -91,7 +91,7 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
     """Run a few steps and episodes of a cell in its own process and folder; returns measurements and a message.
 
     Args:
-        where: overrides that say where Hydra finds further files.
+        where: words that say where Hydra finds further files.
     """
     assert point.composed is not None
     label = " ".join(f"{k}={v}" for k, v in point.settings.items())
@@ -101,7 +101,7 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
         }  # fmt: skip
-        line = [sys.executable, "-m", "fsseg.run", *where, *point.composed.task_overrides]
+        line = [sys.executable, "-m", "fsseg", "train", *where, *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=limit_seconds, env=dict(os.environ))

@@ -23,15 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
-from fsseg.cell.record import Cell, Snapshot, look_at, open_cell
+from fsseg.cell.record import Cell, Snapshot, open_cell
+from fsseg.cell.sweeps import experiments_near, sweeps_of
 from fsseg.errors import UserError, visible
+from fsseg.process.command import train_words
 from fsseg.sweep.boxes import command, merge
+from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import split_overrides
+from fsseg.sweep.status import look_around
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composer
 
-_STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN)
+_STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN, State.STOPPED)
 _AGAIN = "run its sweep line again"
 _KEY = re.compile(r"(\+\+|\+|~)?(?!hydra\b)[A-Za-z_]\w*([./@]\w+)*", re.ASCII)
 """Of an override that sets something of a cell: no option of the command line, nothing of Hydra's own."""
@@ -62,16 +66,19 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    found = Retry([s for s in look_at(folders) if s.state in _STATES and not s.alive])
+    folders = list(folders)
+    found = Retry([s for s in look_around(folders) if s.state in _STATES and not s.alive])
     if not found.cells:
         return found  # Hydra is not even imported
     from fsseg.config.compose import composer
 
+    elsewhere = Elsewhere(sweeps_of(experiments_near(folders)))
     boxes: list[dict[str, str]] = []
     with composer() as c:
         for s in found.cells:
             try:
-                why = _find(s, c, found, boxes)
+                noted = _noted(s, elsewhere)
+                why = noted if isinstance(noted, str) else _find(s, noted, c, found, boxes)
             except UserError as error:
                 why = f"{error.what}; {_started(s)}"
             except Exception as error:  # whatever one cell's files hold, the others go on
@@ -82,15 +89,21 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     return found
 
 
-def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, str]]) -> str:
+@dataclass(frozen=True)
+class _Noted:
+    """What a cell was started with, and the fingerprint that it had."""
+
+    overrides: dict[str, str]
+    fingerprint: str
+
+
+def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: list[dict[str, str]]) -> str:
     """Add what leads to the cell to the boxes or lines; returns why there is nothing, if there is nothing.
 
     Raises:
         UserError: its overrides cannot be composed.
     """
-    key, own = CellKey.from_path(s.directory), _noted(s)
-    if isinstance(own, str):
-        return own
+    key, own = CellKey.from_path(s.directory), noted.overrides
     if key is None:
         return "its path does not name a cell"
     if own.get("name") != key.name:  # the folder was renamed or copied
@@ -103,16 +116,17 @@ def _find(s: Snapshot, composer: Composer, found: Retry, boxes: list[dict[str, s
     # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
     for words in (composer.swept(plain), plain):
         cell = _led_to(composer, words)
-        why = why or _difference(cell, key, s)
-        if not _difference(cell, key, s):
-            if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
-                below = output.is_relative_to(Path.cwd())
-                own["output_dir"] = _quoted(str(output.relative_to(Path.cwd()) if below else output))
-            if words is not plain:
-                boxes.append(own)
-            else:
-                found.lines.append(shlex.join(["python", "train.py", *(f"{k}={v}" for k, v in own.items())]))
-            return ""
+        if cell.key != key or cell.fingerprint != noted.fingerprint:
+            why = f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
+            continue
+        if os.path.realpath(cell.directory) != os.path.realpath(s.directory):  # started in another folder than this
+            below = output.is_relative_to(Path.cwd())
+            own["output_dir"] = _quoted(str(output.relative_to(Path.cwd()) if below else output))
+        if words is not plain:
+            boxes.append(own)
+        else:
+            found.lines.append(shlex.join([*train_words(), *(f"{k}={v}" for k, v in own.items())]))
+        return ""
     return why
 
 
@@ -166,33 +180,33 @@ def _led_to(composer: Composer, overrides: Sequence[str]) -> Cell:
     return open_cell(composed.cfg, composed.resolved, composed.task_overrides)
 
 
-def _difference(cell: Cell, key: CellKey, s: Snapshot) -> str:
-    """Why a cell is not the one of the directory; empty if it is."""
-    record = s.run.identity_record()
-    if cell.key == key and record is not None and cell.fingerprint == record.fingerprint:
-        return ""
-    return f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
-
-
-def _noted(s: Snapshot) -> dict[str, str] | str:
+def _noted(s: Snapshot, elsewhere: Elsewhere) -> _Noted | str:
+    """What the cell says of itself, or the newest sweep of a cell that never started; or why there is nothing."""
     try:
         record = s.run.identity_record()
     except Unreadable as error:
         return f"identity.json {error}: {_AGAIN}"
-    if record is None:
+    places = elsewhere.places(s.directory)
+    if record is None and not places:
         return f"has no identity.json: {_AGAIN}"
-    if record.overrides is None:
+    if record is None:
+        overrides, fingerprint = places[-1].cell.overrides, places[-1].cell.fingerprint
+    elif record.overrides is None:
         return f"was started by an earlier version, which did not note the overrides of a cell; {_started(s)}"
-    own = split_overrides(record.overrides)
-    return {k: v for k, v in own.items() if k.lstrip("+~") != "redo"}  # it would throw away what the cell has reached
+    else:
+        overrides, fingerprint = record.overrides, record.fingerprint
+    own = split_overrides(overrides)
+    # redo=true would throw away what the cell has reached.
+    return _Noted({k: v for k, v in own.items() if k.lstrip("+~") != "redo"}, fingerprint)
 
 
 def _started(s: Snapshot) -> str:
     """The command of the newest start, if it was typed by hand."""
     last = s.run.last_attempt()[1]
-    if last is None or last.command[:1] != ["train.py"]:
+    by_hand = {"train.py": ["python", "train.py"], "fsseg train": ["fsseg", "train"]}
+    if last is None or (start := by_hand.get("".join(last.command[:1]))) is None:
         return _AGAIN
-    line = shlex.join(["python", *last.command])
+    line = shlex.join([*start, *last.command[1:]])
     return f"it was started with `{line}`" if line.isprintable() else _AGAIN
 
 
@@ -218,18 +232,11 @@ def text(found: Retry) -> str:
 
 
 def run_lines(lines: Sequence[str]) -> int:
-    """Run the lines one after the other, here; returns how many of them failed.
-
-    Raises:
-        UserError: there is no train.py.
-    """
-    places = [Path("train.py"), Path(__file__).resolve().parents[2] / "train.py"]
-    script = next((p for p in places if p.is_file()), None)
-    if script is None:
-        raise UserError("there is no train.py in this folder", "go to the checkout, or run the lines by hand")
+    """Run the lines one after the other, here; returns how many of them failed."""
     failed = 0
     for line in lines:
         words = shlex.split(line)
         print(f"\n$ {visible(line)}", flush=True)
-        failed += subprocess.run([sys.executable, str(script), *words[2:]]).returncode != 0
+        start = ["train.py"] if words[:2] == ["python", "train.py"] else ["-m", "fsseg", "train"]
+        failed += subprocess.run([sys.executable, *start, *words[2:]]).returncode != 0
     return failed

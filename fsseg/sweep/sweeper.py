@@ -9,38 +9,47 @@ out, faulty cells are reported together. The others go to the configured launche
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import signal
+import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell.models import Result, State, Status, Unreadable, write_record
+from fsseg.cell.claim import acquire
+from fsseg.cell.claim import held as held_claim
+from fsseg.cell.models import Result, State
 from fsseg.cell.record import Cell
-from fsseg.config.checks import field_faults, place_faults, setting_faults
+from fsseg.cell.status import status_of, write_state
+from fsseg.cell.sweeps import FOLDER as SWEEPS
+from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_of
 from fsseg.config.compose import Composer
-from fsseg.config.constraints import FILE_PATH
-from fsseg.config.entry import typed
-from fsseg.config.hydra_internals import BasicLauncher
+from fsseg.config.hydra_internals import hydra_node
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.logs import configure_logging
+from fsseg.process.provenance import code_state
 from fsseg.process.tables import aligned
-from fsseg.sweep.elsewhere import Elsewhere, write_jobs
+from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.preflight import launch_faults, runs_here
+from fsseg.sweep.queue import cluster_name
 
 log = logging.getLogger("fsseg.sweep")
 
-_FINE = (State.DONE, State.RUNNING, State.QUEUED)  # no failure: the latter two belong to other processes
+_FINE = (State.DONE, State.RUNNING, State.PENDING)  # no failure: the latter two belong to other processes
+_LEASE_SECONDS = 300.0  # of the claims beside the records
 _MOST_LAUNCHES = 4  # of a cell in one sweep: other processes may take it and die several times
 
 
@@ -99,7 +108,7 @@ class Job(Point):
         if (owner := elsewhere.owner(cell)) is not None:
             self.state, self.note = owner
             return
-        status = _status(cell)
+        status = status_of(cell)
         told = State(status.state) if status.state in (State.FAILED, State.PREEMPTED) else None
         self.log = cell.log_file if cell.log_file.exists() else job_log
         if returned is not None and returned.status == JobStatus.FAILED and not lost:
@@ -143,7 +152,7 @@ class FssegSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         # Replaces Hydra's default, which hides how jobs end. By name: Hydra may have loaded the class twice.
-        if config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}":
+        if runs_here(config):
             self.launcher = SequentialLauncher()
             self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -159,24 +168,27 @@ class FssegSweeper(Sweeper):
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
         cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
-        jobs = [Job(**vars(point)) for point in examine(cells, data=True)]
+        jobs = [Job(**vars(point)) for point in examine(cells, data=True, download=runs_here(self.config))]
         todo = self._announce(jobs)
 
         self.returns: list[JobReturn] = []
         interrupted = None
-        held = [job for job in jobs if job.state in (State.RUNNING, State.QUEUED)]
-        try:
-            while todo or held:
-                busy = self._launch(todo) if todo else []
-                configure_logging(self.config.log_level)
-                # A holder may have died or stopped on a signal meanwhile: its cells are then launched here.
-                free = wait_for_signs_of_life([*held, *busy], self.elsewhere)
-                todo, held = [job for job in free if job.launches < _MOST_LAUNCHES], []
-        except KeyboardInterrupt as error:
-            interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
-        for job in jobs:
-            if job.state == State.TODO:
-                job.settle(None, self.elsewhere)
+        held = [job for job in jobs if job.state in (State.RUNNING, State.PENDING)]
+        with ExitStack() as self.claims:
+            try:
+                while todo or held:
+                    busy = self._launch(todo) if todo else []
+                    configure_logging(self.config.log_level)
+                    if self._leaves:
+                        break
+                    # A holder may have died or stopped on a signal meanwhile: its cells are then launched here.
+                    free = wait_for_signs_of_life([*held, *busy], self.elsewhere)
+                    todo, held = [job for job in free if job.launches < _MOST_LAUNCHES], []
+            except KeyboardInterrupt as error:
+                interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
+            for job in jobs:
+                if job.state == State.TODO:
+                    job.settle(None, self.elsewhere)
         print(text(jobs), flush=True)
         if interrupted is not None:
             log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
@@ -186,7 +198,14 @@ class FssegSweeper(Sweeper):
                 f"{len(left)} of {len(jobs)} cells are not done (listed above)",
                 "mend the cause and run the same line again: it runs just what is missing",
             )
+        if self._leaves and any(job.state == State.PENDING for job in jobs):
+            print(f"look again: {shlex.join(['fsseg', 'status', *map(str, _experiments(jobs)), '--watch'])}")
         return self.returns
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether the jobs are submitted and left alone (`hydra.launcher.wait=false`)."""
+        return getattr(self.launcher, "params", {}).get("wait") is False
 
     def _announce(self, jobs: Sequence[Job]) -> list[Job]:
         """Log what will be done; returns the cells to launch."""
@@ -198,7 +217,7 @@ class FssegSweeper(Sweeper):
             cells = f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
             log.error("%s\n  (%s)", fault, cells)
         open_ = [job for job in jobs if job.state == State.TODO]
-        self.elsewhere = Elsewhere(self.folder if open_ else None)
+        self.elsewhere = Elsewhere(sweeps_of(_experiments(open_)))
         for job in open_:
             if (owner := self.elsewhere.owner(job.place)) is not None:
                 job.state, job.note = owner
@@ -213,52 +232,121 @@ class FssegSweeper(Sweeper):
 
     def _launch(self, todo: list[Job]) -> list[Job]:
         """Launch cells and settle their states; returns those that other processes turned out to hold."""
-        assert self.launcher is not None
-        for job in todo:
-            job.launches += 1
-        observer = _Observer(todo, self.elsewhere)
-        if hasattr(self.launcher, "observer"):
-            self.launcher.observer = observer
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            returns = self.launcher.launch([list(job.overrides) for job in todo], initial_job_idx=len(self.returns))
-        except UserError as error:
-            observer.refused(error)
-            raise
-        except OSError as error:
-            what = f"{error.filename or self.folder}: cannot be used ({error.strerror})"
-            raise UserError(what, "mend the permissions, or set output_dir= elsewhere") from error
-        except Exception as error:  # a launcher of another package that raises at the first lost job
-            if hasattr(self.launcher, "observer"):
+        launcher: Any = self.launcher
+        ours = hasattr(launcher, "observer")
+        with ExitStack() as submitting:
+            try:
+                if getattr(launcher, "queues", False):
+                    todo = self._alone(todo, submitting)
+                if not todo:
+                    return []
+                self.folder.mkdir(parents=True, exist_ok=True)
+                sweeps = self._record(todo)
+            except OSError as error:
+                raise _unusable(error, self.folder) from error
+            for job in todo:
+                job.launches += 1
+            observer = _Observer(todo, sweeps, self.elsewhere, submitting)
+            if ours:
+                launcher.observer = observer
+                launcher.cells = [(sweep.file, swept.path) for sweep, swept in observer.swept]
+            try:
+                returns = launcher.launch([list(job.overrides) for job in todo], len(self.returns))
+            except (UserError, KeyboardInterrupt) as error:
+                observer.end(f"ended: {error.what}" if isinstance(error, UserError) else f"ended by {error}")
                 raise
-            log.error("the launcher gave up: %s", error)
-            returns = []
+            except OSError as error:
+                raise _unusable(error, self.folder) from error
+            except Exception as error:  # a launcher of another package that raises at the first lost job
+                if ours:
+                    raise
+                log.error("the launcher gave up: %s", error)
+                returns = []
         for index, returned in enumerate(returns):
             if index not in observer.over:
                 observer.ended(index, returned)
+        observer.end("left its jobs to SLURM" if self._leaves else "came to its end")
         self.returns += returns
         return [job for index, job in enumerate(todo) if index in observer.busy]
 
+    def _alone(self, todo: list[Job], submitting: ExitStack) -> list[Job]:
+        """Of cells to submit, those that nobody has submitted meanwhile.
+
+        From here until `submitting` is closed no other process submits cells of the same experiments.
+        """
+        experiments = sorted(_experiments(todo))
+        for experiment in experiments:
+            submitting.enter_context(held_claim(experiment / SWEEPS / "submitting.claim", _LEASE_SECONDS))
+        self.elsewhere = Elsewhere(sweeps_of(experiments))
+        free = []
+        for job in todo:
+            if (owner := self.elsewhere.owner(job.place)) is None:
+                free.append(job)
+            else:
+                job.state, job.note = owner
+        return free
+
+    def _record(self, todo: Sequence[Job]) -> dict[Path, Sweep]:
+        """Write down what is launched, one record for each experiment, and hold the claims of the records.
+
+        Raises:
+            OSError: that cannot be written.
+        """
+        assert self.config is not None
+        queues = getattr(self.launcher, "queues", False)
+        cluster, node = cluster_name() if queues else None, hydra_node(self.config)
+        found = {}
+        for experiment in _experiments(todo):
+            mine = [job for job in todo if job.place.experiment == experiment]
+            record = SweepRecord(
+                line=list(OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)),  # type: ignore[arg-type]
+                cells=[
+                    SweptCell(job.place.directory.relative_to(experiment).as_posix(), list(job.overrides),
+                              job.place.fingerprint)
+                    for job in mine
+                ],
+                launcher=self.config.hydra.runtime.choices.get("hydra/launcher") or type(self.launcher).__name__,
+                cluster=cluster, user=os.getuid() if queues else None, host=socket.gethostname(), pid=os.getpid(),
+                started=time.time(), code=code_state(), hydra=node,
+            )  # fmt: skip
+            record.share(job.composed.resolved for job in mine if job.composed is not None)
+            found[experiment] = sweep = new_sweep(experiment, record)
+            self.elsewhere.add(sweep)
+            claim = acquire(sweep.claim_file, _LEASE_SECONDS)
+            claim.start()
+            self.claims.callback(claim.release)
+        return found
+
 
 class _Observer(Observer):
-    """Updates the directories and the terminal while a launcher works on `jobs`."""
+    """Updates the record and the terminal while a launcher works on `jobs`.
 
-    def __init__(self, jobs: Sequence[Job], elsewhere: Elsewhere) -> None:
+    Args:
+        sweeps: the record of each experiment.
+        submitting: closed when all jobs are submitted.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], sweeps: Mapping[Path, Sweep], elsewhere: Elsewhere, submitting: ExitStack
+    ) -> None:
         self.jobs = jobs
         self.elsewhere = elsewhere
         self.over: set[int] = set()
         self.busy: set[int] = set()
+        self.swept = [_swept(job.place, sweeps) for job in jobs]
+        self._sweeps = sweeps
+        self._submitting = submitting
         self._logs: dict[int, Path] = {}
-        self._marked = False
 
-    def before_submission(self) -> None:
-        for job in self.jobs:
-            write_state(job.place, State.QUEUED)
-        self._marked = True
-
-    def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None:
+    def submitted(self, jobs: dict[int, Submitted]) -> None:
         self._logs.update((index, job.log) for index, job in jobs.items())
-        write_jobs(folder, {self.jobs[index].place.directory: job for index, job in jobs.items()})
+        for index, job in jobs.items():
+            swept = self.swept[index][1]
+            swept.job, swept.log = job.job_id, str(job.log)
+        for sweep in self._sweeps.values():
+            sweep.save()
+        if len(self._logs) == len(self.jobs):
+            self._submitting.close()
 
     def ended(self, index: int, returned: JobReturn) -> None:
         job = self.jobs[index]
@@ -268,24 +356,29 @@ class _Observer(Observer):
             self.busy.add(index)
         log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
 
-    def refused(self, error: UserError) -> None:
-        """The launcher submitted nothing."""
-        for job in self.jobs if self._marked else ():
-            write_state(job.place, State.FAILED, f"not submitted: {error.what}")
+    def end(self, how: str) -> None:
+        """Note how the sweep ended."""
+        for sweep in self._sweeps.values():
+            sweep.record.end = how
+            try:
+                sweep.save()
+            except OSError as error:
+                log.warning("%s: cannot be written (%s)", sweep.file, error.strerror)
 
 
-def launch_faults(config: DictConfig) -> list[UserError]:
-    """What is wrong with the folder of a sweep, or with the settings of its launcher: nothing is made before that.
+def _swept(cell: Cell, sweeps: Mapping[Path, Sweep]) -> tuple[Sweep, SweptCell]:
+    sweep = sweeps[cell.experiment]
+    return sweep, sweep.by_path[cell.directory.relative_to(sweep.experiment).as_posix()]
 
-    Only launchers whose settings have a schema are known. A line break in a name would be one in SLURM's script.
-    """
-    if found := place_faults(typed(config)):
-        return found
-    if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
-        return found
-    launcher = config.hydra.launcher
-    known = is_dataclass(OmegaConf.get_type(launcher))
-    return list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
+
+def _experiments(jobs: Iterable[Job]) -> list[Path]:
+    """`outputs/<name>` of the cells; one line may have several."""
+    return list(dict.fromkeys(job.cell.experiment for job in jobs if job.cell is not None))
+
+
+def _unusable(error: OSError, folder: Path) -> UserError:
+    what = f"{error.filename or folder}: cannot be used ({error.strerror})"
+    return UserError(what, "mend the permissions, or set output_dir= elsewhere")
 
 
 def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Job]:
@@ -308,19 +401,6 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Jo
         if open_:
             time.sleep(0.5)
     return free
-
-
-def write_state(cell: Cell, state: State, reason: str | None = None) -> None:
-    """Write a state for a process that cannot, or has not started; the recorded progress of the cell stays."""
-    new = {"state": state, "reason": reason, "phase": None, "eta_seconds": None, "heartbeat": time.time()}
-    write_record(cell.status_file, msgspec.structs.replace(_status(cell), **new))
-
-
-def _status(cell: Cell) -> Status:
-    try:
-        return cell.status() or Status(state=State.QUEUED)
-    except Unreadable:
-        return Status(state=State.QUEUED)
 
 
 def text(jobs: Sequence[Job]) -> str:

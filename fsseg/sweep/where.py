@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsseg.cell.key import STANDARD_WEIGHTS
+from fsseg.cell.weights import FILES, cached
 from fsseg.config.compose import Composer, composer
 from fsseg.config.machine import DEFAULT, LAUNCHERS, LINE, Machine, machine, set_by
 from fsseg.config.schema import Config, DatasetConfig
@@ -18,7 +18,7 @@ from fsseg.process.tables import aligned
 
 
 @dataclass(frozen=True)
-class Place:
+class Whereabouts:
     """One row: what it is, where it is, what says so, and whether it is there."""
 
     name: str
@@ -29,7 +29,7 @@ class Place:
     fetched_by: str = ""
 
 
-def places(line: Sequence[str], config_dir: str | None = None) -> list[Place]:
+def places(line: Sequence[str], config_dir: str | None = None) -> list[Whereabouts]:
     """What a line finds on this machine; without a data set in it, all of them.
 
     Raises:
@@ -44,7 +44,7 @@ def places(line: Sequence[str], config_dir: str | None = None) -> list[Place]:
         *sets.values(),
         _outputs(configs[0]),
         _weights(),
-        Place("machine.yaml", str(here.file or "-"), *_file(here)),
+        Whereabouts("machine.yaml", str(here.file or "-"), *_file(here)),
         *_launchers(launcher, line, here),
     ]
 
@@ -63,7 +63,7 @@ def _configs(c: Composer, line: Sequence[str]) -> list[Config]:
     return found
 
 
-def _data_set(cfg: Config) -> Place:
+def _data_set(cfg: Config) -> Whereabouts:
     data: Any = cfg.dataset
     name, source = data.name, source_class(data.name)
     root = Path(data.root).expanduser()
@@ -76,27 +76,22 @@ def _data_set(cfg: Config) -> Place:
         state = "missing: there is no such folder"
     else:
         state = f"missing: {', '.join(part for part, there in layout.items() if not there)}"
-    return Place(name, str(root), set_by(name, str(data.root)), state, bool(faults), source.fetching(data))
+    return Whereabouts(name, str(root), set_by(name, str(data.root)), state, bool(faults), source.fetching(data))
 
 
-def _outputs(cfg: Config) -> Place:
+def _outputs(cfg: Config) -> Whereabouts:
     folder = str(cfg.output_dir)
     by = DEFAULT if folder == Config.output_dir else LINE
-    return Place("outputs", folder, by, "there" if os.path.isdir(folder) else "is made by the first run")
+    return Whereabouts("outputs", folder, by, "there" if os.path.isdir(folder) else "is made by the first run")
 
 
-def _weights() -> Place:
-    """Torch's cache of pretrained weights, as `torch.hub` finds it; torch is not imported."""
-    home, by = os.environ.get("TORCH_HOME"), "TORCH_HOME"
-    if home is None:
-        cache = os.environ.get("XDG_CACHE_HOME")
-        home, by = os.path.join(cache or "~/.cache", "torch"), "XDG_CACHE_HOME" if cache else DEFAULT
-    folder = Path(home, "hub", "checkpoints").expanduser()
-    there = {name: (folder / f"{name}-{digest}.pth").is_file() for name, digest in STANDARD_WEIGHTS.items()}
-    lacking = [name for name, found in there.items() if not found]
-    found = [name for name in there if name not in lacking]
+def _weights() -> Whereabouts:
+    """Torch's cache of pretrained weights; torch is not imported."""
+    by = next((name for name in ("TORCH_HOME", "XDG_CACHE_HOME") if name in os.environ), DEFAULT)
+    lacking = [name for name in FILES if not cached(name).is_file()]
+    found = [name for name in FILES if name not in lacking]
     state = ", ".join(filter(None, [" ".join(found), f"missing: {' '.join(lacking)}" if lacking else ""]))
-    return Place("weights", str(folder), by, state, bool(lacking))
+    return Whereabouts("weights", str(cached(next(iter(FILES))).parent), by, state, bool(lacking))
 
 
 def _file(here: Machine) -> tuple[str, str]:
@@ -105,16 +100,16 @@ def _file(here: Machine) -> tuple[str, str]:
     return "FSSEG_MACHINE" if os.environ.get("FSSEG_MACHINE") else DEFAULT, "read" if here.is_there else "absent"
 
 
-def _launchers(launcher: str, line: Sequence[str], here: Machine) -> list[Place]:
+def _launchers(launcher: str, line: Sequence[str], here: Machine) -> list[Whereabouts]:
     """The launcher of `-m`, and the machine's defaults of each."""
     if any(word.startswith("hydra/launcher=") for word in line):
         by = LINE
     else:
         by = str(here.file) if launcher == here.launcher else DEFAULT
-    rows = [Place("launcher", launcher, by, _settings(here.launchers.get(launcher, {})))]
+    rows = [Whereabouts("launcher", launcher, by, _settings(here.launchers.get(launcher, {})))]
     for name in LAUNCHERS:
         if name != launcher and here.launchers.get(name):
-            rows.append(Place(f"hydra/launcher={name}", "", str(here.file), _settings(here.launchers[name])))
+            rows.append(Whereabouts(f"hydra/launcher={name}", "", str(here.file), _settings(here.launchers[name])))
     return rows
 
 
@@ -122,7 +117,7 @@ def _settings(values: dict[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def text(found: Sequence[Place]) -> str:
+def text(found: Sequence[Whereabouts]) -> str:
     """What `fsseg where` prints: the rows, and the lines that set or get what is missing."""
     rows = [["", "where", "set by", "state"], *([p.name, p.path, p.by, p.state] for p in found)]
     lines = [aligned(rows, left=(0, 1, 2, 3))]
@@ -136,8 +131,6 @@ def text(found: Sequence[Place]) -> str:
             *([f"  or fetch {p.name}", p.fetched_by] for p in found if p.name in names and p.fetched_by),
         ], left=(0, 1))]  # fmt: skip
     if "weights" in missing:
-        lines += [
-            "",
-            "a run downloads missing weights; without internet, put torchvision's files there, or set TORCH_HOME",
-        ]
+        fetch = "fsseg prepare --weights backbone=NAME"
+        lines += ["", f"missing weights: `{fetch}` fetches them; TORCH_HOME names another folder"]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsseg.cell import key as keys
+from fsseg.cell import weights
 from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
@@ -110,8 +111,10 @@ def test_the_standard_weights_are_known_by_the_digest_in_torchvisions_file_names
 ) -> None:
     import torchvision
 
-    for name, digest in keys._STANDARD_WEIGHTS.items():
-        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    assert len(weights.FILES) == 3
+    for name in weights.FILES:
+        url, digest = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url, weights.digest(name)
+        assert weights.url(name) == url
         assert url.endswith(f"{name}-{digest}.pth")
         monkeypatch.setattr(keys, "file_digest", lambda path, digest=digest: f"{digest}00000000")
         given_them = {"backbone": {"name": name, "pretrained": True, "weights": "a/copy.pth"}}

@@ -224,7 +224,7 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 
 def fsseg(*words: str) -> subprocess.CompletedProcess[bytes]:
     """In a process of its own: what hangs is ended, and standard output is strict about what it can encode."""
-    command = [sys.executable, "-m", "fsseg.cli", *words]
+    command = [sys.executable, "-m", "fsseg", *words]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, timeout=100, env=environment)
 
@@ -300,7 +300,7 @@ def test_a_terminal_that_knows_few_characters_shows_the_others_as_escapes(tmp_pa
     for seed in (0, 1):
         make_run(tmp_path, replace(KEY, name="ü", seed=seed), result=50.0 + seed)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-    command = [sys.executable, "-m", "fsseg.cli", "aggregate", str(tmp_path)]
+    command = [sys.executable, "-m", "fsseg", "aggregate", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
     assert rb"50.5 \xb10.7" in done.stdout  # the mean of 50 and 51 and their deviation

@@ -37,7 +37,7 @@ def finished(root: Path, fold: int, miou: float) -> RunDirectory:
 
 
 def test_the_command_ends_like_any_other_process() -> None:
-    done = subprocess.run([sys.executable, "-m", "fsseg.cli.app", "status", "no/such"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fsseg", "status", "no/such"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: no/such is no folder\n  -> ")
 
@@ -45,6 +45,7 @@ def test_the_command_ends_like_any_other_process() -> None:
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     text = fsseg("--help").stdout
     for command in (
+        "train",
         "prepare",
         "verify",
         "episodes",

@@ -13,22 +13,26 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import run_job
 from hydra.errors import ConfigCompositionException
 from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 import fsseg
 import fsseg.config.entry
 from fsseg.config.compose import config_folder
+from fsseg.config.flags import arranged
 from fsseg.config.hydra_internals import (
     BasicLauncher,
     also_search,
     apply_overrides,
+    flags_parser,
     group_repository,
     interpolation,
     look_before_reading,
+    look_before_running,
     split_line,
 )
 
@@ -146,3 +150,37 @@ def test_an_interpolation_is_resolved_anew_each_time_it_is_asked() -> None:
     del cfg.c
     with pytest.raises(InterpolationKeyError):
         text()
+
+
+def test_a_single_run_is_looked_at_before_a_folder_is_made(tmp_path: Path) -> None:
+    module = hydra._internal.hydra
+
+    def check(config: DictConfig) -> None:
+        assert list(config.hydra.overrides.hydra) == ["hydra.run.dir=made"]
+        raise ValueError(config.fold)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(module, "run_job", run_job)
+        look_before_running(check)
+        with (
+            initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"),
+            pytest.raises(ValueError, match="3"),
+        ):
+            GlobalHydra.instance().hydra.run("train", lambda cfg: pytest.fail("ran"), ["fold=3", "hydra.run.dir=made"])
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "arranged_line"),
+    [
+        ("-m fold=0,1", "-m fold=0,1"),
+        ("fold=0,1 -m", "fold=0,1 -m"),
+        ("fold=0 -m shot=1,5", "fold=0 shot=1,5 -m"),
+        ("fold=0 --config-dir a shot=1 --cfg job seed=2", "fold=0 shot=1 seed=2 --config-dir a --cfg job"),
+    ],
+)
+def test_overrides_may_stand_on_both_sides_of_a_flag(line: str, arranged_line: str) -> None:
+    assert arranged(line.split()) == arranged_line.split()
+    overrides = [word for word in line.split() if "=" in word]
+    assert flags_parser().parse_args(arranged_line.split()).overrides == overrides

@@ -29,14 +29,14 @@ def test_a_file_that_is_opened_later_gets_no_standard_number(closed: str) -> Non
     ("arguments", "status"), [("status nowhere 2>&-", 1), ("status nowhere >&- 2>&-", 1), ("--help >&-", 0)]
 )
 def test_a_command_without_streams_ends_as_with_them(arguments: str, status: int) -> None:
-    done = shell(f"{sys.executable} -m fsseg.cli {arguments}")
+    done = shell(f"{sys.executable} -m fsseg {arguments}")
     assert done.returncode == status
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_output_that_cannot_be_written_is_told_in_two_lines() -> None:
-    done = shell(f"{sys.executable} -m fsseg.cli --help > /dev/full")
+    done = shell(f"{sys.executable} -m fsseg --help > /dev/full")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 2
     assert "No space left" in done.stderr

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import pytest
 from cluster import Cluster
 
 from fsseg.cell.record import RunDirectory
+from fsseg.cell.sweeps import SweepRecord, sweeps_of
 from fsseg.config.compose import compose
 from fsseg.data.registry import build_source
-from fsseg.process.files import read_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -53,10 +53,12 @@ def nothing_is_left_running() -> Iterator[None]:
 class Sweep:
     """One sweep line on one cluster."""
 
-    def __init__(self, cluster: Cluster, folder: Path, script: Path, *overrides: str) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, script: Path, *overrides: str, options: Sequence[str] = ()
+    ) -> None:
         self.cluster = cluster
         self.folder = folder
-        self.line = [str(script), "-m", *SLURM, *overrides, "name=s", f"output_dir={folder / 'outputs'}"]
+        self.line = [str(script), *options, "-m", *SLURM, *overrides, "name=s", f"output_dir={folder / 'outputs'}"]
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
@@ -68,13 +70,37 @@ class Sweep:
         return process
 
     def cell(self, fold: int, seed: int = 0) -> RunDirectory:
-        found = next((self.folder / "outputs/s").glob(f"shapes5i/abcb/tiny/1shot/*/fold{fold}/seed{seed}"), None)
-        return RunDirectory(found or self.folder / "absent")
+        """By the records, for before its first start there is no directory."""
+        paths = (c.path for record in self.records for c in record.cells if c.path.endswith(f"/fold{fold}/seed{seed}"))
+        return RunDirectory(self.folder / "outputs/s" / next(paths, "absent"))
+
+    @property
+    def records(self) -> list[SweepRecord]:
+        return [one.record for one in sweeps_of([self.folder / "outputs/s"])]
+
+    @property
+    def jobs(self) -> dict[int, str]:
+        """Fold -> job, by the newest record."""
+        last = self.records[-1] if self.records else None
+        return {int(c.path.rpartition("fold")[2][0]): c.job for c in last.cells if c.job is not None} if last else {}
 
     def job(self, cell: RunDirectory) -> str:
-        records = sorted((self.folder / "outputs/s/.submitit").glob("*/jobs.json"))
-        jobs = (read_json(records[-1]) or {})["jobs"]
-        return str(jobs[str(cell.directory)]["job_id"])
+        experiment = self.folder / "outputs/s"
+        return next(
+            str(swept.job)
+            for record in self.records
+            for swept in record.cells
+            if experiment / swept.path == cell.directory and swept.job is not None
+        )
+
+    def command(self, *words: str) -> str:
+        """What a command of `fsseg` prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fsseg", *words], text=True, capture_output=True, cwd=REPO,
+            env={**os.environ, **self.cluster.environment}, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def start_requeued(self) -> None:
         """SLURM makes a requeued job wait for two minutes; tests do not."""
@@ -84,7 +110,7 @@ class Sweep:
                 self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -117,7 +143,7 @@ def test_each_misfortune_costs_its_own_cell_and_the_same_line_completes_the_rest
         return {f"fold{f}/seed{s}": sweep.cell(f, s) for f in range(4) for s in range(2)}
 
     process = sweep.start()
-    wait_until(lambda: list((tmp_path / "outputs/s/.submitit").glob("*/jobs.json")))
+    wait_until(lambda: sweep.jobs)
     raising, killed, cancelled, limited, requeued = (
         cells()[name] for name in ("fold0/seed0", "fold0/seed1", "fold1/seed0", "fold1/seed1", "fold2/seed0")
     )
@@ -178,21 +204,24 @@ def test_jobs_outlive_the_launching_process_and_are_not_submitted_twice(cluster:
     )  # fmt: skip
     acts = {"FAKE_0": "part:go", "FAKE_GO": str(tmp_path)}
     process = sweep.start(**acts)
-    wait_until(lambda: sweep.cell(0).claim_file.exists() and sweep.cell(2).status() is not None)
-    assert sweep.cell(2).look().state == "queued"
+    wait_until(lambda: sweep.cell(0).claim_file.exists())
+    assert not sweep.cell(2).directory.exists()
     process.kill()
     process.communicate()
+    standing = sweep.command("status", str(tmp_path / "outputs/s"))
+    assert "3 cells: 1 running, 2 pending" in standing
+    assert f"fold2/seed0  SLURM {sweep.jobs[2]}, PENDING" in standing
 
     process = sweep.start(**acts)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "0 of 3 cells done, 0 to run, 3 in other hands" in output
-    assert list(states(output).values()) == ["running", "queued", "queued"]
+    assert list(states(output).values()) == ["running", "pending", "pending"]
 
     (tmp_path / "go").write_text("")
     wait_until(lambda: all(sweep.cell(fold).result_file.exists() for fold in range(3)))
     assert [len(json.loads((sweep.cell(fold).directory / "starts.json").read_text())) for fold in range(3)] == [1, 1, 1]
-    assert len(list((tmp_path / "outputs/s/.submitit").glob("*/jobs.json"))) == 1
+    assert len(sweep.records) == 1
 
 
 def test_an_interrupted_sweep_says_which_jobs_go_on(cluster: Cluster, tmp_path: Path) -> None:
@@ -216,6 +245,99 @@ def test_what_sbatch_refuses_is_told_in_its_words(cluster: Cluster, tmp_path: Pa
     assert "error: sbatch refused the sweep" in output
     assert "invalid partition" in output
     assert "Traceback" not in output
-    snapshot = sweep.cell(0).look()
-    assert snapshot.state == "failed"
-    assert "not submitted" in snapshot.reason
+    standing = sweep.command("status", str(tmp_path / "outputs/s"))
+    assert "fold0/seed0  stopped: never started; sweep 1 ended: sbatch refused the sweep" in standing
+
+
+def test_waiting_and_requeued_jobs_run_what_was_submitted(cluster: Cluster, tmp_path: Path) -> None:
+    """A YAML file edited while one cell runs and three wait: no other values, no second job."""
+    file = tmp_path / "extra/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    text = "# @package _global_\nvariant: edited\ntrain:\n  lr: {}\n"
+    file.write_text(text.format(0.011))
+    sweep = Sweep(
+        cluster, tmp_path, FAKE, "experiment=mine", "fold=0,1,2,3", f"dataset.root={tmp_path}",
+        "hydra.launcher.array_parallelism=1", options=("--config-dir", str(tmp_path / "extra")),
+    )  # fmt: skip
+    process = sweep.start(FAKE_0="hang")
+    wait_until(lambda: (sweep.cell(0).directory / "hung").exists() and sweep.cell(0).claim_file.exists())
+    file.write_text(text.format(0.5))
+    os.kill(json.loads(sweep.cell(0).claim_file.read_text())["pid"], signal.SIGUSR2)
+    wait_until(lambda: "BeginTime" in cluster.ask("squeue", "-h", "-r", "-o", "%r"))
+    standing = sweep.command("status", str(tmp_path / "outputs/s"))
+    assert re.search(rf"fold0/seed0  SLURM {sweep.job(sweep.cell(0))}, PENDING, requeued \(\w+\)", standing)
+    assert not {"failed", "stopped", "preempted"} & set(standing.splitlines()[0].split())
+    while process.poll() is None:
+        sweep.start_requeued()
+        time.sleep(0.2)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert set(states(output).values()) == {"done"}
+    [record] = sweep.records
+    assert {record.config_of(cell)["train"]["lr"] for cell in record.cells} == {0.011}
+    for cell in record.cells:
+        result = RunDirectory(tmp_path / "outputs/s" / cell.path).result()
+        assert result is not None
+        assert result.fingerprint == cell.fingerprint
+    assert len({str(cell.job).partition("_")[0] for cell in record.cells}) == 1
+
+
+def test_submitted_and_left_cells_are_known_cancelled_and_run_again(cluster: Cluster, tmp_path: Path) -> None:
+    """No launcher is alive: the queue and the record tell everything; nothing is submitted twice."""
+    folder, acts = str(tmp_path / "outputs/s"), {"FAKE_0": "part:go", "FAKE_GO": str(tmp_path), "FAKE_1": "raise"}
+    line = ("fold=0,1,2,3", f"dataset.root={tmp_path}", "hydra.launcher.wait=false",
+            "hydra.launcher.array_parallelism=2")  # fmt: skip
+    one = Sweep(cluster, tmp_path, FAKE, *line)
+    other = Sweep(cluster, tmp_path, FAKE, *line, f"hydra.launcher.submitit_folder={tmp_path}/elsewhere")
+    starts = [one.start(**acts), other.start(**acts)]  # at once, and with other places for their jobs
+    outputs = [process.communicate(timeout=120)[0] for process in starts]
+    assert [process.returncode for process in starts] == [0, 0], outputs
+    assert [bool(re.search("submitted to SLURM", output)) for output in outputs].count(True) == 1
+    assert all(f"look again: fsseg status {folder} --watch" in output for output in outputs)
+    assert all({"pending", "running"} >= set(states(output).values()) for output in outputs)
+    assert len(one.records) == 1
+    wait_until(lambda: one.cell(0).claim_file.exists() and one.cell(1).look().state == "failed")
+    cluster.ask("scontrol", "hold", one.jobs[3])
+    wait_until(lambda: "JobHeld" in cluster.ask("squeue", "-h", "-r", "-o", "%r"), 60)
+    standing = one.command("status", folder)
+    assert "fold0/seed0  ?, on" in standing
+    assert re.search(r"fold1/seed0  failed: RuntimeError: a bad image", standing)
+    assert re.search(rf"fold3/seed0  SLURM {one.jobs[3]}, PENDING \(JobHeld(User|Admin)\)", standing)
+    assert f"`scontrol release {one.jobs[3]}` lets it go" in standing
+    wait_until(one.cell(2).result_file.exists)
+    retried = one.command("retry", folder)
+    assert "1 cells ended without a result" in retried
+    assert "python train.py fold=1 " in retried or "-m fold=1 " in retried
+
+    assert "2 SLURM jobs cancelled" in one.command("cancel", folder)
+    wait_until(lambda: not cluster.ask("squeue", "-h"))
+    watched = one.command("status", folder, "--watch")  # ends by itself
+    assert "fold3/seed0  stopped: never started; its SLURM job" in watched
+    assert "CANCELLED" in watched
+    assert re.search(r"4 cells: 1 done, .*1 failed, 1 stopped", watched)
+    assert re.search(r"-m fold=0,1,3 ", one.command("retry", folder))
+
+    (tmp_path / "go").write_text("")
+    process = other.start()
+    output, _ = process.communicate(timeout=120)
+    assert "1 of 4 cells done, 3 to run" in output
+    wait_until(lambda: all(one.cell(fold).result_file.exists() for fold in range(4)))
+    assert [len(json.loads((one.cell(f).directory / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]
+
+
+def test_two_hundred_cells_are_one_array_and_little_to_write(cluster: Cluster, tmp_path: Path) -> None:
+    seeds = ",".join(map(str, range(50)))
+    sweep = Sweep(cluster, tmp_path, FAKE, "fold=0,1,2,3", f"seed={seeds}", f"dataset.root={tmp_path}",
+                  "hydra.launcher.wait=false", "hydra.launcher.array_parallelism=1")  # fmt: skip
+    output, _ = sweep.start(FAKE_0="part:go", FAKE_GO=str(tmp_path)).communicate(timeout=120)
+    assert "200 cells: 200 pending" in output
+    [record] = sweep.records
+    assert len({str(cell.job).partition("_")[0] for cell in record.cells}) == 1
+    written = sum(
+        p.stat().st_size for name in (".submitit", "sweeps") for p in (tmp_path / "outputs/s" / name).rglob("*")
+    )
+    assert written < 2e6
+    wait_until(lambda: sweep.cell(0).claim_file.exists())
+    assert "200 cells: 1 running, 199 pending" in sweep.command("status", str(tmp_path / "outputs/s"))
+    assert "200 SLURM jobs cancelled" in sweep.command("cancel", str(tmp_path / "outputs/s"))
+    wait_until(lambda: not cluster.ask("squeue", "-h"))

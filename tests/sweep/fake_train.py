@@ -82,6 +82,8 @@ def act(what: str, cell: Cell, signals: Signals) -> bool:
         time.sleep(float(what[6:]))
     if what.startswith("part:"):
         while not Path(os.environ["FAKE_GO"], what[5:]).exists():
+            if signals.reason() is not None:
+                return True
             time.sleep(0.05)
     if what == "hang" and not (cell.directory / "hung").exists():
         (cell.directory / "hung").write_text(str(os.getpid()))

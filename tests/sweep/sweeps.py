@@ -83,8 +83,8 @@ class Sweep:
         output, _ = process.communicate()
         return process.returncode, output
 
-    def cell(self, fold: int, seed: int = 0) -> RunDirectory:
-        key = CellKey("s", "shapes5i", "abcb", "tiny", 1, fold, seed, "default")
+    def cell(self, fold: int, seed: int = 0, variant: str = "default") -> RunDirectory:
+        key = CellKey("s", "shapes5i", "abcb", "tiny", 1, fold, seed, variant)
         return RunDirectory(self.folder / "outputs" / key.path)
 
 

@@ -15,7 +15,7 @@ from sweeps import Sweep, states, wait_until
 from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import last_line
 from fsseg.sweep.launchers.local import slots, visible_gpus
-from fsseg.sweep.launchers.slurm import last_state, queue
+from fsseg.sweep.queue import last_state, last_states, queue
 
 LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
 
@@ -156,12 +156,22 @@ def stand_in(folder: Path, name: str, text: str) -> None:
 
 
 def test_the_queue_is_known_by_both_names_of_an_array_task(commands: Path) -> None:
-    stand_in(commands, "squeue", "echo '12_3|15|RUNNING|None'; echo '12_4|16|PENDING|Resources'")
+    stand_in(
+        commands,
+        "squeue",
+        """\
+echo '12_3    15    RUNNING  0   None                '
+echo '12_4    16    PENDING  2   BeginTime           '
+echo '17      17    PENDING  0   JobHeldUser         '
+echo 'slurm_load_jobs: a warning'""",
+    )
     jobs = queue()
     assert jobs is not None
-    assert sorted(jobs) == ["12_3", "12_4", "15", "16"]
+    assert sorted(jobs) == ["12_3", "12_4", "15", "16", "17"]
     assert str(jobs["15"]) == "RUNNING"
-    assert str(jobs["12_4"]) == "PENDING (Resources)"
+    assert str(jobs["12_4"]) == "PENDING, requeued (BeginTime)"
+    assert [jobs[name].works for name in ("12_3", "12_4", "17")] == [True, False, False]
+    assert [jobs[name].held for name in ("12_3", "12_4", "17")] == [False, False, True]
 
 
 def test_no_answer_of_squeue_is_not_an_empty_queue(commands: Path) -> None:
@@ -186,9 +196,25 @@ def test_how_a_job_ended_is_put_in_words(commands: Path, sacct: str, words: str)
     assert last_state("12_3").startswith(words)
 
 
+def test_tasks_that_never_started_share_a_line_of_sacct(commands: Path) -> None:
+    stand_in(
+        commands, "sacct", "echo 'call' >> \"$0.calls\"; echo '12_0|COMPLETED|0:0'; echo '12_[2,4-6%2]|CANCELLED|0:0'"
+    )
+    found = last_states(["12_0", "12_2", "12_4", "12_6"])
+    assert found == {"12_0": "COMPLETED", "12_2": "CANCELLED", "12_4": "CANCELLED", "12_6": "CANCELLED"}
+    assert (commands / "sacct.calls").read_text() == "call\n"
+
+
 def test_scontrol_answers_where_accounting_is_off(commands: Path) -> None:
     stand_in(commands, "sacct", "exit 1")
-    stand_in(commands, "scontrol", "echo 'JobId=15 ArrayJobId=12 JobState=NODE_FAIL Reason=NodeDown ExitCode=0:0'")
+    stand_in(
+        commands,
+        "scontrol",
+        """\
+echo 'JobId=15 ArrayJobId=12 ArrayTaskId=3 JobState=NODE_FAIL Reason=NodeDown ExitCode=0:0'
+echo 'JobId=12 ArrayJobId=12 ArrayTaskId=4294967294 JobState=CANCELLED ExitCode=0:0'""",
+    )
     assert last_state("12_3") == "NODE_FAIL"
+    assert last_state("12_7") == "CANCELLED"
     stand_in(commands, "scontrol", "exit 1")
     assert "neither sacct nor scontrol" in last_state("12_3")

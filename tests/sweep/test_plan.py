@@ -218,9 +218,9 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     asked: list[list[str]] = []
 
     def short_run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert words[:3] == [sys.executable, "-m", "fsseg.run"]
-        asked.append(words[3:])
-        [point] = plans.build_grid(words[3:])
+        assert words[:4] == [sys.executable, "-m", "fsseg", "train"]
+        asked.append(words[4:])
+        [point] = plans.build_grid(words[4:])
         run = finish(point, train=9.0, evaluate=9.0, status={"state": "done", "seconds_per_step": 0.25})
         means = {1: 5.0, 2: 3.0, 3: 7 / 3, 4: 2.0}
         write_metrics(run, [{"step": step, "seconds_per_step": mean} for step, mean in means.items()])
@@ -243,7 +243,8 @@ def test_a_calibration_finds_the_files_that_the_line_found(tmp_path: Path, monke
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {batch_size: 7}\n")
 
     def short_run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        composed.append(compose(words[3:]).cfg.train.batch_size)
+        found = words[words.index("--config-dir") + 1] if "--config-dir" in words else None
+        composed.append(compose([o for o in words[4:] if "=" in o], found).cfg.train.batch_size)
         return subprocess.CompletedProcess(words, 1, "", "")
 
     composed: list[int] = []
@@ -277,7 +278,7 @@ def test_a_calibration_that_fails_is_told_and_leaves_the_published_figures(
 
 @pytest.mark.process
 def test_a_calibration_is_a_real_run(tmp_path: Path) -> None:
-    """What the short run is asked for is what `python -m fsseg.run` takes."""
+    """What the short run is asked for is what `python -m fsseg train` takes."""
     small = ["dataset.num_train=60", "dataset.num_val=60", "dataset.image_size=25", "model.channels=16",
              "train.batch_size=2", "num_workers=0", "num_threads=1", "device=cpu"]  # fmt: skip
     made = plan([*small, f"dataset.root={tmp_path}", f"output_dir={tmp_path}/outputs"], calibrate=True)

@@ -177,14 +177,3 @@ def test_stored_words_reach_train_py_as_they_are(cell: Cell, monkeypatch: pytest
     assert run_lines(lines) == 0
     assert "dataset.root='$HOME `id` $(id)'" in Path("seen").read_text()
     assert os.environ["HOME"] not in Path("seen").read_text().replace(str(outputs), "")
-
-
-def test_jobs_of_an_odd_file_are_none(tmp_path: Path) -> None:
-    from fsseg.sweep.elsewhere import Elsewhere
-
-    contents = ["{}", '{"jobs": []}', '{"jobs": {"a": 5}}', '{"jobs": {"a": null}}', "[]", '{"jobs": 7}']
-    for number, content in enumerate(contents):
-        path = tmp_path / ".submitit" / str(number) / "jobs.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(content)
-    assert Elsewhere(tmp_path)._jobs == {}

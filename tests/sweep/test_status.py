@@ -19,7 +19,7 @@ from fsseg.cell.models import State
 from fsseg.cell.record import RunDirectory, find_runs, look_at
 from fsseg.errors import UserError
 from fsseg.sweep.retry import find_retries
-from fsseg.sweep.status import text
+from fsseg.sweep.status import look_around, text
 
 
 def running(root: Path, key: CellKey = KEY, age: float = 0.0, **status: Any) -> RunDirectory:
@@ -119,7 +119,7 @@ def test_the_text_counts_and_names_what_needs_help(tmp_path: Path) -> None:
     assert lines[0] == "6 cells: 1 done, 1 running, 1 queued, 1 preempted, 1 stale, 1 failed"
     assert lines[2] == "running"
     assert lines[3].startswith(f"  {here}/fold0/seed0  train, 50/200, 2.0 h left, mIoU 12.50, on node1, heard of ")
-    assert lines[5:7] == ["queued", f"  {here}/fold5/seed0"]
+    assert lines[5:7] == ["queued in a sweep", f"  {here}/fold5/seed0"]
     assert lines[8] == "to be run again (`fsseg retry`)"
     assert lines[9] == f"  {here}/fold1/seed0  failed: UserError: truncated, log: {failed.log_file}"
     assert lines[10].startswith(f"  {here}/fold2/seed0  preempted: train 7/9, log: ")
@@ -159,18 +159,20 @@ def test_seeds_are_averaged_and_partial_results_are_marked(tmp_path: Path) -> No
 
 
 def test_missing_and_empty_folders_are_the_users_fault(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
-        look_at([tmp_path / "absent"])
-    with pytest.raises(UserError, match="no run found"):
-        look_at([tmp_path])
+    for look in (look_at, look_around):
+        with pytest.raises(UserError, match="no folder"):
+            look([tmp_path / "absent"])
+        with pytest.raises(UserError, match="no run found"):
+            look([tmp_path])
 
 
 def test_looking_at_runs_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     running(tmp_path)
     code = (
-        "import sys, json; from pathlib import Path; import fsseg.cli.app; from fsseg.cell.record import look_at;"
+        "import sys, json; from pathlib import Path; import fsseg.cli.app;"
         "from fsseg.sweep import status, retry, clean;"
-        f"p = [Path({str(tmp_path)!r})]; status.text(look_at(p)); retry.find_retries(p); clean.find_waste(p);"
+        f"p = [Path({str(tmp_path)!r})];"
+        "status.text(status.look_around(p)); retry.find_retries(p); clean.find_waste(p);"
         "print(json.dumps([m for m in ('torch', 'hydra', 'omegaconf', 'pandas', 'numpy') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

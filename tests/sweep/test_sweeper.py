@@ -238,7 +238,7 @@ def test_a_result_that_comes_between_looking_and_launching_counts_but_for_redo(t
     assert fresh.cell is not None
     make_run(fresh.cell, result=55.0)  # by another process
     job = Job(**vars(fresh))
-    job.settle(None, Elsewhere(None))
+    job.settle(None, Elsewhere())
     assert (job.state, job.note) == (State.DONE, "mIoU 55.00")
     redone = Job(**vars(again))
     assert redone.state == State.TODO
@@ -250,10 +250,10 @@ def test_a_result_that_comes_between_looking_and_launching_counts_but_for_redo(t
 def test_a_state_written_for_others_keeps_how_far_the_cell_is(tmp_path: Path) -> None:
     cell = job_of(f"output_dir={tmp_path}").place
     make_run(cell, status={"state": "preempted", "phase": "train", "step": 7, "steps": 9, "eta_seconds": 3}, age=1e6)
-    write_state(cell, State.QUEUED)
+    write_state(cell, State.FAILED)
     status = cell.status()
     assert status is not None
-    assert (status.state, status.phase, status.step, status.steps) == ("queued", None, 7, 9)
+    assert (status.state, status.phase, status.step, status.steps) == ("failed", None, 7, 9)
     assert status.eta_seconds is None
     age = cell.look().age
     assert age is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fsseg.config.schema import BackboneConfig
 from fsseg.model.backbones.base import LAYERS, Backbone, Features
 from fsseg.model.backbones.tiny import TinyBackbone
-from fsseg.model.backbones.torchvision import ResNetBackbone, load_weights
+from fsseg.model.backbones.torchvision import ResNetBackbone, fetch_weights, load_weights
 
 
 def build_backbone(cfg: BackboneConfig) -> Backbone:
@@ -18,4 +18,5 @@ def build_backbone(cfg: BackboneConfig) -> Backbone:
     return backbone
 
 
-__all__ = ["LAYERS", "Backbone", "Features", "ResNetBackbone", "TinyBackbone", "build_backbone", "load_weights"]
+__all__ = ["LAYERS", "Backbone", "Features", "ResNetBackbone", "TinyBackbone", "build_backbone", "fetch_weights",
+           "load_weights"]  # fmt: skip

@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from fsseg.cell.weights import FILES, cached, digest, mismatch, url
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import Backbone
 from fsseg.process.files import sha256_of
@@ -93,24 +94,14 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
     """Fill the backbone with torchvision's IMAGENET1K_V1 weights.
 
     They come from `path` if given, else from torch's cache (`$TORCH_HOME/hub/checkpoints`), else by download into it.
-    What is in the cache is checked by the digest in the file's name.
 
     Raises:
         UserError: it names the file, its folder and the setting `backbone.weights`.
     """
-    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-    if path is not None:
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(
-                f"backbone.weights={path} is not a file", f"give the path of {Path(url).name}, or leave it out"
-            )
-    else:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-        if not file.is_file():
-            _download(url, file)
-        else:
-            _check_name(file)
+    if path is None:
+        file = fetch_weights(name)
+    elif not (file := Path(path)).is_file():
+        raise UserError(f"backbone.weights={path} is not a file", f"give the path of {FILES[name]}, or leave it out")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
@@ -119,40 +110,41 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
             reason = "it holds other objects than tensors"
         raise UserError(
             f"{file} cannot be read as weights: {reason}",
-            f"replace it by a whole {Path(url).name} (from {url}), or name another file by backbone.weights=",
+            f"replace it by a whole {FILES[name]} (from {url(name)}), or name another file by backbone.weights=",
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     _fill(backbone, name, file, state)
 
 
-def _digest_in(file: Path) -> str:
-    """The start of the SHA-256 that torchvision writes into the names of its files."""
-    return file.stem.rsplit("-", 1)[1]
+def fetch_weights(name: str) -> Path:
+    """torchvision's file of a backbone in torch's cache, downloaded if it is not there; its digest is right.
 
-
-def _check_name(file: Path) -> None:
-    """Refuse a file of other content than its name says: a run's fingerprint takes it for torchvision's weights."""
+    Raises:
+        UserError: it cannot be downloaded, or has another content than its name says.
+    """
+    file = cached(name)
+    if not file.is_file():
+        _download(name, file)
+        return file
     try:
         found = sha256_of(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})", "check its permissions") from None
-    if not found.startswith(_digest_in(file)):
-        raise UserError(
-            f"{file} is not the file that its name says: its SHA-256 begins with {found[:8]}",
-            "remove it and it is fetched again, or name other weights by backbone.weights=",
-        )
+    if (fault := mismatch(name, found)) is not None:
+        raise fault
+    return file
 
 
-def _download(url: str, file: Path) -> None:
+def _download(name: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=_digest_in(file), progress=False)
+        torch.hub.download_url_to_file(url(name), str(file), hash_prefix=digest(name), progress=False)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the digest differs
         raise UserError(
             f"the pretrained weights {file.name} are not in torch's cache and cannot be downloaded ({error})",
-            f"put {file.name} (from {url}) into {file.parent}, "
-            f"or name its place by backbone.weights=/path/to/{file.name}",
+            f"run `fsseg prepare --weights backbone={name}` where there is a network, put {file.name} (from "
+            f"{url(name)}) into {file.parent}, or name its place by backbone.weights=/path/to/{file.name}",
         ) from error
 
 

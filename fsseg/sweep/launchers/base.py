@@ -1,8 +1,10 @@
 """What fsseg's launchers share: the part that runs in the job, and the launcher that runs cells one after the other.
 
 Hydra's launchers hide how a job ended: an exception becomes a successful SLURM job, a killed job an exception that ends
-the sweep. These launchers wait for every job and report each one. `fsseg.sweep.sweeper` then reads the cell's
-directory, which decides. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No torch here.
+the sweep. And their jobs compose their configuration anew from whatever the YAML files say by then. These launchers
+wait for every job and report each one; `fsseg.sweep.sweeper` then reads the cell's directory, which decides. Their jobs
+run what the record of the sweep says. The classes that Hydra instantiates are in `hydra_plugins.fsseg_launchers`. No
+torch here.
 """
 
 from __future__ import annotations
@@ -10,16 +12,25 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+from omegaconf import DictConfig
 
-from fsseg.config.hydra_internals import BasicLauncher
+from fsseg.cell.attempt import Submission
+from fsseg.cell.models import State, Unreadable
+from fsseg.cell.record import Cell, open_cell
+from fsseg.cell.status import write_state
+from fsseg.cell.sweeps import Sweep, SweptCell, read_sweep
+from fsseg.config.entry import typed  # registers schemas and resolvers
+from fsseg.config.hydra_internals import BasicLauncher, run_without_files
+from fsseg.config.recorded import from_recorded
 from fsseg.errors import UserError
 from fsseg.process.signals import SIGNALS
 
@@ -48,11 +59,8 @@ class Submitted:
 class Observer:
     """Receives the events of a launcher. The sweeper uses a subclass; this one ignores them."""
 
-    def before_submission(self) -> None:
-        """Called before the jobs are submitted; none has started."""
-
-    def submitted(self, jobs: dict[int, Submitted], folder: Path) -> None:
-        """Called when jobs, by their position in the launch, are queued; `folder` holds their pickles and logs."""
+    def submitted(self, jobs: dict[int, Submitted]) -> None:
+        """Called when jobs, by their position in the launch, are queued."""
 
     def ended(self, index: int, returned: JobReturn) -> None:
         """Called when a job has ended."""
@@ -97,10 +105,88 @@ def failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
     return returned
 
 
+class RecordedJobs:
+    """What a job of a sweep calls: it runs the configuration of its cell in the sweep's record.
+
+    It is pickled for every job, so it holds no more than it needs.
+
+    Args:
+        task: the function that `@hydra.main` decorates.
+    """
+
+    def __init__(self, task: TaskFunction) -> None:
+        self._task = task
+
+    def __call__(self, file: Path, path: str, number: int) -> JobReturn:
+        """Run one cell, in the job; the arguments as for `run`.
+
+        Raises:
+            Exception: whatever the cell raised, so that the job's log holds the traceback and SLURM says FAILED.
+        """
+        returned = self.run(file, path, number)
+        if returned.status == JobStatus.FAILED and isinstance(returned._return_value, BaseException):
+            raise returned._return_value
+        return returned
+
+    def run(self, file: Path, path: str, number: int, context: HydraContext | None = None) -> JobReturn:
+        """Run one cell; an exception of the task is in what is returned.
+
+        Args:
+            file: the record.
+            path: the cell in it.
+            number: of the job, for Hydra.
+            context: as for `run_without_files`.
+
+        Raises:
+            UserError: the record is gone, or is not of this version of the code or of its files.
+        """
+        try:
+            sweep = read_sweep(file)
+            swept = sweep.by_path[path]
+        except (Unreadable, KeyError) as error:
+            raise UserError(f"{file} {error}", "start the sweep's line again") from None
+        cell, config = _as_submitted(sweep, swept)
+        with Submission.of(sweep).known():
+            job = {"id": swept.job or str(number), "num": number}
+            return run_without_files(self._task, config, sweep.record.hydra, cell.overrides, job, context)
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by submitit on USR2: requeue the same call."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
+
+
+def _as_submitted(sweep: Sweep, swept: SweptCell) -> tuple[Cell, DictConfig]:
+    """The cell and the configuration of a job.
+
+    Raises:
+        UserError: they are not what was submitted any more; the cell is then marked as failed.
+    """
+    plain = sweep.record.config_of(swept)
+    config = from_recorded(plain)
+    task = [o for o in swept.overrides if not o.startswith(("hydra.", "hydra/"))]
+    cell = open_cell(typed(config), plain, task)
+    if cell.fingerprint != swept.fingerprint:
+        error = UserError(
+            f"{cell.directory}: not what was submitted: fingerprint {swept.fingerprint} then, {cell.fingerprint} now",
+            "weights, a checkpoint or a list that it names, or the code has changed: start the sweep's line again",
+        )
+        with suppress(OSError):
+            write_state(cell, State.FAILED, error.what)
+        raise error
+    return cell, config
+
+
 class SequentialLauncher(BasicLauncher):
-    """`hydra/launcher=basic`: Hydra's, but a cell that calls `sys.exit` ends only itself."""
+    """`hydra/launcher=basic`: one cell after the other, in this process. A cell that calls `sys.exit` ends only itself.
+
+    Attributes:
+        cells: set before `launch`: record and path of each cell, in the order of their overrides.
+    """
 
     observer = Observer()
+    cells: Sequence[tuple[Path, str]]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells in this process.
@@ -108,16 +194,20 @@ class SequentialLauncher(BasicLauncher):
         Raises:
             SweepInterrupted: INT or TERM came; the running cell has saved its checkpoint.
         """
+        assert self.task_function is not None
+        jobs = RecordedJobs(self.task_function)
         returns: list[JobReturn] = []
-        for index, overrides in enumerate(job_overrides):
+        for index, ((file, path), overrides) in enumerate(zip(self.cells, job_overrides)):
             try:
-                returned = super().launch([overrides], initial_job_idx + index)[0]
+                returned = jobs.run(file, path, initial_job_idx + index, self.hydra_context)
             except SystemExit as error:
                 if (number := _signal_behind(error)) is not None:
                     raise SweepInterrupted(number) from None
                 returned = failed(CellLost(f"the cell called sys.exit({error.code!r})"), overrides)
             except KeyboardInterrupt:
                 raise SweepInterrupted(signal.SIGINT) from None
+            except UserError as error:
+                returned = failed(error, overrides)
             except OSError as error:  # from Hydra, which makes a folder for the job
                 what = f"{error.filename}: the folder cannot be made ({error.strerror})"
                 returned = failed(UserError(what, "set output_dir= elsewhere"), overrides)
@@ -134,46 +224,22 @@ def _signal_behind(error: SystemExit) -> int | None:
 
 
 class CellLauncher(BaseSubmititLauncher):
-    """A launcher whose cells run in processes of their own, through submitit's pickles."""
+    """A launcher whose cells run in processes of their own, through submitit's pickles.
+
+    Attributes:
+        cells: as of `SequentialLauncher`.
+    """
 
     observer = Observer()
+    cells: Sequence[tuple[Path, str]]
+    queues = False
+    """Whether its jobs wait in a queue that outlives the launching process."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "observer"}  # the job does not need the sweep
-
-    def __call__(
-        self,
-        sweep_overrides: list[str],
-        job_dir_key: str,
-        job_num: int,
-        job_id: str,
-        singleton_state: dict[type, Singleton],
-    ) -> JobReturn:
-        """Run one cell, in the job.
-
-        Raises:
-            Exception: whatever the cell raised, so that the job's log holds the traceback and SLURM says FAILED.
-        """
-        import fsseg.config.entry  # noqa: F401  registers schemas and resolvers, before anything is composed
-
-        returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
-        if returned.status == JobStatus.FAILED and isinstance(returned._return_value, BaseException):
-            raise returned._return_value
-        return returned
-
-    def job_arguments(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[tuple[Any, ...]]:
-        """What `__call__` takes, for each job."""
-        state = Singleton.get_state()
-        return [
-            (list(overrides), "hydra.sweep.dir", initial_job_idx + i, f"job_id_for_{initial_job_idx + i}", state)
-            for i, overrides in enumerate(job_overrides)
-        ]
-
-    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by submitit on USR2: requeue the same call."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self, *args, **kwargs)
+    @property
+    def jobs(self) -> RecordedJobs:
+        """What each job calls, with the record and the path of its cell, and a number."""
+        assert self.task_function is not None
+        return RecordedJobs(self.task_function)
 
 
 def outcome(pickles: Sequence[Path], overrides: Sequence[str]) -> JobReturn | None:

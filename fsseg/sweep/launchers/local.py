@@ -85,13 +85,12 @@ class LocalLauncher(CellLauncher):
         self._launch = uuid.uuid4().hex
         returns: list[JobReturn | None] = [None] * len(job_overrides)
         ids = [f"{os.getpid()}.{initial_job_idx + i}" for i in range(len(job_overrides))]
-        for job_id, arguments in zip(ids, self.job_arguments(job_overrides, initial_job_idx)):
-            delayed = utils.DelayedSubmission(self, *arguments)
+        for number, (job_id, (file, path)) in enumerate(zip(ids, self.cells)):
+            delayed = utils.DelayedSubmission(self.jobs, file, path, initial_job_idx + number)
             # With any but the largest time-out submitit would count a USR2 as a time-out.
             delayed.set_timeout(60 * 24 * 365, int(self.params["max_restarts"]))
             delayed.dump(utils.JobPaths(self._folder, job_id).submitted_pickle)
-        self.observer.before_submission()
-        self.observer.submitted({i: Submitted(job_id, self._log(job_id)) for i, job_id in enumerate(ids)}, self._folder)
+        self.observer.submitted({i: Submitted(job_id, self._log(job_id)) for i, job_id in enumerate(ids)})
         log.info("%d workers%s, logs in %s", self._slots.workers,
                  f" on {len(self._slots.gpus)} GPU groups" if self._slots.gpus else "", self._folder)  # fmt: skip
 

@@ -2,20 +2,16 @@
 
 submitit itself waits with `sacct`, and raises at the first job that died. Here `squeue`, which every cluster has, shows
 which jobs still exist. A job that is gone without a result is a failed cell; its reason comes from `sacct` or
-`scontrol`, whichever answers. `fsseg.sweep.sweeper` also asks `squeue` before a launch, to leave waiting jobs alone.
+`scontrol`, whichever answers (`fsseg.sweep.queue`). The sweeper also asks `squeue` before a launch, to leave waiting
+jobs alone.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import CellLauncher, CellLost, StopSignals, Submitted, SweepInterrupted, failed, outcome
+from fsseg.sweep.queue import Queued, last_state, queue
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -33,82 +30,14 @@ _COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "m
 _LARGEST_ARRAY = 1000  # SLURM's MaxArraySize is 1001 unless the cluster sets another
 
 
-@dataclass(frozen=True)
-class Queued:
-    """A job in SLURM's queue: its state (PENDING, RUNNING, COMPLETING, ...) and why it waits."""
-
-    state: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.state + (f" ({self.reason})" if self.reason not in ("None", "") else "")
-
-
-def queue() -> dict[str, Queued] | None:
-    """This user's jobs in the queue, under both names of an array's task (`12_3` and its own number).
-
-    None if there is no SLURM or it does not answer. That is not an empty queue: the jobs are then unknown.
-    """
-    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%A|%T|%r")
-    if text is None:
-        return None
-    jobs: dict[str, Queued] = {}
-    for line in text.splitlines():
-        name, number, state, reason = (part.strip() for part in line.split("|", 3))
-        jobs[name] = jobs[number] = Queued(state, reason)
-    return jobs
-
-
-def cluster_name() -> str | None:
-    """Name of the cluster that `squeue` queries; None if there is none."""
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", _ask("scontrol", "show", "config") or "", re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def last_state(job_id: str) -> str:
-    """SLURM's account of how a job that left the queue ended, in words for a table."""
-    text = _ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,ExitCode", "-j", job_id) or ""
-    for line in text.splitlines():
-        fields = [part.strip() for part in line.split("|")]
-        if fields[0] == job_id and len(fields) > 1:
-            return _ending(fields[1], fields[2] if len(fields) > 2 else "")
-    text = _ask("scontrol", "-o", "show", "job", job_id) or ""
-    if found := re.search(r"\bJobState=(\S+)", text):
-        code = re.search(r"\bExitCode=(\S+)", text)
-        return _ending(found.group(1), code.group(1) if code else "")
-    return "gone from the queue, and neither sacct nor scontrol knows how"
-
-
-def _ending(state: str, code: str) -> str:
-    exit_code, _, number = code.partition(":")
-    how = ""
-    if number not in ("", "0") and number.isdigit():
-        name = signal.Signals(int(number)).name if int(number) in signal.valid_signals() else f"signal {number}"
-        how = f", killed by {name}"
-    elif exit_code not in ("", "0"):
-        how = f", exit status {exit_code}"
-        if exit_code == "137":
-            how += " (killed by SIGKILL)"
-    return state + how
-
-
-def _ask(*command: str) -> str | None:
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        log.debug("%s: %s", command[0], error)
-        return None
-
-
 class SlurmLauncher(CellLauncher):
-    """Submits one array and waits for all its jobs; no failed job raises an error."""
+    """Submits one array and, unless `wait` is false, waits for all its jobs; no failed job raises an error."""
 
     _EXECUTOR = "slurm"
+    queues = True
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit and wait.
+        """Submit and wait; without waiting, nothing is returned.
 
         Raises:
             UserError: there is no SLURM, or it refuses the jobs.
@@ -120,18 +49,19 @@ class SlurmLauncher(CellLauncher):
                     f"hydra/launcher=slurm: there is no {program} on this machine",
                     "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
                 )
-        jobs = self._submit(job_overrides, initial_job_idx)
+        jobs = self._submit(initial_job_idx)
+        if not self.params["wait"]:
+            return []
         with StopSignals() as signals:
             return self._wait(jobs, job_overrides, signals)
 
-    def _submit(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+    def _submit(self, first: int) -> list[Any]:
         import submitit
 
-        ours = ("submitit_folder", "max_num_timeout", "poll_seconds")
+        ours = ("submitit_folder", "max_num_timeout", "poll_seconds", "wait")
         params = {k if k in _COMMON else f"slurm_{k}": v for k, v in self.params.items() if k not in ours}
         folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
-        self.observer.before_submission()
-        arguments = self.job_arguments(job_overrides, initial_job_idx)
+        arguments = [(file, path, first + index) for index, (file, path) in enumerate(self.cells)]
         jobs: list[Any] = []
         for start in range(0, len(arguments), _LARGEST_ARRAY):
             try:
@@ -139,14 +69,16 @@ class SlurmLauncher(CellLauncher):
                     folder, cluster="slurm", slurm_max_num_timeout=int(self.params["max_num_timeout"])
                 )
                 executor.update_parameters(**params)
-                jobs += executor.map_array(self, *zip(*arguments[start : start + _LARGEST_ARRAY]))
+                array = executor.map_array(self.jobs, *zip(*arguments[start : start + _LARGEST_ARRAY]))
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
                 raise UserError(
                     f"sbatch refused the sweep: {lines[-1].removeprefix('subprocess.CalledProcessError: ').strip()}",
                     "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)",
                 ) from None
-        self.observer.submitted({i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(jobs)}, folder)
+            # Each array is told at once: the next one may be refused, and this one runs.
+            self.observer.submitted({start + i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(array)})
+            jobs += array
         log.info("submitted to SLURM as %s, logs in %s",
                  ", ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)), folder)  # fmt: skip
         return jobs
@@ -175,7 +107,7 @@ class SlurmLauncher(CellLauncher):
                         continue
                     if (entry := present.get(job.job_id)) is not None:
                         gone_since.pop(i, None)
-                        if "held" in entry.reason.lower() and i not in held:
+                        if entry.held and i not in held:
                             held.add(i)
                             log.warning("SLURM holds job %s: %s (`scontrol release %s`)", job.job_id, entry, job.job_id)
                         continue

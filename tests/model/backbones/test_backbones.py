@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import torchvision
 from torch import nn
 
+from fsseg.cell.weights import cached
+from fsseg.cli.data import prepare
 from fsseg.config.schema import BackboneConfig
 from fsseg.errors import UserError
 from fsseg.model.backbones import ResNetBackbone, TinyBackbone, build_backbone, load_weights
@@ -191,6 +194,32 @@ def test_absent_weights_are_downloaded_into_torchs_cache(tmp_path: Path, monkeyp
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     build_backbone(BackboneConfig("resnet18"))
     assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "resnet18-f37072fd.pth", "f37072fd")]
+
+
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "~/cache"}, {"TORCH_HOME": "~/torch"}])
+def test_torchs_cache_is_where_torch_says(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(cached("resnet50").parent) == os.path.join(torch.hub.get_dir(), "checkpoints")
+
+
+def test_prepare_fetches_the_weights_of_all_cells_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, target, **_: Path(target).write_text(url))
+    prepare(["dataset=shapes5i,pascal5i", "backbone=tiny,resnet18,resnet50", "fold=0,1"], weights=True)
+    folder = tmp_path / "hub" / "checkpoints"
+    assert {file.name for file in folder.iterdir()} == {"resnet18-f37072fd.pth", "resnet50-0676ba61.pth"}
+    assert capsys.readouterr().out.splitlines() == [
+        "tiny: starts from no published weights",
+        f"resnet18: {folder}/resnet18-f37072fd.pth",
+        f"resnet50: {folder}/resnet50-0676ba61.pth",
+    ]
+    with pytest.raises(UserError, match="there is no such backbone"):
+        prepare(["backbone=resnet5"], weights=True)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ class SlurmConf(SlurmQueueConf):
     _target_: str = "hydra_plugins.fsseg_launchers.SlurmLauncher"
     poll_seconds: Annotated[float, within(0.1, 3600)] = 10.0
     """Seconds between two calls of squeue while the sweep waits."""
+    wait: bool = True
+    """Whether the launching process waits for the jobs; false submits them and leaves."""
     submitit_folder: Annotated[str, FILE_PATH] = "${hydra.sweep.dir}/.submitit/%j"
     timeout_min: Annotated[int, within(1, 1_000_000)] = 60
     cpus_per_task: Annotated[int | None, within(1, 4096)] = None

@@ -1,0 +1,51 @@
+"""A recorded configuration becomes the one that it was recorded of, or is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fsseg.cell.record import open_cell
+from fsseg.config.compose import compose, composer
+from fsseg.config.entry import resolved
+from fsseg.config.recorded import from_recorded
+from fsseg.config.schema import trains
+from fsseg.errors import UserError
+
+
+def test_every_choice_comes_back_with_its_types_and_its_fingerprint() -> None:
+    with composer() as c:
+        grid = c.grid(["dataset=shapes5i,pascal5i,coco20i", "method=abcb,baseline,prototype", "train.max_steps=null,5"])
+    assert len(grid) == 18
+    for _, composed in grid:
+        assert not isinstance(composed, UserError)
+        plain = json.loads(json.dumps(composed.resolved))
+        config: Any = from_recorded(plain)
+        assert resolved(config) == composed.resolved
+        for node in ("dataset", "backbone", "model", "protocol", "train"):
+            assert OmegaConf.get_type(config[node]) is OmegaConf.get_type(composed.config[node])
+        assert trains(config) == trains(composed.cfg)
+        then = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+        assert open_cell(config, plain, composed.task_overrides).fingerprint == then.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"new": 1}, "new"), ({"fold": None}, "fold"), ({"seed": "x"}, "seed"), ({"train": {"new": 1}}, "new"),
+     ({"model": {"name": "gone"}}, "gone"), ({"model": {}}, "name"), ({"dataset": 5}, "int")],
+)  # fmt: skip
+def test_what_this_code_does_not_know_is_refused(change: dict[str, Any], named: str) -> None:
+    plain = compose([]).resolved | change
+    with pytest.raises(UserError, match="does not fit this version") as caught:
+        from_recorded(plain)
+    assert named in caught.value.what
+
+
+def test_a_missing_setting_is_refused() -> None:
+    plain = compose([]).resolved
+    del plain["seed"]
+    with pytest.raises(UserError, match="seed is known on one side only"):
+        from_recorded(plain)
