@@ -26,6 +26,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+# Where this machine's own data lie, and how it launches, is none of the tests' business.
+os.environ["FSSEG_MACHINE"] = ""
+os.environ.pop("FSSEG_DATA", None)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

@@ -1,4 +1,4 @@
-"""The commands about data sets and models: prepare, verify, episodes, cost, bench. `app` adds them.
+"""The commands about data sets and models: where, prepare, verify, episodes, cost, bench. `app` adds them.
 
 All of them take overrides as `python train.py` does (`dataset=pascal5i dataset.root=...`), for one configuration.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsseg.cli.line import config_dir, takes_line
 from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ Sheet = Annotated[Path | None, typer.Option(help="PNG to draw sample masks over 
 
 
 def add_to(app: typer.Typer) -> None:
-    for function in (prepare, verify, episodes, cost):
-        app.command()(function)
+    for function in (where, prepare, verify, episodes, cost):
+        app.command()(takes_line(function))
     bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and model are on this machine.")
-    bench.command("data")(bench_data)
-    bench.command("model")(bench_model)
+    bench.command("data")(takes_line(bench_data))
+    bench.command("model")(takes_line(bench_model))
     app.add_typer(bench, name="bench")
 
 
@@ -34,10 +35,17 @@ def _config(line: list[str] | None) -> Config:
     from fsseg.config.compose import compose
     from fsseg.process.logs import configure_logging
 
-    cfg = compose(line or []).cfg
+    cfg = compose(line or [], config_dir()).cfg
     validate(cfg)
     configure_logging(cfg.log_level)
     return cfg
+
+
+def where(line: Line = None) -> None:
+    """Where this machine has data, outputs and weights, what says so, and what is missing; launcher defaults."""
+    from fsseg.sweep import where as places
+
+    print(places.text(places.places(line or [], config_dir())))
 
 
 def prepare(
@@ -66,7 +74,7 @@ def _prepare_weights(line: list[str] | None) -> None:
     from fsseg.config.compose import composer
     from fsseg.model.backbones import fetch_weights
 
-    with composer() as c:
+    with composer(config_dir()) as c:
         made = [composed for _, composed in c.grid(line or [])]
     for fault in (composed for composed in made if isinstance(composed, UserError)):
         raise fault

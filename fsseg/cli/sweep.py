@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fsseg.cli.line import config_dir, takes_line
 from fsseg.errors import UserError
 
 Folders = Annotated[list[Path], typer.Argument(help="Output folders, e.g. outputs/runs; run directories will do")]
@@ -14,7 +15,8 @@ Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `pyth
 
 
 def add_to(app: typer.Typer) -> None:
-    for function in (plan, status, retry, cancel, clean, sync):
+    app.command()(takes_line(plan))
+    for function in (status, retry, cancel, clean, sync):
         app.command()(function)
 
 
@@ -33,11 +35,12 @@ def plan(
     del multirun  # a line may be pasted with its -m
     if by is not None and servers is None:
         raise UserError("--by says how to cut the grid, but not for how many machines", "add --servers 4")
-    made = plans.plan(line or [], calibrate)
+    made = plans.plan(line or [], calibrate, config_dir=config_dir())
     print(plans.text(made))
     if servers is not None:
         keys = [key.strip() for key in by.split(",") if key.strip()] if by is not None else None
-        print("\n" + plans.servers(made, servers, keys, [o for o in line or [] if o.startswith(("hydra.", "hydra/"))]))
+        own = [o for o in line or [] if o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        print("\n" + plans.servers(made, servers, keys, own, config_dir()))
 
 
 def status(

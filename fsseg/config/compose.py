@@ -7,6 +7,7 @@ The sweeper, `fsseg plan` and `fsseg retry` compose grids here, the data command
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fsseg.config import machine
 from fsseg.config.entry import explained, resolved, typed  # registers the schemas
 from fsseg.config.files import check_file
-from fsseg.config.hydra_internals import apply_overrides, group_repository, look_before_reading, split_line
+from fsseg.config.hydra_internals import also_search, apply_overrides, group_repository, look_before_reading, split_line
 from fsseg.config.line import as_written
 from fsseg.config.schema import Config
 from fsseg.config.series import Series, sets_a_value
@@ -39,7 +41,7 @@ class Composed:
 
     Attributes:
         overrides: the part of the line that belongs to this cell, as Hydra's sweeper hands it to a job.
-        task_overrides: those of them that are not Hydra's own; they name the cell's variant.
+        task_overrides: those of them that are not Hydra's own, with `${...}` resolved; they name the cell's variant.
         cfg: for reading; a cell of a grid shares the nodes that are the same with others.
     """
 
@@ -93,12 +95,13 @@ class Composer:
         self._groups: dict[str, bool] = {}
 
     @cached_property
-    def _master(self) -> DictConfig:
+    def master(self) -> DictConfig:
+        """The configuration of the sweep as a whole, with its `hydra` node."""
         return self._given or self._loader.load_configuration("train", [], run_mode=RunMode.MULTIRUN)
 
     @cached_property
     def _repository(self) -> Any:
-        return group_repository(self._loader, self._master)
+        return group_repository(self._loader, self.master)
 
     def one(self, overrides: Sequence[str]) -> Composed:
         """One configuration, as `train.py` without -m.
@@ -118,18 +121,30 @@ class Composer:
         Raises:
             UserError: a fault of the line as a whole.
         """
+        return self.of_line(overrides).grid_of_master()
+
+    def of_line(self, overrides: Sequence[str]) -> Composer:
+        """A composer whose master configuration is that of `train.py -m <overrides>`.
+
+        Raises:
+            UserError: a fault of the line as a whole.
+        """
         with explained():
             master = self._loader.load_configuration("train", as_written(overrides), run_mode=RunMode.MULTIRUN)
-        return Composer(self._loader, master).grid_of_master()
+        return Composer(self._loader, master)
 
     def grid_of_master(self) -> list[tuple[tuple[str, ...], Composed | UserError]]:
         """As `grid`, for the line from which Hydra made this composer's master configuration."""
-        master = self._master
         with explained():
             # An experiment file names what it sweeps under hydra.sweeper.params; the command line wins, as in Hydra.
-            params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-            jobs = split_line(
-                self._loader, [f"{key}={value}" for key, value in params.items()] + list(master.hydra.overrides.task)
+            # `${...}` in either is for each cell to resolve: here it would take the values of the defaults.
+            params = _unresolved(OmegaConf.select(self.master, "hydra.sweeper.params")) or {}
+            OmegaConf.to_container(self.master.hydra.sweeper, resolve=True)  # as Hydra does to make a sweeper of it
+            line = _unresolved(self.master.hydra.overrides.task)
+            jobs = split_line(self._loader, [*(f"{key}={value}" for key, value in params.items()), *line])
+        if not jobs:
+            raise UserError(
+                "this line has no cells: a glob(...) in it matches no choice", "give the choices themselves"
             )
         return self.each(jobs)
 
@@ -138,9 +153,10 @@ class Composer:
         found: list[tuple[tuple[str, ...], Composed | UserError]] = []
         for job in map(tuple, jobs):
             try:
-                task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
                 with explained():
-                    found.append((job, Composed(job, task, self._quickly(job) or typed(self.compose(job)))))
+                    cfg = self._quickly(job) or typed(self.compose(job))
+                    task = tuple(o for o in job if not o.startswith(("hydra.", "hydra/")))
+                    found.append((job, Composed(job, _resolved_in(cfg, task), cfg)))
             except UserError as error:
                 found.append((job, error))
         return found
@@ -188,7 +204,7 @@ class Composer:
             return None
 
     def _slowly(self, overrides: Sequence[str]) -> DictConfig:
-        return _without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))
+        return _without_hydra(self._loader.load_sweep_config(self.master, list(overrides)))
 
     def _parse(self, line: str) -> Override:
         if line not in self._parsed:
@@ -205,17 +221,41 @@ class Composer:
 
 
 @contextmanager
-def composer() -> Iterator[Composer]:
-    """A `Composer` over `conf/`; Hydra's global state is put back afterwards."""
+def composer(config_dir: str | None = None) -> Iterator[Composer]:
+    """A `Composer` over `conf/`; Hydra's global state is put back afterwards.
+
+    Args:
+        config_dir: a further folder of configuration files, as `--config-dir` gives it to `train.py`.
+
+    Raises:
+        UserError: there is no such folder, or machine.yaml is faulty.
+    """
     with initialize_config_dir(str(config_folder()), job_name="train", version_base="1.3"):
         look_before_reading(check_file)
-        yield Composer(GlobalHydra.instance().config_loader())
+        machine.install(multirun=True)
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir is not None:
+            if not os.path.isdir(config_dir):
+                raise UserError(f"--config-dir {config_dir}: there is no such folder", "give a folder of YAML files")
+            also_search(loader, config_dir)
+        yield Composer(loader)
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """One configuration from an override line; see `Composer.one`."""
-    with composer() as c:
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:
+    """One configuration from an override line; see `Composer.one` and `composer`."""
+    with composer(config_dir) as c:
         return c.one(overrides)
+
+
+def _unresolved(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def _resolved_in(cfg: Config, task: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides of a cell with `${...}` resolved in its own configuration, as Hydra shows them to its job."""
+    if not any("${" in override for override in task):
+        return task
+    return tuple(OmegaConf.create({**_unresolved(cfg), "hydra": list(task)}).hydra)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

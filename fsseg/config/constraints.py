@@ -92,6 +92,10 @@ NAME = Constraint(
     "letters, digits and . _ + - (at most 100, the first a letter or a digit)",
 )  # fmt: skip
 FILE_PATH = Constraint(_is_path, "is no path, or too long for one", "a shorter path")
+FOLDERS = Constraint(
+    lambda v: all(f is None or (is_plain(f) and _is_path(f)) for f in v.values()),
+    "has a value that is no path, or too long for one", "shorter paths, in plain text",
+)  # fmt: skip
 NOT_DEFAULT = Constraint(
     lambda v: v != "default", "is the name of a cell without overrides", "another name, or leave it out"
 )

@@ -23,17 +23,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fsseg.config import machine
 from fsseg.config import schema as config
 from fsseg.config.constraints import cut, shown
 from fsseg.config.files import check_file
 from fsseg.config.flags import arranged, check_single_run
-from fsseg.config.hydra_internals import look_before_reading, look_before_running
+from fsseg.config.hydra_internals import flags_parser, look_before_reading, look_before_running
 from fsseg.config.line import as_written
 from fsseg.errors import UserError
 from fsseg.process.command import train_line
 from fsseg.process.descriptors import allow_open_files, open_standard_streams
 
 config.register()
+machine.register()
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -49,6 +51,7 @@ def launch(main: Callable[[], Any]) -> None:
             allow_open_files()
             sys.argv[1:] = arranged(as_written(sys.argv[1:]))
             look_before_reading(check_file)
+            machine.install(multirun=flags_parser().parse_known_args(sys.argv[1:])[0].multirun)
             look_before_running(check_single_run)
             main()
     except (UserError, OSError) as error:
@@ -90,6 +93,11 @@ def explain(error: BaseException) -> UserError:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         what = f"{shown(error.filename or 'the folder')}: cannot be used ({error.strerror})"
         return UserError(what, "mend its permissions, or choose another: output_dir=, hydra.run.dir=, hydra.sweep.dir=")
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, UserError):  # OmegaConf wraps what a resolver raises
+        behind = behind.__cause__ or behind.__context__
+    if behind is not None:
+        return behind
     told = _explained(error)
     return UserError(cut(told.what), told.fix)
 
@@ -97,9 +105,11 @@ def explain(error: BaseException) -> UserError:
 def _explained(error: BaseException) -> UserError:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = f"{error}\n{cause}"
+    if (fault := machine.fault_in_file(text)) is not None:
+        return fault
     if match := re.search(r"Could not find '([^']+)/([^']+)'", text):
         group, option = match.groups()
-        available = re.findall(r"^\t(\w+)$", str(error), re.MULTILINE)
+        available = re.findall(r"^\t(?!fsseg_|machine_)(\w+)$", str(error), re.MULTILINE)
         return UserError(
             f"{group}={option}: there is no such {group}",
             f"choose {group}= one of: {', '.join(dict.fromkeys(available))}",
@@ -138,8 +148,8 @@ def _explained(error: BaseException) -> UserError:
             f"leave {key} out, or write it as `{train_line('--cfg job')}` prints it",
         )
     if re.search(
-        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|incompatible|not supported"
-        "|Invalid value assigned",
+        "could not be converted|is not a valid|Invalid type|Unsupported|Cannot convert|Cannot assign|incompatible"
+        "|not supported|Invalid value assigned",
         text,
     ):
         first = (getattr(cause, "msg", None) or str(cause)).splitlines()[0]
@@ -179,6 +189,8 @@ def config_keys() -> Iterator[str]:
     yield from ("method", "ablation", "experiment")
     for name, schema in get_type_hints(config.Config).items():
         yield name
+        if schema is config.DataConfig:
+            yield from (f"data.roots.{dataset}" for dataset in config.DatasetConfig.choices())
         kinds = config.family(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
         yield from (f"{name}.{field.name}" for kind in kinds for field in fields(kind))
 
@@ -200,8 +212,11 @@ def typed(cfg: DictConfig) -> config.Config:
             raise UserError(f"{name} was taken out of the configuration", f"leave ~{name} out of the line")
         if name in groups and OmegaConf.is_missing(cfg, name):
             raise UserError(f"{name} has no value", f"set {name}=..., or leave ~{name} out of the line")
-    with explained():
-        resolved(cfg)  # an interpolation to a value of another type is only found where it is read
+    with explained():  # an interpolation to a value of another type is only found where it is read
+        for key in cfg:
+            # What Hydra keeps of a sweep's line is for each cell to resolve.
+            if key != "hydra" and not OmegaConf.is_missing(cfg, key) and OmegaConf.is_config(node := cfg[key]):
+                OmegaConf.to_container(node, resolve=True)
     return cfg  # type: ignore[return-value]
 
 

@@ -7,12 +7,14 @@ must do, and fails with any Hydra but 1.3.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.sources_registry import SourcesRegistry
@@ -29,15 +31,35 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.grammar_parser import parse
 
 __all__ = [
-    "BasicLauncher", "apply_overrides", "flags_parser", "group_repository", "hydra_node", "interpolation",
-    "look_before_reading", "look_before_running", "run_without_files", "split_line",
+    "BasicLauncher", "also_search", "apply_overrides", "flags_parser", "group_repository", "hydra_node",
+    "interpolation", "look_before_reading", "look_before_running", "run_without_files", "split_line",
 ]  # fmt: skip
 
 
 def split_line(loader: ConfigLoader, arguments: Sequence[str]) -> list[tuple[str, ...]]:
-    """The jobs of a `-m` line, each as its own overrides, in the order of Hydra's own sweeper."""
+    """The jobs of a `-m` line, each as its own overrides, in the order of Hydra's own sweeper.
+
+    Hydra writes every value anew, `${a}` without quotes as `$\\{a\\}`; it means the same, but nobody knows it again.
+    """
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-    return [tuple(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+    jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    return [tuple(_INTERPOLATION.sub(_as_it_was, override) for override in job) for job in jobs]
+
+
+_INTERPOLATION = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\$\\\{((?:[^\\]|\\[^}])*)\\\}""", re.DOTALL)
+"""A text in quotes, or an interpolation that Hydra wrote with escapes."""
+
+
+def _as_it_was(match: re.Match[str]) -> str:
+    inner = match[1]
+    return match[0] if inner is None else "${" + re.sub(r"\\(.)", r"\1", inner) + "}"
+
+
+def also_search(loader: ConfigLoader, folder: str) -> None:
+    """Let a loader find files in another folder too, as `--config-dir` does."""
+    assert isinstance(loader, ConfigLoaderImpl)
+    loader.config_search_path.prepend("command-line", f"file://{os.path.abspath(folder)}", anchor="schema")
+    loader.repository = ConfigRepository(loader.config_search_path)
 
 
 def apply_overrides(overrides: Sequence[Override], cfg: DictConfig) -> None:

@@ -60,7 +60,7 @@ def _quoted(element: str) -> str:
 @lru_cache(maxsize=1)
 def _text_keys() -> frozenset[str]:
     """Dotted names of all settings that are texts."""
-    found = set()
+    found = {f"data.roots.{name}" for name in schema.DatasetConfig.choices()}
     for name, hint in get_type_hints(schema.Config).items():
         if isinstance(hint, type) and is_dataclass(hint):
             kinds = [get_type_hints(kind) for kind in schema.family(hint)]

@@ -88,10 +88,12 @@ class DatasetConfig(Choice):
     GROUP = "dataset"
     NUM_CLASSES: ClassVar[int] = 20
     """Classes that the folds are cut from."""
+    FOLDER: ClassVar[str] = ""
+    """Its place in a folder that holds all data sets; its name if empty."""
     name: Annotated[str, NAME] = MISSING
     """Name of the data set: one of `NAMES`; part of the cell's identity."""
     root: Annotated[str, FILE_PATH] = MISSING
-    """Folder that holds the data set in its official layout."""
+    """Folder that holds the data set in its official layout; `${data_root:<name>}` asks `fsseg.config.machine`."""
     image_size: Annotated[int, within(9, 4097)] = MISSING
     """Side of the square network input in pixels (473 and 641 in the literature)."""
     num_folds: Annotated[int, within(2, 80)] = 4
@@ -135,6 +137,7 @@ class PascalConfig(DatasetConfig):
 
     NAMES = ("pascal5i",)
     TARGET = "fsseg.data.sources.voc:PascalSource"
+    FOLDER = "VOCdevkit/VOC2012"
     sbd_root: Annotated[str | None, FILE_PATH] = None
     """Folder of the SBD release (holds `cls/*.mat`); null looks in the usual places below `root`."""
     train_list: Annotated[str | None, FILE_PATH] = None
@@ -149,11 +152,23 @@ class CocoConfig(DatasetConfig):
 
     NAMES = ("coco20i",)
     TARGET = "fsseg.data.sources.coco:CocoSource"
+    FOLDER = "coco"
     NUM_CLASSES = 80
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
     """Fold f = classes 20f..20f+19 instead of the standard f, f+4, f+8, ..."""
+
+
+@dataclass
+class DataConfig:
+    """Where data lie on this machine; see `fsseg.config.machine`."""
+
+    roots: Annotated[dict[str, str | None], constraints.FOLDERS] = field(
+        default_factory=lambda: dict.fromkeys(DatasetConfig.choices())
+    )
+    """Folder of each data set, for lines of several: `data.roots.pascal5i=/a data.roots.coco20i=/b`. null takes the
+    environment's FSSEG_DATA, machine.yaml, or the folder data/. `dataset.root=` wins."""
 
 
 @dataclass
@@ -411,6 +426,7 @@ class Config:
     """A run that has given no sign of life for so long has lost its cell: another process may take it over."""
     log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
     """Level of train.log and of the terminal: debug, info, warning or error."""
+    data: DataConfig = field(default_factory=DataConfig)
     dataset: DatasetConfig = MISSING
     backbone: BackboneConfig = MISSING
     model: MethodConfig = MISSING
@@ -425,7 +441,7 @@ class Config:
 # A trailing dot means everything below.
 NEUTRAL_KEYS = (
     "output_dir", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
-    "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
+    "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file

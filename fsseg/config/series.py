@@ -93,17 +93,22 @@ def _interpolated(node: DictConfig, above: Path = ()) -> Iterator[tuple[Path, Ca
 
 
 def _stands_in_the_schema(config: Any, path: Path) -> bool:
-    """Whether all nodes above a value are made of a schema."""
+    """Whether all nodes above a value are made of a schema, or are mappings that a schema names."""
     for part in path:
-        if not is_dataclass(config):
+        if isinstance(config, dict):
+            config = config.get(part)
+        elif is_dataclass(config):
+            config = getattr(config, part)
+        else:
             return False
-        config = getattr(config, part)
     return True
 
 
 def _with(node: T, path: Path, value: Any) -> T:
     """A node with another value somewhere below; everything else is that of the old node."""
     name, *below = path
+    if isinstance(node, dict):
+        return {**node, name: _with(node[name], tuple(below), value) if below else value}  # type: ignore[return-value]
     changed: T = object.__new__(type(node))
     changed.__dict__.update(node.__dict__)
     changed.__dict__[name] = _with(getattr(node, name), tuple(below), value) if below else value

@@ -1,4 +1,4 @@
-"""From a configuration to a `Source`, and whether a finished cell is of the data that are there now.
+"""From a configuration to a `Source`, and what its data are on this machine: for finished cells, and for plans.
 
 A new source is a file in `data/sources`, a schema that names it, a YAML file.
 """
@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.models import DataRecord
+from fsseg.config.entry import resolved
 from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
-    from fsseg.data.source import Source, Split
+    from fsseg.data.source import ClassIndex, Source, Split
 
 log = logging.getLogger(__name__)
 
@@ -106,3 +107,45 @@ class DataNow:
                 root, reason = cfg.dataset.root, str(error).splitlines()[0]
                 log.warning("finished cells are not compared with the data of dataset.root=%s: %s", root, reason)
         return self._known[key]
+
+
+class DataAtHand:
+    """How many images the data on this machine give runs to train on. Each index is read once, and none is made."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, tuple[Source, ClassIndex] | None] = {}
+        self._counts: dict[tuple[Any, ...], int | None] = {}
+
+    def training_images(self, cfg: Config) -> int | None:
+        """Training images of a cell, by the rules of its fold and protocol; None if the data, or their index, are not
+        there."""
+        settings, rules = str(resolved(cfg.dataset)), cfg.protocol
+        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.min_pixels, rules.repeat_support)
+        if pool not in self._counts:
+            if settings not in self._indexes:
+                self._indexes[settings] = _kept(cfg)
+            found = self._indexes[settings]
+            self._counts[pool] = None if found is None else _count(cfg, *found)
+        return self._counts[pool]
+
+
+def _kept(cfg: Config) -> tuple[Source, ClassIndex] | None:
+    try:
+        # A generated data set is made by its mere construction.
+        if not all(source_class(cfg.dataset.name).layout(cfg.dataset, ["train"]).values()):
+            return None
+        source = build_source(cfg)
+        index = source.kept_index("train")
+        return None if index is None else (source, index)
+    except (UserError, OSError):
+        return None
+
+
+def _count(cfg: Config, source: Source, index: ClassIndex) -> int | None:
+    from fsseg.data.lists import train_lists
+
+    try:
+        novel = source.novel_classes(cfg.fold)
+        return len(train_lists(index, novel, cfg.protocol, cfg.shot, source.classes).images)
+    except UserError:
+        return None

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.config.machine import DEFAULT, LINE, set_by
 from fsseg.config.schema import Config, DatasetConfig
 from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Comparison, Fault, faults_error
@@ -186,6 +187,14 @@ class Source(ABC):
             self._indexes[split] = index
         return self._indexes[split]
 
+    def kept_index(self, split: Split) -> ClassIndex | None:
+        """The index as an earlier scan left it, for `fsseg plan`: nothing is scanned. None if there is none that fits.
+
+        Raises:
+            UserError: as `index`.
+        """
+        return self._indexes.get(split)
+
     def images_fingerprint(self, split: Split) -> str | None:
         """16 hex digits over ids and sizes in bytes of a split's images; None if one is missing. Looks once, keeps it.
 
@@ -270,21 +279,32 @@ class Source(ABC):
     @classmethod
     def check_folder(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> list[UserError]:
         """What the folder lacks for `splits`; looks at names only."""
-        root = Path(cfg.root).expanduser()
+        root, by = Path(cfg.root).expanduser(), set_by(cfg.name, str(cfg.root))
         layout = cls.layout(cfg, splits)
         expected = ", ".join(layout)
-        command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
-        fetch = f", or run `{command}`" if cls.parts(cfg) else ""
+        key = f"dataset.root={cfg.root}" + {LINE: "", DEFAULT: " (the default)"}.get(by, f" (set by {by})")
+        command = cls.fetching(cfg)
+        fetch = f", or run `{command}`" if command else ""
+        ways = f" (for all lines: data.roots.{cfg.name}=, FSSEG_DATA or machine.yaml, see `fsseg where`)"
         if not root.is_dir():
-            what = f"dataset.root={cfg.root}: there is no folder {root.absolute()}; expected there: {expected}"
-            return [UserError(what, f"point dataset.root at the data{fetch}")]
+            what = f"{key}: there is no folder {root.absolute()}; expected there: {expected}"
+            return [UserError(what, f"point dataset.root at the data{ways}{fetch}")]
         lacking = ", ".join(what for what, there in layout.items() if not there)
         if not lacking:
             return []
         found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         holds = f"it holds {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}" if found else "it is empty"
-        what = f"dataset.root={cfg.root}: {root.absolute()} lacks {lacking}; {holds}"
-        return [UserError(what, f"point dataset.root at the folder with {expected}{fetch}")]
+        what = f"{key}: {root.absolute()} lacks {lacking}; {holds}"
+        fix = f"point dataset.root at the folder with {expected}{ways}{fetch}"
+        return [UserError(what, fix)]
+
+    @classmethod
+    def fetching(cls, cfg: Any) -> str:
+        """The command that fetches what the folder lacks; empty for a data set that is not fetched."""
+        if not cls.parts(cfg):
+            return ""
+        root = f" dataset.root={cfg.root}" if set_by(cfg.name, str(cfg.root)) == LINE else ""
+        return f"fsseg prepare dataset={cfg.name}{root} --download"
 
     @classmethod
     def parts(cls, cfg: Any, fetch: bool = False) -> tuple[Part, ...]:
@@ -297,5 +317,5 @@ class Source(ABC):
 
     @classmethod
     def training_images(cls, cfg: Config) -> int | None:
-        """For `fsseg plan`: images that a run trains on; None if that takes work to find out."""
+        """For `fsseg plan`, where the data are not at hand: images that a run trains on, if they were published."""
         return None

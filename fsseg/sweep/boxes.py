@@ -155,7 +155,7 @@ def cells_of(box: Box) -> Iterator[tuple[tuple[str, str], ...]]:
     return (tuple(zip(box, values)) for values in itertools.product(*box.values()))
 
 
-def command(box: Box, extra: Sequence[str] = ()) -> str:
-    """The line that runs a box, quoted for a shell; `extra` are further overrides."""
+def command(box: Box, extra: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
+    """The line that runs a box, quoted for a shell; `extra` are further overrides, `flags` options of `train.py`."""
     words = [f"{key}={','.join(values)}" for key, values in box.items()] + list(extra)
-    return shlex.join([*train_words(), "-m", *words])
+    return shlex.join([*train_words(), "-m", *flags, *words])

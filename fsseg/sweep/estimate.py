@@ -66,6 +66,7 @@ class Estimate:
         gigabytes: (low, high) of GPU memory, or of main memory if measured on a CPU.
         disk: bytes of its directory when done.
         basis: source of the hours, in words.
+        counted: source of the steps, in words; empty if they need no images, or none are known.
     """
 
     steps: int | None
@@ -73,6 +74,7 @@ class Estimate:
     gigabytes: tuple[float, float] | None
     disk: float | None
     basis: str
+    counted: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,16 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 class Known:
-    """All measured cells, looked through once for each kind, settings and device, not once for each cell of a grid."""
+    """All measured cells, looked through once for each kind, settings and device, not once for each cell of a grid.
+
+    Attributes:
+        at_hand: counts training images where the data are on this machine.
+    """
 
     def __init__(self, measured: Iterable[Measured]) -> None:
+        from fsseg.data.registry import DataAtHand
+
+        self.at_hand = DataAtHand()
         self._of_kind: dict[Kind, list[Measured]] = {}
         self._images: dict[str, int] = {}
         self._usual: dict[tuple[Kind, str, str], Usual] = {}
@@ -226,11 +235,11 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
         known: measured cells of any kind.
     """
     to_train = cfg.train.enabled and trains(cfg)
-    images = training_images(cfg, identity, known) if to_train else None
+    images, counted = training_images(cfg, identity, known) if to_train else (None, "")
     steps = _steps(cfg, images, found) if to_train else 0
     usual = _usual(cfg, identity, known)
     if found is not None and found.state == State.DONE:
-        return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done")
+        return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done", counted)
 
     memory = None if usual.memory is None else (usual.memory / 1e9, usual.memory / 1e9)
     hours, basis = _measured_hours(cfg, steps, found, usual)
@@ -241,7 +250,7 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
         hours, basis = (low * share, high * share), "published figures"
     if published:
         memory = memory or PUBLISHED_GB
-    return Estimate(steps, hours, memory, disk_bytes(cfg, identity, known), basis or "unknown")
+    return Estimate(steps, hours, memory, disk_bytes(cfg, identity, known), basis or "unknown", counted)
 
 
 def disk_bytes(cfg: Config, identity: dict[str, Any], known: Known) -> float | None:
@@ -287,13 +296,18 @@ def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
     return [m for m in alike if m.device == most]
 
 
-def training_images(cfg: Config, identity: dict[str, Any], known: Known) -> int | None:
-    """Training images of the fold: published, or of a finished cell on the same pool, or of shapes5i if it is there."""
-    if (images := known.images(pool_of(identity))) is not None:
-        return images
+def training_images(cfg: Config, identity: dict[str, Any], known: Known) -> tuple[int | None, str]:
+    """Training images of the fold, and where they were counted, in words."""
     from fsseg.data.registry import source_class
 
-    return source_class(cfg.dataset.name).training_images(cfg)
+    for count, origin in (
+        (known.at_hand.training_images(cfg), "the data at hand"),
+        (known.images(pool_of(identity)), "finished cells"),
+        (source_class(cfg.dataset.name).training_images(cfg), "the published lists"),
+    ):
+        if count is not None:
+            return count, origin
+    return None, ""
 
 
 def _steps(cfg: Config, images: int | None, found: Snapshot | None) -> int | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsseg.cell.models import State
 from fsseg.cell.record import Cell, Snapshot, open_cell
-from fsseg.errors import UserError
+from fsseg.errors import UserError, merge_errors
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
@@ -63,18 +63,27 @@ def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
     return {key: value if equals else "null" for key, equals, value in parts}  # ~key alone: Hydra takes any value
 
 
-def build_grid(overrides: Sequence[str]) -> list[Point]:
+def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[Point]:
     """Compose the cells of `train.py -m <overrides>` and look at their directories.
 
     A grid may be planned before its data is there: only finished cells are compared with it.
 
+    Args:
+        overrides: as after `python train.py -m`.
+        config_dir: as for `composer`.
+
     Raises:
-        UserError: a fault of the line as a whole, or two cells with one directory.
+        UserError: a fault of the line as a whole, of its launcher or its folder, or two cells with one directory.
     """
     from fsseg.config.compose import composer
+    from fsseg.config.entry import explained
+    from fsseg.sweep.preflight import launch_faults
 
-    with composer() as c:
-        points = examine(c.grid(overrides), data=False)
+    with composer(config_dir) as c, explained():
+        line = c.of_line(overrides)
+        if found := launch_faults(line.master):
+            raise merge_errors(found)
+        points = examine(line.grid_of_master(), data=False)
     for point in points:
         if point.composed is not None and not point.composed.cfg.redo:
             point.look()

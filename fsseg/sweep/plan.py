@@ -35,24 +35,33 @@ class Plan:
     notes: list[str]
 
 
-def plan(overrides: Sequence[str], calibrate: bool = False, limit_seconds: float = 900.0) -> Plan:
+def plan(
+    overrides: Sequence[str],
+    calibrate: bool = False,
+    limit_seconds: float = 900.0,
+    config_dir: str | None = None,
+) -> Plan:
     """Compose the grid, read the state of its cells, estimate their cost.
 
     Args:
         overrides: as after `python train.py -m`.
         calibrate: run a few steps of every unmeasured kind on this machine.
         limit_seconds: for one calibration.
+        config_dir: as `train.py --config-dir` takes it.
 
     Raises:
         UserError: a fault of the line.
     """
-    points = build_grid(overrides)
+    points = build_grid(overrides, config_dir)
     folders = dict.fromkeys(p.composed.cfg.output_dir for p in points if p.composed is not None)
     known = [m for folder in folders for m in measurements(Path(folder))]
     notes: list[str] = []
     if calibrate:
+        where = [o for o in overrides if o.startswith("hydra.searchpath=")]
+        if config_dir is not None:
+            where += ["--config-dir", config_dir]
         for point in _unmeasured(points, known):
-            found, note = run_calibration(point, limit_seconds)
+            found, note = run_calibration(point, limit_seconds, where)
             known += found
             notes.append(note)
     all_known = Known(known)
@@ -78,8 +87,12 @@ def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Poin
     return chosen
 
 
-def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured], str]:
-    """Run a few steps and episodes of a cell in its own process and folder; returns measurements and a message."""
+def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = ()) -> tuple[list[Measured], str]:
+    """Run a few steps and episodes of a cell in its own process and folder; returns measurements and a message.
+
+    Args:
+        where: words that say where Hydra finds further files.
+    """
     assert point.composed is not None
     label = " ".join(f"{k}={v}" for k, v in point.settings.items())
     with tempfile.TemporaryDirectory(prefix="fsseg-calibration-") as folder:
@@ -88,7 +101,7 @@ def run_calibration(point: Point, limit_seconds: float) -> tuple[list[Measured],
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
         }  # fmt: skip
-        line = [sys.executable, "-m", "fsseg", "train", *point.composed.task_overrides]
+        line = [sys.executable, "-m", "fsseg", "train", *where, *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]
         try:
             done = subprocess.run(line, capture_output=True, text=True, timeout=limit_seconds, env=dict(os.environ))
@@ -147,6 +160,8 @@ def text(plan: Plan, limit: int = 200) -> str:
             )
         else:
             lines.append(f"hours of {cells} from {visible(basis)}")
+    for counted, count in Counter(e.counted for e in estimates if e is not None and e.counted).items():
+        lines.append(f"steps of {count} cell{'s' * (count != 1)} counted from {counted}")
     faulty: dict[str, int] = Counter(str(f) for p in points for f in p.faults)
     lines += [f"cannot start ({count} cells): {fault}" for fault, count in faulty.items()]
     return "\n".join(lines + plan.notes)
@@ -187,8 +202,18 @@ def _memory(e: Estimate | None) -> str:
     return extent(*e.gigabytes, "GB")
 
 
-def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: Sequence[str] = ()) -> str:
+def servers(
+    plan: Plan,
+    count: int,
+    by: Sequence[str] | None,
+    hydra_overrides: Sequence[str] = (),
+    config_dir: str | None = None,
+) -> str:
     """The command for each server; together they run exactly the grid.
+
+    Args:
+        hydra_overrides: of the line; every command has them.
+        config_dir: of the line, too.
 
     Raises:
         UserError: a key in `by` that the line does not have, or cells that cannot start.
@@ -196,6 +221,7 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
     if any(p.state == State.FAULTY for p in plan.points):
         raise UserError("some cells of this line cannot start (listed above)", "mend the line first")
     hours = weights(plan)
+    flags = [] if config_dir is None else ["--config-dir", config_dir]
     if by is not None and list(by) == ["finest"]:
         by = swept_keys(plan.points)
     parts = cut(plan.points, hours, count, by)
@@ -208,7 +234,7 @@ def servers(plan: Plan, count: int, by: Sequence[str] | None, hydra_overrides: S
         known = all((e := plan.estimates[i]) is not None and e.hours is not None for i in mine)
         expected = f", about {span(3600 * sum(hours[i] for i in mine))}" if known else ""
         lines.append(f"\n# server {number}: {len(mine)} cells" + (f" ({done} done)" if done else "") + expected)
-        lines += [command(box, hydra_overrides) for box in boxes]
+        lines += [command(box, hydra_overrides, flags) for box in boxes]
     return "\n".join(lines)
 
 

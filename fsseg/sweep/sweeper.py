@@ -305,7 +305,7 @@ class FssegSweeper(Sweeper):
             record = SweepRecord(
                 line=list(OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)),  # type: ignore[arg-type]
                 cells=[
-                    SweptCell(job.place.directory.relative_to(experiment).as_posix(), list(job.overrides),
+                    SweptCell(job.place.directory.relative_to(experiment).as_posix(), list(job.place.overrides),
                               job.place.fingerprint)
                     for job in mine
                 ],

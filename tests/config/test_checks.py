@@ -23,6 +23,7 @@ ANY_TEXT = {"output_dir", "device", "dataset.root", "dataset.cache", "dataset.sb
             "dataset.val_list", "protocol.name"}  # fmt: skip
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
+    "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],
     "dataset.scale_range": ["[1.2,0.8]", "[0.9]", "[]", "[-1,1]", "[nan,1]", "[0.5,inf]"],
     "protocol.seeds": ["[1,1]", "[]"],
     "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],

@@ -26,6 +26,7 @@ from fsseg.config.compose import config_folder
 from fsseg.config.flags import arranged
 from fsseg.config.hydra_internals import (
     BasicLauncher,
+    also_search,
     apply_overrides,
     flags_parser,
     group_repository,
@@ -60,6 +61,32 @@ def test_a_line_is_split_into_the_product_of_its_choices_in_order(loader: Any) -
         for seeds in ("[0,1]", "[2]")
     ]
     assert split_line(loader, []) == [()]
+
+
+def test_an_interpolation_stays_as_it_was_written(loader: Any) -> None:
+    """Hydra itself escapes one without quotes; in quotes a text with such escapes is left alone."""
+    words = [
+        "variant=lr${train.lr}",
+        "name='a${b}'",
+        "protocol.seeds=[${seed},1]",
+        r"device='$\{x\}'",
+        "dataset.root=${a:b,c}",
+    ]
+    assert split_line(loader, words) == [tuple(words)]
+    assert split_line(loader, ["train.lr=0.1,${a.b},'${c}'"]) == [
+        ("train.lr=0.1",),
+        ("train.lr=${a.b}",),
+        ("train.lr='${c}'",),
+    ]
+
+
+def test_a_further_folder_comes_where_hydra_puts_config_dir(loader: Any, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    (tmp_path / "train.yaml").write_text("never: read\n")
+    also_search(loader, str(tmp_path))
+    assert [source.provider for source in loader.get_search_path().get_path()][-2:] == ["command-line", "schema"]
+    assert loader.load_configuration("train", ["experiment=mine"], run_mode=RunMode.RUN).name == "mine"
 
 
 def test_overrides_are_put_into_a_composed_configuration(loader: Any) -> None:

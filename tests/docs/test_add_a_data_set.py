@@ -90,7 +90,7 @@ def data_set(request: pytest.FixtureRequest, page: Any, tmp_path: Path) -> DataS
     page.choice(page.file_of(step + 2), page.yaml[0 if step == 1 else 1])
     root = tmp_path / name
     make(root)
-    own = ("backbone=tiny", f"dataset={name}", f"dataset.root={root}", f"output_dir={tmp_path}/outputs",
+    own = ("backbone=tiny", f"dataset={name}", f"data.roots.{name}={root}", f"output_dir={tmp_path}/outputs",
            "protocol.min_pixels=50", *(o for o in SMALL if not o.startswith("dataset.num")))  # fmt: skip
     return DataSet(name, root, page, own, novel)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 from run_directories import make_run, write_metrics
+from trees import make_coco, make_voc
 
 from fsseg.cell.record import RunDirectory
+from fsseg.config.compose import compose
 from fsseg.config.schema import BaselineConfig
+from fsseg.data.registry import build_source
 from fsseg.errors import UserError
 from fsseg.sweep import plan as plans
 from fsseg.sweep.estimate import measure
@@ -148,6 +152,49 @@ def test_published_figures_stand_where_nothing_was_measured_and_are_named(tmp_pa
     assert "fsseg prepare dataset=pascal5i" in printed
 
 
+def steps_of(*line: str) -> list[tuple[int | None, str]]:
+    return [(e.steps, e.counted) for e in plan(line).estimates if e]
+
+
+def test_steps_are_counted_from_the_data_at_hand(tmp_path: Path) -> None:
+    rules = ("protocol.min_pixels=0", "train.batch_size=2", "train.epochs=10", f"output_dir={tmp_path}/outputs")
+    voc = ("dataset=pascal5i", f"data.roots.pascal5i={make_voc(tmp_path / 'voc')}", *rules)
+    assert steps_of(*voc, "fold=3") == [(None, "")]  # nobody has looked at the masks, and a plan does not
+    assert steps_of(*voc[:2], "fold=3", *rules[1:])[0][1] == "the published lists"
+    build_source(compose(voc).cfg).index("train")
+    # Only `person` (fold 2) is in two of the four images, t1 and s2; t1 has an aeroplane (fold 0), s2 nothing else.
+    # Two images a step of two, ten epochs.
+    assert steps_of(*voc, "fold=3,1") == [(10, "the data at hand")] * 2
+    assert steps_of(*voc, "fold=2,0") == [(None, "")] * 2  # no class is left with two images
+    assert steps_of(*voc, "fold=0", "protocol.novel_in_training=background") == [(10, "the data at hand")]
+    assert "steps of 1 cell counted from the data at hand" in text(plan([*voc, "fold=3"]))
+
+    coco = ("dataset=coco20i", f"data.roots.coco20i={make_coco(tmp_path / 'coco')}", *rules, "fold=1")
+    path = tmp_path / "coco" / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][3]["image_id"] = 9  # the dog; now 9 shows a dog and a toothbrush, 7 two people
+    content["annotations"][4] |= {"image_id": 7, "category_id": 18}  # and 7 a dog too
+    path.write_text(json.dumps(content))
+    assert steps_of(*coco) == [(None, "")]
+    build_source(compose(coco).cfg).index("train")
+    assert steps_of(*coco) == [(10, "the data at hand")]  # dogs (class 16, fold 0) in both images
+    path.write_text(path.read_text() + " ")
+    assert steps_of(*coco) == [(None, "")]  # the index is not that of this file
+
+
+def test_the_data_at_hand_count_before_a_cell_that_was_trained_on_others(tmp_path: Path) -> None:
+    line = [*SHAPES[2:], "train.epochs=10", f"output_dir={tmp_path}", "dataset.num_train=60", "dataset.num_val=1"]
+    line += [f"data.roots.shapes5i={tmp_path / 'data'}"]
+    finish(plan([*line, "seed=1"]).points[0], images=400)
+    assert steps_of(*line) == [(1000, "finished cells")]  # 400 / 4 * 10
+    images = build_source(compose(line).cfg).index("train")
+    assert len(images.image_ids) == 60
+    ((steps, counted),) = steps_of(*line)
+    assert counted == "the data at hand"
+    assert steps is not None
+    assert 0 < steps <= 150  # 60 / 4 * 10
+
+
 def test_published_hours_shrink_with_the_recipe(tmp_path: Path) -> None:
     [estimate] = plan(["dataset=pascal5i", "train.epochs=25", f"output_dir={tmp_path}"]).estimates
     assert estimate is not None
@@ -188,6 +235,24 @@ def test_calibration_measures_once_a_kind_and_feeds_the_estimate(
     expected = (100 * 1.0 + 100 * 0.25 + 10) / 3600
     assert [e.hours for e in made.estimates if e] == [pytest.approx((expected, expected))] * 2
     assert "from calibration on GPU X" in text(made)
+
+
+def test_a_calibration_finds_the_files_that_the_line_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my files"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\ntrain: {batch_size: 7}\n")
+
+    def short_run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        found = words[words.index("--config-dir") + 1] if "--config-dir" in words else None
+        composed.append(compose([o for o in words[4:] if "=" in o], found).cfg.train.batch_size)
+        return subprocess.CompletedProcess(words, 1, "", "")
+
+    composed: list[int] = []
+    monkeypatch.setattr(plans.subprocess, "run", short_run)
+    line = ["experiment=mine", f"output_dir={tmp_path}/outputs"]
+    plan(line, calibrate=True, config_dir=str(folder))
+    plan([*line, f"hydra.searchpath=['{folder}']"], calibrate=True)
+    assert composed == [7, 7]
 
 
 def test_only_what_has_still_to_run_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,21 @@ def test_a_file_that_is_part_of_the_identity_may_not_change_meanwhile(sweep: Swe
     assert not sweep.cell(1, variant="v").result_file.exists()
 
 
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_what_a_line_interpolates_is_recorded_with_the_values_of_each_cell(sweep: Sweep, launcher: str) -> None:
+    line = ("train.lr=0.1,0.2", "variant='lr${train.lr}'", "train.momentum='${oc.env:MOMENTUM}'")
+    code, output = sweep.run("-m", *line, f"hydra/launcher={launcher}", MOMENTUM="0.5")
+    assert (code, states(output)) == (0, ["done", "done"]), output
+    [record] = [s.record for s in sweeps_of([sweep.folder / "outputs" / "s"])]
+    assert record.line[:3] == list(line)
+    assert [cell.overrides[:3] for cell in record.cells] == [
+        [f"train.lr={lr}", f"variant='lr{lr}'", "train.momentum='0.5'"] for lr in (0.1, 0.2)
+    ]
+    results = [sweep.cell(0, variant=f"lr{lr}").result() for lr in (0.1, 0.2)]
+    assert [r.fingerprint for r in results if r is not None] == [cell.fingerprint for cell in record.cells]
+    assert [record.config_of(cell)["train"]["lr"] for cell in record.cells] == [0.1, 0.2]
+
+
 def test_an_attempt_says_how_the_code_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, KEY)
     then = {"commit": "a" * 40, "dirty": False, "source": "0001"}

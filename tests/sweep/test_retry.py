@@ -56,6 +56,7 @@ AWKWARD = {
     "lists": ["protocol.seeds=[0,1],[2,3,4]", "train.lr=1e-3,.5"],
     "groups": ["dataset=pascal5i", "method=baseline", "backbone=resnet101", "protocol=hsnet", "shot=5", "fold=2,3"],
     "paths": ["dataset=pascal5i", "dataset.root='/data/with space, comma'", "num_workers=3", "device=cpu", "fold=1"],
+    "roots": ["dataset=pascal5i,coco20i", "data.roots.pascal5i='/a b, c'", "data.roots.coco20i=1.10", "fold=0,1"],
     "quotes": ["dataset.root='it\\'s \"here\"'", "sync.url='file:///a=b, $HOME'", "fold=0,1"],
     "nulls": ["train.max_steps=null", "sync.url=null", "train.clip_grad_norm=null,1.5"],
     "named": ["variant=mine", "train.max_steps=7", "seed=3", "protocol=bam"],
@@ -70,6 +71,15 @@ def test_the_lines_lead_back_to_the_same_cells(line: list[str], tmp_path: Path) 
     assert found.notes == {}
     assert reached(found.lines) == {cell.directory: cell.fingerprint for cell in cells}
     assert len(found.lines) == 1
+
+
+def test_what_was_interpolated_is_noted_with_the_values_of_the_cell(tmp_path: Path) -> None:
+    cells = start(["train.lr=0.1,0.2", "variant='lr${train.lr}'", "train.momentum=${train.poly_power}",
+                   f"output_dir={tmp_path}"])  # fmt: skip
+    found = find_retries([tmp_path])
+    assert found.notes == {}
+    assert reached(found.lines) == {cell.directory: cell.fingerprint for cell in cells}
+    assert [cell.key.variant for cell in cells] == ["lr0.1", "lr0.2"]
 
 
 def test_what_an_experiment_file_sweeps_is_named_in_the_line(tmp_path: Path) -> None:

@@ -109,8 +109,7 @@ def prepare(
     report = PrepareReport(complete=not missing, lines=lines, fetched=fetched)
     if missing:
         total = sum(part.archive.size for part in missing) / 1e9
-        command = f"fsseg prepare dataset={cfg.name} dataset.root={cfg.root} --download"
-        report.lines.append(f"`{command}` fetches what is missing: {total:.1f} GB")
+        report.lines.append(f"`{source.fetching(cfg)}` fetches what is missing: {total:.1f} GB")
     lacking = source.check_folder(cfg)
     if lacking and not missing:  # nothing that can be fetched: the folder itself is wrong
         raise merge_errors(lacking)

@@ -27,7 +27,7 @@ from fsseg.data.images import image_size, read_image
 from fsseg.data.setup import published
 from fsseg.data.setup.download import Archive, Need, Part
 from fsseg.data.source import IGNORE_INDEX, SPLITS, ClassIndex, Source, Split
-from fsseg.data.sources.coco_store import CocoStore, open_store
+from fsseg.data.sources.coco_store import CocoStore, kept_store, open_store
 from fsseg.errors import UserError
 
 _YEAR = 2014  # of all published results
@@ -87,6 +87,10 @@ class CocoSource(Source):
     def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
         store, faults = self._open(split, verify=True)
         return (None if store is None else store.index()), faults
+
+    def kept_index(self, split: Split) -> ClassIndex | None:
+        store = kept_store(self.mask_path(split), cache_folders(self.root, self.cache))
+        return None if store is None else store.index()
 
     def _open(self, split: Split, verify: bool) -> tuple[CocoStore | None, list[Fault]]:
         store, faults = open_store(self.mask_path(split), cache_folders(self.root, self.cache), verify)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,8 +111,7 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
     except FileNotFoundError:
         what = f"annotations {path} are missing"
         raise UserError(what, "set dataset.root and dataset.year to where they are, or run `fsseg prepare`") from None
-    key = {"rule": RULE_VERSION, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    name = f"{path.stem}.store"
+    key, name = _kept_as(path, stat)
     arrays = find_store(folders, name, key, verify)
     if arrays is None:
         made, faults = read_annotations(path)
@@ -123,6 +123,23 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
         if arrays is None:
             raise UserError(f"{stored} changed while it was read", "start again")
     return CocoStore(path, arrays), []
+
+
+def kept_store(path: Path, folders: list[Path]) -> CocoStore | None:
+    """The store of an annotation file, if one was made of it as it is now.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    key, name = _kept_as(path, path.stat())
+    arrays = find_store(folders, name, key, verify=False)
+    return None if arrays is None else CocoStore(path, arrays)
+
+
+def _kept_as(path: Path, stat: os.stat_result) -> tuple[dict[str, Any], str]:
+    """Key and file name of the store."""
+    key = {"rule": RULE_VERSION, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return key, f"{path.stem}.store"
 
 
 @dataclass

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +74,8 @@ def scan_masks(
     Returns:
         counts by image id, and a fault for every mask that cannot be read.
     """
-    key = {"rule": RULE_VERSION, "masks": label}
-    name = f"masks-{label.replace('/', '_')}.store"
-    known = _unpack(find_store(folders, name, key), files)
+    key, name = _kept_as(label)
+    known = kept_counts(label, files, folders)
     todo = [image_id for image_id in wanted if image_id not in known]
     faults = []
     if todo:
@@ -96,6 +96,17 @@ def scan_masks(
         except UserError as error:
             log.warning("%s; the masks are scanned again at every start", error)
     return {image_id: known[image_id] for image_id in wanted if image_id in known}, faults
+
+
+def kept_counts(label: str, files: Mapping[str, MaskFile], folders: list[Path]) -> dict[str, MaskCount]:
+    """What an earlier scan counted in one folder, of the masks that are still the same."""
+    key, name = _kept_as(label)
+    return _unpack(find_store(folders, name, key), files)
+
+
+def _kept_as(label: str) -> tuple[dict[str, Any], str]:
+    """Key and file name of a folder's store."""
+    return {"rule": RULE_VERSION, "masks": label}, f"masks-{label.replace('/', '_')}.store"
 
 
 def build_index(

@@ -27,11 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.config.schema import Config, ShapesConfig
+from fsseg.config.schema import ShapesConfig
 from fsseg.data.faults import Fault, faults_error
 from fsseg.data.images import voc_palette
-from fsseg.data.lists import train_lists
-from fsseg.data.source import SPLITS, Split
+from fsseg.data.source import SPLITS, ClassIndex, Split
 from fsseg.data.sources.shapes_backgrounds import FAMILY_NAMES
 from fsseg.data.sources.shapes_checksums import Checksums, checksums_of, compare_with_drawn
 from fsseg.data.sources.shapes_draw import CLASSES, VERSION, Recipe, deal, draw_image
@@ -129,6 +128,10 @@ class ShapesSource(VocSource):
         detail = "not what is drawn by the same settings"
         return [Fault(_CHANGED, str(self.root / name), detail, self._advice) for name in changed]
 
+    def kept_index(self, split: Split) -> ClassIndex | None:
+        """As in `Source`; the masks are few and small, so they are scanned."""
+        return self.index(split)
+
     def background_family(self, split: Split, image_id: str) -> int | None:
         """Position of the image's background family in `shapes_backgrounds.FAMILY_NAMES`."""
         return self._families[image_id]
@@ -149,20 +152,8 @@ class ShapesSource(VocSource):
             return [UserError(f"dataset.root={cfg.root}: {place} is not a folder", "set dataset.root to a folder")]
         if not os.access(place, os.W_OK | os.X_OK):
             what = f"dataset.root={cfg.root}: shapes5i is generated on first use, but {place} cannot be written to"
-            return [UserError(what, "set dataset.root to a folder you can write to")]
+            return [UserError(what, "set data.roots.shapes5i= (or dataset.root=) to a folder you can write to")]
         return []
-
-    @classmethod
-    def training_images(cls, cfg: Config) -> int | None:
-        data: Any = cfg.dataset
-        if not all(cls.layout(data).values()):
-            return None  # a plan generates nothing
-        source = cls(data)
-        try:
-            novel = source.novel_classes(cfg.fold)
-            return len(train_lists(source.index("train"), novel, cfg.protocol, cfg.shot, source.classes).images)
-        except UserError:
-            return None
 
 
 def _split_of(name: str) -> Split:

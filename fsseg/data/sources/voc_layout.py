@@ -18,7 +18,7 @@ from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Fault
 from fsseg.data.images import image_size, read_file, read_image, read_labels, size_error
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
-from fsseg.data.sources.mask_scan import MaskCount, build_index, list_files, scan_masks
+from fsseg.data.sources.mask_scan import MaskCount, build_index, kept_counts, list_files, scan_masks
 from fsseg.data.sources.voc_lists import read_list
 
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
@@ -55,6 +55,20 @@ class VocSource(Source):
             faults.append(Fault(kind, str(self.mask_path(split, image_id)), detail, "restore these masks"))
         self._counts[split] = counts
         return index, faults
+
+    def kept_index(self, split: Split) -> ClassIndex | None:
+        image_ids, faults = self.list_ids(split)
+        counts: dict[str, MaskCount] = {}
+        left = set(image_ids)
+        for label, folder, suffix in self.mask_places():
+            if here := left & (files := list_files(folder, suffix)).keys():
+                kept = kept_counts(label, files, cache_folders(self.root, self.cache))
+                counts.update((i, kept[i]) for i in here if i in kept)
+                left -= here
+        if faults or len(counts) < len(image_ids):
+            return None
+        index, unknown = build_index(image_ids, counts, len(self.classes))
+        return None if unknown else index
 
     def mask_counts(self, split: Split) -> dict[str, MaskCount]:
         """Size and values of every readable mask of a split, by image id.

@@ -25,6 +25,7 @@ from scipy import ndimage
 
 from fsseg.config.compose import compose
 from fsseg.config.schema import ShapesConfig
+from fsseg.data.registry import DataAtHand
 from fsseg.data.setup.verify import verify
 from fsseg.data.sources import shapes
 from fsseg.data.sources.shapes import ShapesSource, dataset_folder, generate, is_whole
@@ -668,11 +669,11 @@ def test_a_data_set_moved_elsewhere_is_used_as_it_is(tmp_path: Path, monkeypatch
 def test_training_images_are_counted_where_the_data_set_is_and_nothing_is_generated_for_it(tmp_path: Path) -> None:
     line = ["dataset=shapes5i", f"dataset.root={tmp_path}", "dataset.num_train=60", "dataset.num_val=1", "fold=1"]
     cfg = compose(line).cfg
-    assert ShapesSource.training_images(cfg) is None
+    assert DataAtHand().training_images(cfg) is None
     assert list(tmp_path.iterdir()) == []
     source = ShapesSource(cfg.dataset)  # type: ignore[arg-type]
     held = {image: {c for c in range(20) if (source.mask("train", image, c) == 1).any()}
             for image in source.index("train").image_ids}  # fmt: skip
     usable = [classes for classes in held.values() if not classes & {5, 6, 7, 8, 9}]  # images with a novel class go
     images = Counter(c for classes in usable for c in classes)
-    assert ShapesSource.training_images(cfg) == sum(any(images[c] >= 2 for c in classes) for classes in usable) > 0
+    assert DataAtHand().training_images(cfg) == sum(any(images[c] >= 2 for c in classes) for classes in usable) > 0
