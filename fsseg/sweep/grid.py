@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from fsseg.cell.models import State
 from fsseg.cell.record import Cell, Snapshot, open_cell
+from fsseg.cell.sweeps import sweeps_of
 from fsseg.errors import UserError, merge_errors
+from fsseg.sweep.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
@@ -29,7 +31,7 @@ class Point:
         overrides: the cell's part of the line.
         composed: its configuration; None if it cannot be composed.
         cell: directory and fingerprint; None if the configuration is faulty.
-        state: done, faulty or to do; after `look` that of its directory.
+        state: done, faulty or to do; after `look` that of its directory; pending or running with a job in SLURM.
         snapshot: state of its directory; None if it is empty, or before `look`.
         faults: why it cannot start; empty if it can.
     """
@@ -84,9 +86,14 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
         if found := launch_faults(line.master):
             raise merge_errors(found)
         points = examine(line.grid_of_master(), data=False)
+    cells = [point.cell for point in points if point.cell is not None]
+    elsewhere = Elsewhere(sweeps_of(dict.fromkeys(cell.experiment for cell in cells)))
     for point in points:
         if point.composed is not None and not point.composed.cfg.redo:
             point.look()
+        if point.cell is not None and point.state not in (State.DONE, State.FAULTY):
+            _, job = elsewhere.queued(point.cell.directory) or ("", None)
+            point.state = point.state if job is None else State.RUNNING if job.works else State.PENDING
     return points
 
 

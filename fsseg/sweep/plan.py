@@ -70,7 +70,7 @@ def plan(
         else estimate(p.composed.cfg, p.cell.identity, p.snapshot, all_known)
         for p in points
     ]  # fmt: skip
-    return Plan(points, estimates, notes + _data_notes(points))
+    return Plan(points, estimates, notes + _not_ready(points))
 
 
 def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Point]:
@@ -116,8 +116,10 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
     return found, f"calibration of [{label}]: {train}{found[0].evaluate or 0:.3g} s an episode on {found[0].device}"
 
 
-def _data_notes(points: Sequence[Point]) -> list[str]:
+def _not_ready(points: Sequence[Point]) -> list[str]:
+    """What is missing beside the configuration: data, and pretrained weights."""
     from fsseg.data.registry import folder_faults, needed_splits
+    from fsseg.sweep.preflight import weights_faults
 
     notes: dict[str, None] = {}
     seen: set[tuple[Any, ...]] = set()
@@ -125,10 +127,11 @@ def _data_notes(points: Sequence[Point]) -> list[str]:
         if p.composed is None or p.state in (State.DONE, State.FAULTY):
             continue
         cfg = p.composed.cfg
-        folder = id(cfg.dataset), tuple(needed_splits(cfg))  # a grid's cells share their nodes
-        if folder not in seen:
-            seen.add(folder)
-            notes |= dict.fromkeys(f"not ready: {fault}" for fault in folder_faults(cfg))
+        needed = id(cfg.dataset), id(cfg.backbone), tuple(needed_splits(cfg))  # a grid's cells share their nodes
+        if needed not in seen:
+            seen.add(needed)
+            faults = [*folder_faults(cfg), *weights_faults(cfg, download=False)]
+            notes |= dict.fromkeys(f"not ready: {fault}" for fault in faults)
     return list(notes)
 
 

@@ -69,13 +69,14 @@ def cell_faults(cfg: Config, directory: Path, download: bool) -> list[UserError]
         directory: of the run.
         download: whether weights that are not there may be fetched when the cell starts.
     """
-    found = [*_weights_faults(cfg, download)]
+    found = [*weights_faults(cfg, download)]
     if (fault := _folder_fault(_nearest(directory))) is not None:
         found.append(fault)
     return found
 
 
-def _weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
+def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
+    """What is wrong with torchvision's weights in torch's cache; `download` as for `cell_faults`."""
     name = cfg.backbone.name
     if not cfg.backbone.pretrained or cfg.backbone.weights is not None or name not in weights.FILES:
         return

@@ -20,6 +20,7 @@ from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_o
 from fsseg.sweep import cancel as cancelling
 from fsseg.sweep import elsewhere, status
 from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.grid import build_grid
 from fsseg.sweep.queue import Queued
 from fsseg.sweep.status import look_around
 
@@ -147,6 +148,14 @@ def test_a_cluster_that_did_not_tell_its_name_may_be_this_one(tmp_path: Path, sl
     sweep.save()
     slurm.jobs = {"12_0": Queued("PENDING", "Priority")}
     assert stand(tmp_path)[0] == ("pending", "SLURM 12_0, PENDING (Priority)")
+
+
+def test_a_plan_knows_the_queue_too(tmp_path: Path, slurm: Slurm) -> None:
+    swept(tmp_path, jobs={0: "12_0", 1: "12_1", 2: "12_2"})
+    make_run(tmp_path, KEYS[3], status={"state": "failed"})
+    slurm.jobs = {"12_0": Queued("PENDING", "Priority"), "12_1": Queued("RUNNING", "None")}
+    points = build_grid(["dataset=pascal5i", "fold=0,1,2,3", f"output_dir={tmp_path}"])
+    assert [str(p.state) for p in points] == ["pending", "running", "to do", "failed"]
 
 
 def test_only_the_cells_below_the_folder_are_told(tmp_path: Path, slurm: Slurm) -> None:
