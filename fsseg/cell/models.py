@@ -44,8 +44,8 @@ class NotJson(Unreadable):
 class State(str, Enum):
     """How a cell stands.
 
-    Most are read off a directory, PENDING and QUEUED off the record of a sweep (`fsseg.cell.sweeps`); a grid adds those
-    that have none yet, and those that cannot start.
+    Most are read off a directory, PENDING, UNKNOWN and QUEUED off the record of a sweep (`fsseg.cell.sweeps`); a grid
+    adds those that have none yet, and those that cannot start.
     """
 
     DONE = "done"
@@ -54,6 +54,8 @@ class State(str, Enum):
     """Heard of within its lease."""
     PENDING = "pending"
     """Its job waits in SLURM's queue."""
+    UNKNOWN = "unknown"
+    """Its job was handed to a queue that this machine cannot ask."""
     QUEUED = "queued"
     """The process that started its sweep lives, and has not come to it yet."""
     PREEMPTED = "preempted"

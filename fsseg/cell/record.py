@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -530,12 +530,17 @@ class Problem:
         return f"{self.path}: {self.what}"
 
 
-def find_runs(folders: Iterable[str | Path], problems: list[Problem] | None = None) -> list[RunDirectory]:
+def find_runs(
+    folders: Iterable[str | Path],
+    problems: list[Problem] | None = None,
+    visit: Callable[[Path, set[str]], object] = lambda folder, names: None,
+) -> list[RunDirectory]:
     """All run directories below the folders (or the folders themselves), each once, sorted by path.
 
     Args:
         folders: where to look.
         problems: takes the folders that are left out; None logs them.
+        visit: is called with every folder on the way, and the names in it.
 
     Raises:
         UserError: a folder does not exist.
@@ -546,9 +551,12 @@ def find_runs(folders: Iterable[str | Path], problems: list[Problem] | None = No
             raise UserError(f"{root} is no folder", "name a folder that holds runs, e.g. outputs/runs")
     seen: set[tuple[int, int]] = set()
     left_out: list[Problem] = [] if problems is None else problems
-    found = [
-        Path(folder) for root in roots for folder, names in walk(root, seen, left_out) if is_run(Path(folder), names)
-    ]
+    found = []
+    for root in roots:
+        for folder, names in walk(root, seen, left_out):
+            visit(Path(folder), names)
+            if is_run(Path(folder), names):
+                found.append(Path(folder))
     for problem in left_out if problems is None else ():
         log.warning("%s", visible(problem))  # `fsseg` prints it as it is
     return [RunDirectory(path) for path in sorted(found)]

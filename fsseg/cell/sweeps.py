@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import msgspec
 from fsseg.cell.claim import ClaimView, look
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import SCHEMA_VERSION, Unreadable, Versioned, read, write_record
-from fsseg.cell.record import Problem
+from fsseg.cell.record import Problem, RunDirectory, find_runs
 from fsseg.process.files import create_exclusive, json_text
 
 SWEEP_BYTES = 64 << 20
@@ -186,8 +186,11 @@ def sweeps_of(experiments: Iterable[Path], problems: list[Problem] | None = None
     Args:
         problems: takes the records that cannot be read.
     """
-    found = []
-    for experiment in dict.fromkeys(experiments):
+    found, seen = [], set[str]()
+    for experiment in experiments:
+        if (real := os.path.realpath(experiment)) in seen:
+            continue
+        seen.add(real)
         for _, file in sorted(_numbered(experiment / FOLDER)):
             try:
                 found.append(read_sweep(file))
@@ -197,21 +200,28 @@ def sweeps_of(experiments: Iterable[Path], problems: list[Problem] | None = None
     return found
 
 
-def experiments_near(folders: Sequence[str | Path]) -> list[Path]:
-    """The experiments with records that folders belong to or hold: `outputs`, `outputs/<name>`, or anything below."""
-    found: dict[Path, None] = {}
+def look_for(
+    folders: Sequence[str | Path], problems: list[Problem] | None = None
+) -> tuple[list[RunDirectory], list[Sweep]]:
+    """All runs below the folders, sorted by path, and the sweeps of the experiments that these hold or belong to.
+
+    Args:
+        folders: output folders, run directories, or anything above or between.
+        problems: takes what is left out; None logs the folders among it.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    experiments: dict[Path, None] = {}
     for folder in map(Path, folders):
         whole = Path(os.path.abspath(folder))
-        above = [folder, *(Path(os.path.relpath(p) if not folder.is_absolute() else p) for p in whole.parents)]
-        for place in (*above[:_LEVELS], *_folders_in(folder)):
-            if os.path.isdir(place / FOLDER):
-                found[place] = None
-    return list(found)
-
-
-def _folders_in(folder: Path) -> Iterator[Path]:
-    with suppress(OSError), os.scandir(folder) as listing:
-        yield from sorted(folder / entry.name for entry in listing if entry.is_dir())
+        for above in (folder, *(Path(os.path.relpath(p) if not folder.is_absolute() else p) for p in whole.parents)):
+            if len(whole.parents) - len(Path(os.path.abspath(above)).parents) < _LEVELS:
+                experiments[above] = None
+    below: list[Path] = []
+    runs = find_runs(folders, problems, lambda folder, names: below.append(folder) if FOLDER in names else None)
+    with_records = [place for place in experiments if os.path.isdir(place / FOLDER)]
+    return runs, sweeps_of(dict.fromkeys([*with_records, *below]), problems)
 
 
 def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -221,6 +231,7 @@ def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
                 yield int(match.group(1)), folder / entry.name
 
 
+@lru_cache(maxsize=4096)  # the sweeps of an experiment name the same cells
 def _is_below(path: str) -> bool:
     """Whether this is the path of a run below its experiment: a record may be anybody's."""
     key = CellKey.from_path(Path("name", path)) if path.isprintable() else None

@@ -62,7 +62,7 @@ def status(
             raise typer.Exit() from None
     else:
         problems: list[Problem] = []
-        print(cells.text(cells.look_around(folders, problems), problems))
+        print(cells.text(cells.look_around(folders, problems).cells, problems))
 
 
 def _held(option: str, value: float, least: float, most: float) -> None:

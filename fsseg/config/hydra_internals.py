@@ -13,7 +13,7 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -143,6 +143,12 @@ def run_without_files(
     own: Any = OmegaConf.merge(schema, OmegaConf.create(dict(node)))
     own.overrides.task = list(overrides)
     own.job.id, own.job.num = job["id"], job["num"]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    naming = own.job.config.override_dirname
+    own.job.override_dirname = get_overrides_dirname(parsed, list(naming.exclude_keys), naming.item_sep, naming.kv_sep)
+    for override in parsed:
+        if override.key_or_group in own.runtime.choices:
+            own.runtime.choices[override.key_or_group] = override.value()
     with open_dict(config):
         config.hydra = own
     if context is None:

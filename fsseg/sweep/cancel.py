@@ -14,9 +14,9 @@ from pathlib import Path
 
 from fsseg.cell.claim import Holder
 from fsseg.cell.models import State
-from fsseg.cell.sweeps import experiments_near, sweeps_of
+from fsseg.cell.record import Problem
+from fsseg.cell.sweeps import FOLDER
 from fsseg.errors import UserError, visible
-from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.queue import cancel as end_jobs
 from fsseg.sweep.status import look_around
 
@@ -44,9 +44,10 @@ def cancel(folders: Sequence[str | Path]) -> Cancelled:
     Raises:
         UserError: a folder does not exist or holds no run, or scancel refuses.
     """
-    cells = look_around(folders)
-    sweeps = sweeps_of(experiments_near(folders))
-    elsewhere, found = Elsewhere(sweeps), Cancelled()
+    problems: list[Problem] = []
+    around, found = look_around(folders, problems), Cancelled()
+    cells, sweeps, elsewhere = around.cells, around.sweeps, around.elsewhere
+    found.left += [f"{problem}: its jobs are not known" for problem in problems if problem.path.parent.name == FOLDER]
     mine = {os.path.realpath(s.directory) for s in cells}
     ended: set[int] = set()
     for sweep in sweeps:  # before their workers, of which they would start the next
@@ -58,7 +59,7 @@ def cancel(folders: Sequence[str | Path]) -> Cancelled:
         elif not sweep.record.queues:
             _stop(sweep.claim_file, claim.holder, str(sweep), found, ended)
     for s in cells:
-        if not elsewhere.places(s.directory) or s.state == State.DONE:
+        if not elsewhere.places(s.directory):
             continue
         claim = s.run.claim()
         if (queued := elsewhere.queued(s.directory)) is not None:
@@ -67,8 +68,8 @@ def cancel(folders: Sequence[str | Path]) -> Cancelled:
                 found.jobs.append(queued[0])
             else:
                 found.left.append(f"{s.label}: SLURM job {queued[0]} is named by {files[0]}, another user's file")
-        elif (job := elsewhere.unknown(s.directory, 0.0)) != "" and s.state in (State.PENDING, State.RUNNING):
-            found.left.append(f"{s.label}: SLURM job {job} is not of a cluster that this machine can ask")
+        elif s.state == State.UNKNOWN:
+            found.left.append(f"{s.label}: {s.reason}")
         elif claim is not None and claim.alive() and not claim.holder.fields.get("slurm_job"):
             _stop(s.run.claim_file, claim.holder, s.label, found, ended)
     for start in range(0, len(found.jobs), _AT_A_TIME):

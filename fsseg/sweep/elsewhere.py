@@ -9,14 +9,13 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from fsseg.cell.claim import ClaimView
 from fsseg.cell.models import State
 from fsseg.cell.record import RunDirectory
 from fsseg.cell.sweeps import Sweep, SweptCell, experiment_of
-from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue
+from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue, still_there
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Elsewhere:
         self._users: set[int] = set()
         self._queue: dict[str, Queued] | None = None
         self._asked = float("-inf")
+        self._cluster: str | None = None
         self._alive: dict[Path, bool] = {}
         self._real: dict[Path, str] = {}
         for sweep in sweeps:
@@ -56,6 +56,10 @@ class Elsewhere:
             self._places.setdefault(os.path.join(experiment, cell.path), []).append(CellPlace(sweep, cell))
         if sweep.record.user is not None:
             self._users.add(sweep.record.user)
+
+    def forget_the_queue(self) -> None:
+        """Ask again when it is needed next: jobs were submitted, or ended."""
+        self._asked = float("-inf")
 
     def places(self, directory: Path) -> list[CellPlace]:
         """Where records name a cell, the newest last."""
@@ -103,60 +107,61 @@ class Elsewhere:
                 return place.sweep
         return None
 
-    def unknown(self, directory: Path, heard: float) -> str:
-        """The newest job of a cell, if nobody here can ask for it: another cluster's, or there is no SLURM here.
-
-        Args:
-            heard: as of `awaited`.
-        """
-        place = self._submitted(directory)
-        if place is None or self._is_here(place.sweep) or heard >= place.sweep.record.started:
-            return ""
-        return str(place.slurm_job)
+    def unknown(self, directory: Path) -> CellPlace | None:
+        """Where the newest sweep of a cell stands, if it handed the cell to a queue that nobody here can ask."""
+        for place in self.places(directory)[-1:]:
+            if place.slurm_job is not None and not self._is_here(place.sweep):
+                return place
+        return None
 
     def end(self, directory: Path) -> str:
         """How the newest sweep of a cell ended, in words; nothing of one that has handed it to SLURM."""
         for place in self.places(directory)[-1:]:
-            if place.slurm_job is not None:
-                continue
-            end = place.sweep.record.end or ("" if self._lives(place.sweep) else "was killed")
-            return f"{place.sweep} {end}"
+            if place.slurm_job is None:
+                record = place.sweep.record
+                killed = "" if self._lives(place.sweep) else f"on {record.host or 'an unknown host'} was killed"
+                return f"{place.sweep} {record.end or killed}"
         return ""
-
-    def _submitted(self, directory: Path) -> CellPlace | None:
-        """Where the newest SLURM job of a cell stands."""
-        return next((p for p in reversed(self.places(directory)) if p.slurm_job is not None), None)
 
     def endings(self, directories: Iterable[Path]) -> dict[Path, str]:
         """What SLURM says of the newest jobs of cells, none of which is in the queue any more."""
         jobs = {}
         for directory in directories:
-            if (place := self._submitted(directory)) is not None and self._is_here(place.sweep):
+            place = next((p for p in reversed(self.places(directory)) if p.slurm_job is not None), None)
+            if place is not None and self._is_here(place.sweep):
                 jobs[directory] = str(place.slurm_job)
         states = last_states(dict.fromkeys(jobs.values()))
         return {directory: f"its SLURM job {job}: {states[job]}" for directory, job in jobs.items()}
 
     def has_ended(self, cell: RunDirectory, claim: ClaimView) -> bool:
-        """Whether the holder was a job of this user on this cluster that is no longer in the queue."""
-        job, cluster = claim.holder.fields.get("slurm_job"), claim.holder.fields.get("slurm_cluster")
-        if not job or not cluster:
+        """Whether the holder was a job of this user on this cluster that is no longer in the queue.
+
+        The queue is asked after the claim was seen, and scontrol too: a claim is taken away on this answer.
+        """
+        job, cluster = str(claim.holder.fields.get("slurm_job") or ""), claim.holder.fields.get("slurm_cluster")
+        if not JOB_ID.fullmatch(job) or not cluster:
             return False
         try:
             if cell.claim_file.stat().st_uid != os.getuid():  # a cluster may hide jobs of other users
                 return False
         except OSError:
             return False
-        jobs = self._ask_queue()
-        return jobs is not None and str(job) not in jobs and cluster == self.cluster
+        for _ in range(2):
+            jobs = self._ask_queue()
+            if jobs is None or job in jobs:
+                return False
+            self.forget_the_queue()
+        return cluster == self.cluster and not still_there(job)
 
-    @cached_property
+    @property
     def cluster(self) -> str | None:
-        """Name of the cluster of this machine."""
-        return cluster_name()
+        """Name of the cluster of this machine; None if there is none, or it does not answer now."""
+        self._cluster = self._cluster or cluster_name()
+        return self._cluster
 
     def _is_here(self, sweep: Sweep) -> bool:
-        """Whether the queue that can be asked is that of the sweep; one that did not tell its name may be any."""
-        return self._ask_queue() is not None and sweep.record.cluster in (self.cluster, None)
+        """Whether the queue that can be asked is that of the sweep."""
+        return self._ask_queue() is not None and sweep.record.cluster == self.cluster
 
     def _lives(self, sweep: Sweep) -> bool:
         if sweep.file not in self._alive:

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ JOB_ID = re.compile(r"[0-9]{1,12}(_[0-9]{1,9})?")
 """A job as squeue names it: `12`, or `12_3` for a task of an array."""
 _NO_TASK = "4294967294"  # how scontrol writes the number of the task that stands for all others of an array
 _GONE = "gone from the queue, and neither sacct nor scontrol knows how"
+_OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+         "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL")  # fmt: skip
+"""States in which a job does nothing any more; some settings make squeue list them."""
+_TRIES = 3  # of a command that does not answer: a busy controller drops some calls
+_PAUSE = 1.0  # seconds between them
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,23 @@ def queue(users: Collection[int] = ()) -> dict[str, Queued] | None:
     """
     names = ",".join(map(str, sorted({os.getuid(), *users})))
     fields = "jobarrayid:40,jobid:20,state:20,restartcnt:8,reason:80"
-    text = _ask("squeue", "--noheader", "--array", f"--user={names}", f"--Format={fields}")
+    # --all: a partition may be hidden from those whose jobs are in it.
+    text = _ask("squeue", "--all", "--noheader", "--array", f"--user={names}", f"--Format={fields}")
     if text is None:
         return None
     jobs: dict[str, Queued] = {}
     for line in text.splitlines():
         name, number, state, restarts, reason = (*line.split(maxsplit=4), *[""] * 5)[:5]
-        if JOB_ID.fullmatch(name) and JOB_ID.fullmatch(number):
+        if JOB_ID.fullmatch(name) and JOB_ID.fullmatch(number) and state not in _OVER:
             entry = Queued(state, reason.strip(), int(restarts) if restarts.isdecimal() else 0)
             jobs[name] = jobs[number] = entry
     return jobs
+
+
+def still_there(job_id: str) -> bool:
+    """Whether scontrol knows a job as one that is not over, whatever squeue lists."""
+    found = re.search(r"\bJobState=(\S+)", _ask("scontrol", "-o", "show", "job", job_id, tries=1) or "")
+    return found is not None and found.group(1) not in _OVER
 
 
 def cluster_name() -> str | None:
@@ -79,24 +92,21 @@ def cluster_name() -> str | None:
     return found.group(1) if found else None
 
 
-def last_state(job_id: str) -> str:
-    """SLURM's account of how a job that left the queue ended, in words for a table."""
-    return last_states([job_id])[job_id]
-
-
 def last_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """The same of many jobs, of which those of one array are asked for together."""
+    """SLURM's account of how jobs that left the queue ended, in words for a table; an array is asked for once."""
     wanted = [job_id for job_id in job_ids if JOB_ID.fullmatch(job_id)]
     found: dict[str, str] = {}
     for array in dict.fromkeys(job_id.partition("_")[0] for job_id in wanted):
-        listing = _ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,ExitCode", "-j", array) or ""
+        listing = (
+            _ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State,ExitCode", "-j", array, tries=1) or ""
+        )
         for line in listing.splitlines():
             fields = [part.strip() for part in line.split("|")]
             if len(fields) > 1:
                 found.update((name, _ending(fields[1], (*fields, "")[2])) for name in _tasks(fields[0]))
         if all(job_id in found for job_id in wanted if job_id.partition("_")[0] == array):
             continue
-        for line in (_ask("scontrol", "-o", "show", "job", array) or "").splitlines():
+        for line in (_ask("scontrol", "-o", "show", "job", array, tries=1) or "").splitlines():
             about = dict(re.findall(r"\b(\w+)=(\S+)", line))
             task = about.get("ArrayTaskId")
             name = f"{about.get('ArrayJobId')}_{task}" if task is not None else about.get("JobId", "")
@@ -146,11 +156,19 @@ def cancel(job_ids: Iterable[str]) -> str:
     return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0] if done.returncode else ""
 
 
-def _ask(*command: str) -> str | None:
+def _ask(*command: str, tries: int = _TRIES) -> str | None:
+    """What a command prints; None if it is not there, or fails each time."""
     if shutil.which(command[0]) is None:
         return None
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        log.debug("%s: %s", command[0], error)
-        return None
+    # A user's own choice of what squeue shows would hide jobs here.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
+    for left in reversed(range(tries)):
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=60, check=True, env=environment
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            log.debug("%s: %s", command[0], error)
+        if left:
+            time.sleep(_PAUSE)
+    return None

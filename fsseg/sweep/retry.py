@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
-from fsseg.cell.sweeps import experiments_near, sweeps_of
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_words
 from fsseg.sweep.boxes import command, merge
@@ -66,18 +65,20 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    folders = list(folders)
-    found = Retry([s for s in look_around(folders) if s.state in _STATES and not s.alive])
+    around = look_around(list(folders))
+    found = Retry([s for s in around.cells if s.state in _STATES and not s.alive])
+    for s in around.cells:
+        if s.state == State.UNKNOWN:
+            found.notes.setdefault(f"{s.reason}: look where it is, or {_AGAIN}", []).append(s.label)
     if not found.cells:
         return found  # Hydra is not even imported
     from fsseg.config.compose import composer
 
-    elsewhere = Elsewhere(sweeps_of(experiments_near(folders)))
     boxes: list[dict[str, str]] = []
     with composer() as c:
         for s in found.cells:
             try:
-                noted = _noted(s, elsewhere)
+                noted = _noted(s, around.elsewhere)
                 why = noted if isinstance(noted, str) else _find(s, noted, c, found, boxes)
             except UserError as error:
                 why = f"{error.what}; {_started(s)}"
@@ -219,9 +220,9 @@ def _quoted(value: str) -> str:
 
 def text(found: Retry) -> str:
     """What `fsseg retry` prints."""
-    if not found.cells:
+    if not found.cells and not found.notes:
         return "nothing to run again"
-    lines = [f"{len(found.cells)} cells ended without a result:"]
+    lines = [f"{len(found.cells)} cells ended without a result" + ":" * bool(found.cells)]
     lines += [visible(f"  {s.label}  {s.state}" + (f": {s.reason}" if s.reason else "")) for s in found.cells]
     if found.lines:
         lines += ["", "run them again, from the folder they were started in:", *map(visible, found.lines)]

@@ -12,26 +12,43 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
-from fsseg.cell.record import Problem, RunDirectory, Snapshot, find_runs
-from fsseg.cell.sweeps import experiments_near, sweeps_of
+from fsseg.cell.record import Problem, RunDirectory, Snapshot
+from fsseg.cell.sweeps import Sweep, look_for
 from fsseg.cell.variant import is_shortened, labels
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.queue import Queued
 
 _IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 _NEVER = "never started"
 
 
-def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = None) -> list[Snapshot]:
-    """How all cells below the folders stand, those of sweeps that never started among them.
+@dataclass(frozen=True)
+class Surroundings:
+    """What lies below some folders.
+
+    Attributes:
+        cells: how all cells stand, those of sweeps that never started among them, sorted by path.
+        sweeps: of the experiments that the cells belong to.
+        elsewhere: who has the cells.
+    """
+
+    cells: list[Snapshot]
+    sweeps: list[Sweep]
+    elsewhere: Elsewhere
+
+
+def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = None) -> Surroundings:
+    """How all cells below the folders stand.
 
     Args:
         folders: output folders or run directories.
@@ -41,8 +58,8 @@ def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = 
         UserError: a folder does not exist, or there is neither a run nor a sweep.
     """
     now = time.time()
-    runs = find_runs(folders, problems)
-    elsewhere = Elsewhere(sweeps_of(experiments_near(folders), problems))
+    runs, sweeps = look_for(folders, problems)
+    elsewhere = Elsewhere(sweeps)
     found = {os.path.realpath(run.directory): run.look(now) for run in runs}
     roots = [os.path.realpath(folder) for folder in folders]
     for directory in elsewhere.directories():
@@ -56,34 +73,48 @@ def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = 
         )
     placed = [_placed(s, elsewhere) for s in found.values()]
     endings = elsewhere.endings([s.directory for s in placed if _needs_an_ending(s)])
-    placed = [replace(s, reason=_joined(s.reason, endings.get(s.directory, ""))) for s in placed]
-    return sorted(placed, key=lambda s: str(s.directory))
+    placed = [
+        replace(s, reason=_joined(s.reason, endings[s.directory])) if s.directory in endings else s for s in placed
+    ]
+    return Surroundings(sorted(placed, key=lambda s: str(s.directory)), sweeps, elsewhere)
 
 
 def _placed(s: Snapshot, elsewhere: Elsewhere) -> Snapshot:
     """A cell as its directory shows it, put right by what the queue and the sweeps tell."""
-    if s.state == State.DONE:
-        return s
-    claim = s.run.claim()
+    claim = s.run.claim() if s.state != State.DONE else None
     if claim is not None and claim.alive():
         return replace(s, state=State.STALE) if elsewhere.has_ended(s.run, claim) else s
-    if (queued := elsewhere.queued(s.directory)) is not None and queued[1].state != "COMPLETING":
-        job, entry = queued
-        release = f"; `scontrol release {job}` lets it go" if entry.held else ""
-        return replace(
-            s, state=State.RUNNING if entry.works else State.PENDING, reason=f"SLURM {job}, {entry}{release}"
-        )
+    if (queued := elsewhere.queued(s.directory)) is not None:
+        return _in_slurm(s, *queued, elsewhere.places(s.directory)[-1].sweep.record.started)
+    if s.state == State.DONE:
+        return s
     beat = s.status.heartbeat or 0.0 if s.status is not None else 0.0
-    if (job := elsewhere.unknown(s.directory, beat)) != "":
-        return replace(s, state=State.PENDING, reason=f"SLURM {job} when it was submitted; this machine cannot ask it")
     if (sweep := elsewhere.awaited(s.directory, beat)) is not None:
         holder = claim.holder if (claim := sweep.claim()) is not None else "a process"
         return replace(s, state=State.QUEUED, reason=f"{sweep}, {holder}")
+    place = elsewhere.unknown(s.directory)
+    if place is not None and (beat < place.sweep.record.started or s.state == State.PREEMPTED):
+        told = f"SLURM {place.slurm_job} when it was submitted; its queue cannot be asked from here now"
+        return replace(s, state=State.UNKNOWN, reason=told)
     if s.state == State.QUEUED:  # an earlier version of fsseg said so; nobody has it any more
         return replace(s, state=State.STOPPED, reason=_NEVER)
     if s.state == State.STOPPED:
         return replace(s, reason=_joined(s.reason, elsewhere.end(s.directory)))
     return s
+
+
+def _in_slurm(s: Snapshot, job: str, entry: Queued, submitted: float) -> Snapshot:
+    """A cell whose job is in the queue; `submitted` is when its newest sweep started."""
+    if s.state == State.DONE:  # its job is about to end; or it waits to do the cell anew
+        with suppress(OSError):
+            if s.run.result_file.stat().st_mtime >= submitted:
+                return s
+    if entry.state == "COMPLETING" and s.state == State.FAILED:
+        return s
+    release = f"; `scontrol release {job}` lets it go" if entry.held else ""
+    again = "; the result that is there stays until then" if s.state == State.DONE else ""
+    state = State.RUNNING if entry.works else State.PENDING
+    return replace(s, state=state, reason=f"SLURM {job}, {entry}{release}{again}")
 
 
 def _needs_an_ending(s: Snapshot) -> bool:
@@ -110,6 +141,7 @@ def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int
     section("running", [State.RUNNING], _running)
     section("pending in SLURM's queue", [State.PENDING], _in_a_queue)
     section("queued in a sweep", [State.QUEUED], _in_a_queue)
+    section("not to be known from here (`fsseg status` where their queue is)", [State.UNKNOWN], _in_a_queue)
     waiting = [State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED]
     section("to be run again (`fsseg retry`)", waiting, _waiting)
     if problems:
@@ -212,7 +244,7 @@ def watch(folders: Sequence[str | Path], every: float = 5.0) -> None:
     """Print the text repeatedly until no cell runs, or is in any queue."""
     while True:
         problems: list[Problem] = []
-        cells = look_around(folders, problems)
+        cells = look_around(folders, problems).cells
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
         print(f"{time.strftime('%H:%M:%S')}  {text(cells, problems)}", flush=True)

@@ -27,10 +27,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell.claim import acquire
+from fsseg.cell.claim import acquire, take_away
 from fsseg.cell.claim import held as held_claim
 from fsseg.cell.models import Result, State
-from fsseg.cell.record import Cell
+from fsseg.cell.record import Cell, Problem
 from fsseg.cell.status import status_of, write_state
 from fsseg.cell.sweeps import FOLDER as SWEEPS
 from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_of
@@ -44,10 +44,9 @@ from fsseg.process.tables import aligned
 from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
-from fsseg.sweep.launchers.base import CellLost, Observer, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.launchers.base import CellLost, NeverStarted, Observer, SequentialLauncher, Submitted, SweepInterrupted
 from fsseg.sweep.launchers.habit import adopt
 from fsseg.sweep.preflight import launch_faults, runs_here
-from fsseg.sweep.queue import cluster_name
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -121,6 +120,8 @@ class Job(Point):
             self.state, self.note = told, status.reason or ""
             if told == State.PREEMPTED and lost:
                 self.note += f" ({error})"
+        elif isinstance(error, NeverStarted):
+            self.state, self.note = State.STOPPED, f"never started; {error}"
         elif returned is None or returned.status == JobStatus.COMPLETED:
             # Another process held it and has released it since, or it was never started.
             self.state, self.note = State.STOPPED, "not started, or not finished"
@@ -142,6 +143,8 @@ class FssegSweeper(Sweeper):
         params: overrides from a file (`hydra.sweeper.params` of an experiment); the command line wins. Hydra passes
             them; the composer reads them from the configuration instead.
     """
+
+    cluster: str | None = None
 
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         del params
@@ -202,7 +205,7 @@ class FssegSweeper(Sweeper):
                 f"{len(left)} of {len(jobs)} cells are not done (listed above)",
                 "mend the cause and run the same line again: it runs just what is missing",
             )
-        if self._leaves and any(job.state == State.PENDING for job in jobs):
+        if self._leaves and any(job.state in (State.PENDING, State.RUNNING) for job in jobs):
             print(f"look again: {shlex.join(['fsseg', 'status', *map(str, _experiments(jobs)), '--watch'])}")
         return self.returns
 
@@ -221,7 +224,11 @@ class FssegSweeper(Sweeper):
             cells = f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
             log.error("%s\n  (%s)", fault, cells)
         open_ = [job for job in jobs if job.state == State.TODO]
-        self.elsewhere = Elsewhere(sweeps_of(_experiments(open_)))
+        sweeps = sweeps_of(_experiments(open_))
+        for sweep in sweeps:  # that were killed
+            if (claim := sweep.claim()) is not None and claim.gone:
+                take_away(sweep.claim_file, claim.holder)
+        self.elsewhere = Elsewhere(sweeps)
         for job in open_:
             if (owner := self.elsewhere.owner(job.place)) is not None:
                 job.state, job.note = owner
@@ -257,7 +264,7 @@ class FssegSweeper(Sweeper):
             try:
                 returns = launcher.launch([list(job.overrides) for job in todo], len(self.returns))
             except (UserError, KeyboardInterrupt) as error:
-                observer.end(f"ended: {error.what}" if isinstance(error, UserError) else f"ended by {error}")
+                observer.end(f"ended: {error.what}" if isinstance(error, UserError) else f"ended by {error or 'INT'}")
                 raise
             except OSError as error:
                 raise _unusable(error, self.folder) from error
@@ -277,11 +284,22 @@ class FssegSweeper(Sweeper):
         """Of cells to submit, those that nobody has submitted meanwhile.
 
         From here until `submitting` is closed no other process submits cells of the same experiments.
+
+        Raises:
+            UserError: the queue, or a record of what was submitted, cannot be read.
         """
+        launcher: Any = self.launcher
+        self.cluster = launcher.check()
         experiments = sorted(_experiments(todo))
         for experiment in experiments:
             submitting.enter_context(held_claim(experiment / SWEEPS / "submitting.claim", _LEASE_SECONDS))
-        self.elsewhere = Elsewhere(sweeps_of(experiments))
+        unreadable: list[Problem] = []
+        self.elsewhere = Elsewhere(sweeps_of(experiments, unreadable))
+        if unreadable:
+            raise UserError(
+                f"{unreadable[0]}: which cells it has submitted is not known",
+                "mend the file or its permissions, or remove it if none of its jobs is in the queue any more",
+            )
         free = []
         for job in todo:
             if (owner := self.elsewhere.owner(job.place)) is None:
@@ -297,8 +315,7 @@ class FssegSweeper(Sweeper):
             OSError: that cannot be written.
         """
         assert self.config is not None
-        queues = getattr(self.launcher, "queues", False)
-        cluster, node = cluster_name() if queues else None, hydra_node(self.config)
+        queues, node = getattr(self.launcher, "queues", False), hydra_node(self.config)
         found = {}
         for experiment in _experiments(todo):
             mine = [job for job in todo if job.place.experiment == experiment]
@@ -310,7 +327,8 @@ class FssegSweeper(Sweeper):
                     for job in mine
                 ],
                 launcher=self.config.hydra.runtime.choices.get("hydra/launcher") or type(self.launcher).__name__,
-                cluster=cluster, user=os.getuid() if queues else None, host=socket.gethostname(), pid=os.getpid(),
+                cluster=self.cluster if queues else None, user=os.getuid() if queues else None,
+                host=socket.gethostname(), pid=os.getpid(),
                 started=time.time(), code=code_state(), hydra=node,
             )  # fmt: skip
             record.share(job.composed.resolved for job in mine if job.composed is not None)
@@ -347,8 +365,16 @@ class _Observer(Observer):
         for index, job in jobs.items():
             swept = self.swept[index][1]
             swept.job, swept.log = job.job_id, str(job.log)
+        self.elsewhere.forget_the_queue()
         for sweep in self._sweeps.values():
-            sweep.save()
+            try:
+                sweep.save()
+            except OSError as error:
+                names = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs.values()))
+                log.error(
+                    "%s: cannot be written (%s), so no other start will know these jobs: %s",
+                    sweep.file, error.strerror, names,
+                )  # fmt: skip
         if len(self._logs) == len(self.jobs):
             self._submitting.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from fsseg.cell.models import Unreadable
 from fsseg.cell.record import Problem
-from fsseg.cell.sweeps import SweepRecord, SweptCell, experiments_near, new_sweep, read_sweep, sweeps_of
+from fsseg.cell.sweeps import SweepRecord, SweptCell, look_for, new_sweep, read_sweep, sweeps_of
 
 PATH = "shapes5i/abcb/tiny/1shot/default/fold{}/seed0"
 
@@ -100,10 +100,15 @@ def test_the_records_of_a_folder_are_its_own_and_those_above_and_below(
     run = tmp_path / "outputs/a" / PATH.format(0)
     run.mkdir(parents=True)
     both = [tmp_path / "outputs" / name for name in ("a", "b")]
-    assert experiments_near([tmp_path / "outputs"]) == both
+
+    def found(folder: str | Path) -> list[Path]:
+        return [sweep.experiment for sweep in look_for([folder])[1]]
+
+    for above in (tmp_path, tmp_path / "outputs"):
+        assert found(above) == both
     for below in (both[0], run, run.parents[2]):
-        assert experiments_near([below]) == both[:1]
+        assert found(below) == both[:1]
     monkeypatch.chdir(run)
-    assert [p.resolve() for p in experiments_near(["."])] == both[:1]
+    assert [p.resolve() for p in found(".")] == both[:1]
     monkeypatch.chdir(tmp_path)
-    assert experiments_near(["outputs/a"]) == [Path("outputs/a")]
+    assert found("outputs/a") == [Path("outputs/a")]

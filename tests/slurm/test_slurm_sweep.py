@@ -320,6 +320,7 @@ def test_submitted_and_left_cells_are_known_cancelled_and_run_again(cluster: Clu
     (tmp_path / "go").write_text("")
     process = other.start()
     output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert "1 of 4 cells done, 3 to run" in output
     wait_until(lambda: all(one.cell(fold).result_file.exists() for fold in range(4)))
     assert [len(json.loads((one.cell(f).directory / "starts.json").read_text())) for f in range(4)] == [1, 1, 1, 1]

@@ -22,6 +22,7 @@ from fsseg.sweep import elsewhere, status
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import build_grid
 from fsseg.sweep.queue import Queued
+from fsseg.sweep.retry import find_retries
 from fsseg.sweep.status import look_around
 
 KEYS = [replace(KEY, fold=fold) for fold in range(4)]
@@ -36,6 +37,8 @@ class Slurm:
         self.cancelled: list[str] = []
         monkeypatch.setattr(elsewhere, "queue", lambda users: self.jobs)
         monkeypatch.setattr(elsewhere, "cluster_name", lambda: "ours" if self.jobs is not None else None)
+        monkeypatch.setattr(elsewhere, "still_there", lambda job: job in self.hidden)
+        self.hidden: list[str] = []
         monkeypatch.setattr(elsewhere, "last_states", lambda ids: {i: self.endings.get(i, "unknown") for i in ids})
         monkeypatch.setattr(cancelling, "end_jobs", self._cancel)
 
@@ -55,13 +58,13 @@ def swept(output: Path, cluster: str | None = "ours", jobs: Mapping[int, str] | 
         SweptCell(key.path.relative_to(key.name).as_posix(), [f"fold={key.fold}"], "f", job=(jobs or {}).get(key.fold))
         for key in KEYS
     ]
-    record = SweepRecord(["fold=0,1,2,3"], cells, cluster=cluster, started=time.time())
+    record = SweepRecord(["fold=0,1,2,3"], cells, cluster=cluster, started=time.time() - 1)
     record.user = None if cluster is None else os.getuid()
     return new_sweep(output / KEY.name, record)
 
 
 def stand(output: Path) -> dict[int, tuple[str, str]]:
-    cells = look_around([output])
+    cells = look_around([output]).cells
     return {s.key.fold: (str(s.state), s.reason) for s in cells if s.key is not None}
 
 
@@ -77,7 +80,7 @@ def test_each_cell_stands_as_the_queue_says(tmp_path: Path, slurm: Slurm) -> Non
         2: ("running", "SLURM 12_2, RUNNING"),
         3: ("done", ""),
     }
-    lines = status.text(look_around([tmp_path])).splitlines()
+    lines = status.text(look_around([tmp_path]).cells).splitlines()
     assert lines[0] == "4 cells: 1 done, 1 running, 2 pending"
     assert lines[3].endswith("fold2/seed0  starting, SLURM 12_2, RUNNING")
 
@@ -91,7 +94,7 @@ def test_cells_whose_jobs_are_gone_wait_for_nothing(tmp_path: Path, slurm: Slurm
         0: ("preempted", "SIGTERM; its SLURM job 12_0: CANCELLED by 0"),
         1: ("stopped", "never started; its SLURM job 12_1: CANCELLED"),
         2: ("stopped", "never started; its SLURM job 12_2: NODE_FAIL"),
-        3: ("stopped", "never started; sweep 1 was killed"),
+        3: ("stopped", "never started; sweep 1 on an unknown host was killed"),
     }
     status.watch([tmp_path], every=60)  # ends at once: nothing is in any queue
 
@@ -115,15 +118,72 @@ def test_a_claim_of_a_job_that_has_left_the_queue_is_stale(tmp_path: Path, slurm
 
 def test_where_the_queue_cannot_be_asked_that_is_said(tmp_path: Path, slurm: Slurm) -> None:
     make_run(tmp_path, KEYS[1], status={"state": "failed", "reason": "no"}, age=-5)  # after the submission
-    swept(tmp_path, cluster="theirs", jobs={0: "12_0", 1: "12_1"})
-    told = "SLURM 12_0 when it was submitted; this machine cannot ask it"
-    assert stand(tmp_path)[0] == ("pending", told)
-    assert stand(tmp_path)[1] == ("failed", "no")
-    slurm.jobs = None
-    assert stand(tmp_path)[0] == ("pending", told)
-    assert cancelling.cancel([tmp_path]).left == [
-        f"{KEYS[0]}: SLURM job 12_0 is not of a cluster that this machine can ask"
-    ]
+    make_run(tmp_path, KEYS[2], status="preempted", age=-5)  # it may have been requeued
+    swept(tmp_path, cluster="theirs", jobs={0: "12_0", 1: "12_1", 2: "12_2"})
+    told = "SLURM 12_0 when it was submitted; its queue cannot be asked from here now"
+    for jobs in ({}, None):
+        slurm.jobs = jobs
+        assert stand(tmp_path)[0] == ("unknown", told)
+        assert stand(tmp_path)[1] == ("failed", "no")
+        assert stand(tmp_path)[2][0] == "unknown"
+        status.watch([tmp_path], every=60)  # ends: there is nothing to wait for
+    assert f"{KEYS[0]}: {told}" in cancelling.cancel([tmp_path]).left
+    found = find_retries([tmp_path])
+    assert [s.key for s in found.cells] == [KEYS[1], KEYS[3]]
+    assert found.notes[f"{told}: look where it is, or run its sweep line again"] == [str(KEYS[0])]
+    swept(tmp_path, cluster=None)  # a newer sweep, which was killed: SLURM has nothing to do with it any more
+    assert stand(tmp_path)[0] == ("stopped", "never started; sweep 2 on an unknown host was killed")
+
+
+def test_a_claim_is_taken_away_only_if_squeue_and_scontrol_agree(tmp_path: Path, slurm: Slurm) -> None:
+    run = make_run(tmp_path, KEYS[0], status="running")
+    claim = acquire(run.claim_file, 300)
+    fields = run.claim_file.read_text().replace('"slurm_job": null', '"slurm_job": "77"')
+    run.claim_file.write_text(fields.replace('"slurm_cluster": null', '"slurm_cluster": "ours"'))
+    for slurm.jobs, slurm.hidden in (({"77": Queued("RUNNING", "None")}, []), (None, []), ({}, ["77"])):
+        owner = Elsewhere().owner(run)
+        assert owner is not None
+        assert owner[0] == State.RUNNING
+    slurm.jobs, slurm.hidden = {}, []
+    assert Elsewhere().owner(run) is None
+    assert not run.claim_file.exists()
+    claim.release()
+
+
+def test_a_finished_cell_that_waits_to_be_done_anew_is_told(tmp_path: Path, slurm: Slurm) -> None:
+    run = make_run(tmp_path, KEYS[0], result=50.0)
+    os.utime(run.result_file, (1e9, 1e9))
+    make_run(tmp_path, KEYS[1], result=50.0)
+    swept(tmp_path, jobs={0: "12_0", 1: "12_1"})
+    os.utime(RunDirectory(tmp_path / KEYS[1].path).result_file, (4e9, 4e9))  # just now: its job is about to end
+    slurm.jobs = {"12_0": Queued("PENDING", "Priority"), "12_1": Queued("RUNNING", "None")}
+    assert stand(tmp_path)[0] == (
+        "pending", "SLURM 12_0, PENDING (Priority); the result that is there stays until then"
+    )  # fmt: skip
+    assert stand(tmp_path)[1][0] == "done"
+    assert cancelling.cancel([tmp_path / KEYS[0].path]).jobs == ["12_0"]
+
+
+def test_a_job_that_is_being_requeued_is_in_hands(tmp_path: Path, slurm: Slurm) -> None:
+    make_run(tmp_path, KEYS[0], status="preempted")
+    make_run(tmp_path, KEYS[1], status="failed")
+    swept(tmp_path, jobs={0: "12_0", 1: "12_1"})
+    slurm.jobs = {f"12_{n}": Queued("COMPLETING", "None") for n in (0, 1)}
+    assert [stand(tmp_path)[n][0] for n in (0, 1)] == ["running", "failed"]
+
+
+def test_sweeps_are_found_from_any_folder_above(tmp_path: Path, slurm: Slurm) -> None:
+    swept(tmp_path / "project" / "outputs", jobs={0: "12_0"})
+    slurm.jobs = {"12_0": Queued("PENDING", "Priority")}
+    assert stand(tmp_path)[0][0] == "pending"
+    assert cancelling.cancel([tmp_path]).jobs == ["12_0"]
+
+
+def test_cancel_says_which_records_it_cannot_read(tmp_path: Path, slurm: Slurm) -> None:
+    sweep = swept(tmp_path, jobs={0: "12_0"})
+    sweep.file.with_name("2.json").write_text('{"schema_version": 99, "line": [], "cells": []}')
+    [left] = cancelling.cancel([tmp_path]).left
+    assert left.endswith("2.json: has schema_version 99; this fsseg reads versions 1 to 3: its jobs are not known")
 
 
 def test_cells_of_a_living_sweep_are_queued_until_it_has_come_to_them(tmp_path: Path, slurm: Slurm) -> None:
@@ -142,14 +202,6 @@ def test_cells_of_a_living_sweep_are_queued_until_it_has_come_to_them(tmp_path: 
     assert stand(tmp_path)[2] == ("stopped", "never started; sweep 1 ended by SIGINT")
 
 
-def test_a_cluster_that_did_not_tell_its_name_may_be_this_one(tmp_path: Path, slurm: Slurm) -> None:
-    sweep = swept(tmp_path, jobs={0: "12_0"})
-    sweep.record.cluster = None
-    sweep.save()
-    slurm.jobs = {"12_0": Queued("PENDING", "Priority")}
-    assert stand(tmp_path)[0] == ("pending", "SLURM 12_0, PENDING (Priority)")
-
-
 def test_a_plan_knows_the_queue_too(tmp_path: Path, slurm: Slurm) -> None:
     swept(tmp_path, jobs={0: "12_0", 1: "12_1", 2: "12_2"})
     make_run(tmp_path, KEYS[3], status={"state": "failed"})
@@ -164,8 +216,8 @@ def test_only_the_cells_below_the_folder_are_told(tmp_path: Path, slurm: Slurm) 
     with pytest.raises(Exception, match="is no folder"):
         look_around([one])
     one.mkdir(parents=True)
-    assert [s.key for s in look_around([one])] == [KEYS[2]]
-    assert len(look_around([one.parents[1]])) == 4
+    assert [s.key for s in look_around([one]).cells] == [KEYS[2]]
+    assert len(look_around([one.parents[1]]).cells) == 4
 
 
 def test_the_owner_is_found_whatever_lies_beside_the_records_and_through_links(tmp_path: Path, slurm: Slurm) -> None:

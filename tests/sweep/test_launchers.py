@@ -13,9 +13,10 @@ import pytest
 from sweeps import Sweep, states, wait_until
 
 from fsseg.errors import UserError
+from fsseg.sweep import queue as queues
 from fsseg.sweep.launchers.base import last_line
 from fsseg.sweep.launchers.local import slots, visible_gpus
-from fsseg.sweep.queue import last_state, last_states, queue
+from fsseg.sweep.queue import last_states, queue, still_there
 
 LOCAL = ("hydra/launcher=local", "hydra.launcher.workers=2")
 
@@ -174,9 +175,13 @@ echo 'slurm_load_jobs: a warning'""",
     assert [jobs[name].held for name in ("12_3", "12_4", "17")] == [False, False, True]
 
 
-def test_no_answer_of_squeue_is_not_an_empty_queue(commands: Path) -> None:
-    stand_in(commands, "squeue", "exit 1")
+def test_no_answer_of_squeue_is_not_an_empty_queue(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "_PAUSE", 0)
+    stand_in(commands, "squeue", 'echo call >> "$0.calls"; exit 1')
     assert queue() is None
+    assert (commands / "squeue.calls").read_text() == 3 * "call\n"
+    stand_in(commands, "squeue", '[ -e "$0.again" ] || { touch "$0.again"; exit 1; }')
+    assert queue() == {}  # a busy controller drops some calls
     stand_in(commands, "squeue", "true")
     assert queue() == {}
 
@@ -193,7 +198,22 @@ def test_no_answer_of_squeue_is_not_an_empty_queue(commands: Path) -> None:
 )
 def test_how_a_job_ended_is_put_in_words(commands: Path, sacct: str, words: str) -> None:
     stand_in(commands, "sacct", f"echo '{sacct}'")
-    assert last_state("12_3").startswith(words)
+    assert last_states(["12_3"])["12_3"].startswith(words)
+
+
+def test_what_a_user_wants_squeue_to_show_hides_nothing(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "cpu")
+    listing = "echo '12 12 RUNNING 0 None'; echo '13 13 COMPLETED 0 None'"
+    stand_in(commands, "squeue", f'[ -z "$SQUEUE_PARTITION" ] && case "$*" in *--all*) {listing};; esac')
+    assert list(queue() or {}) == ["12"]
+
+
+def test_scontrol_says_whether_a_job_is_over(commands: Path) -> None:
+    for state, there in (("RUNNING", True), ("PENDING", True), ("COMPLETED", False), ("CANCELLED", False)):
+        stand_in(commands, "scontrol", f"echo 'JobId=15 JobState={state} Reason=None'")
+        assert still_there("15") == there
+    stand_in(commands, "scontrol", "exit 1")
+    assert not still_there("15")
 
 
 def test_tasks_that_never_started_share_a_line_of_sacct(commands: Path) -> None:
@@ -214,7 +234,57 @@ def test_scontrol_answers_where_accounting_is_off(commands: Path) -> None:
 echo 'JobId=15 ArrayJobId=12 ArrayTaskId=3 JobState=NODE_FAIL Reason=NodeDown ExitCode=0:0'
 echo 'JobId=12 ArrayJobId=12 ArrayTaskId=4294967294 JobState=CANCELLED ExitCode=0:0'""",
     )
-    assert last_state("12_3") == "NODE_FAIL"
-    assert last_state("12_7") == "CANCELLED"
+    assert last_states(["12_3", "12_7"]) == {"12_3": "NODE_FAIL", "12_7": "CANCELLED"}
     stand_in(commands, "scontrol", "exit 1")
-    assert "neither sacct nor scontrol" in last_state("12_3")
+    assert "neither sacct nor scontrol" in last_states(["12_3"])["12_3"]
+
+
+def cluster_of_stand_ins(sweep: Sweep, **programs: str) -> str:
+    """A PATH with commands that accept one array, whose jobs wait for ever; `programs` replaces some of them."""
+    folder = sweep.folder / "bin"
+    folder.mkdir()
+    usual = {
+        "sbatch": 'echo "$@" >> "$0.calls"; echo Submitted batch job 12', "srun": "true", "scancel": "true",
+        "squeue": "echo '12_0 12 PENDING 0 Priority'; echo '12_1 13 PENDING 0 Priority'", "sacct": "exit 1",
+        "scontrol": "echo ClusterName = stand-in",
+    }  # fmt: skip
+    for name, text in (usual | programs).items():
+        stand_in(folder, name, text)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("name", "text"), [("squeue", "exit 1"), ("scontrol", "exit 1")])
+def test_nothing_is_submitted_while_slurm_does_not_answer(sweep: Sweep, name: str, text: str) -> None:
+    path = cluster_of_stand_ins(sweep, **{name: text})
+    code, output = sweep.run("-m", "fold=0,1", "hydra/launcher=slurm", "hydra.launcher.wait=false", PATH=path)
+    assert code == 1
+    assert f"error: hydra/launcher=slurm: {name} does not answer" in output
+    assert not (sweep.folder / "bin/sbatch.calls").exists()
+    assert not (sweep.folder / "outputs").exists()
+
+
+def test_nothing_is_submitted_beside_a_record_that_cannot_be_read(sweep: Sweep) -> None:
+    path = cluster_of_stand_ins(sweep)
+    line = ("-m", "fold=0,1", "hydra/launcher=slurm", "hydra.launcher.wait=false")
+    code, output = sweep.run(*line, PATH=path)
+    assert (code, states(output)) == (0, ["pending", "pending"]), output
+    record = sweep.folder / "outputs/s/sweeps/1.json"
+    record.write_text(record.read_text().replace('"schema_version": 3', '"schema_version": 99'))
+    code, output = sweep.run(*line, PATH=path)
+    assert code == 1
+    assert "1.json: has schema_version 99" in output
+    assert "which cells it has submitted is not known" in output
+    assert len((sweep.folder / "bin/sbatch.calls").read_text().splitlines()) == 1
+
+
+def test_an_array_that_is_refused_does_not_hide_the_one_before(sweep: Sweep) -> None:
+    """More cells than one array takes: the second is refused, and the first goes on and is told."""
+    once = '[ -e "$0.calls" ] && { echo sbatch: too many jobs >&2; exit 1; }; echo "$@" >> "$0.calls"; echo job 12'
+    some = "for i in $(seq 0 999); do echo 12_$i 12$i PENDING 0 Priority; done"
+    path = cluster_of_stand_ins(sweep, sbatch=once, squeue=some)
+    seeds = ",".join(map(str, range(1001)))
+    code, output = sweep.run("-m", f"seed={seeds}", "hydra/launcher=slurm", "hydra.launcher.wait=false", PATH=path)
+    assert code == 1
+    assert "submitted to SLURM as 12," in output
+    assert re.search("1 of 1001 cells are not submitted: sbatch refused the sweep: .*too many jobs", output)
+    assert "1001 cells: 1000 pending, 1 stopped" in output

@@ -172,7 +172,7 @@ def test_looking_at_runs_imports_neither_torch_nor_hydra(tmp_path: Path) -> None
         "import sys, json; from pathlib import Path; import fsseg.cli.app;"
         "from fsseg.sweep import status, retry, clean;"
         f"p = [Path({str(tmp_path)!r})];"
-        "status.text(status.look_around(p)); retry.find_retries(p); clean.find_waste(p);"
+        "status.text(status.look_around(p).cells); retry.find_retries(p); clean.find_waste(p);"
         "print(json.dumps([m for m in ('torch', 'hydra', 'omegaconf', 'pandas', 'numpy') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -39,6 +39,10 @@ class CellLost(RuntimeError):
     """A job ended without a result: killed, cancelled, out of memory, or its node failed. The text says which."""
 
 
+class NeverStarted(CellLost):
+    """A job was cancelled or lost while it waited."""
+
+
 class SweepInterrupted(KeyboardInterrupt):
     """INT or TERM reached the launching process; its jobs have ended, or go on in SLURM."""
 
@@ -172,8 +176,10 @@ def _as_submitted(sweep: Sweep, swept: SweptCell) -> tuple[Cell, DictConfig]:
             f"{cell.directory}: not what was submitted: fingerprint {swept.fingerprint} then, {cell.fingerprint} now",
             "weights, a checkpoint or a list that it names, or the code has changed: start the sweep's line again",
         )
-        with suppress(OSError):
-            write_state(cell, State.FAILED, error.what)
+        claim = cell.claim()
+        if claim is None or not claim.alive():  # else it is in the hands of another process, whatever this job wants
+            with suppress(OSError):
+                write_state(cell, State.FAILED, error.what)
         raise error
     return cell, config
 

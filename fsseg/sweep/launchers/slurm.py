@@ -18,8 +18,17 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from fsseg.errors import UserError
-from fsseg.sweep.launchers.base import CellLauncher, CellLost, StopSignals, Submitted, SweepInterrupted, failed, outcome
-from fsseg.sweep.queue import Queued, last_state, queue
+from fsseg.sweep.launchers.base import (
+    CellLauncher,
+    CellLost,
+    NeverStarted,
+    StopSignals,
+    Submitted,
+    SweepInterrupted,
+    failed,
+    outcome,
+)
+from fsseg.sweep.queue import Queued, cluster_name, last_states, queue
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -36,30 +45,53 @@ class SlurmLauncher(CellLauncher):
     _EXECUTOR = "slurm"
     queues = True
 
+    def check(self) -> str:
+        """See whether SLURM is here and answers, before anything is written; returns the cluster's name.
+
+        Raises:
+            UserError: it is not, or does not: what waits in its queue would be submitted once more.
+        """
+        for program in ("sbatch", "srun", "squeue", "scontrol"):
+            if shutil.which(program) is None:
+                raise UserError(
+                    f"hydra/launcher=slurm: there is no {program} on this machine",
+                    "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
+                )
+        name = cluster_name()
+        if name is None or queue() is None:
+            what = f"hydra/launcher=slurm: {'squeue' if name else 'scontrol'} does not answer"
+            raise UserError(what, "start the line again when SLURM answers: what waits in its queue is not known now")
+        return name
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit and wait; without waiting, nothing is returned.
 
         Raises:
-            UserError: there is no SLURM, or it refuses the jobs.
+            UserError: SLURM refuses the jobs.
             SweepInterrupted: INT or TERM came; the jobs go on.
         """
         from fsseg.sweep import foreign
 
         if not self.cells:
             return foreign.launch(self, job_overrides, initial_job_idx)
-        for program in ("sbatch", "srun", "squeue"):
-            if shutil.which(program) is None:
-                raise UserError(
-                    f"hydra/launcher=slurm: there is no {program} on this machine",
-                    "start the sweep where SLURM's commands are (a login node), or take hydra/launcher=local",
-                )
-        jobs = self._submit(initial_job_idx)
-        if not self.params["wait"]:
-            return []
-        with StopSignals() as signals:
-            return self._wait(jobs, job_overrides, signals)
+        with StopSignals() as signals:  # from the first sbatch on: a job whose number is not noted is nobody's
+            jobs, refused = self._submit(initial_job_idx)
+            if refused is not None and not jobs:
+                raise refused
+            if refused is not None:
+                log.error("%d of %d cells are not submitted: %s", len(self.cells) - len(jobs), len(self.cells), refused)
+            if not self.params["wait"]:
+                if signals.received:
+                    raise self._interrupted(jobs, signals)
+                return []
+            returns = self._wait(jobs, job_overrides, signals)
+        for index in range(len(jobs), len(self.cells)):
+            returns.append(failed(refused or CellLost("not submitted"), job_overrides[index]))
+            self.observer.ended(index, returns[-1])
+        return returns
 
-    def _submit(self, first: int) -> list[Any]:
+    def _submit(self, first: int) -> tuple[list[Any], UserError | None]:
+        """Submit the cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none."""
         import submitit
 
         ours = ("submitit_folder", "max_num_timeout", "poll_seconds", "wait")
@@ -76,30 +108,36 @@ class SlurmLauncher(CellLauncher):
                 array = executor.map_array(self.jobs, *zip(*arguments[start : start + _LARGEST_ARRAY]))
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
-                raise UserError(
-                    f"sbatch refused the sweep: {lines[-1].removeprefix('subprocess.CalledProcessError: ').strip()}",
-                    "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)",
-                ) from None
+                said = lines[-1].removeprefix("subprocess.CalledProcessError: ").strip()
+                fix = "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)"
+                return jobs, UserError(f"sbatch refused the sweep: {said}", fix)
             # Each array is told at once: the next one may be refused, and this one runs.
             self.observer.submitted({start + i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(array)})
+            log.info("submitted to SLURM as %s, logs in %s", _arrays(array), folder)
             jobs += array
-        log.info("submitted to SLURM as %s, logs in %s",
-                 ", ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)), folder)  # fmt: skip
-        return jobs
+        return jobs, None
+
+    def _interrupted(self, jobs: list[Any], signals: StopSignals) -> SweepInterrupted:
+        return SweepInterrupted(signals.received[0], f"the SLURM jobs go on; `scancel {_arrays(jobs, ' ')}` ends them")
 
     def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: StopSignals) -> list[JobReturn]:
         every = float(self.params["poll_seconds"])
         returns: dict[int, JobReturn] = {}
         gone_since: dict[int, float] = {}
         asked, held = 0.0, set[int]()
+
+        def end(index: int, returned: JobReturn) -> None:
+            returns[index] = returned
+            self.observer.ended(index, returned)
+
         while len(returns) < len(jobs):
             signals.sleep(_LOOK_SECONDS)
             if signals.received:
-                ids = " ".join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
-                raise SweepInterrupted(signals.received[0], f"the SLURM jobs go on; `scancel {ids}` ends them")
+                raise self._interrupted(jobs, signals)
             present: dict[str, Queued] | None = None
             if time.monotonic() - asked >= every:
                 present, asked = queue(), time.monotonic()
+            lost: list[int] = []
             for i, job in enumerate(jobs):
                 if i in returns:
                     continue
@@ -118,11 +156,17 @@ class SlurmLauncher(CellLauncher):
                     # Result files may appear late on a network file system.
                     since = gone_since.setdefault(i, time.monotonic())
                     if returned is None:
-                        if time.monotonic() - since < max(every, 5.0):
-                            continue
-                        returned = failed(
-                            CellLost(f"SLURM job {job.job_id}: {last_state(job.job_id)}"), job_overrides[i]
-                        )
-                returns[i] = returned
-                self.observer.ended(i, returned)
+                        if time.monotonic() - since >= max(every, 5.0):
+                            lost.append(i)
+                        continue
+                end(i, returned)
+            endings = last_states(jobs[i].job_id for i in lost)
+            for i in lost:
+                how = f"SLURM job {jobs[i].job_id}: {endings[jobs[i].job_id]}"
+                error = CellLost(how) if jobs[i].paths.stdout.exists() else NeverStarted(how)
+                end(i, failed(error, job_overrides[i]))
         return [returns[i] for i in range(len(jobs))]
+
+
+def _arrays(jobs: Sequence[Any], separator: str = ", ") -> str:
+    return separator.join(dict.fromkeys(job.job_id.partition("_")[0] for job in jobs))
