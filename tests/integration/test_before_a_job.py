@@ -20,11 +20,13 @@ Told = Callable[..., str]
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where lines are started: empty. Beside it an empty torch cache, and SLURM commands that note calls."""
+    """The folder where lines are started: empty. Beside it an empty torch cache, and SLURM commands of which those that
+    start jobs note their calls."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name in ("sbatch", "srun", "squeue", "scontrol"):
-        (commands / name).write_text(f'#!/bin/sh\necho "$0 $*" >> {tmp_path}/calls\nexit 1\n')
+    noted = f'echo "$0 $*" >> {tmp_path}/calls; exit 1'
+    for name, text in {"sbatch": noted, "srun": noted, "squeue": "true", "scontrol": "echo ClusterName = x"}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -42,6 +44,7 @@ def told(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     monkeypatch.setattr(entry, "allow_open_files", lambda: None)
     logger = logging.getLogger("fsseg")
     before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()  # one of another test writes elsewhere
 
     def call(*words: str) -> str:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
@@ -178,7 +181,6 @@ def test_a_disk_that_is_clearly_too_small_is_refused_with_both_figures(
         assert "fsseg clean" in fix
     else:
         assert "there is no sbatch" in what
-        shutil.rmtree("outputs")
 
 
 def test_a_folder_where_nothing_can_be_written_is_told(

@@ -342,3 +342,19 @@ def test_two_hundred_cells_are_one_array_and_little_to_write(cluster: Cluster, t
     assert "200 cells: 1 running, 199 pending" in sweep.command("status", str(tmp_path / "outputs/s"))
     assert "200 SLURM jobs cancelled" in sweep.command("cancel", str(tmp_path / "outputs/s"))
     wait_until(lambda: not cluster.ask("squeue", "-h"))
+
+
+@pytest.mark.parametrize("choice", ["hydra/launcher=submitit_slurm", "hydra/sweeper=basic"])
+def test_a_launcher_by_habit_and_another_sweeper_run_their_cells_as_recorded_jobs(
+    cluster: Cluster, tmp_path: Path, choice: str
+) -> None:
+    sweep = Sweep(cluster, tmp_path, FAKE, choice, "fold=0,1", f"dataset.root={tmp_path}")
+    if choice.startswith("hydra/launcher"):
+        sweep.line = [o for o in sweep.line if o not in ("hydra/launcher=slurm", "hydra.launcher.poll_seconds=2")]
+    output, _ = sweep.start().communicate(timeout=120)
+    assert all(sweep.cell(fold).result_file.exists() for fold in (0, 1)), output
+    assert sorted(sweep.jobs) == [0, 1]
+    assert all(re.fullmatch(r"\d+(_\d)?", job) for job in sweep.jobs.values())
+    before = len(sweep.records)
+    sweep.start().communicate(timeout=120)
+    assert len(sweep.records) == before  # all done: nothing is submitted again
