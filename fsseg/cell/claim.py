@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.process.files import RECORD_BYTES, ClaimLost, create_exclusive, json_text, open_regular, read_file
+from fsseg.process.provenance import slurm_name
 
 log = logging.getLogger("fsseg")
 
@@ -75,7 +76,8 @@ class Holder:
     def __str__(self) -> str:
         if not self.fields:
             return "an unknown process"
-        job = f", SLURM job {self.fields['slurm_job']}" if self.fields.get("slurm_job") else ""
+        name = self.fields.get("slurm_name") or self.fields.get("slurm_job")
+        job = f", SLURM job {name}" if name else ""
         return f"process {self.fields.get('pid')} on {self.fields.get('host')}{job}"
 
 
@@ -312,6 +314,7 @@ def _this_process() -> dict[str, Any]:
         "boot": _read("/proc/sys/kernel/random/boot_id"),
         "pid_namespace": _pid_namespace(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_name": slurm_name(),
         "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
     }

@@ -88,6 +88,19 @@ def earlier_keys(cfg: Config, overrides: Iterable[str]) -> list[CellKey]:
     return [] if cfg.variant else [replace(key, variant=v) for v in earlier_variants(_naming(cfg, overrides))]
 
 
+def named_now(key: CellKey, overrides: Iterable[str]) -> CellKey:
+    """The key that a cell has today, if an earlier version named its variant otherwise; else the key as it is.
+
+    Args:
+        overrides: that the cell was made with.
+    """
+    given = list(overrides)
+    for naming in (given, [o for o in given if o != f"experiment={key.name}"]):
+        if not any(o.startswith("variant=") for o in naming) and key.variant in earlier_variants(naming):
+            return replace(key, variant=variant_of(naming))
+    return key
+
+
 def _naming(cfg: Config, overrides: Iterable[str]) -> list[str]:
     """The overrides that the variant is made of.
 

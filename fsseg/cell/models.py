@@ -373,6 +373,11 @@ def _in_words(text: str) -> str:
     return f"has a wrong {name}: {what[0].lower()}{what[1:]}" if name else what[0].lower() + what[1:]
 
 
+def _plain(value: Any) -> Any:
+    """What msgspec does not know: a kind of text (`fsseg.errors.Lines`), or a number of numpy or torch."""
+    return str(value) if isinstance(value, str) else value.item()
+
+
 def write_record(path: Path, record: Struct) -> None:
     """Write a model as its JSON file, atomically, in the newest version; a result gets its checksum.
 
@@ -384,7 +389,7 @@ def write_record(path: Path, record: Struct) -> None:
     """
     if isinstance(record, Versioned):
         record.schema_version = SCHEMA_VERSION
-    text = json_text(msgspec.to_builtins(record, enc_hook=lambda value: value.item()))
+    text = json_text(msgspec.to_builtins(record, enc_hook=_plain))
     if isinstance(record, Result):
         # over what will be read back
         record.checksum = checksum(content := msgspec.json.decode(text, type=dict[str, Any]))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.claim import ClaimView, is_stale, look, take_away
-from fsseg.cell.key import CellKey, cell_key, earlier_keys, fingerprint, identity
+from fsseg.cell.key import CellKey, cell_key, earlier_keys, fingerprint, identity, named_now
 from fsseg.cell.models import (
     Altered,
     Attempt,
@@ -37,6 +37,7 @@ from fsseg.cell.models import (
     read,
     write_record,
 )
+from fsseg.cell.variant import may_be_earlier
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
@@ -266,6 +267,11 @@ class RunDirectory:
         except (Unreadable, KeyError, TypeError, ValueError):
             return placed
         return key if key.is_whole else None
+
+    def row_key(self, key: CellKey) -> CellKey:
+        """The key under which tables show the cell `key` of this directory: its runs of all versions are one row."""
+        overrides = self.recorded_overrides() if may_be_earlier(key.variant) else None
+        return key if overrides is None else named_now(key, overrides)
 
     def look(self, now: float | None = None) -> Snapshot:
         """How the run stands.

@@ -14,6 +14,7 @@ import msgspec
 
 from fsseg.cell.models import State, Status, Unreadable, write_record
 from fsseg.cell.record import RunDirectory
+from fsseg.process.provenance import slurm_name
 
 
 class StatusFile:
@@ -35,7 +36,7 @@ class StatusFile:
         self._written = 0.0
         self._now = Status(
             state=State.QUEUED, host=socket.gethostname(), pid=os.getpid(),
-            slurm_job=os.environ.get("SLURM_JOB_ID"), started=time.time(),
+            slurm_job=slurm_name(), started=time.time(),
         )  # fmt: skip
 
     def update(self, **fields: Any) -> None:

@@ -1,7 +1,8 @@
 """The variant in a cell's name: made of the overrides that are not part of the grid, and shown in tables.
 
-`fsseg.cell.key` names cells by it, `fsseg.report` and `fsseg status` label the rows of their tables with it. The same
-settings have one name, however a line writes them: values are spelled as Hydra hands them on in a `-m` line.
+`fsseg.cell.key` names cells by it, `fsseg.report` and `fsseg status` label the rows of their tables with it. Truth
+values and numbers have one name, however a line writes them: they are spelled as Hydra hands them on in a `-m` line.
+Lists and texts stand as they are written.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _LENGTH = 96  # a file name may have 255 bytes; tools that add to it should fit 
 _LONGEST_VALUE = 24  # of a part that stands whole in a name that is too long
 _SWEPT = re.compile(r"(model|train|backbone)\.|[^.]*\Z")  # what one sweeps: the model, the training, and whole groups
 _DIGEST = re.compile(r"(?:^|-)[0-9a-f]{8}\Z")
+_OTHER_SPELLING = re.compile(r"-(?:true|false)(?:\+|\Z)|-[+-]?[0-9._]*(?:[eE_][0-9+-]|\.(?:\+|\Z))", re.IGNORECASE)
 _NEXT_PART = re.compile(r"\+(?=[A-Za-z_][\w./@]*-)")  # a value may hold a plus too: 1e+5
 _WHOLE, _DIGITS = "(?:0|[1-9](?:_?[0-9])*)", "(?:[0-9](?:_?[0-9])*)"
 _NUMBER = re.compile(rf"[+-]?(?:{_WHOLE}\.?|{_WHOLE}?\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?")  # as in Hydra's grammar
@@ -52,6 +54,11 @@ def earlier_variants(overrides: Iterable[str]) -> list[str]:
         *({k: _otherwise(v, kinds) for k, v in spelled.items()} for kinds in ("b", "n", "bn")),
     ]
     return [name for name in dict.fromkeys(map(_cut_name, written)) if name != _name(spelled)]
+
+
+def may_be_earlier(variant: str) -> bool:
+    """Whether an earlier version may have given this name to settings that have another one now."""
+    return is_shortened(variant) or _OTHER_SPELLING.search(variant) is not None
 
 
 def labels(variants: Mapping[str, Sequence[str] | None]) -> tuple[dict[str, str], str]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,7 +51,8 @@ def launch(main: Callable[[], Any]) -> None:
             allow_open_files()
             sys.argv[1:] = arranged(as_written(sys.argv[1:]))
             look_before_reading(check_file)
-            machine.install(multirun=flags_parser().parse_known_args(sys.argv[1:])[0].multirun)
+            given = flags_parser().parse_known_args(sys.argv[1:])[0]
+            machine.install(multirun=given.multirun or "hydra.mode=MULTIRUN" in given.overrides)
             look_before_running(check_single_run)
             main()
     except (UserError, OSError) as error:
@@ -121,6 +122,11 @@ def _explained(error: BaseException) -> UserError:
         return UserError(
             f"{word} has several values, and this is one cell",
             f"add -m for a sweep (`{train_line(f'-m {shlex.quote(word)} ...')}`), or write one value (a list as [a,b])",
+        )
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"{shown(error.override)}: Hydra cannot read this word of the line",
+            "write key=value, values without blanks (fold=0,1,2,3), odd characters in quotes: 'checkpoint=\"a b.pt\"'",
         )
     if "Config group override must be" in text:
         return UserError(

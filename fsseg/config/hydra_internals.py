@@ -32,7 +32,8 @@ from omegaconf.grammar_parser import parse
 
 __all__ = [
     "BasicLauncher", "also_search", "apply_overrides", "flags_parser", "group_repository", "hydra_node",
-    "interpolation", "look_before_reading", "look_before_running", "run_without_files", "split_line",
+    "interpolation", "look_before_launching", "look_before_reading", "look_before_running", "run_without_files",
+    "split_line",
 ]  # fmt: skip
 
 
@@ -111,6 +112,22 @@ def look_before_reading(check: Callable[[str], None]) -> None:
 
     load_config.checked = True  # type: ignore[attr-defined]
     source.load_config = load_config
+
+
+def look_before_launching(look: Callable[[DictConfig], None]) -> None:
+    """Let any sweeper make its launcher only after `look` was called with the configuration, which it may change."""
+    make: Any = Plugins.instantiate_launcher
+    if getattr(make, "looked", False):
+        return
+
+    def instantiate_launcher(
+        self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> Any:
+        look(config)
+        return make(self, hydra_context, task_function, config)
+
+    instantiate_launcher.looked = True  # type: ignore[attr-defined]
+    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign]
 
 
 def hydra_node(master: DictConfig) -> dict[str, Any]:

@@ -167,6 +167,9 @@ def install(multirun: bool) -> None:
     """
     here = machine()
     store = ConfigStore.instance()
+    for name, settings in here.launchers.items():
+        known = tuple(map(str, store.load(f"hydra/launcher/fsseg_{name}.yaml").node))  # of Hydra's plugins
+        _mapping(here.file or Path(), f"launchers.{name}", settings, known)
     for name in LAUNCHERS:
         store.store(group="hydra/launcher", name=f"machine_{name}", node=here.launchers.get(name, {}))
     node = HydraConf()

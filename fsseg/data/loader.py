@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -243,7 +243,10 @@ class EpisodeDataset(Dataset[Episode]):
 
 
 class EpisodeLoader:
-    """Iterates over `Batch`es; a `UserError` of a worker process is raised here unchanged."""
+    """Iterates over `Batch`es; a `UserError` of a worker process is raised here unchanged.
+
+    Whoever may stop before the end closes the iterator: otherwise the traceback of a failure keeps the workers.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -251,7 +254,7 @@ class EpisodeLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         for item in self.loader:
             if isinstance(item, _Fault):
                 raise UserError(item.what, item.fix)

@@ -7,7 +7,8 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
 from fsseg.data.source import Source
-from fsseg.data.types import EpisodeSpec
+from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.engine import diagnostics, distributed
 from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
@@ -213,13 +214,18 @@ class _Scoring:
         self, specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
+        own = distributed.batches_of_rank(specs, self.run.cfg.eval.batch_size, self.run.ranks)
+        with closing(iter(evaluation_loader(self.source, self.run.cfg, own))) as batches:
+            return self._scores(batches, specs, classes, wanted)
+
+    def _scores(
+        self, batches: Iterator[Batch], specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
+    ) -> tuple[list[PooledScore], list[float | None]]:
         run, progress = self.run, self.progress
         cfg, ranks, device = run.cfg, run.ranks, run.device
         assert device is not None
         scores: list[PooledScore] = []
         distances: list[float | None] = []
-        own = distributed.batches_of_rank(specs, cfg.eval.batch_size, ranks)
-        batches = iter(evaluation_loader(self.source, cfg, own))
         for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
             batch = distributed.next_batch(batches, run.should_stop, ranks, device)
             if batch is None:

@@ -178,6 +178,8 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
             if metrics is not None:
                 metrics.close()
         raise
+    finally:
+        batches.close()
     if metrics is not None:
         metrics.close()
     seconds = time.monotonic() - started

@@ -47,6 +47,12 @@ def _source() -> str:
     return digest.hexdigest()[:16]
 
 
+def slurm_name() -> str | None:
+    """This job as squeue names it, `12_3` for a task of an array; None outside SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
 def provenance(device: str | None = None) -> dict[str, Any]:
     """Code, packages, machine and command line of this process, ready for JSON."""
     from fsseg import __version__

@@ -202,7 +202,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     problems: list[Problem] = []
     shared = _Shared()
     seen: set[tuple[int, int]] = set()
-    named = {p.resolve(): p for p in roots if p.is_file()}.values()
+    named = [p for p in {p.resolve(): p for p in roots if p.is_file()}.values() if not _is_a_summary(p)]
     older = {file: _read_replication(file, problems) for file in named}
     for root in (p for p in roots if not p.is_file()):
         for name, files in walk(root, seen, problems):
@@ -224,6 +224,11 @@ def collect(paths: Iterable[str | Path]) -> Collection:
     return Collection(cells, problems)
 
 
+def _is_a_summary(file: Path) -> bool:
+    """Whether `fsseg aggregate` wrote it (`fsseg aggregate outputs/runs/*`): it holds nothing that the runs do not."""
+    return file.stem == "summary" or is_ours(file)
+
+
 def _order(k: CellKey) -> tuple[Any, ...]:
     return (k.dataset, k.method, k.backbone, k.variant, k.name, k.shot, k.fold, k.seed)
 
@@ -234,6 +239,7 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
     if (result := seen.result) is not None:
         why = "" if result.metrics else "trained, not evaluated"
         made_with = shared(MadeWith.of(result.provenance))
+        result.cell = run.row_key(result.cell)
         return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), made_with, shared)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
@@ -248,7 +254,7 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
     except Unreadable as error:
         problems.append(Problem(run.config_file, str(error)))
         protocol = None
-    known = Result(key, fingerprint="", protocol=shared(protocol if isinstance(protocol, dict) else {}))
+    known = Result(run.row_key(key), fingerprint="", protocol=shared(protocol if isinstance(protocol, dict) else {}))
     return [CellResult(run.directory, known, seen.state, _reason(seen), shared=shared)]
 
 

@@ -65,7 +65,7 @@ def _returned(job: Job) -> JobReturn:
     """What Hydra wants to know of a job; the directory of its cell tells."""
     if job.state == State.FAULTY:
         return failed(merge_errors(job.faults), job.overrides)
-    if job.state in (State.FAILED, State.PREEMPTED):
+    if job.state in (State.FAILED, State.PREEMPTED, State.STOPPED):
         return failed(UserError(f"{job.label}: {job.note}", f"log: {job.log or job.place.log_file}"), job.overrides)
     result: Any = job.result()
     done = JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fsseg.cell.models import State
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.cell.sweeps import sweeps_of
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import UserError
 from fsseg.sweep.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
@@ -79,12 +79,11 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
     """
     from fsseg.config.compose import composer
     from fsseg.config.entry import explained
-    from fsseg.sweep.preflight import launch_faults
+    from fsseg.sweep.launchers.habit import ready
 
     with composer(config_dir) as c, explained():
         line = c.of_line(overrides)
-        if found := launch_faults(line.master):
-            raise merge_errors(found)
+        ready(line.master)
         points = examine(line.grid_of_master(), data=False)
     cells = [point.cell for point in points if point.cell is not None]
     elsewhere = Elsewhere(sweeps_of(dict.fromkeys(cell.experiment for cell in cells)))

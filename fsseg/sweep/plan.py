@@ -117,9 +117,9 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
 
 
 def _not_ready(points: Sequence[Point]) -> list[str]:
-    """What is missing beside the configuration: data, and pretrained weights."""
+    """What is missing beside the configuration: data, pretrained weights, a place to write to."""
     from fsseg.data.registry import folder_faults, needed_splits
-    from fsseg.sweep.preflight import weights_faults
+    from fsseg.sweep.preflight import disk_fault, folder_fault, nearest, weights_faults
 
     notes: dict[str, None] = {}
     seen: set[tuple[Any, ...]] = set()
@@ -132,7 +132,10 @@ def _not_ready(points: Sequence[Point]) -> list[str]:
             seen.add(needed)
             faults = [*folder_faults(cfg), *weights_faults(cfg, download=False)]
             notes |= dict.fromkeys(f"not ready: {fault}" for fault in faults)
-    return list(notes)
+    todo = [p for p in points if p.state == State.TODO and p.cell is not None]
+    places = dict.fromkeys(nearest(p.cell.directory) for p in todo if p.cell is not None)
+    outside = [*map(folder_fault, places), disk_fault(todo)]
+    return [*notes, *(f"not ready: {fault}" for fault in outside if fault is not None)]
 
 
 def text(plan: Plan, limit: int = 200) -> str:
@@ -173,16 +176,21 @@ def text(plan: Plan, limit: int = 200) -> str:
 def _totals(plan: Plan) -> str:
     counts = Counter(p.state for p in plan.points)
     left = [e for p, e in zip(plan.points, plan.estimates) if e is not None and p.state != State.DONE]
-    low = sum(e.hours[0] for e in left if e.hours)
-    high = sum(e.hours[1] for e in left if e.hours)
-    unknown = sum(e.hours is None for e in left)
-    hours = extent(low, high, "h", most_only=low < 0.01 * high)
+    known = [e.hours for e in left if e.hours is not None]
+    unknown, hours = len(left) - len(known), _sum_of(known)
     line = f"{len(plan.points)} cells: {', '.join(f'{n} {state}' for state, n in counts.items())}"
     if left:
         line += f"; {hours} to go" + (f" and {unknown} cells of unknown length" if unknown else "")
         disk = sum(e.disk for e in left if e.disk)
         line += f", {size(disk)} of disk" if disk else ""
     return line
+
+
+def _sum_of(hours: Sequence[tuple[float, float]], rough: bool = False) -> str:
+    low, high = sum(h[0] for h in hours), sum(h[1] for h in hours)
+    if rough and high - low < 0.01 * high:
+        return f"about {span(1800 * (low + high))}"
+    return extent(low, high, "h", most_only=low < 0.01 * high)
 
 
 def _state(p: Point) -> str:
@@ -234,8 +242,8 @@ def servers(
     for number, boxes in enumerate(parts, 1):
         mine = sorted(places[place] for box in boxes for place in cells_of(box))
         done = sum(plan.points[i].state == State.DONE for i in mine)
-        known = all((e := plan.estimates[i]) is not None and e.hours is not None for i in mine)
-        expected = f", about {span(3600 * sum(hours[i] for i in mine))}" if known else ""
+        known = [e.hours for i in mine if (e := plan.estimates[i]) is not None and e.hours is not None]
+        expected = f", {_sum_of(known, rough=True)}" if len(known) == len(mine) else ""
         lines.append(f"\n# server {number}: {len(mine)} cells" + (f" ({done} done)" if done else "") + expected)
         lines += [command(box, hydra_overrides, flags) for box in boxes]
     return "\n".join(lines)

@@ -70,7 +70,7 @@ def cell_faults(cfg: Config, directory: Path, download: bool) -> list[UserError]
         download: whether weights that are not there may be fetched when the cell starts.
     """
     found = [*weights_faults(cfg, download)]
-    if (fault := _folder_fault(_nearest(directory))) is not None:
+    if (fault := folder_fault(nearest(directory))) is not None:
         found.append(fault)
     return found
 
@@ -91,12 +91,13 @@ def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
         )
 
 
-def _nearest(directory: Path) -> Path:
+def nearest(directory: Path) -> Path:
     """The folder itself, or the first above it that is there."""
     return next((place for place in (directory, *directory.parents) if os.path.lexists(place)), Path())
 
 
-def _folder_fault(place: Path) -> UserError | None:
+def folder_fault(place: Path) -> UserError | None:
+    """Why nothing can be written into a folder; None if something can."""
     if not os.path.isdir(place):
         return UserError(f"{shown(place)} is not a folder", "set output_dir= or name= elsewhere")
     if os.access(place, os.W_OK | os.X_OK):
@@ -118,7 +119,7 @@ def disk_fault(points: Iterable[Point]) -> UserError | None:
             folders.setdefault(Path(point.composed.cfg.output_dir), []).append(point)
     for folder, cells in folders.items():
         try:
-            free = shutil.disk_usage(_nearest(folder)).free
+            free = shutil.disk_usage(nearest(folder)).free
         except OSError:
             continue
         if 2 * free >= len(cells) * PUBLISHED_CHECKPOINT_MB * 1e6:

@@ -121,8 +121,7 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
             why = why or f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
             continue
         if os.path.realpath(home) != os.path.realpath(output):  # started in another folder than this
-            below = output.is_relative_to(Path.cwd())
-            own["output_dir"] = _quoted(str(output.relative_to(Path.cwd()) if below else output))
+            own["output_dir"] = _quoted(str(output))
         if words is not plain:
             boxes.append(own)
         else:
@@ -213,8 +212,17 @@ def _started(s: Snapshot) -> str:
 
 
 def _quoted(value: str) -> str:
+    """A text in Hydra's quotes, if it needs them."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    if re.fullmatch(r"/?[A-Za-z_][\w./-]*", value, re.ASCII) and value.lower() not in (
+        "true",
+        "false",
+        "null",
+        "nan",
+        "inf",
+    ):
+        return value
     return QuotedString(value, Quote.single).with_quotes()
 
 

@@ -30,6 +30,7 @@ from fsseg.sweep.queue import Queued
 
 _IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 _NEVER = "never started"
+_FOLDS = 4  # of every published result
 
 
 @dataclass(frozen=True)
@@ -207,26 +208,25 @@ def _once_each(cells: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
 
 
 def _results(cells: Sequence[Snapshot]) -> list[str]:
-    """Folds as columns, mean over those present; seeds averaged."""
+    """Folds as columns, and the mean where all are there; seeds averaged."""
     rows: dict[tuple[str, str, str, str, int, str], dict[int, list[Snapshot]]] = {}
     scored, notes = _once_each(cells)
-    for s in scored:
-        k = s.key
-        assert k is not None
+    keys = [s.run.row_key(s.key) for s in scored if s.key is not None]
+    for s, k in zip(scored, keys):
         row = rows.setdefault((k.name, k.dataset, k.method, k.backbone, k.shot, k.variant), {})
         row.setdefault(k.fold, []).append(s)
     if not rows:
         return notes
     folds = sorted({fold for row in rows.values() for fold in row})
     several = len({name for name, *_ in rows}) > 1
-    shown = {s.key.variant: s.run for s in scored if s.key is not None}
+    shown = {k.variant: s.run for s, k in zip(scored, keys)}
     told, shared = labels({v: run.recorded_overrides() if is_shortened(v) else None for v, run in shown.items()})
     table = [["mIoU so far", *(f"fold {fold}" for fold in folds), "mean"]]
     for (name, dataset, method, backbone, shot, variant), by_fold in sorted(rows.items()):
         label = f"{name}: " * several + f"{dataset} {method} {backbone} {shot}-shot"
         means = {fold: sum(s.miou or 0.0 for s in seeds) / len(seeds) for fold, seeds in by_fold.items()}
         figures = [f"{means[f]:.2f}" + "*" * _partial(by_fold[f]) if f in means else "-" for f in folds]
-        mean = f"{sum(means.values()) / len(means):.2f}" if len(means) == len(folds) else "-"
+        mean = f"{sum(means.values()) / len(means):.2f}" if len(means) >= max(_FOLDS, len(folds)) else "-"
         table.append([f"{label} [{told[variant]}]" if told[variant] else label, *figures, mean])
     starred = any(_partial(seeds) for row in rows.values() for seeds in row.values())
     if starred:

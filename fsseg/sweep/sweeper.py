@@ -45,8 +45,7 @@ from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, examine
 from fsseg.sweep.launchers.base import CellLost, NeverStarted, Observer, SequentialLauncher, Submitted, SweepInterrupted
-from fsseg.sweep.launchers.habit import adopt
-from fsseg.sweep.preflight import launch_faults, runs_here
+from fsseg.sweep.preflight import runs_here
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -74,6 +73,8 @@ class Job(Point):
     def __post_init__(self) -> None:
         if self.snapshot is not None and self.snapshot.result is not None:
             self.note = _score(self.snapshot.result)
+        elif self.faults:
+            self.note = self.faults[0].what
         elif self.composed is not None and self.composed.cfg.redo and self.cell is not None:
             self.old_result = _modified(self.cell.result_file)
 
@@ -152,9 +153,6 @@ class FssegSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
-        adopt(config)
-        if found := launch_faults(config):
-            raise merge_errors(found)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

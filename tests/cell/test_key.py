@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,21 @@ def test_settings_that_are_gone_still_count_with_the_value_they_had() -> None:
     flat = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0, "train.lr": 0.1}
     text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
     assert fingerprint(identity({"train": {"lr": 0.1}})) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_runs_of_all_versions_of_a_cell_are_one_row() -> None:
+    """The names were given by version 0.1.0 before it: as the line wrote its values, and cut in the middle."""
+    key = CellKey("runs", "shapes5i", "abcb", "tiny", 1, 0, 0, "train.lr-1e-3")
+    assert keys.named_now(key, ["fold=0", "train.lr=1e-3"]).variant == "train.lr-0.001"
+    named = replace(key, variant="mine")
+    assert keys.named_now(named, ["variant=mine", "train.lr=1e-3"]) == named
+    same = replace(key, variant="train.lr-0.004")
+    assert keys.named_now(same, ["train.lr=0.004"]) == same
+    long = ["backbone.pretrained=false", "model.iterations=2", "train.momentum=0.8", "train.lr=0.003",
+            "train.weight_decay=0.0002", "train.poly_power=0.8"]  # fmt: skip
+    full = "+".join(sorted(o.replace("=", "-") for o in long))
+    cut = f"{full[:86].rstrip('_.+-')}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    assert keys.named_now(replace(key, variant=cut), long).variant == variant_of(long)
+    assert variant.may_be_earlier(cut)
+    assert all(map(variant.may_be_earlier, ("train.lr-1e-3", "a.b-false+c.d-3", "x.y-2.")))
+    assert not any(map(variant.may_be_earlier, ("train.lr-0.004", "model.iterations-5+train.lr-0.001", "mine")))

@@ -27,10 +27,11 @@ from fsseg.cell.models import (
     Status,
     Training,
     Unreadable,
+    read,
     write_record,
 )
 from fsseg.cell.record import Cell, Problem, RunDirectory, find_runs, walk
-from fsseg.errors import UserError
+from fsseg.errors import UserError, merge_errors
 from fsseg.process.files import write_json
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
@@ -407,3 +408,12 @@ def test_a_result_without_its_identity_is_not_overwritten_by_other_settings(tmp_
         with pytest.raises(UserError, match=r"holds the result of a run with other settings") as caught:
             other.check_same_settings()
         assert "redo=true" in caught.value.fix
+
+
+def test_a_reason_of_several_lines_is_a_text_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    told = merge_errors([UserError("one"), UserError("two")])
+    write_record(path, Status(state=State.FAILED, reason=told.what))  # type: ignore[arg-type]
+    status = read(path, Status)
+    assert status is not None
+    assert status.reason == "2 faults:\n- one\n- two"

@@ -233,6 +233,14 @@ def test_a_faulty_launcher_default_is_told_with_file_and_key(text: str, says: st
     assert refused.value.fix
 
 
+def test_a_misspelt_setting_is_told_also_of_a_launcher_that_is_not_chosen(file: Path) -> None:
+    file.write_text("launchers: {slurm: {partion: gpu}}\n")
+    with pytest.raises(UserError) as refused:
+        launcher("hydra/launcher=local")
+    assert refused.value.what == f"{file}: launchers.slurm.partion: there is no such key"
+    assert refused.value.fix == "did you mean partition?"
+
+
 def test_a_launcher_that_the_line_misspells_is_not_blamed_on_the_machine() -> None:
     with pytest.raises(UserError) as refused:
         launcher("hydra/launcher=slrum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
@@ -223,3 +224,20 @@ def test_weights_that_explode_in_the_last_step_are_no_result(
     with pytest.raises(UserError, match="are no finite numbers at step 2"):
         run(c.config, c.task_overrides)
     assert not cell_of(c).result_file.exists()
+
+
+@pytest.mark.parametrize("line", [("train.lr=900",), ("method=prototype", "protocol.min_pixels=0")])
+def test_a_run_that_fails_leaves_no_process_that_loads_data(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]
+) -> None:
+    """Its traceback is still held here, as a sweep holds those of its failed cells."""
+    if "method=prototype" in line:
+
+        def fail(*_: object) -> None:
+            raise UserError("no answer")
+
+        monkeypatch.setattr("fsseg.engine.evaluate._check_finite", fail)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match=r"the loss is|no answer"):
+        run(composed(root, tmp_path, *line, "train.max_steps=30", "num_workers=2", "protocol.num_episodes=12").config)
+    assert set(multiprocessing.active_children()) == before

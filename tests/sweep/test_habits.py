@@ -6,6 +6,7 @@ import logging
 import signal
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,27 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
     logging.getLogger("fsseg.sweep").addHandler(caplog.handler)
     yield caplog
     logging.getLogger("fsseg.sweep").removeHandler(caplog.handler)
+
+
+def test_they_are_fssegs_under_any_sweeper() -> None:
+    from hydra.core.plugins import Plugins
+
+    config = of_line("hydra/launcher=submitit_slurm", "hydra/sweeper=basic", "hydra.launcher.partition=gpu")
+    context: Any = None
+    launcher: Any = Plugins.instance().instantiate_launcher(context, lambda cfg: None, config)
+    assert type(launcher).__name__ == "SlurmLauncher"
+    assert launcher.queues
+    assert launcher.params["partition"] == "gpu"
+
+
+def test_the_machines_settings_of_slurm_count_for_submitits_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "machine.yaml"
+    file.write_text("launchers: {slurm: {partition: here, account: lab, timeout_min: 90}}\n")
+    monkeypatch.setenv("FSSEG_MACHINE", str(file))
+    found = adopted("hydra/launcher=submitit_slurm", "hydra.launcher.account=mine")
+    assert (found["partition"], found["account"], found["timeout_min"]) == ("here", "mine", 90)
 
 
 def test_submitits_local_is_fssegs_and_says_what_it_does_not_have(said: pytest.LogCaptureFixture) -> None:

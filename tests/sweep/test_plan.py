@@ -303,7 +303,7 @@ def test_servers_get_lines_with_their_hours_and_hydras_own_overrides(tmp_path: P
         f"python train.py -m dataset=pascal5i fold={f} output_dir={tmp_path} hydra/launcher=basic"
         for f in ("0,1", "2,3")
     ]
-    assert "# server 1: 2 cells, about 1.5 h" in printed  # 45 min a fold, the middle of 30 to 60
+    assert "# server 1: 2 cells, 1.0-2.0 h" in printed  # 30 to 60 min a fold
 
 
 def test_servers_without_work_are_mentioned(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_folder_that_is_not_below_this_one_is_named_in_full(tmp_path: Path, mo
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
     [line] = find_retries([tmp_path / "outputs"]).lines
-    assert f"output_dir='{tmp_path}/outputs'" in shlex.split(line)
+    assert f"output_dir={tmp_path}/outputs" in shlex.split(line)
 
 
 def test_files_of_another_configuration_folder_lead_to_the_line_of_the_start(tmp_path: Path) -> None:

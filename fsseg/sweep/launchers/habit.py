@@ -1,6 +1,6 @@
 """Launchers of Hydra's own packages, chosen by habit: those of submitit become fsseg's; it is told what others lack.
 
-Called by `fsseg.sweep.sweeper` before it makes the launcher.
+Hydra's plugins call `ready` before any sweeper makes its launcher, `fsseg.sweep.grid` before it plans.
 
 By themselves submitit's launchers submit waiting cells once more when the line is started again, give up at the first
 job that is lost, and take the result of an older job with the same number for a new one's. No torch here.
@@ -17,7 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fsseg.config.compose import config_folder
 from fsseg.config.hydra_internals import BasicLauncher
+from fsseg.config.machine import machine
+from fsseg.errors import merge_errors
 from fsseg.process.logs import configure_logging
+from fsseg.sweep.preflight import launch_faults
 
 log = logging.getLogger("fsseg.sweep")
 
@@ -39,6 +42,17 @@ _HABITS = {
     LocalQueueConf._target_: _Habit(LocalQueueConf, "local", ("submitit_folder",)),
 }  # fmt: skip
 _OURS = ("hydra_plugins.fsseg_launchers.", f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}")
+
+
+def ready(config: DictConfig) -> None:
+    """What every sweep goes through before its launcher is made, whoever's sweeper it has: `adopt`, then the checks.
+
+    Raises:
+        UserError: what `fsseg.sweep.preflight.launch_faults` finds.
+    """
+    adopt(config)
+    if found := launch_faults(config):
+        raise merge_errors(found)
 
 
 def adopt(config: DictConfig) -> None:
@@ -64,8 +78,9 @@ def adopt(config: DictConfig) -> None:
     given = _given(config, launcher, habit)
     unknown = [key for key in given if key not in node]
     kept = {key: value for key, value in given.items() if key in node}
+    usual = machine().launchers.get(habit.name, {})
     with open_dict(config.hydra):
-        config.hydra.launcher = OmegaConf.merge(node, OmegaConf.masked_copy(preset, list(habit.replaced)), kept)
+        config.hydra.launcher = OmegaConf.merge(node, OmegaConf.masked_copy(preset, list(habit.replaced)), usual, kept)
     changed = [f"{key}={config.hydra.launcher[key]}" for key in habit.replaced[1:] if key not in kept]
     log.info(
         "hydra/launcher=%s: fsseg's own runs the cells, as with hydra/launcher=%s%s%s", chosen, habit.name,

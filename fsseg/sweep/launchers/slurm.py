@@ -59,8 +59,11 @@ class SlurmLauncher(CellLauncher):
                 )
         name = cluster_name()
         if name is None or queue() is None:
-            what = f"hydra/launcher=slurm: {'squeue' if name else 'scontrol'} does not answer"
-            raise UserError(what, "start the line again when SLURM answers: what waits in its queue is not known now")
+            command = "scontrol show config" if name is None else "squeue"
+            raise UserError(
+                f"hydra/launcher=slurm: {command.split()[0]} does not answer",
+                f"start the line again when `{command}` does: what waits in the queue is not known now",
+            )
         return name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -7,6 +7,8 @@ from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
 from fsseg.config.constraints import FILE_PATH, within
+from fsseg.config.hydra_internals import look_before_launching
+from fsseg.sweep.launchers.habit import ready
 from fsseg.sweep.launchers.local import LocalLauncher as _Local
 from fsseg.sweep.launchers.slurm import SlurmLauncher as _Slurm
 
@@ -61,3 +63,5 @@ class SlurmConf(SlurmQueueConf):
 
 for _name, _node in (("local", LocalConf), ("slurm", SlurmConf)):
     ConfigStore.instance().store(group="hydra/launcher", name=f"fsseg_{_name}", node=_node, provider="fsseg")
+
+look_before_launching(ready)
