@@ -221,7 +221,7 @@ def test_the_machine_launches_where_the_line_names_no_launcher(file: Path, tmp_p
     ("text", "says"),
     [
         ("launcher: slrum", "launcher: slrum: there is no such launcher"),
-        ("launcher: slurm\nlaunchers: {slurm: {partitoin: gpu}}", "launchers.slurm.partitoin: Key 'partitoin' not in"),
+        ("launcher: slurm\nlaunchers: {slurm: {partitoin: gpu}}", "launchers.slurm.partitoin: there is no such key"),
         ("launcher: local\nlaunchers: {local: {workers: many}}", "launchers.local.workers: Value 'many' of type 'str'"),
     ],
 )
