@@ -96,7 +96,15 @@ def script(path: Path, *arguments: str, folder: Path, cwd: Path, timeout: float 
         folder: where its output is kept meanwhile.
     """
     out, err = (folder / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-    process = fork(_run_script, path, arguments, cwd, err, log=out, environment={"OMP_NUM_THREADS": "1"})
+    process = fork(
+        _run_script,
+        path,
+        arguments,
+        cwd,
+        err,
+        log=out,
+        environment={"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]},
+    )
     process.join(timeout)
     if process.is_alive():
         process.kill()

@@ -117,8 +117,8 @@ def test_a_setting_of_a_launcher_is_checked_before_anything_is_made(setting: str
 def test_slurms_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name in ("sbatch", "srun", "squeue"):
-        (commands / name).write_text("#!/bin/sh\nexit 0\n")
+    for name in ("sbatch", "srun", "squeue", "scontrol"):
+        (commands / name).write_text("#!/bin/sh\necho ClusterName = x\n")
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
     line = ("-m", "hydra/launcher=slurm", "hydra.launcher.submitit_folder=/proc/nowhere", f"output_dir={tmp_path}/out")

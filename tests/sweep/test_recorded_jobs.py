@@ -47,7 +47,7 @@ def test_a_cell_that_waits_does_not_see_an_edited_file(sweep: Sweep, tmp_path: P
 
     code, output = sweep.run(*line)  # by the file as it is now these are other cells
     assert code == 1
-    assert output.count("train.lr: 0.011 there, 0.5 now") == 2
+    assert output.count("train.lr: 0.011 there, 0.5 now\n  -> keep both") == 2
 
 
 def test_a_file_that_is_part_of_the_identity_may_not_change_meanwhile(sweep: Sweep, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_cells_with_faults_are_reported_together_and_the_others_run(sweep: Sweep
     code, output = sweep.run("-m", "fold=0,1,7,8", "seed=0,1")
     assert code == 1
     assert "0 of 8 cells done, 4 to run, 4 cannot start" in output
-    assert output.count("fold=7 does not exist") == 1
+    assert output.count("fold=7 does not exist: shapes5i has folds 0 to 3\n  -> set fold to one of") == 1
+    assert len(re.findall(r"fold7/seed[01] +faulty +fold=7 does not exist", output)) == 2
     assert sorted(states(output)) == ["done"] * 4 + ["faulty"] * 4
     assert sweep.cell(0).result_file.exists()
     assert sweep.cell(1).result_file.exists()
