@@ -250,13 +250,14 @@ def test_what_sbatch_refuses_is_told_in_its_words(cluster: Cluster, tmp_path: Pa
 
 
 def test_waiting_and_requeued_jobs_run_what_was_submitted(cluster: Cluster, tmp_path: Path) -> None:
-    """A YAML file edited while one cell runs and three wait: no other values, no second job."""
+    """A YAML file edited while one cell runs and four wait: no other values, no second job."""
     file = tmp_path / "extra/experiment/mine.yaml"
     file.parent.mkdir(parents=True)
     text = "# @package _global_\nvariant: edited\ntrain:\n  lr: {}\n"
     file.write_text(text.format(0.011))
     sweep = Sweep(
-        cluster, tmp_path, FAKE, "experiment=mine", "fold=0,1,2,3", f"dataset.root={tmp_path}",
+        cluster, tmp_path, FAKE, "experiment=mine", "dataset.num_folds=5", "fold=0,1,2,3,4",
+        f"dataset.root={tmp_path}",
         "hydra.launcher.array_parallelism=1", options=("--config-dir", str(tmp_path / "extra")),
     )  # fmt: skip
     process = sweep.start(FAKE_0="hang")
