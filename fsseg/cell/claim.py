@@ -30,6 +30,8 @@ from fsseg.process.provenance import slurm_name
 
 log = logging.getLogger("fsseg")
 
+LEASE_SECONDS = 300.0
+"""Of a claim that states none of its own, and of those that no configuration speaks of."""
 _LONGEST_LEASE = 1e8  # seconds, three years: a claim that states more states nothing
 _MOST_SECONDS_BETWEEN_RENEWALS = 10.0
 _RENEWALS_WATCHED = 3  # how many must fail to come before an old claim counts as stale
@@ -60,7 +62,7 @@ class Holder:
     @property
     def lease(self) -> float:
         """Seconds."""
-        return _positive(self.fields.get("lease_seconds"), 300.0)
+        return _positive(self.fields.get("lease_seconds"), LEASE_SECONDS)
 
     @property
     def interval(self) -> float:

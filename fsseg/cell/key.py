@@ -74,6 +74,15 @@ class CellKey:
         return key if key.is_whole else None
 
 
+LEVELS = len(CellKey("n", "d", "m", "b", 1, 0, 0, "v").path.parts)
+"""Folders in a cell's path."""
+
+
+def experiment_of(directory: Path) -> Path | None:
+    """`outputs/<name>` of a run directory; None of a folder that is not so deep."""
+    return directory.parents[LEVELS - 2] if len(directory.parents) >= LEVELS - 1 else None
+
+
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
     """The key of a composed configuration and the overrides it was composed from."""
     return CellKey(

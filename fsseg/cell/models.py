@@ -378,14 +378,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value.item()
 
 
-def write_record(path: Path, record: Struct) -> None:
-    """Write a model as its JSON file, atomically, in the newest version; a result gets its checksum.
+def record_text(record: Struct) -> str:
+    """A model as the content of its JSON file, in the newest version; a result gets its checksum.
 
     Numbers of numpy and torch become plain ones.
 
     Raises:
         ValueError: it holds NaN or infinity.
-        OSError: it cannot be written.
     """
     if isinstance(record, Versioned):
         record.schema_version = SCHEMA_VERSION
@@ -394,4 +393,14 @@ def write_record(path: Path, record: Struct) -> None:
         # over what will be read back
         record.checksum = checksum(content := msgspec.json.decode(text, type=dict[str, Any]))
         text = json_text(content | {"checksum": record.checksum})
-    write_atomic(path, text)
+    return text
+
+
+def write_record(path: Path, record: Struct) -> None:
+    """Write a model as its JSON file, atomically (`record_text`).
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+        OSError: it cannot be written.
+    """
+    write_atomic(path, record_text(record))

@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.cell.claim import ClaimView, is_stale, look, take_away
-from fsseg.cell.key import CellKey, cell_key, earlier_keys, fingerprint, identity, named_now
+from fsseg.cell.claim import LEASE_SECONDS, ClaimView, is_stale, look, take_away
+from fsseg.cell.key import LEVELS, CellKey, cell_key, earlier_keys, fingerprint, identity, named_now
 from fsseg.cell.models import (
     Altered,
     Attempt,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsseg")
 
-_LEASE_SECONDS = 300.0  # of a run that left no claim to tell its own
 _NUMBER = re.compile("[0-9]{1,9}")
 _REASON_LENGTH = 2000  # characters shown of why a run ended
 _INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by"))  # folders of a run: no runs there
@@ -323,7 +322,7 @@ class RunDirectory:
         if state == State.RUNNING and claim is not None and claim.gone:
             state = State.STALE
             reason = reason or "its process has ended without a word: killed, or out of memory"
-        elif state == State.RUNNING and (age is None or age > (claim.holder.lease if claim else _LEASE_SECONDS)):
+        elif state == State.RUNNING and (age is None or age > (claim.holder.lease if claim else LEASE_SECONDS)):
             state, reason = State.STALE, reason or "no sign of life: killed, or its host is gone"
         return Snapshot(self, state, reason, status, None, age)
 
@@ -406,7 +405,7 @@ class Cell(RunDirectory):
     @property
     def experiment(self) -> Path:
         """`outputs/<name>`."""
-        return self.directory.parents[len(self.key.path.parts) - 2]
+        return self.directory.parents[LEVELS - 2]
 
     def finished(self) -> Result | None:
         """The result, if this very cell (same fingerprint) is done. One that was cut short counts as absent.
@@ -577,7 +576,12 @@ def look_at(folders: Iterable[str | Path], problems: list[Problem] | None = None
     folders, now = list(folders), time.time()
     if found := [run.look(now) for run in find_runs(folders, problems)]:
         return found
-    raise UserError(
+    raise nothing_found(folders)
+
+
+def nothing_found(folders: Iterable[str | Path]) -> UserError:
+    """That there is no run below the folders."""
+    return UserError(
         f"no run found under {', '.join(map(str, folders))}",
         f"name a folder above run directories, e.g. outputs/runs, or start runs with `{train_line()}`",
     )

@@ -21,16 +21,15 @@ from typing import Any
 import msgspec
 
 from fsseg.cell.claim import ClaimView, look
-from fsseg.cell.key import CellKey
-from fsseg.cell.models import SCHEMA_VERSION, Unreadable, Versioned, read, write_record
+from fsseg.cell.key import LEVELS, CellKey
+from fsseg.cell.models import Unreadable, Versioned, read, record_text, write_record
 from fsseg.cell.record import Problem, RunDirectory, find_runs
-from fsseg.process.files import create_exclusive, json_text
+from fsseg.process.files import create_exclusive
 
 SWEEP_BYTES = 64 << 20
 """Most that is read of a record; a cell has about 500 bytes."""
 FOLDER = "sweeps"
 _NUMBER = re.compile(r"([1-9][0-9]{0,8})\.json")
-_LEVELS = len(CellKey("n", "d", "m", "b", 1, 0, 0, "v").path.parts)
 
 
 class SweptCell(msgspec.Struct, omit_defaults=True):
@@ -148,20 +147,13 @@ class Sweep:
         return f"sweep {self.file.stem}"
 
 
-def experiment_of(directory: Path) -> Path | None:
-    """`outputs/<name>` of a run directory; None of a folder that is not so deep."""
-    return directory.parents[_LEVELS - 2] if len(directory.parents) >= _LEVELS - 1 else None
-
-
 def new_sweep(experiment: Path, record: SweepRecord) -> Sweep:
     """Write a record under the next free number.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder = experiment / FOLDER
-    record.schema_version = SCHEMA_VERSION
-    text = json_text(msgspec.to_builtins(record))
+    folder, text = experiment / FOLDER, record_text(record)
     number = max((n for n, _ in _numbered(folder)), default=0) + 1
     while not create_exclusive(folder / f"{number}.json", text):
         number += 1
@@ -216,7 +208,7 @@ def look_for(
     for folder in map(Path, folders):
         whole = Path(os.path.abspath(folder))
         for above in (folder, *(Path(os.path.relpath(p) if not folder.is_absolute() else p) for p in whole.parents)):
-            if len(whole.parents) - len(Path(os.path.abspath(above)).parents) < _LEVELS:
+            if len(whole.parents) - len(Path(os.path.abspath(above)).parents) < LEVELS:
                 experiments[above] = None
     below: list[Path] = []
     runs = find_runs(folders, problems, lambda folder, names: below.append(folder) if FOLDER in names else None)

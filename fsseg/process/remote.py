@@ -16,6 +16,11 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+def path_of(url: str) -> list[str]:
+    """The folders that an address names below its host, without those that lead elsewhere."""
+    return [part for part in url.partition("://")[2].split("/") if part not in ("", ".", "..")]
+
+
 def url_faults(url: str) -> list[UserError]:
     """Faults of `sync.url` that show before anything is sent: credentials, an unknown protocol, a missing package.
 

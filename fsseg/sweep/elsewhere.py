@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsseg.cell.claim import ClaimView
+from fsseg.cell.key import experiment_of
 from fsseg.cell.models import State
 from fsseg.cell.record import RunDirectory
-from fsseg.cell.sweeps import Sweep, SweptCell, experiment_of
+from fsseg.cell.sweeps import Sweep, SweptCell
 from fsseg.sweep.queue import JOB_ID, Queued, cluster_name, last_states, queue, still_there
 
 
@@ -109,19 +110,20 @@ class Elsewhere:
 
     def unknown(self, directory: Path) -> CellPlace | None:
         """Where the newest sweep of a cell stands, if it handed the cell to a queue that nobody here can ask."""
-        for place in self.places(directory)[-1:]:
-            if place.slurm_job is not None and not self._is_here(place.sweep):
-                return place
-        return None
+        place = self._newest(directory)
+        return place if place and place.slurm_job is not None and not self._is_here(place.sweep) else None
 
     def end(self, directory: Path) -> str:
         """How the newest sweep of a cell ended, in words; nothing of one that has handed it to SLURM."""
-        for place in self.places(directory)[-1:]:
-            if place.slurm_job is None:
-                record = place.sweep.record
-                killed = "" if self._lives(place.sweep) else f"on {record.host or 'an unknown host'} was killed"
-                return f"{place.sweep} {record.end or killed}"
-        return ""
+        place = self._newest(directory)
+        if place is None or place.slurm_job is not None:
+            return ""
+        record = place.sweep.record
+        killed = "" if self._lives(place.sweep) else f"on {record.host or 'an unknown host'} was killed"
+        return f"{place.sweep} {record.end or killed}"
+
+    def _newest(self, directory: Path) -> CellPlace | None:
+        return next(reversed(self.places(directory)), None)
 
     def endings(self, directories: Iterable[Path]) -> dict[Path, str]:
         """What SLURM says of the newest jobs of cells, none of which is in the queue any more."""

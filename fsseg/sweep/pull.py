@@ -16,21 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsseg.cell import uses
-from fsseg.cell.claim import Busy, acquire
+from fsseg.cell.claim import LEASE_SECONDS, Busy, acquire
 from fsseg.cell.fence import drop, fenced, put
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Identity, NotJson, Result, State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot
 from fsseg.errors import UserError, visible
 from fsseg.process.files import RECORD_BYTES, ClaimLost, prepared, write_atomic
-from fsseg.process.remote import url_faults
+from fsseg.process.remote import path_of
 from fsseg.process.words import span
 from fsseg.sweep.held import in_turn, is_below, is_plain, is_temporary, own_result, shown, start_of
 from fsseg.sweep.store import Listed, Store, Tries, words
-from fsseg.sweep.sync import tell_left_out
+from fsseg.sweep.sync import check_address, reading, tell_left_out
 
 _USUAL = Tries()
-_LEASE_SECONDS = 300.0  # the default of a run's own
 _PARTS = ".pulled"  # folder of what was fetched and is not in place yet
 _NOT_BEGUN, _DONE_HERE, _WENT_ON = "it has not begun there", "it is done here", "it went on here"
 _MOST_LINES = 40  # of cells that are named
@@ -70,17 +69,12 @@ def pull(url: str, output: Path, checkpoints: bool = False, tries: Tries = _USUA
         UserError: the address is wrong, cannot be read, holds no run or is the folder itself; the folder is not one
             for output.
     """
-    if faults := url_faults(url):
-        raise UserError(faults[0].what.removeprefix("sync.url="), faults[0].fix)
+    check_address(url)
     _check_folder(output)
     bad: list[str] = []
-    try:
+    with reading(url):
         remote = tries.call(lambda: Store(url))
         runs = _runs_among(tries.call(remote.look), bad)
-    except Exception as error:  # botocore, paramiko and others have their own exception types
-        raise UserError(
-            f"{url}: cannot be read ({words(error)})", "check the address, the network and the credentials"
-        ) from None
     tell_left_out(url, bad)
     if not runs:
         raise UserError(f"no run found under {url}", "name a folder above runs that were copied with sync.url")
@@ -179,7 +173,7 @@ class _Source:
             if pulled.kept or not self._wanted(here, seen.state, checkpoints, missing):
                 return
             try:
-                claim = acquire(here.claim_file, _LEASE_SECONDS)
+                claim = acquire(here.claim_file, LEASE_SECONDS)
             except Busy as busy:
                 pulled.kept = f"{busy.holder} works on it here"
                 return
@@ -196,8 +190,7 @@ class _Source:
     def _records(self, folder: Path) -> RunDirectory:
         """The small files that say what the run is and how far it is, in a folder that is called as on the store."""
         place = Path(self.base).parts
-        above = [p for p in self.url.partition("://")[2].split("/") if p not in ("", ".", "..")]
-        run = RunDirectory(folder.joinpath(*above, *place))
+        run = RunDirectory(folder.joinpath(*path_of(self.url), *place))
         named = (run.result_file, run.status_file, run.identity_file, run.config_file)
         starts = [n for n in self.files if n.startswith(f"{run.attempts.name}/")]
         names = [n for n in (*(path.name for path in named), *starts) if n in self.files]
@@ -218,7 +211,7 @@ class _Source:
             UserError: the copy is not whole, or parts of two runs.
         """
         there = seen.run
-        if seen.state == State.RUNNING and seen.age is not None and seen.age < _LEASE_SECONDS:
+        if seen.state == State.RUNNING and seen.age is not None and seen.age < LEASE_SECONDS:
             host = seen.status.host if seen.status else None
             return f"it runs on {host or 'another machine'}, heard of {span(seen.age)} ago"
         if seen.state == State.BROKEN:

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
-from fsseg.cell.record import Problem, RunDirectory, Snapshot
+from fsseg.cell.record import Problem, RunDirectory, Snapshot, nothing_found
 from fsseg.cell.sweeps import Sweep, look_for
 from fsseg.cell.variant import is_shortened, labels
-from fsseg.errors import UserError, visible
-from fsseg.process.command import train_line
+from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
@@ -68,10 +67,7 @@ def look_around(folders: Sequence[str | Path], problems: list[Problem] | None = 
         if any(f"{place}/".startswith(f"{root.rstrip('/')}/") for root in roots):
             found.setdefault(place, Snapshot(RunDirectory(directory), State.STOPPED, _NEVER))
     if not found:
-        raise UserError(
-            f"no run found under {', '.join(map(str, folders))}",
-            f"name a folder above run directories, e.g. outputs/runs, or start runs with `{train_line()}`",
-        )
+        raise nothing_found(folders)
     placed = [_placed(s, elsewhere) for s in found.values()]
     endings = elsewhere.endings([s.directory for s in placed if _needs_an_ending(s)])
     placed = [

@@ -27,7 +27,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fsseg.cell.claim import acquire, take_away
+from fsseg.cell.claim import LEASE_SECONDS, acquire, take_away
 from fsseg.cell.claim import held as held_claim
 from fsseg.cell.models import Result, State
 from fsseg.cell.record import Cell, Problem
@@ -50,7 +50,6 @@ from fsseg.sweep.preflight import runs_here
 log = logging.getLogger("fsseg.sweep")
 
 _FINE = (State.DONE, State.RUNNING, State.PENDING)  # no failure: the latter two belong to other processes
-_LEASE_SECONDS = 300.0  # of the claims beside the records
 _MOST_LAUNCHES = 4  # of a cell in one sweep: other processes may take it and die several times
 
 
@@ -290,7 +289,7 @@ class FssegSweeper(Sweeper):
         self.cluster = launcher.check()
         experiments = sorted(_experiments(todo))
         for experiment in experiments:
-            submitting.enter_context(held_claim(experiment / SWEEPS / "submitting.claim", _LEASE_SECONDS))
+            submitting.enter_context(held_claim(experiment / SWEEPS / "submitting.claim", LEASE_SECONDS))
         unreadable: list[Problem] = []
         self.elsewhere = Elsewhere(sweeps_of(experiments, unreadable))
         if unreadable:
@@ -332,7 +331,7 @@ class FssegSweeper(Sweeper):
             record.share(job.composed.resolved for job in mine if job.composed is not None)
             found[experiment] = sweep = new_sweep(experiment, record)
             self.elsewhere.add(sweep)
-            claim = acquire(sweep.claim_file, _LEASE_SECONDS)
+            claim = acquire(sweep.claim_file, LEASE_SECONDS)
             claim.start()
             self.claims.callback(claim.release)
         return found

@@ -13,8 +13,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from fsseg.cell.models import Copied, Unreadable, write_record
 from fsseg.cell.record import RunDirectory, find_runs
 from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic
-from fsseg.process.remote import url_faults
+from fsseg.process.remote import path_of, url_faults
 from fsseg.sweep.held import (
     base_of,
     files_of,
@@ -241,18 +241,13 @@ def mirror(url: str, folder: Path) -> Path:
     Raises:
         UserError: the address is wrong or cannot be read, or holds no run.
     """
-    if faults := url_faults(url):
-        raise UserError(faults[0].what.removeprefix("sync.url="), faults[0].fix)
+    check_address(url)
     bad: list[str] = []
-    try:
+    with reading(url):
         remote = Tries(2).call(lambda: Store(url))
         wanted = _wanted(Tries(2).call(remote.list), bad)
         content = Tries(3).call(lambda: remote.read(sorted(wanted)))
-    except Exception as error:
-        raise UserError(
-            f"{url}: cannot be read ({words(error)})", "check the address, the network and the credentials"
-        ) from None
-    root = folder.joinpath(*[p for p in url.partition("://")[2].split("/") if p not in ("", ".", "..")])
+    root = folder.joinpath(*path_of(url))
     written = 0
     for name, data in content.items():
         try:
@@ -266,6 +261,23 @@ def mirror(url: str, folder: Path) -> Path:
     if not written:
         raise UserError(f"no run found under {url}", "name a folder above runs that were copied with sync.url")
     return root
+
+
+def check_address(url: str) -> None:
+    """Raises: UserError: nothing can be read from there, as far as the address tells."""
+    if faults := url_faults(url):
+        raise UserError(faults[0].what.removeprefix("sync.url="), faults[0].fix)
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Raise whatever a store raises in the block as a fault of its address."""
+    try:
+        yield
+    except Exception as error:  # botocore, paramiko and others have their own exception types
+        raise UserError(
+            f"{url}: cannot be read ({words(error)})", "check the address, the network and the credentials"
+        ) from None
 
 
 def tell_left_out(url: str, bad: Sequence[str]) -> None:
