@@ -131,10 +131,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """The settings that can change the numbers, flat; files are replaced by digests of their content."""
-    from fsseg.config.schema import RETIRED
+    from fsseg.config.schema import ACT_ELSEWHERE, ADDED, RETIRED, DatasetConfig
 
     flat = flatten(resolved)
-    kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in ("name", "variant")}
+    dataset = DatasetConfig.choices().get(flat.get("dataset.name", ""))
+    added = ADDED | {f"dataset.{k}": value for k, value in (dataset.ADDED if dataset else {}).items()}
+    unnamed = {"name", "variant", *ACT_ELSEWHERE, *(k for k, value in added.items() if flat.get(k) == value)}
+    kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in unnamed}
+    if kept.get("dataset.train_list") == "train_aug_10582":  # another name for null, by which it was known first
+        kept["dataset.train_list"] = None
     for key in PATHS_BY_CONTENT:
         if flat.get(key) is not None:
             kept[f"{key} (content)"] = file_digest(Path(flat[key]))

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
-from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
+from fsseg.config.schema import ACT_ELSEWHERE, BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 
@@ -42,7 +42,9 @@ def faults(cfg: Config) -> list[UserError]:
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
     alone = {**dict(field_faults(cfg)), **dict(_names(cfg))}
     alone |= {key: fault for key, fault in _places(cfg) if key not in alone}
-    found, at_fault = list(alone.values()), set(alone)
+    set_by_them = {other for key, other in ACT_ELSEWHERE.items() if key in alone}
+    found = [fault for key, fault in alone.items() if key not in set_by_them]
+    at_fault = {*alone, *set_by_them}
     for keys, relation in _RELATIONS:
         if at_fault.isdisjoint(keys) and (broken := list(relation(cfg))):
             found += broken

@@ -39,6 +39,8 @@ class Choice:
     """The names under which this class may be chosen."""
     TARGET: ClassVar[str]
     """What it builds, module:class."""
+    ADDED: ClassVar[dict[str, Any]] = {}
+    """Its settings that came later, as `ADDED` below."""
 
     @classmethod
     def choices(cls: type[C]) -> dict[str, type[C]]:
@@ -141,7 +143,8 @@ class PascalConfig(DatasetConfig):
     sbd_root: Annotated[str | None, FILE_PATH] = None
     """Folder of the SBD release (holds `cls/*.mat`); null looks in the usual places below `root`."""
     train_list: Annotated[str | None, FILE_PATH] = None
-    """Training images: a name under ImageSets/Segmentation or a file; null derives the standard 10582 (train_aug)."""
+    """Training images: train_aug_10582 or merged_5953 (derived from the official lists), a name under
+    ImageSets/Segmentation, or a file; null is train_aug_10582. `protocol.train_pool` sets it."""
     val_list: Annotated[str, FILE_PATH] = "val"
     """Evaluation images: a name under ImageSets/Segmentation or a file."""
 
@@ -154,10 +157,21 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
+    ADDED = {"coco_masks": "union", "train_list": None, "val_list": None}
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
     """Fold f = classes 20f..20f+19 instead of the standard f, f+4, f+8, ..."""
+    coco_masks: Annotated[str, one_of("painted", "union", "maps")] = "painted"
+    """How masks are made: painted (instances in file order over each other, crowds left out: the published lists),
+    union (all instances of a class; pixels that only a crowd covers are 255), or maps (the label PNGs of
+    `label_maps`, as they are)."""
+    label_maps: Annotated[str | None, FILE_PATH] = None
+    """With coco_masks=maps: the folder that holds `{train,val}{year}/<image id>.png`; null takes annotations/."""
+    train_list: Annotated[str | None, FILE_PATH] = None
+    """A file that names the training images to use, in its order; null takes all."""
+    val_list: Annotated[str | None, FILE_PATH] = None
+    """The same for evaluation; `protocol.query_order=first_n` needs it, because the published list is shuffled."""
 
 
 @dataclass
@@ -299,24 +313,47 @@ class ProtocolConfig:
 
     name: Annotated[str, NAME] = MISSING
     """Name of the protocol; cells of different protocols are never averaged together."""
-    novel_in_training: Annotated[str, one_of("drop", "background", "ignore")] = "drop"
-    """Training images with novel pixels: drop the image, or keep it with them as background, or as ignore."""
+    train_pool: Annotated[str | None, FILE_PATH] = None
+    """PASCAL's training images, before the fold takes its part: train_aug_10582, merged_5953 (PFENet and all that
+    follow it), the name of a list, or a file. Sets `dataset.train_list`."""
+    list_rule: Annotated[str, one_of("pixels", "grid")] = "pixels"
+    """Which (image, class) pairs are listed: pixels (objects of `min_pixels` or more) or grid (HSNet on PASCAL: more
+    than 2 pixels of the class among the rows and columns 1, 33, 65, ... of the mask)."""
     min_pixels: Annotated[int, within(0, 100_000_000)] = 2048
     """Smallest object, in pixels at original size, for support and query lists (2*32*32); 0 lists everything."""
+    novel_in_training: Annotated[str, one_of("drop", "background", "ignore")] = "drop"
+    """Training images with novel pixels: drop the image, or keep it with them as background, or as ignore."""
+    train_query: Annotated[str, one_of("image", "pair", "class_uniform")] = "image"
+    """Queries in training: image (each once an epoch, then one of its classes), pair (each (image, class) pair once an
+    epoch) or class_uniform (a class, then one of its images)."""
     query_order: Annotated[str, one_of("cycle", "list_cycle", "class_uniform", "first_n")] = "cycle"
     """Queries at test: cycle or list_cycle over (image, class) pairs, class_uniform, or first_n images of the list."""
+    query_class: Annotated[str, one_of("listed", "any_size")] = "listed"
+    """Classes that a query image may stand for: listed (those of its pairs) or any_size (all that it holds a pixel of,
+    also below `min_pixels`). Supports are listed pairs always."""
     repeat_support: bool = False
     """Whether the K supports of an episode may repeat."""
     num_episodes: Annotated[int, within(1, 1_000_000)] = 1000
     """Evaluation episodes per seed."""
     seeds: Annotated[list[int], constraints.SEEDS] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Evaluation seeds; mean and standard deviation are over them."""
+    undrawn: Annotated[str, one_of("left_out", "zero")] = "left_out"
+    """What a class that no episode of a seed draws counts in that seed's mean: left_out, or zero as in the published
+    codes. The result gives both figures."""
+    image_size: Annotated[int | None, within(9, 4097)] = None
+    """Side of the network input, where the code has another than the data set's. Sets `dataset.image_size`."""
+    fit: Annotated[str, one_of("longer_side", "squash", "pfenet")] = "longer_side"
+    """How an image comes into the square: longer_side (aspect kept, padded right and below with the mean colour),
+    squash (both sides scaled to the square) or pfenet (training: scaled from its own size, cropped, padded around;
+    test: sides floored to multiples of 8, padded right and below with black)."""
     scoring_size: Annotated[str, one_of("original", "network")] = "original"
     """Where predictions are compared with the truth: original or network size."""
     ignore_in_loss: bool = True
     """Pixels of 255 are left out of the loss (they never count in the score); false trains them as background."""
     episodes_file: Annotated[str | None, FILE_PATH] = None
     """A file written by `fsseg episodes`: evaluate exactly these episodes."""
+    unlike: list[str] = field(default_factory=list)
+    """What the code of this name does, and this protocol does not: in words, for the record."""
 
 
 @dataclass
@@ -333,6 +370,9 @@ class TrainConfig:
     """Episodes per step."""
     lr: Annotated[float, above(0, 1000)] = MISSING
     """Learning rate of SGD at the start."""
+    lr_scale: Annotated[float, above(0, 1000)] = 1.0
+    """Multiplies `lr`. The published codes that ABCB builds on (PFENet, BAM, SCCAN) multiply the rate of their files by
+    10 inside their schedule; whether the paper's rate carries that factor is OPEN."""
     momentum: Annotated[float, within(0.0, 0.9999)] = 0.9
     """Momentum of SGD."""
     weight_decay: Annotated[float, within(0, 1000)] = 1e-4
@@ -351,12 +391,19 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """How evaluation runs, and what it records besides the score; nothing here changes the score."""
+    """How evaluation runs, and what it records besides the score. Only `every_epochs` and `base_share` change the
+    score: they hold training images back."""
 
     enabled: bool = True
     """Evaluate on the novel classes after training."""
     batch_size: Annotated[int, within(1, 4096)] = 8
     """Episodes evaluated together."""
+    every_epochs: Annotated[int, within(0, 1_000_000)] = 0
+    """Every n-th epoch, score episodes of base classes on training images that are held back; 0 holds none back."""
+    base_share: Annotated[float, constraints.above(0, 0.5)] = 0.05
+    """With every_epochs: share of the training images that are held back, drawn by the run's seed."""
+    base_episodes: Annotated[int, within(1, 100_000)] = 200
+    """With every_epochs: episodes of each such evaluation."""
     background_shifts: Annotated[list[float], constraints.SHARES] = field(default_factory=list)
     """shapes5i: evaluate the model once more at each of these values of dataset.background_shift; the result holds the
     scores under metrics.by_background_shift."""
@@ -414,6 +461,8 @@ class Config:
     `REPORTS`. The files under conf/experiment set it."""
     checkpoint: Annotated[str | None, FILE_PATH] = None
     """A checkpoint to evaluate (with train.enabled=false) or to start from."""
+    check: bool = False
+    """true checks everything that a run needs, says what it would do, and neither trains nor writes anything."""
     redo: bool = False
     """true trains a finished cell again, and replaces a cell made with other settings."""
     device: str = "auto"
@@ -440,13 +489,25 @@ class Config:
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
 # A trailing dot means everything below.
 NEUTRAL_KEYS = (
-    "output_dir", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.", "eval.batch_size",
-    "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
+    "output_dir", "check", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.",
+    "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
+    "protocol.unlike", "dataset.label_maps",
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).
 
+
+ACT_ELSEWHERE = {"protocol.train_pool": "dataset.train_list", "protocol.image_size": "dataset.image_size"}
+"""Keys that only set another, by which a cell is known."""
+
+ADDED = {
+    "protocol.list_rule": "pixels", "protocol.train_query": "image", "protocol.query_class": "listed",
+    "protocol.undrawn": "left_out", "protocol.fit": "longer_side", "train.lr_scale": 1.0,
+    "eval.every_epochs": 0, "eval.base_share": 0.05, "eval.base_episodes": 200,
+}  # fmt: skip
+"""Settings that came later, with the value that every earlier run had: with it they are no part of an identity, so that
+the cells of those runs are still found."""
 
 RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
 """Settings that are gone, with the value that every run had: fingerprints of earlier runs hold them."""
@@ -463,6 +524,7 @@ def register() -> None:
     for node in ("dataset", "backbone"):
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
+    OmegaConf.register_new_resolver("given", _given, replace=True)
     OmegaConf.register_new_resolver("train_line", train_line, replace=True)
 
 
@@ -470,6 +532,11 @@ def _by_name(node: str, values: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_dataset:{coco20i: 2, other: 1}}`: the value for the chosen data set; `other` is for all others."""
     name = _root_[node].name
     return values[name] if name in values else values["other"]
+
+
+def _given(value: Any, otherwise: Any) -> Any:
+    """`${given:${protocol.image_size},473}`: a value, or another where it is null."""
+    return otherwise if value is None else value
 
 
 def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:

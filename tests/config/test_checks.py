@@ -20,12 +20,13 @@ CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "data
            ("method=prototype", "model."), ("backbone=resnet18", "backbone."))  # fmt: skip
 ANY_NUMBER = {"dataset.generator_seed"}
 ANY_TEXT = {"output_dir", "device", "dataset.root", "dataset.cache", "dataset.sbd_root", "dataset.train_list",
-            "dataset.val_list", "protocol.name"}  # fmt: skip
+            "dataset.val_list", "dataset.label_maps", "protocol.name", "protocol.train_pool"}  # fmt: skip
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
     "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],
     "dataset.scale_range": ["[1.2,0.8]", "[0.9]", "[]", "[-1,1]", "[nan,1]", "[0.5,inf]"],
     "protocol.seeds": ["[1,1]", "[]"],
+    "protocol.unlike": [],  # any text
     "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],
 }
 

@@ -74,7 +74,7 @@ def test_published_episode_counts() -> None:
     [
         # the table of rules that differ between published codes; coco20i and pascal5i differ in the query order alone
         ("standard", "drop", 2048, "cycle", "class_uniform", False, "original", True),
-        ("hsnet", "background", 0, "list_cycle", "class_uniform", True, "network", False),
+        ("hsnet", "background", 2048, "list_cycle", "class_uniform", True, "network", False),
         ("pfenet", "background", 2048, "first_n", "first_n", False, "original", True),
         ("bam", "drop", 2048, "first_n", "first_n", False, "original", True),
         ("hdmnet", "drop", 2048, "first_n", "first_n", False, "original", True),

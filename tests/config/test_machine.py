@@ -68,10 +68,10 @@ def test_where_data_lie_is_no_part_of_a_cell(file: Path, monkeypatch: pytest.Mon
     # As they were before there was such a thing as machine.yaml.
     known = [
         ("runs/pascal5i/abcb/resnet50/1shot/default/fold2/seed0", "057aece75e14d12e"),
-        ("runs/coco20i/abcb/resnet50/1shot/protocol-pfenet/fold0/seed0", "2c3cfd74787a75f4"),
+        ("runs/coco20i/abcb/resnet50/1shot/dataset.coco_masks-union/fold0/seed0", "b8338348d5f417df"),
         ("runs/shapes5i/abcb/tiny/1shot/default/fold0/seed0", "d38d293b7aac4a67"),
     ]
-    lines = (["dataset=pascal5i", "fold=2"], ["dataset=coco20i", "protocol=pfenet"], [])
+    lines = (["dataset=pascal5i", "fold=2"], ["dataset=coco20i", "dataset.coco_masks=union"], [])
     assert [found for line in lines for found in names(*line)] == known
     file.write_text("data: /disk\nroots: {shapes5i: /x}\nlauncher: slurm\nlaunchers: {slurm: {partition: gpu}}")
     assert [found for line in lines for found in names(*line)] == known
