@@ -157,7 +157,8 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
-    ADDED = {"coco_masks": "union", "train_list": None, "val_list": None}
+    ADDED: ClassVar[dict[str, Any]] = {"coco_masks": "union", "train_list": None, "val_list": None}
+    """See `Choice`."""
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
@@ -490,9 +491,9 @@ class Config:
 # A trailing dot means everything below.
 NEUTRAL_KEYS = (
     "output_dir", "check", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.",
-    "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
-    "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
-    "protocol.unlike", "dataset.label_maps",
+    "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights",
+    "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
+    "protocol.unlike", "checkpoint", "dataset.label_maps",
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).

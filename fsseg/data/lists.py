@@ -28,12 +28,15 @@ class FoldLists:
         classes_of: for each of `images`, those of its classes (sorted class_ids) that an episode may use.
         candidates: for each usable class, all images that may be its query or support, in list order.
         missing_classes: classes of the pool without enough images for one episode, sorted; they appear nowhere else.
+        query_classes: for each of `images`, the usable classes that it may be the query of where the image is chosen
+            first: those of `classes_of`, or under `protocol.query_class=any_size` all that it has a pixel of.
     """
 
     images: tuple[str, ...]
     classes_of: tuple[tuple[int, ...], ...]
     candidates: dict[int, tuple[str, ...]]
     missing_classes: tuple[int, ...]
+    query_classes: tuple[tuple[int, ...], ...]
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -149,14 +152,22 @@ def _build(
             "%d of %d %s classes have fewer than the %d images a %d-shot episode needs and are left out: %s",
             len(missing), len(pool.classes), pool.kind, needed, shot, names,
         )  # fmt: skip
-    by_image: dict[int, list[int]] = {}
-    for position, c in pairs:
-        if c in candidates:
-            by_image.setdefault(position, []).append(c)
-    order = sorted(by_image)
+    listed = _by_image(pairs, candidates)
+    held = listed if protocol.query_class == "listed" else _by_image(eligible_pairs(index, pool.classes, 0), candidates)
+    order = sorted(listed)
     return FoldLists(
         images=tuple(index.image_ids[i] for i in order),
-        classes_of=tuple(tuple(sorted(by_image[i])) for i in order),
+        classes_of=tuple(listed[i] for i in order),
         candidates=candidates,
         missing_classes=missing,
+        query_classes=tuple(held[i] for i in order),
     )
+
+
+def _by_image(pairs: Sequence[tuple[int, int]], usable: Collection[int]) -> dict[int, tuple[int, ...]]:
+    """The usable classes of each image, sorted, by its position."""
+    classes: dict[int, list[int]] = {}
+    for position, c in pairs:
+        if c in usable:
+            classes.setdefault(position, []).append(c)
+    return {position: tuple(sorted(found)) for position, found in classes.items()}

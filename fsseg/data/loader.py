@@ -35,7 +35,7 @@ class TrainingPlan:
     """What training draws from.
 
     Attributes:
-        sampler: episode number -> `EpisodeSpec`; len(sampler) is N, the number of training images.
+        sampler: episode number -> `EpisodeSpec`; len(sampler) is N, the episodes of an epoch.
         batch_size: B; step t holds the episodes t * B .. t * B + B - 1.
         ignore_classes: classes whose pixels are 255 in training masks (`protocol.novel_in_training=ignore`).
         index_fingerprint: of the training split's index.
@@ -52,13 +52,13 @@ class TrainingPlan:
 
     @property
     def num_images(self) -> int:
-        """N: training images, each the query once an epoch."""
-        return len(self.sampler)
+        """Training images; under `protocol.train_query=image` each is the query once an epoch."""
+        return len(self.lists.images)
 
     @property
     def steps_per_epoch(self) -> int:
         """N // B, at least 1. Episodes run on across epochs: no episode is skipped, no batch is smaller."""
-        return max(1, self.num_images // self.batch_size)
+        return max(1, len(self.sampler) // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ class EvaluationPlan:
 
     Attributes:
         episodes: evaluation seed -> its episodes.
-        classes: the fold's novel classes that have an episode; the score is their mean.
+        classes: the fold's novel classes that have the images for an episode; the score is their mean.
         missing_classes: the novel classes with too few images for an episode; the result is partial if there are any.
-        not_drawn: the novel classes that have the images, but no episode: the list is too short. Partial likewise.
         fingerprint: of the episodes.
         index_fingerprint: of the evaluation split's index.
     """
@@ -77,7 +76,6 @@ class EvaluationPlan:
     episodes: dict[int, list[EpisodeSpec]]
     classes: tuple[int, ...]
     missing_classes: tuple[int, ...]
-    not_drawn: tuple[int, ...]
     fingerprint: str
     index_fingerprint: str
 
@@ -92,9 +90,7 @@ def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     novel = source.novel_classes(cfg.fold)
     lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
     shift = _background_shift(cfg)
-    sampler = EpisodeSampler(
-        lists, cfg.shot, cfg.seed, cfg.protocol.repeat_support, _families(source, "train", lists, shift), shift
-    )
+    sampler = EpisodeSampler(lists, cfg.shot, cfg.seed, cfg.protocol, _families(source, "train", lists, shift), shift)
     ignored = tuple(novel) if cfg.protocol.novel_in_training == "ignore" else ()
     return TrainingPlan(sampler, cfg.train.batch_size, ignored, index.fingerprint)
 
@@ -120,13 +116,12 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
         }
     present = {spec.class_id for specs in episodes.values() for spec in specs}
     images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol.min_pixels))
-    absent = [c for c in sorted(novel) if c not in present]
     needed = images_needed(cfg.protocol, cfg.shot)
+    missing = tuple(c for c in sorted(novel) if c not in present and images[c] < needed)
     return EvaluationPlan(
         episodes=episodes,
-        classes=tuple(c for c in sorted(novel) if c in present),
-        missing_classes=tuple(c for c in absent if images[c] < needed),
-        not_drawn=tuple(c for c in absent if images[c] >= needed),
+        classes=tuple(c for c in sorted(novel) if c not in missing),
+        missing_classes=missing,
         fingerprint=episodes_fingerprint(episodes),
         index_fingerprint=index.fingerprint,
     )

@@ -108,7 +108,7 @@ def test_base_and_novel_classes_never_meet(name: str, fold: int) -> None:
 
     evaluation = evaluation_plan(source, cfg)
     assert {s.class_id for specs in evaluation.episodes.values() for s in specs} <= novel
-    assert set(evaluation.classes) | set(evaluation.missing_classes) | set(evaluation.not_drawn) == novel
+    assert set(evaluation.classes) | set(evaluation.missing_classes) == novel
 
 
 @pytest.mark.parametrize("shot", [1, 2])
@@ -224,7 +224,7 @@ def test_a_novel_class_without_images_is_missing() -> None:
     for pairs in source.images["val"].values():
         pairs.pop(1, None)  # type: ignore[attr-defined]
     plan = evaluation_plan(source, make_cfg(min_pixels=0))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (1,), ())
+    assert (plan.classes, plan.missing_classes) == ((0,), (1,))
 
 
 def test_workers_are_as_asked_or_one_less_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +238,4 @@ def test_a_class_without_an_episode_because_few_are_drawn_is_not_called_too_smal
         "val": {**{f"a{n}": {0: 9000} for n in range(3)}, **{f"b{n}": {1: 9000} for n in range(3)}},
     }
     plan = evaluation_plan(FakeSource(images), make_cfg(num_episodes=1, seeds=[0], query_order="list_cycle"))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (), (1,))
+    assert (plan.classes, plan.missing_classes) == ((0, 1), ())

@@ -123,20 +123,32 @@ def evaluated(root: Path, output: Path, *overrides: str) -> dict[str, Any]:
     return msgspec.to_builtins(done(c))
 
 
-def test_a_class_that_one_seed_lacks_makes_the_result_partial(root: Path, tmp_path: Path) -> None:
+def test_a_class_that_one_seed_does_not_draw_is_left_out_or_counts_zero_and_both_figures_stand(
+    root: Path, tmp_path: Path
+) -> None:
     whole, part = [0, 1, 2, 3, 4], [4, 3, 1, 0]
     files = [listed(root, tmp_path, f"{name}.tsv", {5: whole, 6: of_6}) for name, of_6 in (("a", whole), ("b", part))]
     complete, lacking = (evaluated(root, tmp_path, f"protocol.episodes_file={path}") for path in files)
-    assert (complete["partial"], complete["missing_classes"]) == (False, [])
+    zero = evaluated(root, tmp_path, f"protocol.episodes_file={files[1]}", "protocol.undrawn=zero")
+    assert complete["metrics"]["miou_undrawn"] is None
     name = complete["dataset"]["novel_classes"][2]
-    assert (lacking["partial"], lacking["missing_classes"]) == (True, [name])
-    assert [s["classes_without_episode"] for s in lacking["metrics"]["per_seed"]] == [[], [name]]
-    # seed 6 has the same episodes but that of class 2: its mean is over the other four
     ious = complete["metrics"]["per_class"]
-    assert lacking["metrics"]["per_class"] == ious  # one episode a class: each seed has the same IoU
-    of_seed = [s["miou"] for s in lacking["metrics"]["per_seed"]]
-    assert of_seed[0] == pytest.approx(sum(ious.values()) / 5)
-    assert of_seed[1] == pytest.approx(sum(v for k, v in ious.items() if k != name) / 4)
+    of_five, of_four = sum(ious.values()) / 5, sum(v for k, v in ious.items() if k != name) / 4
+    # seed 6 has the same episodes but that of class 2, and one episode a class: each seed has the same IoUs
+    for result, of_six in ((lacking, of_four), (zero, of_four * 4 / 5)):
+        assert (result["partial"], result["missing_classes"]) == (False, [])  # the images are there
+        metrics = result["metrics"]
+        assert metrics["per_class"] == ious
+        assert [s["classes_without_episode"] for s in metrics["per_seed"]] == [[], [name]]
+        assert [s["miou"] for s in metrics["per_seed"]] == pytest.approx([of_five, of_six])
+        assert metrics["per_seed"][0]["miou_undrawn"] is None
+        assert metrics["per_seed"][1]["miou_undrawn"] == pytest.approx({"left_out": of_four, "zero": of_four * 4 / 5})
+        assert metrics["miou"] == pytest.approx((of_five + of_six) / 2)
+        assert metrics["miou_per_round"][-1] == pytest.approx(metrics["miou"])
+        both = {"left_out": (of_five + of_four) / 2, "zero": (of_five + of_four * 4 / 5) / 2}
+        assert metrics["miou_undrawn"] == pytest.approx(both)
+    foreground = [r["metrics"]["per_seed"][1]["miou_all_foreground"] for r in (lacking, zero)]
+    assert foreground[1] == pytest.approx(foreground[0] * 4 / 5)
 
 
 def test_the_result_names_the_protocol_that_the_episodes_came_from(root: Path, tmp_path: Path) -> None:
