@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsseg.cell import weights as published
 from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
+from fsseg.config.history import ACT_ELSEWHERE, ADDED, ADDED_TO, RETIRED, STANDARD_POOL
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -131,14 +132,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """The settings that can change the numbers, flat; files are replaced by digests of their content."""
-    from fsseg.config.schema import ACT_ELSEWHERE, ADDED, RETIRED, DatasetConfig
-
     flat = flatten(resolved)
-    dataset = DatasetConfig.choices().get(flat.get("dataset.name", ""))
-    added = ADDED | {f"dataset.{k}": value for k, value in (dataset.ADDED if dataset else {}).items()}
+    added = ADDED | ADDED_TO.get(flat.get("dataset.name", ""), {})
     unnamed = {"name", "variant", *ACT_ELSEWHERE, *(k for k, value in added.items() if flat.get(k) == value)}
     kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in unnamed}
-    if kept.get("dataset.train_list") == "train_aug_10582":  # another name for null, by which it was known first
+    if kept.get("dataset.train_list") == STANDARD_POOL:
         kept["dataset.train_list"] = None
     for key in PATHS_BY_CONTENT:
         if flat.get(key) is not None:

@@ -18,7 +18,8 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
-from fsseg.config.schema import ACT_ELSEWHERE, BackboneConfig, Config, DatasetConfig, MethodConfig, trains
+from fsseg.config.history import ACT_ELSEWHERE
+from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 

@@ -39,8 +39,6 @@ class Choice:
     """The names under which this class may be chosen."""
     TARGET: ClassVar[str]
     """What it builds, module:class."""
-    ADDED: ClassVar[dict[str, Any]] = {}
-    """Its settings that came later, as `ADDED` below."""
 
     @classmethod
     def choices(cls: type[C]) -> dict[str, type[C]]:
@@ -157,8 +155,6 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
-    ADDED: ClassVar[dict[str, Any]] = {"coco_masks": "union", "train_list": None, "val_list": None}
-    """See `Choice`."""
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
@@ -497,21 +493,6 @@ NEUTRAL_KEYS = (
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).
-
-
-ACT_ELSEWHERE = {"protocol.train_pool": "dataset.train_list", "protocol.image_size": "dataset.image_size"}
-"""Keys that only set another, by which a cell is known."""
-
-ADDED = {
-    "protocol.list_rule": "pixels", "protocol.train_query": "image", "protocol.query_class": "listed",
-    "protocol.undrawn": "left_out", "protocol.fit": "longer_side", "train.lr_scale": 1.0,
-    "eval.every_epochs": 0, "eval.base_share": 0.05, "eval.base_episodes": 200,
-}  # fmt: skip
-"""Settings that came later, with the value that every earlier run had: with it they are no part of an identity, so that
-the cells of those runs are still found."""
-
-RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
-"""Settings that are gone, with the value that every run had: fingerprints of earlier runs hold them."""
 
 
 def register() -> None:

@@ -279,3 +279,20 @@ def test_rows_whose_names_are_cut_are_labelled_by_what_their_lines_set(tmp_path,
     table = one_table(tmp_path)
     assert [row.label for row in table.rows] == ["abcb resnet50 [train.lr-0.1]", "abcb resnet50 [train.lr-0.2]"]
     assert table.notes[0] == "all variants share: dataset.num_train-60+protocol.min_pixels-100"
+
+
+def test_a_class_that_a_seed_did_not_draw_stands_below_the_table_with_both_figures(tmp_path, make_cell):
+    seed = {
+        "seed": 4,
+        "miou": 40.0,
+        "classes_without_episode": ["toaster"],
+        "miou_undrawn": {"left_out": 50, "zero": 40},
+    }
+    both = {"miou_undrawn": figures, "per_seed": [seed]}
+    make_cell(1, 40.04, result={"metrics": both}, protocol={"name": "hsnet", "unlike": ["the final weights"]})
+    (table,) = build(collect([tmp_path]).cells)
+    (row,) = table.rows
+    assert not row.entries[1, 1].partial  # the images are there
+    note = "fold 1 seed 0: mIoU 50.0 without, 40.0 with 0 for what a seed did not draw (toaster)"
+    assert any(note in found for found in table.notes)
+    assert any("protocol hsnet is not all that its code does: the final weights" in found for found in table.notes)
