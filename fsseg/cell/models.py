@@ -156,10 +156,11 @@ class Attempt(Struct):
 
 
 class Undrawn(Struct):
-    """The mIoU where a seed drew no episode of a class that has the images: without it, and with 0 for it."""
+    """The mIoU where a seed drew no episode of classes that have the images: without them, and with 0 for them."""
 
     left_out: Percent
     zero: Percent
+    classes: list[str] = []
 
 
 class SeedScore(Struct):

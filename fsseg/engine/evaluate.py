@@ -189,7 +189,6 @@ class _Scoring:
             rounds.append([score.miou(_drawn(score, classes)) * share for score in scores])
             distances += [d for part in distributed.gather(own_distances, ranks) for d in part]
         miou, foreground = [s.miou for s in per_seed], [s.fb_iou or 0.0 for s in per_seed]
-        undrawn = [s.miou_undrawn or Undrawn(s.miou, s.miou) for s in per_seed]
         return Metrics(
             miou=statistics.fmean(miou),
             miou_std=_deviation(miou),
@@ -199,8 +198,7 @@ class _Scoring:
             per_seed=per_seed,
             per_class={names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
             miou_per_round=[statistics.fmean(column) for column in zip(*rounds)],
-            miou_undrawn=None if all(s.miou_undrawn is None for s in per_seed)
-            else Undrawn(statistics.fmean(u.left_out for u in undrawn), statistics.fmean(u.zero for u in undrawn)),
+            miou_undrawn=_undrawn(per_seed),
             foreground_distance=diagnostics.distance_summary(distances) if self.run.cfg.eval.diagnostics else None,
         )  # fmt: skip
 
@@ -211,7 +209,7 @@ class _Scoring:
     def _seed_score(self, seed: int, specs: list[EpisodeSpec], score: PooledScore, classes: Sequence[int]) -> SeedScore:
         drawn, share = _drawn(score, classes), self._share(score, classes)
         absent = [self.source.classes[c] for c in classes if c not in drawn]
-        both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes)) if absent else None
+        both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes), absent) if absent else None
         if both is not None:
             log.warning("seed %d drew no episode of %s: mIoU %.2f without, %.2f with 0 for it (protocol.undrawn=%s)",
                         seed, ", ".join(absent), both.left_out, both.zero, self.run.cfg.protocol.undrawn)  # fmt: skip
@@ -283,6 +281,16 @@ def _check_finite(prediction: Prediction, specs: Sequence[EpisodeSpec]) -> None:
                 f"the answer to evaluation episode {specs[sick].number} holds numbers that are not finite",
                 "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
             )
+
+
+def _undrawn(per_seed: Sequence[SeedScore]) -> Undrawn | None:
+    """Both figures of all seeds; None if each drew every class."""
+    names = [name for s in per_seed for name in s.classes_without_episode]
+    both = [s.miou_undrawn or Undrawn(s.miou, s.miou) for s in per_seed]
+    if not names:
+        return None
+    left_out, zero = statistics.fmean(b.left_out for b in both), statistics.fmean(b.zero for b in both)
+    return Undrawn(left_out, zero, list(dict.fromkeys(names)))
 
 
 def _drawn(score: PooledScore, classes: Sequence[int]) -> list[int]:

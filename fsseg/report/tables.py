@@ -257,8 +257,8 @@ def _undrawn(cell: CellResult) -> str | None:
     metrics = cell.result.metrics
     if metrics is None or (both := metrics.miou_undrawn) is None:
         return None
-    names = sorted({name for seed in metrics.per_seed for name in seed.classes_without_episode})
-    return f"mIoU {both.left_out:.1f} without, {both.zero:.1f} with 0 for what a seed did not draw ({', '.join(names)})"
+    names = ", ".join(both.classes)
+    return f"mIoU {both.left_out:.1f} without, {both.zero:.1f} with 0 for what a seed did not draw ({names})"
 
 
 def _hashable(value: Any) -> Any:
