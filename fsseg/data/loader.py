@@ -119,7 +119,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
             for seed in cfg.protocol.seeds
         }
     present = {spec.class_id for specs in episodes.values() for spec in specs}
-    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol.min_pixels))
+    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol))
     absent = [c for c in sorted(novel) if c not in present]
     needed = images_needed(cfg.protocol, cfg.shot)
     return EvaluationPlan(

@@ -71,7 +71,7 @@ def test_another_version_on_the_server_is_not_appended_to_the_old_one(tmp_path: 
 
 
 def test_a_server_that_lies_about_the_size_is_not_believed(tmp_path: Path) -> None:
-    says = "50007 bytes there, the official archive 50000"
+    says = "50007 bytes there, the official file 50000"
     with serve(Site(claim=lambda total: total + 7)) as site, pytest.raises(UserError, match=says):
         download(archive_at(site), tmp_path, pause=0)
     assert not (tmp_path / "a.zip").exists()

@@ -143,6 +143,7 @@ def tiny_facts(monkeypatch) -> dict:
             },
         }  # fmt: skip
     known = {"pascal5i": {"pools": {"train_aug_10582": 4}, "val_images": 2, "folds": folds}}
+    known["pascal5i"]["hsnet"] = {split: dict.fromkeys(VOC_CLASSES, 0) for split in ("train", "val")}
     monkeypatch.setattr(published, "facts", lambda: known)
     monkeypatch.setattr(published, "MIN_PIXELS", 1)
     monkeypatch.setattr(voc_module, "_VOC_TRAIN", 2)
@@ -208,7 +209,7 @@ def test_sheet_shows_masks_on_their_images(tmp_path: Path) -> None:
 def test_facts_carried_along_are_sound() -> None:
     pascal, known = facts()["pascal5i"], facts()["coco20i"]
     assert pascal["folds"]["2"]["val"]["images"] == 592  # SCCAN's list of fold 2
-    assert [pascal["folds"][f]["pfenet_list_5953"]["images_drop"] for f in "0123"] == [4208, 3726, 2752, 4510]
+    assert [pascal["folds"][f]["merged_5953"]["images_drop"] for f in "0123"] == [4208, 3726, 2752, 4510]
     assert sum(known["per_class"]["val"].values()) == 35783 + 17912 + 14563 + 14315
     assert tuple(known["per_class"]["train"]) == COCO_CLASSES
 
@@ -223,8 +224,14 @@ def test_the_real_masks_are_the_standard_benchmark_and_missing_images_are_listed
     here = sum(name.endswith(".jpg") for name in os.listdir(shared_dir / "data/voc_part/JPEGImages"))
     assert here >= 867  # the two lists of the part
     assert len(report.missing_images["train"]) + len(report.missing_images["val"]) == 12031 - here
-    folds = json.loads((shared_dir / "facts" / "folds.json").read_text())
-    assert facts()["pascal5i"]["folds"] == folds["pascal5i"]["list_sizes_from_masks"]["folds"]
+    known = json.loads((shared_dir / "facts" / "folds.json").read_text())["pascal5i"]
+    folds = {f: dict(sizes) for f, sizes in known["list_sizes_from_masks"]["folds"].items()}
+    for sizes in folds.values():
+        sizes["merged_5953"] = sizes.pop("pfenet_list_5953")
+    assert facts()["pascal5i"]["folds"] == folds
+    for split, key in (("val", "val"), ("train", "train_file_of_fold")):
+        theirs = known["hsnet_image_class_pairs"][key].values()
+        assert facts()["pascal5i"]["hsnet"][split] == {n: size for f in theirs for n, size in f["per_class"].items()}
     part = verify(
         voc(shared_dir / "data" / "voc_part", cache=str(voc_cache), train_list="part_train", val_list="part_val")
     )
