@@ -72,6 +72,24 @@ def test_a_data_set_without_grid_counts_refuses_the_rule() -> None:
 
 
 @pytest.mark.shared
+def test_drop_keeps_what_bam_trains_on_of_the_published_5953_names(shared_dir: Path, voc_cache: Path) -> None:
+    root = shared_dir / "data/voc_part"
+    cfg = PascalConfig(name="pascal5i", root=str(root), cache=str(voc_cache), train_list="pfenet_train")
+    source, rules = PascalSource(cfg), ProtocolConfig(name="p", min_pixels=2048, novel_in_training="drop")
+    index = source.index("train")
+    assert len(index.image_ids) == 5953
+    lists = [train_lists(index, source.novel_classes(fold), rules, 1, source.classes) for fold in range(4)]
+    assert [len(found.images) for found in lists] == [4208, 3726, 2752, 4510]
+    # The pool lies in the other one, and holds all of VOC's own train list, whose masks alone have a boundary of 255.
+    whole = PascalSource(replace(cfg, train_list=None))
+    assert set(index.image_ids) < set(whole.index("train").image_ids)
+    counts = whole.mask_counts("train")
+    bounded = {i for i in whole.index("train").image_ids if 255 in counts[i].pixels}
+    assert len(bounded) == 1464
+    assert bounded < set(index.image_ids)
+
+
+@pytest.mark.shared
 def test_the_grid_gives_hsnets_lists_but_for_the_published_remainder(shared_dir: Path, voc_cache: Path) -> None:
     """Sizes are what is known of the lists; differences are summed class by class, so that none cancel out."""
     theirs = json.loads((shared_dir / "facts/folds.json").read_text())["pascal5i"]["hsnet_image_class_pairs"]
