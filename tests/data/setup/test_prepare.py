@@ -45,7 +45,7 @@ def official(tmp_path: Path) -> dict[str, bytes]:
     root = make_voc(tmp_path / "made", "sbd")
     voc = tar_of_tree(root, ["JPEGImages", "SegmentationClass", "ImageSets"], "VOCdevkit/VOC2012")
     sbd = tar_of_tree(root / "SBD", ["cls", "train.txt", "val.txt"], "benchmark_RELEASE/dataset", ":gz")
-    return {"/voc.tar": voc, "/sbd.tgz": sbd}
+    return {"/voc.tar": voc, "/sbd.tgz": sbd, "/train_noval.txt": b"2008_s2\n2007_t2\n"}
 
 
 OFFICIAL = PascalSource.parts
@@ -62,13 +62,16 @@ def served(files: dict[str, bytes], **behaviour: Any) -> Iterator[Site]:
 
     def parts(cfg: PascalConfig, fetch: bool = False) -> tuple[Part, ...]:
         found = []
-        for part, path in zip(OFFICIAL(cfg, fetch), ("/voc.tar", "/sbd.tgz")):
+        for part, path in zip(OFFICIAL(cfg, fetch), ("/voc.tar", "/sbd.tgz", "/train_noval.txt")):
             content = files[path]
             archive = replace(
-                part.archive, name=path[1:], urls=(site.url + path,), size=len(content), unpacked=0,
-                md5=hashlib.md5(content).hexdigest(),
+                part.archive, name=path[1:], urls=(site.url + path,), unpacked=0, md5=hashlib.md5(content).hexdigest(),
+                size=None if part.archive.size is None else len(content),
             )  # fmt: skip
-            found.append(Part(archive, tuple(map(small, part.needs)), tuple(map(small, part.instead))))
+            found.append(
+                replace(part, archive=archive, needs=tuple(map(small, part.needs)),
+                        instead=tuple(map(small, part.instead)))
+            )  # fmt: skip
         return tuple(found)
 
     with serve(Site(files=files, **behaviour)) as site, pytest.MonkeyPatch.context() as patch:
