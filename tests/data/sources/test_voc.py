@@ -128,7 +128,9 @@ def test_a_list_that_is_not_there_is_found_by_name_alone(tmp_path: Path) -> None
     root = str(make_voc(tmp_path))
     cfg = PascalConfig(name="pascal5i", root=root, train_list="no_such", val_list="none/such.txt")
     errors = [error.what for error in PascalSource.check_folder(cfg)]
-    assert ["dataset.train_list=no_such: neither" in errors[0], "dataset.val_list=none/such.txt" in errors[1]] == [True] * 2
+    assert ["dataset.train_list=no_such: neither" in errors[0], "dataset.val_list=none/such.txt" in errors[1]] == [
+        True
+    ] * 2
 
 
 def test_a_file_of_the_current_folder_is_written_with_a_dot(tmp_path: Path, monkeypatch) -> None:
