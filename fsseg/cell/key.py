@@ -146,10 +146,17 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         if name not in published.FILES or not found.startswith(published.digest(name)):
             kept["backbone.weights (content)"] = found
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
-        value = flat.get(key)
-        if isinstance(value, str) and os.sep in value and Path(value).is_file():
-            kept[key] = f"content {file_digest(Path(value))}"
+        if isinstance(value := flat.get(key), str) and (path := list_file(value)) is not None and path.is_file():
+            kept[key] = f"content {file_digest(path)}"
     return kept
+
+
+def list_file(name: str) -> Path | None:
+    """The file that a list's name stands for, whether it is there or not; None for a name of the data set's own lists.
+
+    A file of the current folder is written `./list.txt`: without a folder it is a name, which the identity keeps.
+    """
+    return Path(name).expanduser() if os.sep in name else None
 
 
 def fingerprint(identity_: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
             for seed in cfg.protocol.seeds
         }
     present = {spec.class_id for specs in episodes.values() for spec in specs}
-    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol.min_pixels))
+    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol))
     needed = images_needed(cfg.protocol, cfg.shot)
     missing = tuple(c for c in sorted(novel) if c not in present and images[c] < needed)
     return EvaluationPlan(

@@ -120,7 +120,8 @@ class DataAtHand:
         """Training images of a cell, by the rules of its fold and protocol; None if the data, or their index, are not
         there."""
         settings, rules = str(resolved(cfg.dataset)), cfg.protocol
-        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.min_pixels, rules.repeat_support)
+        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.list_rule, rules.min_pixels,
+                rules.repeat_support)  # fmt: skip
         if pool not in self._counts:
             if settings not in self._indexes:
                 self._indexes[settings] = _kept(cfg)

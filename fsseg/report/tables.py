@@ -19,7 +19,7 @@ from fsseg.cell.variant import is_shortened, labels
 from fsseg.config.history import completed
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
-from fsseg.report.paper import FOLDS, MEAN, Published, comparable
+from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_pool
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
@@ -336,6 +336,9 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
+    if source is not None and (pool := next(filter(None, (other_pool(c.key, c.identity or {}) for c in cells)), None)):
+        notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {pool}")
+        source = None
     by_fold = {
         fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }

@@ -16,7 +16,7 @@ from fsseg.cell import key as keys
 from fsseg.cell import variant, weights
 from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
 from fsseg.cell.variant import labels
-from fsseg.config.compose import composer
+from fsseg.config.compose import compose, composer
 from fsseg.config.history import completed
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
@@ -148,6 +148,26 @@ def test_a_list_file_counts_by_content(tmp_path: Path) -> None:
     a, b = (identity({"dataset": {"train_list": str(tmp_path / n)}}) for n in ("one.txt", "two.txt"))
     assert a == b
     assert identity({"dataset": {"train_list": "part_train"}})["dataset.train_list"] == "part_train"
+
+
+def test_the_pool_and_the_list_that_it_sets_are_one_setting(tmp_path: Path, monkeypatch) -> None:
+    def mark(*line: str) -> str:
+        return fingerprint(identity(compose(["dataset=pascal5i", *line]).resolved))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "list.txt").write_text("2007_000032\n")
+    (tmp_path / "moved.txt").write_text("2007_000032\n")
+    by_pool = mark("protocol.train_pool=my/list.txt")
+    for line in ("dataset.train_list=my/list.txt", "protocol.train_pool=./moved.txt", 'dataset.train_list="~/moved.txt"',
+                 f"protocol.train_pool={tmp_path}/moved.txt"):  # fmt: skip
+        assert mark(line) == by_pool
+    (tmp_path / "my" / "list.txt").write_text("2007_000039\n")
+    others = {mark(), mark("protocol.train_pool=my/list.txt"), mark("protocol.train_pool=merged_5953")}
+    assert len(others | {by_pool}) == 4
+    assert mark("protocol.train_pool=train_aug_10582") == mark("dataset.train_list=null") == mark()
+    assert mark("dataset.train_list=moved.txt") != by_pool  # a name, whatever lies in the current folder
 
 
 def test_flatten_joins_keys_with_dots() -> None:

@@ -31,6 +31,22 @@ def test_the_mean_over_four_folds_stands_beside_the_papers(tmp_path, make_cell):
     assert row.entries[1, 2].difference == pytest.approx(68.0 - 69.5)
 
 
+def test_runs_on_another_training_pool_than_the_papers_get_no_figure_of_it(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 70.0, identity={"dataset.train_list": None})
+    table = one_table(tmp_path)
+    assert [table.rows[0].entries[1, column].paper for column in (0, MEAN)] == [None, None]
+    assert table.notes == [
+        "abcb resnet50 1-shot: no figure of the paper beside it; unlike the paper, it has "
+        "dataset.train_list=train_aug_10582"
+    ]
+
+
+def test_runs_on_the_papers_training_pool_get_its_figures(tmp_path, make_cell):
+    make_cell(0, 70.0, identity={"dataset.train_list": "merged_5953"})
+    assert one_row(tmp_path).entries[1, 0].paper == 72.9
+
+
 def test_no_mean_without_all_folds_but_a_note(tmp_path, make_cell):
     make_cell(0, 70.0)
     make_cell(2, 71.0)

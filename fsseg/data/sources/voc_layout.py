@@ -19,7 +19,7 @@ from fsseg.data.faults import Fault
 from fsseg.data.images import image_size, read_file, read_image, read_labels, size_error
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
 from fsseg.data.sources.mask_scan import MaskCount, build_index, kept_counts, list_files, scan_masks
-from fsseg.data.sources.voc_lists import read_list
+from fsseg.data.sources.voc_lists import find_list, read_list
 
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
 MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
@@ -86,7 +86,8 @@ class VocSource(Source):
         Raises:
             UserError: no such list.
         """
-        return read_list(self.list_origin(split), self.root / LISTS, f"dataset.{split}_list")
+        name, key = self.list_origin(split), f"dataset.{split}_list"
+        return read_list(find_list(name, self.root / LISTS, key), f"{key}={name}")
 
     def list_origin(self, split: Split) -> str:
         return self.val_list if split == "val" else str(self.train_list)
