@@ -169,8 +169,8 @@ def test_a_key_forced_in_with_plus_is_a_fault() -> None:
 
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        validate(typed(composed("fold=7", "train.lr=-1", "dataset.image_size=96", f"checkpoint={tmp_path}/no.pt")))
-    for part in ("fold=7", "train.lr=-1", "dataset.image_size=96", "no.pt"):
+        validate(typed(composed("fold=7", "train.lr=-1", "dataset.image_size=98", f"checkpoint={tmp_path}/no.pt")))
+    for part in ("fold=7", "train.lr=-1", "dataset.image_size=98", "no.pt"):
         assert part in caught.value.what
 
 
