@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lands: scaled to `scaled`, rotated about its centre, a window cut out, mirrored, put into the square.
+    """Where an image lands: scaled to `scaled`, turned about its centre, a window cut out, mirrored, put in the square.
 
     Attributes:
         source: (height, width) of the original.

@@ -102,7 +102,7 @@ def test_a_number_at_the_rim_is_told_at_most_once(value: str, choice: str, part:
         (["train.enabled=false", "eval.enabled=false"], 1),
         (["model.heads=3"], 1),
         (["dataset.image_size=98"], 1),
-        (["dataset.image_size=5000"], 1),  # neither within its limits nor a multiple
+        (["dataset.image_size=5002"], 1),  # neither within its limits nor a multiple
         (["model.layer=foo", "method=prototype"], 1),
         (["fold=7", "train.lr=-1", "dataset.image_size=98"], 3),
         (["dataset.name=foo", "dataset.num_folds=0"], 2),
