@@ -172,11 +172,11 @@ def _fold_exists(cfg: Config) -> Iterator[UserError]:
 
 @_relates("dataset.image_size", "backbone.name")
 def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
-    """The side of an image, less 1, is a multiple of the backbone's stride."""
+    """The side of an image, or the side less 1, is a multiple of the backbone's stride."""
     size, name, stride = cfg.dataset.image_size, cfg.backbone.name, BackboneConfig.named(cfg.backbone.name).STRIDE
-    if (size - 1) % stride:
-        what = f"dataset.image_size={size} does not fit backbone {name}: size - 1 must be a multiple of {stride}"
-        low = (size - 1) // stride * stride + 1
+    if size % stride > 1:
+        what = f"dataset.image_size={size} does not fit backbone {name}: it must be a multiple of {stride}, or one more"
+        low = size // stride * stride + 1  # these have a feature cell on each corner
         yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 

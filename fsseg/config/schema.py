@@ -101,7 +101,8 @@ class DatasetConfig(Choice):
     cache: Annotated[str | None, FILE_PATH] = None
     """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""
     scale_range: Annotated[list[float], constraints.SCALES] = field(default_factory=lambda: [0.9, 1.1])
-    """Random scale of training images, relative to the fitted size: [smallest, largest]."""
+    """Random scale of training images, [smallest, largest]: relative to the fitted size, or with protocol.fit=pfenet to
+    their own size; without effect with protocol.fit=squash."""
     rotate_degrees: Annotated[float, within(0, 360)] = 0.0
     """Training images turn by a random angle within plus or minus this many degrees; 0 switches rotation off."""
     blur_probability: Share = 0.0
@@ -188,7 +189,7 @@ class BackboneConfig(Choice):
 
     GROUP = "backbone"
     STRIDE: ClassVar[int] = 8
-    """Pixels per feature cell; an image side fits if (side - 1) is a multiple of it."""
+    """Pixels per feature cell; an image side fits if it, or (side - 1), is a multiple of it."""
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True

@@ -147,17 +147,23 @@ def training_loader(
 
 def evaluation_loader(source: Source, cfg: Config, specs: Sequence[EpisodeSpec]) -> EpisodeLoader:
     """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
-    dataset = EpisodeDataset(source, "val", specs, EvalTransform(cfg.dataset.image_size))
+    dataset = EpisodeDataset(source, "val", specs, evaluation_transform(cfg))
     return make_loader(dataset, cfg.eval.batch_size, resolve_workers(cfg.num_workers))
 
 
 def train_transform(cfg: Config) -> TrainTransform:
-    """The training transform that the data set's configuration describes."""
+    """The training transform that the configuration describes."""
     data = cfg.dataset
     low, high = data.scale_range
     return TrainTransform(
-        data.image_size, (low, high), data.rotate_degrees, data.blur_probability, data.flip_probability, data.crop_keep
-    )
+        data.image_size, (low, high), data.rotate_degrees, data.blur_probability, data.flip_probability, data.crop_keep,
+        cfg.protocol.fit,
+    )  # fmt: skip
+
+
+def evaluation_transform(cfg: Config) -> EvalTransform:
+    """The transform of evaluation images that the configuration describes."""
+    return EvalTransform(cfg.dataset.image_size, cfg.protocol.fit)
 
 
 def resolve_workers(num_workers: int) -> int:

@@ -69,23 +69,36 @@ class EvaluationRecord:
 
 
 def predicted_foreground(
-    logits: Tensor, size: tuple[int, int], valid_size: tuple[int, int], truth_size: tuple[int, int] | None
+    logits: Tensor,
+    size: tuple[int, int],
+    valid_size: tuple[int, int],
+    truth_size: tuple[int, int] | None,
+    fit: str = "longer_side",
 ) -> NDArray[np.bool_]:
-    """Foreground at the size used for scoring.
+    """Foreground at the size used for scoring, by the rule of `protocol.fit`.
 
     Args:
         logits: (2, h, w) at feature size.
         size: (H, W) of the network input.
-        valid_size: part of the input that is image; padding is cut off before scaling, so it has no influence.
-        truth_size: original size, or None to stay at network size.
+        valid_size: upper left part of the input that is image.
+        truth_size: original size, or None to stay at network size: the padding is then cut off.
+        fit: longer_side cuts the padding off before scaling, so that it has no influence; squash scales all of the
+            input, its corners aligned; pfenet likewise, to a square of the original's longer side, and cuts afterwards.
 
     Returns:
         bool, (H0, W0) or (valid height, valid width).
     """
-    full = upsample(logits[None], size)[..., : valid_size[0], : valid_size[1]]
-    if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
-        # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
-        full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
+    full = upsample(logits[None], size)
+    if fit == "longer_side" or truth_size is None:
+        full = full[..., : valid_size[0], : valid_size[1]]
+        if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
+            # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
+            full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
+    elif fit == "squash":
+        full = upsample(full, truth_size)
+    else:
+        longer = max(truth_size)
+        full = upsample(full, (longer, longer))[..., : truth_size[0], : truth_size[1]]
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
@@ -232,7 +245,7 @@ class _Scoring:
         self, batches: Iterator[Batch], specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         run, progress = self.run, self.progress
-        cfg, ranks, device = run.cfg, run.ranks, run.device
+        cfg, ranks, device, fit = run.cfg, run.ranks, run.device, run.cfg.protocol.fit
         assert device is not None
         scores: list[PooledScore] = []
         distances: list[float | None] = []
@@ -251,14 +264,15 @@ class _Scoring:
                 truth = batch.query_truths[b]
                 assert truth is not None
                 valid = batch.valid_sizes[b]
+                own_size: tuple[int, int] | None = (truth.shape[0], truth.shape[1])
                 if cfg.protocol.scoring_size == "network":
-                    truth = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy()
+                    truth, own_size = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy(), None
                 for logits, score in zip(prediction.rounds, scores, strict=True):
-                    mask = predicted_foreground(logits[b], size, valid, truth.shape)
+                    mask = predicted_foreground(logits[b], size, valid, own_size, fit)
                     iou = score.add(spec.class_id, mask, truth)
                 if spec.number in wanted:
                     ways = diagnostics.steps(prediction) if cfg.logger.steps else []
-                    drawn = [(name, predicted_foreground(p[b], size, valid, truth.shape)) for name, p in ways]
+                    drawn = [(name, predicted_foreground(p[b], size, valid, own_size, fit)) for name, p in ways]
                     self.pictures.append(Picture(spec, mask, iou, drawn))
             so_far = scores[-1]
             seen = [c for c in classes if so_far.episodes[c]]

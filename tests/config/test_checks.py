@@ -101,10 +101,10 @@ def test_a_number_at_the_rim_is_told_at_most_once(value: str, choice: str, part:
         (["dataset.num_folds=40", "fold=30"], 1),
         (["train.enabled=false", "eval.enabled=false"], 1),
         (["model.heads=3"], 1),
-        (["dataset.image_size=96"], 1),
-        (["dataset.image_size=5000"], 1),  # neither within its limits nor a multiple
+        (["dataset.image_size=98"], 1),
+        (["dataset.image_size=5002"], 1),  # neither within its limits nor a multiple
         (["model.layer=foo", "method=prototype"], 1),
-        (["fold=7", "train.lr=-1", "dataset.image_size=96"], 3),
+        (["fold=7", "train.lr=-1", "dataset.image_size=98"], 3),
         (["dataset.name=foo", "dataset.num_folds=0"], 2),
         (["backbone=resnet50", "backbone.name=resnet101"], 0),  # one schema has both
         (["checkpoint=" + "x" * 300], 1),
