@@ -1,4 +1,4 @@
-"""Image lists of VOC2012 and SBD: reads the published forms, and derives `train_aug`."""
+"""Image lists: reads the published forms, of COCO too, and derives `train_aug` of VOC2012 and SBD."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ _SBD_PLACES = ("SBD", "sbd", "benchmark_RELEASE", "dataset")
 _PAIR = re.compile(r"(.+)__\d{2}")  # HSNet's lists name (image, class) pairs: 2007_000032__01
 
 
-def list_path(name: str, lists: Path) -> Path | None:
-    """The file of a list: a name under `lists`, or a path; None if there is neither."""
-    for path in (lists / f"{name}.txt", lists / name, Path(name).expanduser()):
+def list_path(name: str, lists: Path | None) -> Path | None:
+    """The file of a list: a name under `lists`, if there is such a folder, or a path; None if there is neither."""
+    named = () if lists is None else (lists / f"{name}.txt", lists / name)
+    for path in (*named, Path(name).expanduser()):
         if path.is_file():
             return path
     return None
 
 
-def read_list(name: str, lists: Path, key: str) -> tuple[list[str], list[Fault]]:
+def read_list(name: str, lists: Path | None, key: str) -> tuple[list[str], list[Fault]]:
     """Image ids of a list in its order, each once, and a fault for every id named twice.
 
     A line is an id, the published `JPEGImages/x.jpg SegmentationClassAug/x.png`, or HSNet's `x__01`, where an image may
@@ -29,7 +30,7 @@ def read_list(name: str, lists: Path, key: str) -> tuple[list[str], list[Fault]]
 
     Args:
         name: as in the configuration; see `list_path`.
-        lists: the ImageSets/Segmentation folder.
+        lists: the ImageSets/Segmentation folder; None where a list is a file always.
         key: configuration key that holds the name, for messages.
 
     Raises:
@@ -37,6 +38,8 @@ def read_list(name: str, lists: Path, key: str) -> tuple[list[str], list[Fault]]
     """
     path = list_path(name, lists)
     if path is None:
+        if lists is None:
+            raise UserError(f"{key}={name} is not a file", "give a text file with one image per line")
         there = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
         raise UserError(
             f"{key}={name}: neither {lists / f'{name}.txt'} nor a file {name}; lists there: {there}",
