@@ -146,7 +146,10 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         if name not in published.FILES or not found.startswith(published.digest(name)):
             kept["backbone.weights (content)"] = found
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
-        if isinstance(value := flat.get(key), str) and (path := list_file(value)) is not None and path.is_file():
+        if not isinstance(value := flat.get(key), str):
+            continue
+        path = Path(value).expanduser() if flat.get("dataset.name") == "coco20i" else list_file(value)
+        if path is not None and path.is_file():
             kept[key] = f"content {file_digest(path)}"
     return kept
 

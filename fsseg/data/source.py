@@ -69,6 +69,35 @@ class ClassIndex:
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
         return digest.hexdigest()[:16]
 
+    def take(self, positions: Sequence[int]) -> ClassIndex:
+        """The index of some images alone, in the order given.
+
+        Args:
+            positions: of those images in `image_ids`, each once.
+        """
+        place = np.full(len(self.image_ids), -1, dtype=np.int64)
+        place[np.asarray(positions, dtype=np.int64)] = np.arange(len(positions))
+        kept = np.flatnonzero(place[self.pair_image] >= 0)
+        kept = kept[np.lexsort((self.pair_class[kept], place[self.pair_image[kept]]))]
+        return ClassIndex(
+            image_ids=tuple(self.image_ids[position] for position in positions),
+            pair_image=place[self.pair_image[kept]].astype(np.int32),
+            pair_class=self.pair_class[kept],
+            pair_pixels=self.pair_pixels[kept],
+        )
+
+
+def label_table(class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """What each label of a mask file becomes in the binary mask of a class, (256,): see `Source.mask`.
+
+    Label v is class_id v - 1; 0 is background, 255 ignore.
+    """
+    table = np.zeros(256, dtype=np.uint8)
+    table[class_id + 1] = 1
+    for other in (*(c + 1 for c in ignore_classes if c != class_id), IGNORE_INDEX):
+        table[other] = IGNORE_INDEX
+    return table
+
 
 def prepare_command(name: str, root: str) -> str:
     """The command that fetches a data set into its folder."""

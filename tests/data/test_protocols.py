@@ -6,7 +6,6 @@ The table there is read: every "=" in it has a check here, and every check a "="
 from __future__ import annotations
 
 import random as python_random
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
 A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and only changed masks
-are read again. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
+are read again. Called by `voc_layout`, and by `coco_maps` for label maps of COCO; its JSON file has a store of its own
+(`coco_store`).
 """
 
 from __future__ import annotations
@@ -141,6 +142,15 @@ def build_index(
         pair_grid=np.array(grid, dtype=np.int32),
     )
     return index, unknown
+
+
+def unknown_faults(paths: Mapping[str, Path], unknown: Mapping[str, list[int]], num_classes: int) -> list[Fault]:
+    """A fault for every mask with values that belong to no class; `paths` and `unknown` are by image id."""
+    kind, known = "unknown class numbers in masks", f"classes are 1 to {num_classes}, 0 is background, 255 ignore"
+    return [
+        Fault(kind, str(paths[image_id]), f"holds {', '.join(map(str, values))}; {known}", "restore these masks")
+        for image_id, values in unknown.items()
+    ]
 
 
 def _pack(counts: Mapping[str, MaskCount], files: Mapping[str, MaskFile]) -> Arrays:
