@@ -120,7 +120,8 @@ class DataAtHand:
         """Training images of a cell, by the rules of its fold and protocol; None if the data, or their index, are not
         there."""
         settings, rules = str(resolved(cfg.dataset)), cfg.protocol
-        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.min_pixels, rules.repeat_support)
+        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.min_pixels, rules.repeat_support,
+                (cfg.eval.base_share, cfg.seed) if cfg.eval.every_epochs else None)  # fmt: skip
         if pool not in self._counts:
             if settings not in self._indexes:
                 self._indexes[settings] = _kept(cfg)
@@ -142,10 +143,12 @@ def _kept(cfg: Config) -> tuple[Source, ClassIndex] | None:
 
 
 def _count(cfg: Config, source: Source, index: ClassIndex) -> int | None:
+    from fsseg.data.held_out import hold_back
     from fsseg.data.lists import train_lists
 
     try:
         novel = source.novel_classes(cfg.fold)
-        return len(train_lists(index, novel, cfg.protocol, cfg.shot, source.classes).images)
+        lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+        return len(hold_back(lists, cfg)[0].images)
     except UserError:
         return None
