@@ -227,6 +227,36 @@ class DataRecord(Struct):
     episodes_fingerprint: str | None = None
 
 
+class BaseScore(Struct):
+    """The score of one validation on base classes, in percent."""
+
+    step: Count
+    epoch: Annotated[float, Meta(ge=0)]
+    miou: Percent
+    fb_iou: Percent
+
+
+class BaseScores(Struct):
+    """Validation on base classes (`eval.every_epochs`), always on the same episodes; `miou` and `fb_iou` are the last.
+
+    Attributes:
+        images: training images that were held back for it.
+        episodes: of each validation.
+        classes_without_episode: base classes that could be trained on, but not validated.
+        seconds: of all validations; they are no part of `Training.seconds`.
+        scores: of every validation, the first one first.
+    """
+
+    miou: Percent
+    fb_iou: Percent
+    images: Count
+    episodes: Count
+    episodes_fingerprint: str | None = None
+    classes_without_episode: list[str] = []
+    seconds: Seconds | None = None
+    scores: list[BaseScore] = []
+
+
 class Training(Struct):
     """What was trained; `seconds` is None in version 1, where `Timing.train_seconds` says it."""
 
@@ -236,6 +266,7 @@ class Training(Struct):
     batch_size: Count | None = None
     final_loss: float | None = None
     seconds: Seconds | None = None
+    base_validation: BaseScores | None = None
 
 
 class Timing(Struct):

@@ -6,10 +6,11 @@ alone, not on the number of worker processes, nor on the step at which loading s
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import ListHead, read_episodes
 from fsseg.data.episodes import EpisodeSampler, episodes_fingerprint, evaluation_episodes
+from fsseg.data.held_out import hold_back
 from fsseg.data.images import reduction
 from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lists, val_lists
 from fsseg.data.pixels import Sample
@@ -39,12 +41,15 @@ class TrainingPlan:
         batch_size: B; step t holds the episodes t * B .. t * B + B - 1.
         ignore_classes: classes whose pixels are 255 in training masks (`protocol.novel_in_training=ignore`).
         index_fingerprint: of the training split's index.
+        held_out: number of images held back from training, and `validation` the episodes of them, if there are any.
     """
 
     sampler: EpisodeSampler
     batch_size: int
     ignore_classes: tuple[int, ...]
     index_fingerprint: str
+    held_out: int = 0
+    validation: EvaluationPlan | None = None
 
     @property
     def lists(self) -> FoldLists:
@@ -70,7 +75,9 @@ class EvaluationPlan:
         classes: the fold's novel classes that have the images for an episode; the score is their mean.
         missing_classes: the novel classes with too few images for an episode; the result is partial if there are any.
         fingerprint: of the episodes.
-        index_fingerprint: of the evaluation split's index.
+        index_fingerprint: of the split's index.
+        split: of the images.
+        ignore_classes: classes whose pixels are 255 in the truth, as in training.
     """
 
     episodes: dict[int, list[EpisodeSpec]]
@@ -78,21 +85,47 @@ class EvaluationPlan:
     missing_classes: tuple[int, ...]
     fingerprint: str
     index_fingerprint: str
+    split: Split = "val"
+    ignore_classes: tuple[int, ...] = ()
 
 
 def training_plan(source: Source, cfg: Config) -> TrainingPlan:
-    """Lists and sampler of the base classes.
+    """Lists and sampler of the base classes, and with `eval.every_epochs` the episodes to validate on.
 
     Raises:
-        UserError: faulty annotations, or nothing to train on.
+        UserError: faulty annotations, nothing to train on, or nothing to validate on.
     """
     index = source.index("train")
     novel = source.novel_classes(cfg.fold)
-    lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+    every = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+    lists, held_out = hold_back(every, cfg)
     shift = _background_shift(cfg)
     sampler = EpisodeSampler(lists, cfg.shot, cfg.seed, cfg.protocol, _families(source, "train", lists, shift), shift)
     ignored = tuple(novel) if cfg.protocol.novel_in_training == "ignore" else ()
-    return TrainingPlan(sampler, cfg.train.batch_size, ignored, index.fingerprint)
+    plan = TrainingPlan(sampler, cfg.train.batch_size, ignored, index.fingerprint)
+    if held_out is None:
+        return plan
+    number = len(every.images) - len(lists.images)
+    return replace(plan, held_out=number, validation=_validation_plan(source, cfg, held_out, plan))
+
+
+def _validation_plan(source: Source, cfg: Config, held_out: FoldLists, training: TrainingPlan) -> EvaluationPlan:
+    """`eval.base_episodes` episodes of the base classes: a class, then a query of it, both uniformly."""
+    rules = copy.deepcopy(cfg.protocol)
+    rules.query_order, rules.num_episodes = "class_uniform", cfg.eval.base_episodes
+    shift = _background_shift(cfg)
+    families = _families(source, "train", held_out, shift)
+    episodes = {cfg.seed: evaluation_episodes(held_out, rules, cfg.shot, cfg.seed, families, shift)}
+    drawn = {spec.class_id for spec in episodes[cfg.seed]}
+    return EvaluationPlan(
+        episodes=episodes,
+        classes=tuple(c for c in held_out.classes if c in drawn),
+        missing_classes=tuple(c for c in training.lists.classes if c not in drawn),
+        fingerprint=episodes_fingerprint(episodes),
+        index_fingerprint=training.index_fingerprint,
+        split="train",
+        ignore_classes=training.ignore_classes,
+    )
 
 
 def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
@@ -145,9 +178,15 @@ def training_loader(
     return make_loader(dataset, len(specs.positions), resolve_workers(cfg.num_workers))
 
 
-def evaluation_loader(source: Source, cfg: Config, specs: Sequence[EpisodeSpec]) -> EpisodeLoader:
+def evaluation_loader(
+    source: Source,
+    cfg: Config,
+    specs: Sequence[EpisodeSpec],
+    split: Split = "val",
+    ignore_classes: Sequence[int] = (),
+) -> EpisodeLoader:
     """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
-    dataset = EpisodeDataset(source, "val", specs, evaluation_transform(cfg))
+    dataset = EpisodeDataset(source, split, specs, evaluation_transform(cfg), ignore_classes=ignore_classes)
     return make_loader(dataset, cfg.eval.batch_size, resolve_workers(cfg.num_workers))
 
 

@@ -16,24 +16,25 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, in the order of the rows: baseline first, the full method last.
 COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7")
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_SCORE = "score in percent"
 
 
 def training_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bool:
-    """Loss, learning rate and, where recorded, validation mIoU over the steps of a metrics.csv, as a PNG.
+    """Loss, learning rate and, where recorded, the scores of validation over the steps of a metrics.csv, as a PNG.
 
-    The columns are found by name: those that contain `loss`, `lr`, and those that contain `miou`; a prefix such as
-    `train/` may stand before each. Written atomically.
+    The columns are found by name: those that contain `loss`, `lr`, and those that end in `miou` or `fb_iou`; a prefix
+    such as `train/` or `base/` may stand before each. Written atomically.
 
     Args:
         curves: column -> (steps, values), as `RunDirectory.curves` reads them.
 
     Returns:
-        False, with nothing written, if there is no loss, learning rate or mIoU.
+        False, with nothing written, if there is no loss, learning rate or score.
     """
     groups = [
         ("loss", {k: v for k, v in curves.items() if "loss" in k.lower()}),
         ("learning rate", {k: v for k, v in curves.items() if k.rsplit("/", 1)[-1].lower() == "lr"}),
-        ("mIoU in percent", {k: v for k, v in curves.items() if "miou" in k.lower()}),
+        (_SCORE, {k: v for k, v in curves.items() if k.lower().endswith(("miou", "fb_iou"))}),
     ]
     groups = [(label, group) for label, group in groups if group]
     if not groups:
@@ -48,8 +49,10 @@ def training_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequ
         _tidy(axes, "both")
         if label == "learning rate":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-        if label != "mIoU in percent":
+        if label != _SCORE:
             axes.set_ylim(bottom=0)
+        elif all(name.startswith("base/") for name in group):
+            axes.set_title("base classes, images held back", fontsize=9)
         if len(group) > 1 or label == "loss":
             axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()

@@ -18,7 +18,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from fsseg.cell.models import Origin, Unreadable
+from fsseg.cell.models import BaseScore, Origin, Unreadable
 from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
 from fsseg.process.files import open_regular, prepared, write_atomic
@@ -65,6 +65,8 @@ class _Content(msgspec.Struct):
     run: str | None = None
     steps: _NotNegative | None = None
     images_fingerprint: str | None = None
+    base_scores: list[BaseScore] = []
+    base_seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Damaged(UserError):

@@ -129,7 +129,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
     with torch.inference_mode(), Progress("evaluate", total) as progress:
-        scoring = _Scoring(run, model, source, progress)
+        scoring = Scoring(run, model, source, progress)
         metrics = scoring.score(plan, wanted)
         if shifted:
             metrics.by_background_shift = {shift: scoring.score(p) for shift, p in shifted.items()}
@@ -177,13 +177,16 @@ def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:
 
 
 @dataclass
-class _Scoring:
-    """Scores plans with one model: the arguments of `evaluate`, and the state kept from one plan to the next."""
+class Scoring:
+    """Scores plans with one model: the arguments of `evaluate`, and the state kept from one plan to the next.
+
+    `progress` counts the episodes, and the run's status shows it; None counts and shows nothing.
+    """
 
     run: Run
     model: FewShotModel
     source: Source
-    progress: Progress
+    progress: Progress | None = None
     pictures: list[Picture] = field(default_factory=list)
 
     def score(self, plan: EvaluationPlan, wanted: Sequence[int] = ()) -> Metrics:
@@ -194,7 +197,7 @@ class _Scoring:
         rounds: list[list[float]] = []
         distances: list[float | None] = []
         for position, (seed, specs) in enumerate(plan.episodes.items()):
-            scores, own_distances = self._seed(specs, classes, wanted if position == 0 else ())
+            scores, own_distances = self._seed(plan, specs, wanted if position == 0 else ())
             scores = _pool(scores, len(names), ranks)
             share = self._share(scores[-1], classes)
             per_seed.append(self._seed_score(seed, specs, scores[-1], classes))
@@ -234,17 +237,18 @@ class _Scoring:
         )  # fmt: skip
 
     def _seed(
-        self, specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
+        self, plan: EvaluationPlan, specs: list[EpisodeSpec], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
         own = distributed.batches_of_rank(specs, self.run.cfg.eval.batch_size, self.run.ranks)
-        with closing(iter(evaluation_loader(self.source, self.run.cfg, own))) as batches:
-            return self._scores(batches, specs, classes, wanted)
+        loader = evaluation_loader(self.source, self.run.cfg, own, plan.split, plan.ignore_classes)
+        with closing(iter(loader)) as batches:
+            return self._scores(batches, specs, plan.classes, wanted)
 
     def _scores(
         self, batches: Iterator[Batch], specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
-        run, progress = self.run, self.progress
+        run = self.run
         cfg, ranks, device, fit = run.cfg, run.ranks, run.device, run.cfg.protocol.fit
         assert device is not None
         scores: list[PooledScore] = []
@@ -274,16 +278,18 @@ class _Scoring:
                     ways = diagnostics.steps(prediction) if cfg.logger.steps else []
                     drawn = [(name, predicted_foreground(p[b], size, valid, own_size, fit)) for name, p in ways]
                     self.pictures.append(Picture(spec, mask, iou, drawn))
-            so_far = scores[-1]
-            seen = [c for c in classes if so_far.episodes[c]]
-            progress.step(
-                f"mIoU {so_far.miou(seen):.1f}", min(len(batch) * ranks.world, progress.total - progress.done)
-            )
-            run.status.update(
-                phase="evaluate", step=progress.done, steps=progress.total, miou=round(so_far.miou(seen), 3),
-                seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
-            )  # fmt: skip
+            self._show(scores[-1], classes, len(batch) * ranks.world)
         return scores, distances
+
+    def _show(self, so_far: PooledScore, classes: Sequence[int], episodes: int) -> None:
+        if (progress := self.progress) is None:
+            return
+        miou = so_far.miou([c for c in classes if so_far.episodes[c]])
+        progress.step(f"mIoU {miou:.1f}", min(episodes, progress.total - progress.done))
+        self.run.status.update(
+            phase="evaluate", step=progress.done, steps=progress.total, miou=round(miou, 3),
+            seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
+        )  # fmt: skip
 
 
 def _check_finite(prediction: Prediction, specs: Sequence[EpisodeSpec]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 log = logging.getLogger("fsseg")
@@ -67,6 +68,18 @@ class Progress:
     @property
     def eta_seconds(self) -> float:
         return self.seconds_per_step * (self.total - self.done)
+
+    @contextmanager
+    def paused(self, note: str) -> Iterator[None]:
+        """Time that counts in no step; `note` says beside the bar what it is spent on."""
+        began = time.monotonic()
+        if self._bar:
+            with suppress(OSError):
+                self._bar.update(self._task, note=note, refresh=True)
+        try:
+            yield
+        finally:
+            self._start += time.monotonic() - began
 
     def step(self, note: str = "", steps: int = 1) -> None:
         """Count `steps`; `note` stands beside the bar or in the line."""

@@ -26,6 +26,7 @@ from fsseg.engine import checkpoint, distributed
 from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
+from fsseg.engine.validation import BaseValidation
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
 from fsseg.process.files import ClaimLost
@@ -36,8 +37,8 @@ log = logging.getLogger("fsseg")
 
 
 def learning_rate(cfg: Config, step: int, total: int) -> float:
-    """Poly schedule: lr * (1 - step / total) ** power. `step` counts from 0."""
-    return cfg.train.lr * (1 - step / total) ** cfg.train.poly_power
+    """Poly schedule: lr * lr_scale * (1 - step / total) ** power. `step` counts from 0."""
+    return cfg.train.lr * cfg.train.lr_scale * (1 - step / total) ** cfg.train.poly_power
 
 
 def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]:
@@ -69,6 +70,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
         log.warning("train.amp=%s needs a GPU: this run is in float32", cfg.train.amp)
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
     positions = distributed.share(plan.batch_size, ranks)
+    validation = BaseValidation(run, model, source, plan, total)
 
     step, seconds, rows, last_loss = 0, 0.0, 0, math.nan
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
@@ -78,11 +80,15 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state.get("rows", 0), state["loss"]
         window = state["window"]
+        validation.restore(state)
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
 
-    started = time.monotonic() - seconds
+    started = time.monotonic() - seconds - validation.seconds
     metrics = MetricsLog(cell, cfg.logger.tensorboard, rows) if ranks.first else None
+
+    def trained_seconds() -> float:
+        return time.monotonic() - started - validation.seconds
 
     def save() -> None:
         if metrics is None:
@@ -98,7 +104,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                 "rng": checkpoint.rng_state(),
                 "step": step,
                 "steps": total,
-                "seconds": time.monotonic() - started,
+                "seconds": trained_seconds(),
                 "rows": metrics.rows,
                 "loss": last_loss,
                 "window": window,
@@ -107,6 +113,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                 "origin": origin(cfg, source),
                 "dataset_fingerprint": plan.index_fingerprint,
                 "images_fingerprint": images,
+                **validation.state(),
             },
             cell.previous_checkpoint,
         )
@@ -119,8 +126,20 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
     batches = iter(training_loader(source, cfg, step, total - step, plan, positions))
     try:
         with Progress("train", total, done=step) as progress:
-            while step < total:
+            while True:
                 try:
+                    if validation.due(step):
+                        with progress.paused("validating"):
+                            row = validation.score(step)
+                        if metrics is not None:
+                            metrics.add(row)
+                    every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
+                    old = time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes
+                    if saved_step < step and (old or (every and step % every == 0)):
+                        save()
+                        saved_at, saved_step = time.monotonic(), step
+                    if step == total:
+                        break
                     batch = distributed.next_batch(batches, run.should_stop, ranks, device)
                 except Preempted:
                     save()
@@ -148,8 +167,9 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                     (last_loss,) = distributed.add_up([last_loss * weight], ranks, device)
                 if not math.isfinite(last_loss):
                     raise UserError(
-                        f"the loss is {last_loss} at step {step} (train.lr={cfg.train.lr})",
-                        "lower train.lr, or set train.clip_grad_norm=1",
+                        f"the loss is {last_loss} at step {step} (train.lr={cfg.train.lr}, "
+                        f"train.lr_scale={cfg.train.lr_scale})",
+                        "lower train.lr or train.lr_scale, or set train.clip_grad_norm=1",
                     )
                 window.append(last_loss)
                 progress.step(f"loss {last_loss:.3f}")
@@ -163,12 +183,9 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
                             "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
                         })  # fmt: skip
                     window = []
+                left = progress.eta_seconds + validation.seconds_left(step)
                 run.status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
-                                  eta_seconds=round(progress.eta_seconds, 1))  # fmt: skip
-                every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
-                if time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes or (every and step % every == 0):
-                    save()
-                    saved_at, saved_step = time.monotonic(), step
+                                  eta_seconds=round(left, 1))  # fmt: skip
         if saved_step < step or total == 0:
             save()
     except ClaimLost:
@@ -182,11 +199,11 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
         batches.close()
     if metrics is not None:
         metrics.close()
-    seconds = time.monotonic() - started
+    seconds = trained_seconds()
     log.info("trained %d steps in %s, last loss %.4f", total, duration(seconds), last_loss)
     made = Training(
         steps=total, epochs=total / plan.steps_per_epoch, images=plan.num_images, batch_size=cfg.train.batch_size,
-        final_loss=last_loss, seconds=round(seconds, 2),
+        final_loss=last_loss, seconds=round(seconds, 2), base_validation=validation.record(),
     )  # fmt: skip
     return made, plan.index_fingerprint
 

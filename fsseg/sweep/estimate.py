@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -164,7 +165,10 @@ def settings_of(identity: dict[str, Any]) -> str:
 def pool_of(identity: dict[str, Any]) -> str:
     """Digest of the settings that determine the training images."""
     kept = {k: v for k, v in identity.items() if k.startswith("dataset.") and not k.startswith("dataset.image_size")}
-    keys = ("fold", "shot", "protocol.novel_in_training", "protocol.min_pixels", "protocol.repeat_support")
+    keys = ["fold", "shot", "protocol.novel_in_training", "protocol.list_rule", "protocol.min_pixels",
+            "protocol.repeat_support"]  # fmt: skip
+    if identity.get("eval.every_epochs"):  # some of the images are held back
+        keys.append("eval.base_share")
     return _digest(kept | {k: identity.get(k) for k in keys})
 
 
@@ -242,7 +246,7 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
         return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done", counted)
 
     memory = None if usual.memory is None else (usual.memory / 1e9, usual.memory / 1e9)
-    hours, basis = _measured_hours(cfg, steps, found, usual)
+    hours, basis = _measured_hours(cfg, steps, found, usual, _validations(cfg, steps, images))
     published = _is_published(cfg)
     if hours is None and published:
         low, high = PUBLISHED_HOURS[cfg.dataset.name]
@@ -263,13 +267,14 @@ def _usual(cfg: Config, identity: dict[str, Any], known: Known) -> Usual:
 
 
 def _measured_hours(
-    cfg: Config, steps: int | None, found: Snapshot | None, usual: Usual
+    cfg: Config, steps: int | None, found: Snapshot | None, usual: Usual, validations: int
 ) -> tuple[tuple[float, float] | None, str]:
     seconds = usual.extra
     if steps:
         if usual.train is None:
             return None, ""
-        seconds += _share_left(steps, found) * steps * usual.train
+        validating = validations * cfg.eval.base_episodes * (usual.evaluate or 0.0)
+        seconds += _share_left(steps, found) * (steps * usual.train + validating)
     elif steps is None:
         return None, ""
     if cfg.eval.enabled and usual.evaluate is not None:
@@ -281,6 +286,14 @@ def _measured_hours(
     without = "" if usual.evaluate is not None or not cfg.eval.enabled else ", without evaluation"
     basis = f"{count}{' and '.join(usual.origins)} on {usual.device or 'a device they do not name'}{without}"
     return (seconds / 3600, seconds / 3600), basis
+
+
+def _validations(cfg: Config, steps: int | None, images: int | None) -> int:
+    """How often base classes are validated (`eval.every_epochs`)."""
+    if not cfg.eval.every_epochs or not steps:
+        return 0
+    epoch = steps / cfg.train.epochs if images is None else max(1, images // cfg.train.batch_size)
+    return math.ceil(steps / (epoch * cfg.eval.every_epochs))
 
 
 def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
@@ -297,13 +310,20 @@ def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
 
 
 def training_images(cfg: Config, identity: dict[str, Any], known: Known) -> tuple[int | None, str]:
-    """Training images of the fold, and where they were counted, in words."""
+    """Queries of an epoch (`protocol.train_query`), and where they were counted, in words."""
+    from fsseg.data.held_out import count_held_back
     from fsseg.data.registry import source_class
 
+    if cfg.protocol.train_query == "pair":  # only the lists themselves tell, finished cells record images
+        count = known.at_hand.training_images(cfg)
+        return count, "" if count is None else "the data at hand"
+    published = source_class(cfg.dataset.name).training_images(cfg)
+    if published is not None and cfg.eval.every_epochs:
+        published -= count_held_back(published, cfg.eval.base_share)
     for count, origin in (
         (known.at_hand.training_images(cfg), "the data at hand"),
         (known.images(pool_of(identity)), "finished cells"),
-        (source_class(cfg.dataset.name).training_images(cfg), "the published lists"),
+        (published, "the published lists"),
     ):
         if count is not None:
             return count, origin

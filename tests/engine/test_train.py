@@ -53,8 +53,21 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
 )
 def test_the_learning_rate_is_poly(lr: float, power: float, expected: list[float]) -> None:
-    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, poly_power=power))
+    cfg: Any = SimpleNamespace(train=SimpleNamespace(lr=lr, lr_scale=1.0, poly_power=power))
     assert [learning_rate(cfg, step, 4) for step in range(4)] == pytest.approx(expected, rel=1e-5)
+    cfg.train.lr_scale = 10.0
+    assert [learning_rate(cfg, step, 4) for step in range(4)] == pytest.approx([10 * e for e in expected], rel=1e-5)
+
+
+def test_the_scale_multiplies_the_recorded_rate_and_stands_in_the_message(root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "eval.enabled=false", "train.max_steps=2", "train.lr=0.004", "train.lr_scale=10")
+    done(c)
+    assert cell_of(c).curves()["lr"][1] == pytest.approx([0.04, 0.04 * 0.5**0.9], rel=1e-5)
+    assert cell_of(c).identity["train.lr_scale"] == 10
+    c = composed(root, tmp_path, "train.max_steps=30", "train.lr_scale=900", "train.lr=900", "name=exploding")
+    with pytest.raises(UserError, match=r"\(train\.lr=900\.0, train\.lr_scale=900\.0\)") as caught:
+        run(c.config, c.task_overrides)
+    assert "train.lr_scale" in caught.value.fix
 
 
 # 30 of the 60 images have no novel class: 3 steps of 10 make an epoch.

@@ -115,6 +115,15 @@ def test_models_of_unknown_settings_share_a_table_that_says_so(tmp_path: Path, a
     assert "train.lr is each model's own" not in text  # nobody knows
 
 
+def test_another_lr_scale_is_another_table(tmp_path: Path, add: Add) -> None:
+    """Not a rate of a model's own: without it in the table's head, runs of both scales would be averaged."""
+    for scale, miou in (({}, 50.0), ({"train.lr_scale": 10.0}, 60.0)):
+        add("table3_components", f"full-{miou}", miou, FULL, identity={"train.lr": 0.002, "seed": 0} | scale)
+    report(tmp_path)
+    found = [[row for row in path.read_text().splitlines() if "SM + IC |" in row] for path in tmp_path.glob("*.md")]
+    assert sorted(row.split("|")[2].strip() for lines in found for row in lines) == ["50.00", "60.00"]
+
+
 @pytest.mark.parametrize("identity", [RECIPE, {}])
 def test_a_result_without_identity_stands_in_no_table_of_known_settings(
     tmp_path: Path, add: Add, identity: dict[str, Any]
