@@ -110,11 +110,12 @@ class EpisodeSampler:
         self.lists, self.shot, self.seed, self.query = lists, shot, seed, protocol.train_query
         self._drawer = SupportDrawer(lists, protocol.repeat_support, families, background_shift)
         self._pairs = lists.pairs if self.query == "pair" else ()
+        self._length = epoch_length(lists, self.query)
         self._epoch, self._order = -1, [0]  # the last epoch's permutation: speed only, every value is recomputable
 
     def __len__(self) -> int:
         """N, episodes of one epoch."""
-        return epoch_length(self.lists, self.query)
+        return self._length
 
     def __getitem__(self, number: int) -> EpisodeSpec:
         """Episode `number` >= 0."""

@@ -50,9 +50,11 @@ def fitted(height: int, width: int, longer: float) -> tuple[int, int]:
 
 
 def floored(height: int, width: int, longer: int) -> tuple[int, int]:
-    """(height, width) with the longer side `longer`, then each side floored to a multiple of 8, at least 8."""
-    sides = (side * longer // max(height, width) // 8 * 8 for side in (height, width))
-    down, across = (max(8, side) for side in sides)
+    """(height, width) with the longer side `longer`, the other cut to whole pixels, then each floored to a multiple of
+    8, at least 8."""
+    factor = longer / max(height, width)
+    sides = [longer if side == max(height, width) else int(side * factor) for side in (height, width)]
+    down, across = (max(8, side // 8 * 8) for side in sides)
     return down, across
 
 
