@@ -126,8 +126,9 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
         fix = "give a text file with one image per line, or leave it out"
         files |= {"dataset.train_list": fix, "dataset.val_list": fix}
     for key, fix in files.items():
+        path = _get(cfg, key)
         # Unlike `Path.is_file`, `isfile` is False for a name that is too long.
-        if (path := _get(cfg, key)) is not None and not os.path.isfile(os.path.expanduser(path)):
+        if path is not None and not os.path.isfile(os.path.expanduser(path) if key.startswith("dataset.") else path):
             yield key, UserError(f"{key}={shown(path)} is not a file", fix)
     above = next((p for p in (Path(cfg.output_dir), *Path(cfg.output_dir).parents) if os.path.lexists(p)), Path())
     if not os.path.isdir(above):

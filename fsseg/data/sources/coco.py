@@ -132,7 +132,7 @@ class CocoSource(Source):
         """Ids of the images that the configuration names, all if it names none, and the faults of its list."""
         if (name := self.lists[split]) is None:
             return masks.image_ids, []
-        origin = self.label_maps if self.coco_masks == "maps" else self.mask_path(split).name
+        origin = masks.folder if isinstance(masks, LabelMaps) else masks.path
         return listed_images(name, f"dataset.{split}_list", masks.image_ids, str(origin))
 
     def _image_ids(self, split: Split) -> list[str]:
@@ -190,19 +190,22 @@ class CocoSource(Source):
     def layout(cls, cfg: CocoConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
         root = Path(cfg.root).expanduser()
         folders = [f"{split}{cfg.year}" for split in splits]
-        if cfg.coco_masks == "maps":
-            maps = [_label_maps(cfg) / folder for folder in folders]
-            there = {
-                os.path.relpath(path, root) if path.is_relative_to(root) else str(path): path.is_dir() for path in maps
-            }
+        if cfg.coco_masks == "maps":  # a folder of their own has a fault of its own, see `check_folder`
+            files = [] if cfg.label_maps is not None else [f"annotations/{folder}" for folder in folders]
         else:
             files = [f"annotations/instances_{split}{cfg.year}.json" for split in splits]
-            there = {name: (root / name).is_file() for name in files}
+        there = {name: (root / name).exists() for name in files}
         return there | {name: any((root / base / name).is_dir() for base in ("", "images")) for name in folders}
 
     @classmethod
     def check_folder(cls, cfg: CocoConfig, splits: Sequence[Split] = SPLITS) -> list[UserError]:
         errors = super().check_folder(cfg, splits)
+        if cfg.coco_masks == "maps":
+            folders = [_label_maps(cfg) / f"{split}{cfg.year}" for split in splits]
+            lacking = [str(folder) for folder in folders if cfg.label_maps is not None and not folder.is_dir()]
+            what = f"dataset.label_maps={cfg.label_maps}: there is no folder {' or '.join(lacking)}"
+            fix = f"point dataset.label_maps at the folder that holds train{cfg.year} and val{cfg.year} with label PNGs"
+            return [*errors, *([UserError(what, fix)] if lacking else [])]
         other = {2014: 2017, 2017: 2014}.get(cfg.year)
         if not (Path(cfg.root).expanduser() / "annotations" / f"instances_val{other}.json").is_file():
             return errors
@@ -283,6 +286,4 @@ class CocoSource(Source):
 
 def _label_maps(cfg: CocoConfig) -> Path:
     """The folder of the label maps of both splits."""
-    return Path(cfg.root if cfg.label_maps is None else cfg.label_maps).expanduser() / (
-        "annotations" if cfg.label_maps is None else ""
-    )
+    return Path(f"{cfg.root}/annotations" if cfg.label_maps is None else cfg.label_maps).expanduser()
