@@ -13,7 +13,7 @@ from random import Random
 
 from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import FoldLists
-from fsseg.data.types import EpisodeSpec
+from fsseg.data.spec import EpisodeSpec
 from fsseg.errors import UserError
 
 

@@ -38,6 +38,7 @@ UNREADABLE, OTHER_SIZE = "unreadable images", "images of another size than their
 """Kinds of faults that a run's start and `fsseg verify` find."""
 
 
+
 @dataclass(frozen=True)
 class ClassIndex:
     """Which images hold which classes, with how many pixels at original size.
@@ -208,7 +209,7 @@ class Source(ABC):
 
     def check(self, splits: Sequence[Split] = SPLITS) -> None:
         """Before a run: index the splits, and check that all their images are there, whole by their headers and ends,
-        and of the size that the annotations say.
+        and of the size that the annotations say; and that none that is trained on is evaluated.
 
         Raises:
             UserError: with everything that is missing or at fault, in one go.
@@ -225,8 +226,34 @@ class Source(ABC):
             missing = self.missing_images(split)
             faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in missing]
             faults += self._header_faults(split, index, set(missing))
+        if "train" in splits:
+            faults += self.shared_images(self.listed("train"), self.listed("val"))
         if faults:
             raise faults_error(faults)
+
+    def shared_images(self, train: Sequence[str], val: Sequence[str]) -> list[Fault]:
+        """A fault for each image that both splits list: it would be trained on, and then evaluated.
+
+        Args:
+            train, val: ids of the splits' images.
+        """
+        if not (both := sorted(i for i in set(train) & set(val) if self.is_one_image(i))):
+            return []
+        origins = f"the training list ({self.list_origin('train')}) and the evaluation list ({self.list_origin('val')})"
+        fix = "take them off one of the two (dataset.train_list=, dataset.val_list=): else the score is of seen images"
+        return [Fault(f"images of both {origins}", str(self.image_path("train", i)), "", fix) for i in both]
+
+    def is_one_image(self, image_id: str) -> bool:
+        """Whether an id that both splits have is one image, and not two of the same name in two folders."""
+        return self.image_path("train", image_id) == self.image_path("val", image_id)
+
+    def listed(self, split: Split) -> Sequence[str]:
+        """Ids of a split's list, as far as they are known without a scan; else none."""
+        try:
+            index = self._indexes.get(split) or self.kept_index(split)
+        except (UserError, OSError):  # told by whoever needs the split
+            return ()
+        return () if index is None else index.image_ids
 
     def _header_faults(self, split: Split, index: ClassIndex, missing: set[str]) -> list[Fault]:
         """Faults that the headers of the images show; their sizes in bytes go into the fingerprint."""

@@ -155,6 +155,10 @@ class CocoSource(Source):
         store = self._store(split)
         return {image_id: store.size(position) for position, image_id in enumerate(store.image_ids)}
 
+    def is_one_image(self, image_id: str) -> bool:
+        """An id holds the image's number, which no other image of COCO has."""
+        return True
+
     def missing_images(self, split: Split) -> list[str]:
         folder = self.image_folder(split)
         present = set(os.listdir(folder)) if folder.is_dir() else set()

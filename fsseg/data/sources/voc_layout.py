@@ -20,6 +20,7 @@ from fsseg.data.images import image_size, read_file, read_image, read_labels, si
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
 from fsseg.data.sources.mask_scan import MaskCount, build_index, kept_counts, list_files, scan_masks
 from fsseg.data.sources.voc_lists import read_list
+from fsseg.errors import UserError
 
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
 MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
@@ -87,6 +88,13 @@ class VocSource(Source):
             UserError: no such list.
         """
         return read_list(self.list_origin(split), self.root / LISTS, f"dataset.{split}_list")
+
+    def listed(self, split: Split) -> Sequence[str]:
+        """As in `Source`; no mask is needed for it."""
+        try:
+            return self._indexes[split].image_ids if split in self._indexes else self.list_ids(split)[0]
+        except UserError:
+            return ()
 
     def list_origin(self, split: Split) -> str:
         return self.val_list if split == "val" else str(self.train_list)
