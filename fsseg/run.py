@@ -36,6 +36,7 @@ from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
 from fsseg.process.ranks import several_expected
 from fsseg.process.signals import Preempted
+from fsseg.sweep.preflight import output_faults
 from fsseg.sweep.sync import sync_cell
 
 log = logging.getLogger("fsseg")
@@ -101,7 +102,7 @@ def _lead(run: Run) -> Outcome:
         redo = cfg.redo and not redone_by_this_job(cell)
         if not redo and (result := cell.finished()) is not None:
             return _already_done(run, result)
-        if found := folder_faults(cfg):
+        if found := folder_faults(cfg) + output_faults(cell):
             raise merge_errors(found)
         if not redo:
             cell.check_same_settings()
@@ -250,6 +251,7 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         from fsseg.engine import checkpoint
         from fsseg.engine.evaluate import evaluate
         from fsseg.engine.pictures import draw_figures
+        from fsseg.engine.ready import make_plans, room_of
         from fsseg.engine.train import train
         from fsseg.model import build_model
 
@@ -258,9 +260,12 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
             torch.set_num_threads(cfg.num_threads)
         source = build_source(cfg)
         source.check(needed_splits(cfg))
+        plans = make_plans(source, cfg)
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+        if run.ranks.first and (lack := room_of(model, cfg, run.cell).fault()) is not None:
+            raise lack
     if redone is not None:
         _put_aside(run, redone)
     done.timing.prepare_seconds = round(time.monotonic() - started, 2)
@@ -270,13 +275,13 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
 
-    if cfg.train.enabled and model.trainable:
+    if plans.training is not None and model.trainable:
         run.status.update(phase="train")
-        done.training, done.train_data = train(run, model, source)
+        done.training, done.train_data = train(run, model, source, plans.training)
         done.timing.train_seconds = done.training.seconds
     if cfg.eval.enabled:
         run.status.update(phase="evaluate")
-        done.evaluation = evaluate(run, model, source)
+        done.evaluation = evaluate(run, model, source, plans)
         done.timing.evaluate_seconds = done.evaluation.seconds
     if run.ranks.first:
         run.still_ours()
