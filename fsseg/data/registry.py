@@ -6,9 +6,10 @@ A new source is a file in `data/sources`, a schema that names it, a YAML file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsseg.cell.models import DataRecord
 from fsseg.config.entry import resolved
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from fsseg.data.source import ClassIndex, Source, Split
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def source_class(name: str) -> type[Source]:
@@ -41,6 +44,49 @@ def build_source(cfg: Config) -> Source:
         UserError: if its folder or annotations are missing or broken.
     """
     return source_class(cfg.dataset.name)(cfg.dataset)  # type: ignore[call-arg]  # a subclass takes only this
+
+
+_made: dict[Hashable, Any] | None = None
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """In this block `made_once` makes each thing once: the cells of a sweep are checked one after the other."""
+    global _made
+    before, _made = _made, {}
+    try:
+        yield
+    finally:
+        _made = before
+
+
+def made_once(key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives, or raises as a `UserError`; within `sharing` that of the first call with this key."""
+    if _made is None:
+        return make()
+    if key not in _made:
+        try:
+            _made[key] = make()
+        except UserError as error:
+            _made[key] = error
+    if isinstance(found := _made[key], UserError):
+        raise found
+    return cast(T, found)
+
+
+def checked_source(cfg: Config) -> Source:
+    """The data set of a configuration, after the checks that precede a run.
+
+    Raises:
+        UserError: with everything that is missing or at fault.
+    """
+
+    def make() -> Source:
+        source = build_source(cfg)
+        source.check(needed_splits(cfg))
+        return source
+
+    return made_once((str(resolved(cfg.dataset)), *needed_splits(cfg)), make)
 
 
 def needed_splits(cfg: Config) -> list[Split]:

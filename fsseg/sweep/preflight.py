@@ -63,6 +63,11 @@ def runs_here(config: DictConfig) -> bool:
     return bool(config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}")
 
 
+def leaves(config: DictConfig) -> bool:
+    """Whether the cells of a sweep run on other machines: the devices of this one say nothing about them."""
+    return not runs_here(config) and config.hydra.launcher._target_ != "hydra_plugins.fsseg_launchers.LocalLauncher"
+
+
 def cell_faults(cfg: Config, directory: Path, download: bool) -> list[UserError]:
     """What a cell lacks that is not in its configuration: pretrained weights, and a folder to write to.
 
