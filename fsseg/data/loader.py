@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fsseg.config.entry import plain
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import ListHead, read_episodes
 from fsseg.data.episodes import EpisodeSampler, episodes_fingerprint, evaluation_episodes
@@ -88,6 +89,7 @@ def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     Raises:
         UserError: faulty annotations, or nothing to train on.
     """
+    cfg = plain(cfg)
     index = source.index("train")
     novel = source.novel_classes(cfg.fold)
     lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
@@ -105,6 +107,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
     Raises:
         UserError: faulty annotations, a faulty episode file, or no novel class that can form an episode.
     """
+    cfg = plain(cfg)
     index = source.index("val")
     novel = source.novel_classes(cfg.fold)
     if cfg.protocol.episodes_file is not None:

@@ -155,6 +155,10 @@ class Source(ABC):
     def image_path(self, split: Split, image_id: str) -> Path:
         """The file of an image, whether it exists or not."""
 
+    def image_paths(self, split: Split, image_ids: Sequence[str]) -> dict[str, Path]:
+        """`image_path` of many images."""
+        return {image_id: self.image_path(split, image_id) for image_id in image_ids}
+
     @abstractmethod
     def mask_path(self, split: Split, image_id: str) -> Path:
         """The file that an image's masks come from."""
@@ -203,7 +207,7 @@ class Source(ABC):
             UserError: as `index`.
         """
         if split not in self._image_fingerprints:
-            paths = {i: self.image_path(split, i) for i in self.index(split).image_ids}
+            paths = self.image_paths(split, self.index(split).image_ids)
             self._image_fingerprints[split] = sizes_fingerprint(paths, stamps_of(paths.values()))
         return self._image_fingerprints[split]
 
@@ -257,7 +261,7 @@ class Source(ABC):
 
     def _header_faults(self, split: Split, index: ClassIndex, missing: set[str]) -> list[Fault]:
         """Faults that the headers of the images show; their sizes in bytes go into the fingerprint."""
-        paths = {i: self.image_path(split, i) for i in index.image_ids}
+        paths = self.image_paths(split, index.image_ids)
         stamps = stamps_of(paths.values())
         self._image_fingerprints[split] = sizes_fingerprint(paths, stamps)
         shapes, reasons = read_headers(split, self.root, stamps, cache_folders(self.root, self.cache))

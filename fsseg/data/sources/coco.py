@@ -114,6 +114,11 @@ class CocoSource(Source):
         store = self._store(split)
         return self.image_folder(split) / store.file_names[store.position(image_id)]
 
+    def image_paths(self, split: Split, image_ids: Sequence[str]) -> dict[str, Path]:
+        """As in `Source`; looks for the folder once, not for each of 120,000 images."""
+        store, folder = self._store(split), self.image_folder(split)
+        return {image_id: folder / store.file_names[store.position(image_id)] for image_id in image_ids}
+
     def mask_path(self, split: Split, image_id: str = "") -> Path:
         """The JSON file of the split, whatever the image."""
         return self.root / "annotations" / f"instances_{split}{self.year}.json"
