@@ -348,8 +348,8 @@ def _sweep() -> DictConfig | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    found = HydraConfig.instance().cfg
-    return None if found is None or found.hydra.mode != RunMode.MULTIRUN else found
+    found: Any = HydraConfig.instance().cfg
+    return found if found is not None and found.hydra.mode == RunMode.MULTIRUN else None
 
 
 def _hydra_overrides() -> list[str]:

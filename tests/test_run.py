@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import pty
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -578,7 +578,9 @@ def test_a_full_disk_stops_the_run_with_the_folder_named(root: Path, tmp_path: P
     """One that was filled by others meanwhile: at the start there was room."""
     size = whole[0].checkpoint.stat().st_size
     room = int(size * 1.5) + 60_000  # one checkpoint fits, a second beside it does not
-    done = in_mounted(f"mount -t tmpfs -o size={room} tmpfs {tmp_path}; export ROOM_AT_START=1", str(root), str(tmp_path))
+    done = in_mounted(
+        f"mount -t tmpfs -o size={room} tmpfs {tmp_path}; export ROOM_AT_START=1", str(root), str(tmp_path)
+    )
     lines = done.stdout.splitlines()
     assert lines, done.stderr
     assert lines[0].startswith(f"UserError {tmp_path}"), done.stdout + done.stderr
@@ -593,8 +595,8 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_ste
     done = in_mounted(f"mount -t tmpfs -o size=4m tmpfs {tmp_path}", str(root), str(tmp_path))
     lines = done.stdout.splitlines()
     assert re.match(
-        rf"UserError output_dir={tmp_path}: the run \(up to 3 checkpoints of 1\.\d+ MB, and logs\) needs about 2\d\.\d MB, "
-        r"and \d\.\d+ MB are free", lines[0],
+        rf"UserError output_dir={tmp_path}: the run \(up to 3 checkpoints of 1\.\d+ MB, and logs\) "
+        r"needs about 2\d\.\d MB, and \d\.\d+ MB are free", lines[0],
     ), done.stdout + done.stderr  # fmt: skip
     assert lines[1:] == ["result False"]
 

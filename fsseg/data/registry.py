@@ -192,7 +192,9 @@ class DataAtHand:
             if (there := self._index(cfg, "train") if "train" in splits else None) is not None:
                 source, train = there
                 val = self._index(cfg, "val")
-                shared = source.shared_images(train.image_ids, source.listed("val") if val is None else val[1].image_ids)
+                shared = source.shared_images(
+                    train.image_ids, source.listed("val") if val is None else val[1].image_ids
+                )
                 found += [faults_error(shared)] if shared else []
             self._faults[mark] = found
         return self._faults[mark]

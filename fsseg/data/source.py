@@ -38,7 +38,6 @@ UNREADABLE, OTHER_SIZE = "unreadable images", "images of another size than their
 """Kinds of faults that a run's start and `fsseg verify` find."""
 
 
-
 @dataclass(frozen=True)
 class ClassIndex:
     """Which images hold which classes, with how many pixels at original size.

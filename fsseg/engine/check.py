@@ -31,7 +31,7 @@ from fsseg.sweep.preflight import output_faults, weights_faults
 
 
 @dataclass
-class Report:
+class Check:
     """What a check found.
 
     Attributes:
@@ -70,7 +70,7 @@ class Report:
             raise merge_errors(self.faults)
 
 
-def check_cell(cfg: Config, cell: Cell, here: bool) -> Report:
+def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
     """Check one cell.
 
     Args:
@@ -78,68 +78,68 @@ def check_cell(cfg: Config, cell: Cell, here: bool) -> Report:
         cell: its directory.
         here: whether it would run on this machine, so that its device must be there.
     """
-    report = Report(cell)
-    report.rows.append(("cell", str(cell.directory)))
-    with report.noting():
-        report.result = None if cfg.redo else cell.finished()
-    if report.result is not None:
-        if (changed := DataNow().fault(cfg, resolved(cfg.dataset), report.result.dataset)) is not None:
-            report.faults.append(UserError(f"{cell.directory} is {changed.what}", changed.fix))
+    found = Check(cell)
+    found.rows.append(("cell", str(cell.directory)))
+    with found.noting():
+        found.result = None if cfg.redo else cell.finished()
+    if found.result is not None:
+        if (changed := DataNow().fault(cfg, resolved(cfg.dataset), found.result.dataset)) is not None:
+            found.faults.append(UserError(f"{cell.directory} is {changed.what}", changed.fix))
         else:
-            report.would = f"already done: {report.result.score_line()}; nothing would be run"
-        return report
+            found.would = f"already done: {found.result.score_line()}; nothing would be run"
+        return found
     if (claim := cell.claim()) is not None and claim.alive():
-        report.would = f"would be left alone: {claim.holder} has it"
-        return report
+        found.would = f"would be left alone: {claim.holder} has it"
+        return found
     if not cfg.redo:
-        with report.noting():
+        with found.noting():
             cell.check_same_settings()
-    report.faults += output_faults(cell)
+    found.faults += output_faults(cell)
     if here:
-        with report.noting():
-            report.rows.append(("device", describe_device(choose_device(cfg.device))))
-    source, plans = _data(cfg, report)
-    model = _model(cfg, report)
+        with found.noting():
+            found.rows.append(("device", describe_device(choose_device(cfg.device))))
+    source, plans = _data(cfg, found)
+    model = _model(cfg, found)
     if source is not None and model is not None and cfg.checkpoint is not None:
-        with report.noting():
+        with found.noting():
             origin = checkpoint.start_from(model, cfg, source)
-            report.rows.append(("weights", f"{cfg.checkpoint}, step {origin.step}"))
+            found.rows.append(("weights", f"{cfg.checkpoint}, step {origin.step}"))
     if model is not None:
-        _room(cfg, model, report)
+        _room(cfg, model, found)
     if source is not None and plans is not None:
-        with report.noting():
-            report.would = _would(cfg, cell, source, plans)
-    if report.faults:
-        report.would = ""
-    return report
+        with found.noting():
+            found.would = _would(cfg, cell, source, plans)
+    if found.faults:
+        found.would = ""
+    return found
 
 
-def _data(cfg: Config, report: Report) -> tuple[Source | None, Plans | None]:
-    if found := folder_faults(cfg):
-        report.faults += found
+def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
+    if lacking := folder_faults(cfg):
+        found.faults += lacking
         return None, None
     source = plans = None
-    with report.noting():
+    with found.noting():
         source = checked_source(cfg)
         plans = make_plans(source, cfg)
     if source is None or plans is None:
         return source, None
     counts = {"train": "training", "val": "evaluation"}
     images = " and ".join(f"{len(source.index(s).image_ids)} {counts[s]}" for s in needed_splits(cfg))
-    report.rows.append(("data", f"{source.name} in {source.root}: {images} images, all whole by their headers"))
+    found.rows.append(("data", f"{source.name} in {source.root}: {images} images, all whole by their headers"))
     novel, names = source.novel_classes(cfg.fold), source.classes
     if (training := plans.training) is not None:
         steps, lists = steps_of(training, cfg), training.lists
-        lacking = f"; too few images of {', '.join(names[c] for c in lists.missing_classes)}" * bool(lists.missing_classes)
-        report.rows.append((
+        left_out = ", ".join(names[c] for c in lists.missing_classes)
+        found.rows.append((
             "training", f"{training.num_images} images of {len(lists.classes)} base classes, "
-            f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs){lacking}",
+            f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs){f'; too few images of {left_out}' * bool(left_out)}",
         ))  # fmt: skip
-        with report.noting():
+        with found.noting():
             distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))
     if (evaluation := plans.evaluation) is not None:
         drawn = ", ".join(names[c] for c in evaluation.classes)
-        report.rows.append((
+        found.rows.append((
             "evaluation", f"{plans.num_episodes} episodes ({len(evaluation.episodes)} seeds"
             f"{f', {1 + len(plans.shifted)} backgrounds' if plans.shifted else ''}) of {len(evaluation.classes)} of "
             f"{len(novel)} novel classes: {drawn}",
@@ -148,37 +148,39 @@ def _data(cfg: Config, report: Report) -> tuple[Source | None, Plans | None]:
             (evaluation.missing_classes, "too few images"), (evaluation.not_drawn, "too few episodes"),
         ):  # fmt: skip
             if absent:
-                report.rows.append(("", f"partial: no episode of {', '.join(names[c] for c in absent)} ({why})"))
+                found.rows.append(("", f"partial: no episode of {', '.join(names[c] for c in absent)} ({why})"))
     return source, plans
 
 
-def _model(cfg: Config, report: Report) -> FewShotModel | None:
+def _model(cfg: Config, found: Check) -> FewShotModel | None:
     """The model on the CPU; with random weights where those that it starts from are still to be downloaded."""
     backbone = cfg.backbone
-    report.faults += weights_faults(cfg, download=True)
+    if faults := list(weights_faults(cfg, download=True)):
+        found.faults += faults
+        return None
     published = backbone.pretrained and backbone.name in weights.FILES
     absent = published and backbone.weights is None and not os.path.isfile(weights.cached(backbone.name))
     if published:
         place = backbone.weights or str(weights.cached(backbone.name))
         how = f"would be downloaded from {weights.url(backbone.name)} to {place}" if absent else place
-        report.rows.append(("pretrained", how))
+        found.rows.append(("pretrained", how))
     if absent:
         cfg = copy.deepcopy(cfg)
         cfg.backbone.pretrained = False
     model = None
-    with report.noting():
+    with found.noting():
         model = made_once(("model", str(resolved(cfg.backbone)), str(resolved(cfg.model))), lambda: build_model(cfg))
         number = sum(p.numel() for p in model.parameters()) / 1e6
-        report.rows.append(("model", f"{cfg.model.name} on {backbone.name}: {number:.2f} M parameters"))
+        found.rows.append(("model", f"{cfg.model.name} on {backbone.name}: {number:.2f} M parameters"))
     return model
 
 
-def _room(cfg: Config, model: FewShotModel, report: Report) -> None:
-    room = room_of(model, cfg, report.cell)
+def _room(cfg: Config, model: FewShotModel, found: Check) -> None:
+    room = room_of(model, cfg, found.cell)
     if (lack := room.fault()) is not None:
-        report.faults.append(lack)
+        found.faults.append(lack)
     one = f"{size(room.checkpoint)} a checkpoint, " if room.checkpoint else ""
-    report.rows.append(("disk", f"{one}{size(room.needed)} needed at most, {size(room.free)} free"))
+    found.rows.append(("disk", f"{one}{size(room.needed)} needed at most, {size(room.free)} free"))
 
 
 def _would(cfg: Config, cell: Cell, source: Source, plans: Plans) -> str:

@@ -41,6 +41,9 @@ def launch_faults(config: DictConfig) -> list[UserError]:
         return found
     if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
         return found
+    if config.check and not config.hydra.sweeper._target_.startswith("hydra_plugins.fsseg_sweeper."):
+        what = f"check=true: hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']} would write and submit"
+        return [UserError(what, "leave hydra/sweeper= out, or check one cell, without -m")]
     launcher = config.hydra.launcher
     known = is_dataclass(OmegaConf.get_type(launcher))
     found = list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
