@@ -28,7 +28,7 @@ IMAGES = {"a": (0, 1), "b": (0,), "c": (1,), "d": (0,), "e": (1,), "f": (0, 1), 
 def lists_of(images: dict[str, tuple[int, ...]]) -> FoldLists:
     classes = sorted({c for own in images.values() for c in own})
     members = {c: tuple(image for image, own in images.items() if c in own) for c in classes}
-    return FoldLists(tuple(images), tuple(images.values()), members, ())
+    return FoldLists(tuple(images), tuple(images.values()), members, (), tuple(images.values()))
 
 
 def config(share: float, every: int = 1, shot: int = 1, seed: int = 0, fold: int = 0, **protocol: Any) -> Any:

@@ -200,7 +200,7 @@ def test_statistics_mode_and_random_numbers_stay_as_they_are(monkeypatch: pytest
 
     monkeypatch.setattr(validation_module.Scoring, "score", score)
     cfg = SimpleNamespace(eval=SimpleNamespace(every_epochs=1, base_episodes=3))
-    plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=(), not_drawn=()), held_out=1,
+    plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=()), held_out=1,
                            steps_per_epoch=4)  # fmt: skip
     made: Any = BaseValidation(SimpleNamespace(cfg=cfg, ranks=ALONE), model, None, plan, 10)  # type: ignore[arg-type]
     assert [step for step in range(11) if made.due(step)] == [4, 8, 10]
