@@ -165,6 +165,7 @@ class DataAtHand:
         self._indexes: dict[tuple[str, Split], tuple[Source, ClassIndex] | None] = {}
         self._counts: dict[tuple[Any, ...], int | None] = {}
         self._faults: dict[tuple[Any, ...], list[UserError]] = {}
+        self._texts: dict[int, tuple[Any, str]] = {}
 
     def training_images(self, cfg: Config) -> int | None:
         """Training images of a cell, by the rules of its fold and protocol; None if the data, or their index, are not
@@ -200,7 +201,13 @@ class DataAtHand:
         return self._faults[mark]
 
     def _mark(self, cfg: Config) -> tuple[Any, ...]:
-        return str(resolved(cfg.dataset)), str(resolved(cfg.protocol)), cfg.fold, cfg.shot
+        return self._text(cfg.dataset), self._text(cfg.protocol), cfg.fold, cfg.shot
+
+    def _text(self, node: Any) -> str:
+        """A part of a configuration, resolved; the cells of a grid share their nodes."""
+        if id(node) not in self._texts:
+            self._texts[id(node)] = node, str(resolved(node))  # the node is kept, so that its id stays its own
+        return self._texts[id(node)][1]
 
     def _lists(self, cfg: Config, split: Split) -> FoldLists | None:
         """The lists of a split, or None without its index, and for evaluation with episodes from a file.
@@ -223,7 +230,7 @@ class DataAtHand:
         return make(index, novel, cfg.protocol, cfg.shot, source.classes)
 
     def _index(self, cfg: Config, split: Split) -> tuple[Source, ClassIndex] | None:
-        mark = str(resolved(cfg.dataset)), split
+        mark = self._text(cfg.dataset), split
         if mark not in self._indexes:
             self._indexes[mark] = _kept(cfg, split)
         return self._indexes[mark]
