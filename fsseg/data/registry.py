@@ -165,6 +165,7 @@ class DataAtHand:
         self._indexes: dict[tuple[str, Split], tuple[Source, ClassIndex] | None] = {}
         self._counts: dict[tuple[Any, ...], int | None] = {}
         self._faults: dict[tuple[Any, ...], list[UserError]] = {}
+        self._texts: dict[int, tuple[Any, str]] = {}
 
     def training_images(self, cfg: Config) -> int | None:
         """Queries of an epoch of a cell, by the rules of its fold and protocol: its training images, or their pairs.
@@ -203,7 +204,13 @@ class DataAtHand:
 
     def _mark(self, cfg: Config) -> tuple[Any, ...]:
         held_back = (cfg.eval.base_share, cfg.eval.base_episodes, cfg.seed) if cfg.eval.every_epochs else None
-        return str(resolved(cfg.dataset)), str(resolved(cfg.protocol)), cfg.fold, cfg.shot, held_back
+        return self._text(cfg.dataset), self._text(cfg.protocol), cfg.fold, cfg.shot, held_back
+
+    def _text(self, node: Any) -> str:
+        """A part of a configuration, resolved; the cells of a grid share their nodes."""
+        if id(node) not in self._texts:
+            self._texts[id(node)] = node, str(resolved(node))  # the node is kept, so that its id stays its own
+        return self._texts[id(node)][1]
 
     def _lists(self, cfg: Config, split: Split) -> FoldLists | None:
         """The lists of a split, or None without its index, and for evaluation with episodes from a file.
@@ -228,7 +235,7 @@ class DataAtHand:
         return hold_back(train_lists(index, novel, cfg.protocol, cfg.shot, source.classes), cfg)[0]
 
     def _index(self, cfg: Config, split: Split) -> tuple[Source, ClassIndex] | None:
-        mark = str(resolved(cfg.dataset)), split
+        mark = self._text(cfg.dataset), split
         if mark not in self._indexes:
             self._indexes[mark] = _kept(cfg, split)
         return self._indexes[mark]

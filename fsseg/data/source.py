@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,9 +120,11 @@ class Source(ABC):
         num_folds: equal parts that the classes are cut into.
         cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
         mask_rule: how masks are made from the annotations, in words; recorded with every result.
+        one_pool: both splits are the same images, and only their classes tell what is trained on and what is scored.
     """
 
     mask_rule: str
+    one_pool: ClassVar[bool] = False
 
     def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
         self.name = cfg.name
@@ -279,7 +281,8 @@ class Source(ABC):
         Args:
             train, val: ids of the splits' images.
         """
-        if not (both := sorted(i for i in set(train) & set(val) if self.is_one_image(i))):
+        both = [] if self.one_pool else sorted(i for i in set(train) & set(val) if self.is_one_image(i))
+        if not both:
             return []
         origins = f"the training list ({self.list_origin('train')}) and the evaluation list ({self.list_origin('val')})"
         fix = "take them off one of the two (dataset.train_list=, dataset.val_list=): else the score is of seen images"

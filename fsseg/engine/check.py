@@ -134,7 +134,8 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
         left_out = ", ".join(names[c] for c in lists.missing_classes)
         found.rows.append((
             "training", f"{training.num_images} images of {len(lists.classes)} base classes, "
-            f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs){f'; too few images of {left_out}' * bool(left_out)}",
+            f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs)"
+            + f"; too few images of {left_out}" * bool(left_out),
         ))  # fmt: skip
         with found.noting():
             distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))

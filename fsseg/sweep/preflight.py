@@ -87,7 +87,7 @@ def output_faults(run: RunDirectory) -> list[UserError]:
         run.status_file, run.result_file, run.metrics_file, run.log_file, run.config_file, run.identity_file,
         run.checkpoint, run.previous_checkpoint, run.episodes_figure, run.attempts / "1.json", run.tensorboard / "x",
     )  # fmt: skip
-    places = dict.fromkeys(nearest(file.parent) for file in files)
+    places = dict.fromkeys(map(nearest, dict.fromkeys(file.parent for file in files)))
     found = [fault for place in places if (fault := folder_fault(place)) is not None]
     return found or [
         UserError(f"{shown(file)} is a folder, and the run writes a file of this name", "move it away, or set name=")
