@@ -84,7 +84,7 @@ class BaseValidation:
         epoch = round(step / self.plan.steps_per_epoch, 4)
         assert found.fb_iou is not None
         self._scores.append(BaseScore(step, epoch, found.miou, found.fb_iou))
-        log.info("base classes after %.1f epochs: mIoU %.2f, FB-IoU %.2f on images held back, in %s",
+        log.info("base classes after %.1f epochs: mIoU %.2f, FB-IoU %.2f, in %s",
                  epoch, found.miou, found.fb_iou, duration(time.monotonic() - began))  # fmt: skip
         return {"step": step, "epoch": epoch, "base/miou": found.miou, "base/fb_iou": found.fb_iou}
 
