@@ -33,8 +33,8 @@ _ABLATION_RECIPE = {
     "train.lr_scale": 1.0,
     "eval.every_epochs": 0,
 }
-"""The settings of the paper's runs, as `dataset=pascal5i` sets them. Each model may have its own learning rate, but what
-multiplies it is named; and so is that training images are held back."""
+"""The settings of the paper's runs, as `dataset=pascal5i` sets them. Each model may have its own learning rate, but
+what multiplies it is named; and so is that training images are held back."""
 
 
 @dataclass(frozen=True)

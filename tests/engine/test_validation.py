@@ -35,7 +35,8 @@ from fsseg.run import run
 
 # 12 of 30 images are held back: 3 steps of 6 make an epoch.
 SETTINGS = ("eval.every_epochs=1", "eval.base_share=0.4", "eval.base_episodes=14", "train.batch_size=6",
-            "train.max_steps=8", "eval.enabled=false", "eval.batch_size=4", "train.checkpoint_minutes=1000")  # fmt: skip
+            "train.max_steps=8", "eval.enabled=false", "eval.batch_size=4",
+            "train.checkpoint_minutes=1000")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
