@@ -89,7 +89,7 @@ def bench_loading(
         except UserError as error:
             refused = error
             continue
-        sampler = EpisodeSampler(lists, shot, cfg.seed, cfg.protocol.repeat_support)
+        sampler = EpisodeSampler(lists, shot, cfg.seed, cfg.protocol)
         for count in workers:
             rows.append(_measure(source, sampler, cfg, count, episodes))
     if not rows and refused is not None:

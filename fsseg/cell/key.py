@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsseg.cell import weights as published
 from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
+from fsseg.config.history import ACT_ELSEWHERE, ADDED, ADDED_TO, RETIRED, STANDARD_POOL
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -131,14 +132,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """The settings that can change the numbers, flat; files are replaced by digests of their content."""
-    from fsseg.config.schema import ACT_ELSEWHERE, ADDED, RETIRED, DatasetConfig
-
     flat = flatten(resolved)
-    dataset = DatasetConfig.choices().get(flat.get("dataset.name", ""))
-    added = ADDED | {f"dataset.{k}": value for k, value in (dataset.ADDED if dataset else {}).items()}
+    added = ADDED | ADDED_TO.get(flat.get("dataset.name", ""), {})
     unnamed = {"name", "variant", *ACT_ELSEWHERE, *(k for k, value in added.items() if flat.get(k) == value)}
     kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in unnamed}
-    if kept.get("dataset.train_list") == "train_aug_10582":  # another name for null, by which it was known first
+    if kept.get("dataset.train_list") == STANDARD_POOL:
         kept["dataset.train_list"] = None
     for key in PATHS_BY_CONTENT:
         if flat.get(key) is not None:
@@ -148,10 +146,20 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         if name not in published.FILES or not found.startswith(published.digest(name)):
             kept["backbone.weights (content)"] = found
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
-        value = flat.get(key)
-        if isinstance(value, str) and os.sep in value and Path(value).is_file():
-            kept[key] = f"content {file_digest(Path(value))}"
+        if not isinstance(value := flat.get(key), str):
+            continue
+        path = Path(value).expanduser() if flat.get("dataset.name") == "coco20i" else list_file(value)
+        if path is not None and path.is_file():
+            kept[key] = f"content {file_digest(path)}"
     return kept
+
+
+def list_file(name: str) -> Path | None:
+    """The file that a list's name stands for, whether it is there or not; None for a name of the data set's own lists.
+
+    A file of the current folder is written `./list.txt`: without a folder it is a name, which the identity keeps.
+    """
+    return Path(name).expanduser() if os.sep in name else None
 
 
 def fingerprint(identity_: dict[str, Any]) -> str:

@@ -155,8 +155,16 @@ class Attempt(Struct):
     change: str = ""
 
 
+class Undrawn(Struct):
+    """The mIoU where a seed drew no episode of classes that have the images: without them, and with 0 for them."""
+
+    left_out: Percent
+    zero: Percent
+    classes: list[str] = []
+
+
 class SeedScore(Struct):
-    """The score of one evaluation seed, in percent."""
+    """The score of one evaluation seed, in percent; `miou_undrawn` where there are `classes_without_episode`."""
 
     seed: int
     miou: Percent
@@ -165,6 +173,7 @@ class SeedScore(Struct):
     num_episodes: Count = 0
     episodes_fingerprint: str | None = None
     classes_without_episode: list[str] = []
+    miou_undrawn: Undrawn | None = None
 
 
 class Distances(Struct):
@@ -179,7 +188,11 @@ class Distances(Struct):
 
 
 class Metrics(Struct):
-    """The score, in percent: means over the evaluation seeds, and what they are means of."""
+    """The score, in percent: means over the evaluation seeds, and what they are means of.
+
+    `miou` treats a class that a seed draws no episode of as `protocol.undrawn` says; `miou_undrawn` has both figures
+    where there is one. Such a class has no score of its own in that seed.
+    """
 
     miou: Percent
     miou_std: Percent | None = None
@@ -189,6 +202,7 @@ class Metrics(Struct):
     per_seed: list[SeedScore] = []
     per_class: dict[str, Percent | None] = {}
     miou_per_round: list[Percent] = []
+    miou_undrawn: Undrawn | None = None
     foreground_distance: Distances | None = None
     by_background_shift: dict[Shift, Metrics] = {}
 

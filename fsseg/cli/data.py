@@ -130,7 +130,7 @@ def episodes(
     print(f"{number} episodes of {len(plan.episodes)} seeds in {visible(out)}, fingerprint {mark}")
     for class_id in plan.missing_classes:
         print(f"no episode of {visible(source.classes[class_id])}: too few images")
-    for class_id in plan.not_drawn:
+    for class_id in sorted(set(plan.classes) - {s.class_id for specs in plan.episodes.values() for s in specs}):
         print(f"no episode of {visible(source.classes[class_id])}: too few episodes (protocol.num_episodes)")
 
 

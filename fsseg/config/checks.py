@@ -18,7 +18,8 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
-from fsseg.config.schema import ACT_ELSEWHERE, BackboneConfig, Config, DatasetConfig, MethodConfig, trains
+from fsseg.config.history import ACT_ELSEWHERE
+from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 
@@ -116,13 +117,18 @@ def _names(cfg: Config) -> Iterator[tuple[str, UserError]]:
 
 def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
     """Files that are not there, and an address that nothing can be sent to."""
-    for key, fix in {
+    files = {
         "checkpoint": "give the path of a checkpoints/last.pt",
         "protocol.episodes_file": "write one with `fsseg episodes`",
         "backbone.weights": "give the path of the weights, or leave it out",
-    }.items():
+    }
+    if cfg.dataset.name == "coco20i":  # a list of PASCAL may be a name
+        fix = "give a text file with one image per line, or leave it out"
+        files |= {"dataset.train_list": fix, "dataset.val_list": fix}
+    for key, fix in files.items():
+        path = _get(cfg, key)
         # Unlike `Path.is_file`, `isfile` is False for a name that is too long.
-        if (path := _get(cfg, key)) is not None and not os.path.isfile(path):
+        if path is not None and not os.path.isfile(os.path.expanduser(path) if key.startswith("dataset.") else path):
             yield key, UserError(f"{key}={shown(path)} is not a file", fix)
     above = next((p for p in (Path(cfg.output_dir), *Path(cfg.output_dir).parents) if os.path.lexists(p)), Path())
     if not os.path.isdir(above):
@@ -171,11 +177,11 @@ def _fold_exists(cfg: Config) -> Iterator[UserError]:
 
 @_relates("dataset.image_size", "backbone.name")
 def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
-    """The side of an image, less 1, is a multiple of the backbone's stride."""
+    """The side of an image, or the side less 1, is a multiple of the backbone's stride."""
     size, name, stride = cfg.dataset.image_size, cfg.backbone.name, BackboneConfig.named(cfg.backbone.name).STRIDE
-    if (size - 1) % stride:
-        what = f"dataset.image_size={size} does not fit backbone {name}: size - 1 must be a multiple of {stride}"
-        low = (size - 1) // stride * stride + 1
+    if size % stride > 1:
+        what = f"dataset.image_size={size} does not fit backbone {name}: it must be a multiple of {stride}, or one more"
+        low = size // stride * stride + 1  # these have a feature cell on each corner
         yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 
@@ -195,6 +201,27 @@ def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
     if shifts and hasattr(cfg.dataset, "background_shift") and cfg.protocol.episodes_file is not None:
         what = f"eval.background_shifts={shifts} cannot change the episodes of protocol.episodes_file"
         yield UserError(what, "leave one of the two out")
+
+
+@_relates("dataset.label_maps", "dataset.coco_masks")
+def _label_maps_are_read(cfg: Config) -> Iterator[UserError]:
+    """A folder of label maps is given to be used."""
+    if (maps := _get(cfg, "dataset.label_maps")) is not None and (rule := _get(cfg, "dataset.coco_masks")) != "maps":
+        what = f"dataset.label_maps={shown(maps)} is not read with dataset.coco_masks={rule}"
+        yield UserError(what, "set dataset.coco_masks=maps as well, or leave dataset.label_maps out")
+
+
+@_relates("dataset.name", "dataset.val_list", "protocol.query_order", "protocol.episodes_file")
+def _the_first_n_of_coco_are_those_of_a_list(cfg: Config) -> Iterator[UserError]:
+    """The published list of COCO is shuffled: without its file the first N are other images."""
+    drawn = cfg.eval.enabled and cfg.protocol.episodes_file is None and cfg.protocol.query_order == "first_n"
+    if drawn and cfg.dataset.name == "coco20i" and _get(cfg, "dataset.val_list") is None:
+        yield UserError(
+            "protocol.query_order=first_n takes the first images of the published list, which is shuffled: "
+            "dataset.val_list does not name its file",
+            "set dataset.val_list to lists/coco/val.txt of PFENet or BAM, or choose protocol.query_order=class_uniform "
+            "or protocol=standard",
+        )
 
 
 @_relates("protocol.novel_in_training", "protocol.ignore_in_loss")

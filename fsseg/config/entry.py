@@ -28,6 +28,7 @@ from fsseg.config import schema as config
 from fsseg.config.constraints import cut, shown
 from fsseg.config.files import check_file
 from fsseg.config.flags import arranged, check_single_run
+from fsseg.config.history import RETIRED
 from fsseg.config.hydra_internals import flags_parser, look_before_reading, look_before_running
 from fsseg.config.line import as_written
 from fsseg.errors import UserError
@@ -181,7 +182,7 @@ def _unknown(key: str) -> UserError:
             f"{key} is no setting of the launcher of this line",
             "choose the launcher as well: hydra/launcher=slurm, or local; without one cells run one after the other",
         )
-    if key in config.RETIRED:
+    if key in RETIRED:
         return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the right name in the wrong group

@@ -39,8 +39,6 @@ class Choice:
     """The names under which this class may be chosen."""
     TARGET: ClassVar[str]
     """What it builds, module:class."""
-    ADDED: ClassVar[dict[str, Any]] = {}
-    """Its settings that came later, as `ADDED` below."""
 
     @classmethod
     def choices(cls: type[C]) -> dict[str, type[C]]:
@@ -103,7 +101,8 @@ class DatasetConfig(Choice):
     cache: Annotated[str | None, FILE_PATH] = None
     """Folder for the index; null keeps it beside the data, or under the user's cache folder if that is read-only."""
     scale_range: Annotated[list[float], constraints.SCALES] = field(default_factory=lambda: [0.9, 1.1])
-    """Random scale of training images, relative to the fitted size: [smallest, largest]."""
+    """Random scale of training images, [smallest, largest]: relative to the fitted size, or with protocol.fit=pfenet to
+    their own size; without effect with protocol.fit=squash."""
     rotate_degrees: Annotated[float, within(0, 360)] = 0.0
     """Training images turn by a random angle within plus or minus this many degrees; 0 switches rotation off."""
     blur_probability: Share = 0.0
@@ -157,7 +156,6 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
-    ADDED = {"coco_masks": "union", "train_list": None, "val_list": None}
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
@@ -191,7 +189,7 @@ class BackboneConfig(Choice):
 
     GROUP = "backbone"
     STRIDE: ClassVar[int] = 8
-    """Pixels per feature cell; an image side fits if (side - 1) is a multiple of it."""
+    """Pixels per feature cell; an image side fits if it, or (side - 1), is a multiple of it."""
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
@@ -490,27 +488,12 @@ class Config:
 # A trailing dot means everything below.
 NEUTRAL_KEYS = (
     "output_dir", "check", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.",
-    "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights", "train.checkpoint_minutes",
-    "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file", "checkpoint",
-    "protocol.unlike", "dataset.label_maps",
+    "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights",
+    "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
+    "protocol.unlike", "checkpoint", "dataset.label_maps",
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).
-
-
-ACT_ELSEWHERE = {"protocol.train_pool": "dataset.train_list", "protocol.image_size": "dataset.image_size"}
-"""Keys that only set another, by which a cell is known."""
-
-ADDED = {
-    "protocol.list_rule": "pixels", "protocol.train_query": "image", "protocol.query_class": "listed",
-    "protocol.undrawn": "left_out", "protocol.fit": "longer_side", "train.lr_scale": 1.0,
-    "eval.every_epochs": 0, "eval.base_share": 0.05, "eval.base_episodes": 200,
-}  # fmt: skip
-"""Settings that came later, with the value that every earlier run had: with it they are no part of an identity, so that
-the cells of those runs are still found."""
-
-RETIRED = {"dataset.hue_shift": 0.0, "train.warmup_steps": 0}
-"""Settings that are gone, with the value that every run had: fingerprints of earlier runs hold them."""
 
 
 def register() -> None:

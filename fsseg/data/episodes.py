@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import TypeVar
 
 from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import FoldLists
 from fsseg.data.types import EpisodeSpec
 from fsseg.errors import UserError
+
+T = TypeVar("T")
 
 
 def permutation(count: int, key: str) -> list[int]:
@@ -50,9 +53,9 @@ class SupportDrawer:
         self._position = {c: {image: i for i, image in enumerate(ids)} for c, ids in lists.candidates.items()}
 
     def draw(self, query_id: str, class_id: int, shot: int, random: Random) -> tuple[str, ...]:
-        """`shot` supports of `class_id`, never `query_id`."""
+        """`shot` supports of `class_id`, never `query_id` (which need not be one of the candidates)."""
         ids = self.lists.candidates[class_id]
-        query = self._position[class_id][query_id]
+        query = self._position[class_id].get(query_id)
         if self.background_shift is None or self.families is None:
             return tuple(ids[i] for i in self._any(len(ids), query, shot, random))
         shifted = random.random() < self.background_shift
@@ -66,8 +69,8 @@ class SupportDrawer:
             chosen.append(pool[int(random.random() * len(pool))])
         return tuple(ids[i] for i in chosen)
 
-    def _any(self, count: int, query: int, shot: int, random: Random) -> list[int]:
-        taken, chosen = [query], []
+    def _any(self, count: int, query: int | None, shot: int, random: Random) -> list[int]:
+        taken, chosen = [] if query is None else [query], []
         for _ in range(shot):
             i = int(random.random() * (count - len(taken)))
             for t in sorted(taken):  # the i-th free position, without a list of all free ones
@@ -79,15 +82,19 @@ class SupportDrawer:
 
 
 class EpisodeSampler:
-    """Training episodes. In epoch p = e // N each of the N training images is the query exactly once.
+    """Training episodes, N in an epoch; the supports are other images of the query's class.
 
-    The class is drawn from the query's base classes, the supports from the other images of that class.
+    `protocol.train_query` says how a query is found:
+
+    - image: each of the N training images once an epoch, for one of its `query_classes`;
+    - pair: each of the N (image, class) pairs once an epoch (HSNet on PASCAL);
+    - class_uniform: a class, then one of its images, both uniformly; N is the number of images (HSNet on COCO).
 
     Args:
         lists: of the base classes (`fsseg.data.lists.train_lists`).
         shot: K.
         seed: the run's seed.
-        repeat_support: `protocol.repeat_support`.
+        protocol: the rules.
         families, background_shift: see `SupportDrawer`.
     """
 
@@ -96,32 +103,57 @@ class EpisodeSampler:
         lists: FoldLists,
         shot: int,
         seed: int,
-        repeat_support: bool = False,
+        protocol: ProtocolConfig,
         families: Mapping[str, int | None] | None = None,
         background_shift: float | None = None,
     ) -> None:
-        self.lists, self.shot, self.seed = lists, shot, seed
-        self._drawer = SupportDrawer(lists, repeat_support, families, background_shift)
+        self.lists, self.shot, self.seed, self.query = lists, shot, seed, protocol.train_query
+        self._drawer = SupportDrawer(lists, protocol.repeat_support, families, background_shift)
+        self._pairs = lists.pairs if self.query == "pair" else ()
+        self._length = epoch_length(lists, self.query)
         self._epoch, self._order = -1, [0]  # the last epoch's permutation: speed only, every value is recomputable
 
     def __len__(self) -> int:
         """N, episodes of one epoch."""
-        return len(self.lists.images)
+        return self._length
 
     def __getitem__(self, number: int) -> EpisodeSpec:
         """Episode `number` >= 0."""
         if number < 0:
             raise IndexError(number)
+        random = Random(f"fsseg train episode {self.seed} {number}")
+        if self.query == "class_uniform":
+            query_id, class_id = draw_pair(self.lists, random)
+        elif self.query == "pair":
+            query_id, class_id = self._pairs[self._turn(number)]
+        else:
+            position = self._turn(number)
+            query_id, class_id = self.lists.images[position], draw(self.lists.query_classes[position], random)
+        return EpisodeSpec(number, class_id, query_id, self._drawer.draw(query_id, class_id, self.shot, random))
+
+    def _turn(self, number: int) -> int:
+        """Whose turn episode `number` is: every one of the N once an epoch, in an order of the epoch's own."""
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:
             self._order = permutation(len(self), f"fsseg train order {self.seed} {epoch}")
             self._epoch = epoch
-        query = self._order[position]
-        random = Random(f"fsseg train episode {self.seed} {number}")
-        classes = self.lists.classes_of[query]
-        class_id = classes[int(random.random() * len(classes))]
-        query_id = self.lists.images[query]
-        return EpisodeSpec(number, class_id, query_id, self._drawer.draw(query_id, class_id, self.shot, random))
+        return self._order[position]
+
+
+def epoch_length(lists: FoldLists, train_query: str) -> int:
+    """Episodes of one epoch under `protocol.train_query`."""
+    return len(lists.pairs) if train_query == "pair" else len(lists.images)
+
+
+def draw(values: Sequence[T], random: Random) -> T:
+    """One of the values, uniformly."""
+    return values[int(random.random() * len(values))]
+
+
+def draw_pair(lists: FoldLists, random: Random) -> tuple[str, int]:
+    """(image, class): a class, then one of its images, both uniformly."""
+    class_id = draw(lists.classes, random)
+    return draw(lists.candidates[class_id], random), class_id
 
 
 def evaluation_episodes(
@@ -141,7 +173,7 @@ def evaluation_episodes(
     - list_cycle: the same in list order, as HSNet does on PASCAL (its data set indexes modulo the number of pairs);
     - class_uniform: a class, then one of its images, both uniformly (HSNet on COCO);
     - first_n: the list's images one after the other, from the beginning again after the last; the class is drawn from
-      the image's novel classes (PFENet, BAM, HDMNet). Biased: only the first N images ever are queries.
+      the image's `query_classes` (PFENet, BAM, HDMNet). Biased: only the first N images ever are queries.
 
     For the same lists, K-shot episodes have the queries and classes of the 1-shot ones, and begin with their support.
     """
@@ -159,13 +191,10 @@ def evaluation_episodes(
                 position = order[position]
             query_id, class_id = pairs[position]
         elif protocol.query_order == "class_uniform":
-            class_id = lists.classes[int(random.random() * len(lists.classes))]
-            images = lists.candidates[class_id]
-            query_id = images[int(random.random() * len(images))]
+            query_id, class_id = draw_pair(lists, random)
         elif protocol.query_order == "first_n":
             position = number % len(lists.images)
-            query_id, classes = lists.images[position], lists.classes_of[position]
-            class_id = classes[int(random.random() * len(classes))]
+            query_id, class_id = lists.images[position], draw(lists.query_classes[position], random)
         else:
             raise UserError(
                 f"protocol.query_order={protocol.query_order} is unknown",

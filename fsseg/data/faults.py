@@ -14,8 +14,6 @@ from fsseg.errors import UserError, merge_errors
 SHOWN = 5
 """Files named per kind of fault in an error; `fsseg verify` names all."""
 
-_TOLERATED = 5  # images by which a list compared with a tolerance may differ: the rarest classes have hardly more
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -86,8 +84,8 @@ class Comparison:
         """Whether the data are the standard benchmark."""
         return bool(self.checked) and not self.differences and not self.causes
 
-    def add(self, where: str, what: str, published: int, found: int, tolerance: float = 0.0) -> None:
+    def add(self, where: str, what: str, published: int, found: int) -> None:
         """Compare one number."""
         self.checked += 1
-        if abs(found - published) > max(tolerance * published, _TOLERATED if tolerance else 0):
+        if found != published:
             self.differences.append(Difference(where, what, published, found))

@@ -37,7 +37,7 @@ class TrainingPlan:
     """What training draws from.
 
     Attributes:
-        sampler: episode number -> `EpisodeSpec`; len(sampler) is N, the number of training images.
+        sampler: episode number -> `EpisodeSpec`; len(sampler) is N, the episodes of an epoch.
         batch_size: B; step t holds the episodes t * B .. t * B + B - 1.
         ignore_classes: classes whose pixels are 255 in training masks (`protocol.novel_in_training=ignore`).
         index_fingerprint: of the training split's index.
@@ -57,13 +57,13 @@ class TrainingPlan:
 
     @property
     def num_images(self) -> int:
-        """N: training images, each the query once an epoch."""
-        return len(self.sampler)
+        """Training images; under `protocol.train_query=image` each is the query once an epoch."""
+        return len(self.lists.images)
 
     @property
     def steps_per_epoch(self) -> int:
         """N // B, at least 1. Episodes run on across epochs: no episode is skipped, no batch is smaller."""
-        return max(1, self.num_images // self.batch_size)
+        return max(1, len(self.sampler) // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ class EvaluationPlan:
 
     Attributes:
         episodes: evaluation seed -> its episodes.
-        classes: the fold's novel classes that have an episode; the score is their mean.
+        classes: the fold's novel classes that have the images for an episode; the score is their mean.
         missing_classes: the novel classes with too few images for an episode; the result is partial if there are any.
-        not_drawn: the novel classes that have the images, but no episode: the list is too short. Partial likewise.
         fingerprint: of the episodes.
         index_fingerprint: of the split's index.
         split: of the images.
@@ -84,7 +83,6 @@ class EvaluationPlan:
     episodes: dict[int, list[EpisodeSpec]]
     classes: tuple[int, ...]
     missing_classes: tuple[int, ...]
-    not_drawn: tuple[int, ...]
     fingerprint: str
     index_fingerprint: str
     split: Split = "val"
@@ -102,9 +100,7 @@ def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     every = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
     lists, held_out = hold_back(every, cfg)
     shift = _background_shift(cfg)
-    sampler = EpisodeSampler(
-        lists, cfg.shot, cfg.seed, cfg.protocol.repeat_support, _families(source, "train", lists, shift), shift
-    )
+    sampler = EpisodeSampler(lists, cfg.shot, cfg.seed, cfg.protocol, _families(source, "train", lists, shift), shift)
     ignored = tuple(novel) if cfg.protocol.novel_in_training == "ignore" else ()
     plan = TrainingPlan(sampler, cfg.train.batch_size, ignored, index.fingerprint)
     if held_out is None:
@@ -124,8 +120,7 @@ def _validation_plan(source: Source, cfg: Config, held_out: FoldLists, training:
     return EvaluationPlan(
         episodes=episodes,
         classes=tuple(c for c in held_out.classes if c in drawn),
-        missing_classes=tuple(c for c in training.lists.classes if c not in held_out.classes),
-        not_drawn=tuple(c for c in held_out.classes if c not in drawn),
+        missing_classes=tuple(c for c in training.lists.classes if c not in drawn),
         fingerprint=episodes_fingerprint(episodes),
         index_fingerprint=training.index_fingerprint,
         split="train",
@@ -153,14 +148,13 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
             for seed in cfg.protocol.seeds
         }
     present = {spec.class_id for specs in episodes.values() for spec in specs}
-    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol.min_pixels))
-    absent = [c for c in sorted(novel) if c not in present]
+    images = Counter(c for _, c in eligible_pairs(index, novel, cfg.protocol))
     needed = images_needed(cfg.protocol, cfg.shot)
+    missing = tuple(c for c in sorted(novel) if c not in present and images[c] < needed)
     return EvaluationPlan(
         episodes=episodes,
-        classes=tuple(c for c in sorted(novel) if c in present),
-        missing_classes=tuple(c for c in absent if images[c] < needed),
-        not_drawn=tuple(c for c in absent if images[c] >= needed),
+        classes=tuple(c for c in sorted(novel) if c not in missing),
+        missing_classes=missing,
         fingerprint=episodes_fingerprint(episodes),
         index_fingerprint=index.fingerprint,
     )
@@ -192,18 +186,23 @@ def evaluation_loader(
     ignore_classes: Sequence[int] = (),
 ) -> EpisodeLoader:
     """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
-    transform = EvalTransform(cfg.dataset.image_size)
-    dataset = EpisodeDataset(source, split, specs, transform, ignore_classes=ignore_classes)
+    dataset = EpisodeDataset(source, split, specs, evaluation_transform(cfg), ignore_classes=ignore_classes)
     return make_loader(dataset, cfg.eval.batch_size, resolve_workers(cfg.num_workers))
 
 
 def train_transform(cfg: Config) -> TrainTransform:
-    """The training transform that the data set's configuration describes."""
+    """The training transform that the configuration describes."""
     data = cfg.dataset
     low, high = data.scale_range
     return TrainTransform(
-        data.image_size, (low, high), data.rotate_degrees, data.blur_probability, data.flip_probability, data.crop_keep
-    )
+        data.image_size, (low, high), data.rotate_degrees, data.blur_probability, data.flip_probability, data.crop_keep,
+        cfg.protocol.fit,
+    )  # fmt: skip
+
+
+def evaluation_transform(cfg: Config) -> EvalTransform:
+    """The transform of evaluation images that the configuration describes."""
+    return EvalTransform(cfg.dataset.image_size, cfg.protocol.fit)
 
 
 def resolve_workers(num_workers: int) -> int:

@@ -27,6 +27,8 @@ STD = (0.229, 0.224, 0.225)
 """Standard deviation of ImageNet, likewise."""
 _SCALE = [1 / (255 * s) for s in STD]
 _SHIFT = [-m / s for m, s in zip(MEAN, STD)]
+BLACK = tuple(_SHIFT)
+"""A black pixel, normalised."""
 _PADDING = 254  # stands for "outside the image" while a mask is rotated, when 255 may also be an annotation
 
 
@@ -35,10 +37,12 @@ class Sample:
     """One transformed image.
 
     Attributes:
-        image: (3, S, S) float32, normalised, 0 at padding.
+        image: (3, S, S) float32, normalised; padding is 0 (the mean colour) or `BLACK`.
         mask: (S, S) uint8 in {0, 1, 255}, 255 at padding.
-        picture: (S, S) bool, False at padding: right of the window, below it, and in its corners after a rotation.
-        valid_size: (height, width) of the window, which lies in the upper left corner.
+        picture: (S, S) bool, True on pixels of the image, False at padding: around the window, and in its corners after
+            a rotation.
+        valid_size: (height, width) of the window. It lies in the upper left corner, but in training with
+            `protocol.fit=pfenet` in the middle.
     """
 
     image: Tensor
@@ -56,7 +60,7 @@ def render(
         image: (H, W, 3) uint8, or reduced by 2, 4 or 8 (see `Source.image`).
         mask: (H, W) uint8 in {0, 1, 255}.
         plan: for an image of the mask's size.
-        image_size: S, side of the square; the window must fit.
+        image_size: S, side of the square; the window must fit, at its corner.
         keep_foreground: if the window holds foreground that nearest neighbour skips altogether, its middle pixel is
             marked.
     """
@@ -67,10 +71,12 @@ def render(
         _mark_one(cut, mask, plan)
     if plan.flip:
         cut = np.ascontiguousarray(cut[:, ::-1])
+    (top, left), (bottom, right) = plan.corner, (plan.corner[0] + height, plan.corner[1] + width)
     out = torch.empty(3, image_size, image_size)
-    out[:, height:].zero_()
-    out[:, :height, width:].zero_()
-    region = out[:, :height, :width]
+    padding = torch.tensor(BLACK if plan.black else (0.0, 0.0, 0.0))[:, None, None]
+    for strip in (out[:, :top], out[:, bottom:], out[:, top:bottom, :left], out[:, top:bottom, right:]):
+        strip.copy_(padding)
+    region = out[:, top:bottom, left:right]
     for channel, plane in enumerate(pixels):  # one by one: a channel stays in the processor's cache
         if plan.blur:
             levels = torch.from_numpy(blurred(plane.numpy()))
@@ -78,12 +84,12 @@ def render(
         else:
             torch.mul(plane, _SCALE[channel], out=region[channel]).add_(_SHIFT[channel])
     picture = np.zeros((image_size, image_size), dtype=np.bool_)
-    inside = picture[:height, :width]
+    inside = picture[top:bottom, left:right]
     inside[:] = cut != _PADDING
     if plan.angle:
         np.copyto(region.numpy(), 0, where=~inside)
     out_mask = np.full((image_size, image_size), IGNORE_INDEX, dtype=np.uint8)
-    np.copyto(out_mask[:height, :width], cut, where=inside)
+    np.copyto(out_mask[top:bottom, left:right], cut, where=inside)
     return Sample(out, torch.from_numpy(out_mask), torch.from_numpy(picture), plan.window)
 
 

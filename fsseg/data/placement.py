@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lands: scaled to `scaled`, rotated about its centre, a window cut out, then mirrored.
+    """Where an image lands: scaled to `scaled`, turned about its centre, a window cut out, mirrored, put in the square.
 
     Attributes:
         source: (height, width) of the original.
@@ -26,6 +26,8 @@ class Placement:
         flip: mirrored left-right.
         blur: blurred.
         kept: share of the foreground in the window; 1 if the image has none.
+        corner: (row, column) of the window's upper left corner in the square.
+        black: padding is black; False: it has the mean colour.
     """
 
     source: tuple[int, int]
@@ -37,12 +39,23 @@ class Placement:
     flip: bool = False
     blur: bool = False
     kept: float = 1.0
+    corner: tuple[int, int] = (0, 0)
+    black: bool = False
 
 
 def fitted(height: int, width: int, longer: float) -> tuple[int, int]:
     """(height, width) with the longer side `longer`, in the same aspect, each at least 1."""
     factor = longer / max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def floored(height: int, width: int, longer: int) -> tuple[int, int]:
+    """(height, width) with the longer side `longer`, the other cut to whole pixels, then each floored to a multiple of
+    8, at least 8."""
+    factor = longer / max(height, width)
+    sides = [longer if side == max(height, width) else int(side * factor) for side in (height, width)]
+    down, across = (max(8, side // 8 * 8) for side in sides)
+    return down, across
 
 
 class Foreground:

@@ -117,10 +117,11 @@ class DataAtHand:
         self._counts: dict[tuple[Any, ...], int | None] = {}
 
     def training_images(self, cfg: Config) -> int | None:
-        """Training images of a cell, by the rules of its fold and protocol; None if the data, or their index, are not
-        there."""
+        """Queries of an epoch of a cell, by the rules of its fold and protocol: its training images, or their pairs.
+        None if the data, or their index, are not there."""
         settings, rules = str(resolved(cfg.dataset)), cfg.protocol
-        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.min_pixels, rules.repeat_support,
+        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.list_rule, rules.min_pixels,
+                rules.repeat_support, rules.train_query,
                 (cfg.eval.base_share, cfg.seed) if cfg.eval.every_epochs else None)  # fmt: skip
         if pool not in self._counts:
             if settings not in self._indexes:
@@ -143,12 +144,13 @@ def _kept(cfg: Config) -> tuple[Source, ClassIndex] | None:
 
 
 def _count(cfg: Config, source: Source, index: ClassIndex) -> int | None:
+    from fsseg.data.episodes import epoch_length
     from fsseg.data.held_out import hold_back
     from fsseg.data.lists import train_lists
 
     try:
         novel = source.novel_classes(cfg.fold)
         lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
-        return len(hold_back(lists, cfg)[0].images)
+        return epoch_length(hold_back(lists, cfg)[0], cfg.protocol.train_query)
     except UserError:
         return None

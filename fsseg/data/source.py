@@ -51,20 +51,58 @@ class ClassIndex:
         pair_image: (P,) int32, position in `image_ids`.
         pair_class: (P,) int16, 0-based class_id.
         pair_pixels: (P,) int64, pixels of the class at original size.
+        pair_grid: (P,) int32, those of them in rows and columns 1, 33, 65, ... of the mask, for `list_rule=grid`;
+            None where a source does not count them.
     """
 
     image_ids: tuple[str, ...]
     pair_image: NDArray[np.int32]
     pair_class: NDArray[np.int16]
     pair_pixels: NDArray[np.int64]
+    pair_grid: NDArray[np.int32] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over names and counts: equal for equal annotations, on any machine."""
+        """16 hex digits over names, pairs and pixels: equal for equal annotations, on any machine."""
         digest = hashlib.sha256("\n".join(self.image_ids).encode())
         for array, kind in ((self.pair_image, "<i4"), (self.pair_class, "<i2"), (self.pair_pixels, "<i8")):
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
         return digest.hexdigest()[:16]
+
+    def take(self, positions: Sequence[int]) -> ClassIndex:
+        """The index of some images alone, in the order given.
+
+        Args:
+            positions: of those images in `image_ids`, each once.
+        """
+        place = np.full(len(self.image_ids), -1, dtype=np.int64)
+        place[np.asarray(positions, dtype=np.int64)] = np.arange(len(positions))
+        kept = np.flatnonzero(place[self.pair_image] >= 0)
+        kept = kept[np.lexsort((self.pair_class[kept], place[self.pair_image[kept]]))]
+        return ClassIndex(
+            image_ids=tuple(self.image_ids[position] for position in positions),
+            pair_image=place[self.pair_image[kept]].astype(np.int32),
+            pair_class=self.pair_class[kept],
+            pair_pixels=self.pair_pixels[kept],
+        )
+
+
+def label_table(class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """What each label of a mask file becomes in the binary mask of a class, (256,): see `Source.mask`.
+
+    Label v is class_id v - 1; 0 is background, 255 ignore.
+    """
+    table = np.zeros(256, dtype=np.uint8)
+    table[class_id + 1] = 1
+    for other in (*(c + 1 for c in ignore_classes if c != class_id), IGNORE_INDEX):
+        table[other] = IGNORE_INDEX
+    return table
+
+
+def prepare_command(name: str, root: str) -> str:
+    """The command that fetches a data set into its folder."""
+    given = f" dataset.root={root}" if set_by(name, root) == LINE else ""
+    return f"fsseg prepare dataset={name}{given} --download"
 
 
 class Source(ABC):
@@ -303,8 +341,7 @@ class Source(ABC):
         """The command that fetches what the folder lacks; empty for a data set that is not fetched."""
         if not cls.parts(cfg):
             return ""
-        root = f" dataset.root={cfg.root}" if set_by(cfg.name, str(cfg.root)) == LINE else ""
-        return f"fsseg prepare dataset={cfg.name}{root} --download"
+        return prepare_command(cfg.name, str(cfg.root))
 
     @classmethod
     def parts(cls, cfg: Any, fetch: bool = False) -> tuple[Part, ...]:

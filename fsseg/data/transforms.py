@@ -4,10 +4,19 @@ Called by `fsseg.data.loader` for every image of an episode. The geometry (scale
 first, on the mask alone (`fsseg.data.placement`); then one resampling produces the pixels of the crop window
 (`fsseg.data.pixels`). Blur comes after the crop, floats last.
 
-Fit: the longer side becomes `image_size`, the aspect is kept. The random scale of training is relative to that, so
-that training and evaluation see objects at the same size on average. (The PFENet family scales PASCAL's 500-pixel
-images themselves before it crops 473: 6 % larger; for COCO, 640 pixels and 641, the two agree.) The image lies in the
-upper left corner of the square, in training too. `Sample.picture` tells picture from padding.
+How an image comes into the square of S = `image_size` pixels (`fit`, of `protocol.fit`):
+
+- `longer_side`: the longer side becomes S, the aspect is kept. The random scale of training is relative to that, so
+  that training and evaluation see objects at the same size on average. The image lies in the upper left corner, in
+  training too; padding has the mean colour.
+- `squash` (HSNet, HDMNet): both sides become S; there is no padding, and in training neither scale nor crop.
+- `pfenet` (PFENet, BAM): at test the longer side becomes S, then both sides are floored to multiples of 8; the image
+  lies in the upper left corner, padding is black. In training the image is scaled by the random factor of its own size
+  and cropped; where it is smaller than the square it lies in the middle, and padding has the mean colour. So PASCAL's
+  500-pixel images are 6 % larger in training than at test.
+
+`Sample.picture` tells picture from padding. The methods here leave padding out, of any fit; in the published codes it
+takes part like any other pixel.
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsseg.data.pixels import Sample, render
-from fsseg.data.placement import Foreground, Placement, fitted
+from fsseg.data.placement import Foreground, Placement, fitted, floored
 
 CROP_TRIES = 30
 """Crops drawn before the best one is taken (PFENet's SemSeg transforms)."""
@@ -32,7 +41,7 @@ then hides the difference: on photographs the mean is below 0.7 of 255 levels, a
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random transform of training images; the fields are those of `DatasetConfig`."""
+    """Random transform of training images; the fields are those of `DatasetConfig`, and `ProtocolConfig.fit`."""
 
     image_size: int
     scale_range: tuple[float, float] = (0.9, 1.1)
@@ -40,10 +49,16 @@ class TrainTransform:
     blur_probability: float = 0.0
     flip_probability: float = 0.5
     crop_keep: float = 0.85
+    fit: str = "longer_side"
 
     @property
-    def longer_side(self) -> int:
-        """Pixels of an image's longer side that suffice; more make no visible difference."""
+    def longer_side(self) -> int | None:
+        """Pixels of an image's longer side that suffice; more make no visible difference. None: all of them.
+
+        A crop may show a part of a large image at its own size (`pfenet`), or a short side may be enlarged (`squash`).
+        """
+        if self.fit != "longer_side":
+            return None
         return math.ceil(REDUCED_MARGIN * self.image_size * self.scale_range[1])
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], random: Random) -> Sample:
@@ -66,9 +81,19 @@ class TrainTransform:
         blur = random.random() < self.blur_probability
         flip = random.random() < self.flip_probability
         height, width = size
-        scaled = fitted(height, width, self.image_size * scale)
+        scaled = self._scaled(height, width, scale)
         window = (min(scaled[0], self.image_size), min(scaled[1], self.image_size))
-        return Placement((height, width), scaled, 0, 0, window, angle, flip, blur)
+        plan = Placement((height, width), scaled, 0, 0, window, angle, flip, blur)
+        if self.fit == "pfenet":
+            return replace(plan, corner=((self.image_size - window[0]) // 2, (self.image_size - window[1]) // 2))
+        return plan
+
+    def _scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        if self.fit == "squash":
+            return self.image_size, self.image_size
+        if self.fit == "pfenet":
+            return fitted(height, width, max(height, width) * scale)
+        return fitted(height, width, self.image_size * scale)
 
     def _crop(self, plan: Placement, mask: NDArray[np.uint8], random: Random) -> Placement:
         room = (plan.scaled[0] - plan.window[0], plan.scaled[1] - plan.window[1])
@@ -97,15 +122,20 @@ class EvalTransform:
     """Transform of evaluation images, supports and queries alike: fit, pad right and below, normalise."""
 
     image_size: int
+    fit: str = "longer_side"
 
     @property
-    def longer_side(self) -> int:
+    def longer_side(self) -> int | None:
         """As in `TrainTransform`."""
-        return REDUCED_MARGIN * self.image_size
+        return None if self.fit == "squash" else REDUCED_MARGIN * self.image_size
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], keep_foreground: bool = False) -> Sample:
         """Transform as `TrainTransform` does; `keep_foreground` saves one pixel of an object that nearest
         neighbour would lose (supports)."""
         height, width = mask.shape
-        size = fitted(height, width, self.image_size)
-        return render(image, mask, Placement((height, width), size, 0, 0, size), self.image_size, keep_foreground)
+        if self.fit == "squash":
+            size = (self.image_size, self.image_size)
+        else:
+            size = (floored if self.fit == "pfenet" else fitted)(height, width, self.image_size)
+        plan = Placement((height, width), size, 0, 0, size, black=self.fit == "pfenet")
+        return render(image, mask, plan, self.image_size, keep_foreground)

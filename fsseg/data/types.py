@@ -26,9 +26,9 @@ class EpisodeSpec:
 class Episode:
     """One task: segment in the query what the support masks mark.
 
-    Masks hold {0, 1, 255}. Images are normalised; padding is 0 in images (the mean colour) and 255 in masks. Only the
-    pictures say which pixels are picture and which padding: padding lies right of the image, below it, and in the
-    corners that a rotation leaves empty.
+    Masks hold {0, 1, 255}. Images are normalised; padding is the mean colour (0) or black in images and 255 in masks.
+    Only the pictures say which pixels are picture and which padding: padding lies right of the image and below it (in
+    training with `protocol.fit=pfenet` all around it), and in the corners that a rotation leaves empty.
 
     Attributes:
         support_images: (K, 3, H, W) float32
@@ -38,7 +38,8 @@ class Episode:
         query_mask: (H, W) uint8
         query_picture: (H, W) bool, likewise
         spec: where it comes from
-        valid_size: (height, width) of the upper left part of the H x W query that holds its image, corners included
+        valid_size: (height, width) of the part of the H x W query that holds its image, rotated corners included: the
+            upper left part, but as `query_picture` says in training with `protocol.fit=pfenet`
         query_truth: (H0, W0) uint8, the query's mask at original size; None in training
     """
 

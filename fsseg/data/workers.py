@@ -27,12 +27,15 @@ from fsseg.process.files import sha256_of
 
 log = logging.getLogger(__name__)
 
+GRID = slice(1, None, 32)
+"""Rows and columns 1, 33, 65, ... of a mask: HSNet's lists of PASCAL look at these alone (`protocol.list_rule`)."""
+
 _FILES_PER_WORKER = 400  # fewer are done faster than a worker starts
 _PROGRESS_SECONDS = 3.0
 
 
 def count_values(path: str) -> list[Any]:
-    """[height, width, [[value, pixels], ...]] of a label mask, values rising.
+    """[height, width, [[value, pixels, pixels on the grid], ...]] of a label mask, values rising; see `GRID`.
 
     Raises:
         UserError: it cannot be read.
@@ -43,7 +46,8 @@ def count_values(path: str) -> list[Any]:
     flat = labels.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     histogram = np.bincount(flat[starts], weights=np.diff(starts, append=flat.size), minlength=256)
-    return [*labels.shape, [[int(v), int(histogram[v])] for v in np.flatnonzero(histogram)]]
+    on_grid = np.bincount(labels[GRID, GRID].ravel(), minlength=256)
+    return [*labels.shape, [[int(v), int(histogram[v]), int(on_grid[v])] for v in np.flatnonzero(histogram)]]
 
 
 _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}

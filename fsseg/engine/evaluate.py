@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.cell.models import Metrics, SeedScore
+from fsseg.cell.models import Metrics, SeedScore, Undrawn
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
@@ -55,7 +55,7 @@ class EvaluationRecord:
     """What result.json says of the evaluation, and the pictures.
 
     Attributes:
-        missing_classes: novel classes without an episode in one of the evaluation seeds, or in all.
+        missing_classes: novel classes with too few images for an episode.
         protocol: fields of the protocol that `protocol.episodes_file` replaced; empty without one.
     """
 
@@ -69,32 +69,45 @@ class EvaluationRecord:
 
 
 def predicted_foreground(
-    logits: Tensor, size: tuple[int, int], valid_size: tuple[int, int], truth_size: tuple[int, int] | None
+    logits: Tensor,
+    size: tuple[int, int],
+    valid_size: tuple[int, int],
+    truth_size: tuple[int, int] | None,
+    fit: str = "longer_side",
 ) -> NDArray[np.bool_]:
-    """Foreground at the size used for scoring.
+    """Foreground at the size used for scoring, by the rule of `protocol.fit`.
 
     Args:
         logits: (2, h, w) at feature size.
         size: (H, W) of the network input.
-        valid_size: part of the input that is image; padding is cut off before scaling, so it has no influence.
-        truth_size: original size, or None to stay at network size.
+        valid_size: upper left part of the input that is image.
+        truth_size: original size, or None to stay at network size: the padding is then cut off.
+        fit: longer_side cuts the padding off before scaling, so that it has no influence; squash scales all of the
+            input, its corners aligned; pfenet likewise, to a square of the original's longer side, and cuts afterwards.
 
     Returns:
         bool, (H0, W0) or (valid height, valid width).
     """
-    full = upsample(logits[None], size)[..., : valid_size[0], : valid_size[1]]
-    if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
-        # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
-        full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
+    full = upsample(logits[None], size)
+    if fit == "longer_side" or truth_size is None:
+        full = full[..., : valid_size[0], : valid_size[1]]
+        if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
+            # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
+            full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
+    elif fit == "squash":
+        full = upsample(full, truth_size)
+    else:
+        longer = max(truth_size)
+        full = upsample(full, (longer, longer))[..., : truth_size[0], : truth_size[1]]
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
 def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     """Score `model` on the fold's novel classes under the run's protocol.
 
-    A novel class too small to form an episode, or not drawn in one of the seeds, is left out there and named; the
-    result is then partial. Each of several processes takes whole batches in turn, so that the score is the same to the
-    last digit on any number of them.
+    A novel class with too few images for an episode is left out and named; the result is then partial. One that has
+    the images and is not drawn in a seed has no score there; `protocol.undrawn` says what it counts. Each of several
+    processes takes whole batches in turn, so that the score is the same to the last digit on any number of them.
 
     Raises:
         UserError: no episode can be formed, or the data is faulty.
@@ -107,10 +120,11 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     total = sum(len(specs) for p in (plan, *shifted.values()) for specs in p.episodes.values())
     log.info("evaluating %d episodes (%d seeds) of %d novel classes: %s", total, len(plan.episodes), len(plan.classes),
              ", ".join(source.classes[c] for c in plan.classes))  # fmt: skip
-    for absent, why in ((plan.missing_classes, "too few images"), (plan.not_drawn, "too few episodes were drawn")):
-        if absent:
-            names = ", ".join(source.classes[c] for c in absent)
-            log.warning("no episode of %s (%s): the result is partial, not comparable with published ones", names, why)
+    if plan.missing_classes:
+        names = ", ".join(source.classes[c] for c in plan.missing_classes)
+        log.warning(
+            "no episode of %s (too few images): the result is partial, not comparable with published ones", names
+        )
 
     wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     model.eval()
@@ -127,13 +141,11 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     for shift, of_shift in metrics.by_background_shift.items():
         log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift.miou, of_shift.miou_std)
     pictures = [picture for part in distributed.gather(scoring.pictures, run.ranks) for picture in part]
-    lacking = {source.classes[c] for c in (*plan.missing_classes, *plan.not_drawn)}
-    lacking.update(name for seed in metrics.per_seed for name in seed.classes_without_episode)
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
-        missing_classes=[name for name in source.classes if name in lacking], protocol=_protocol_of_file(cfg, plan),
+        missing_classes=[source.classes[c] for c in plan.missing_classes], protocol=_protocol_of_file(cfg, plan),
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
     )  # fmt: skip
 
@@ -187,18 +199,10 @@ class Scoring:
         for position, (seed, specs) in enumerate(plan.episodes.items()):
             scores, own_distances = self._seed(plan, specs, wanted if position == 0 else ())
             scores = _pool(scores, len(names), ranks)
-            counted = [c for c in classes if scores[-1].episodes[c]]
-            if len(counted) < len(classes):
-                absent = ", ".join(names[c] for c in classes if c not in counted)
-                log.warning("seed %d drew no episode of %s: its mIoU is over the other classes", seed, absent)
-            per_seed.append(SeedScore(
-                seed=seed, miou=scores[-1].miou(counted), fb_iou=scores[-1].fb_iou(),
-                miou_all_foreground=scores[-1].miou_all_foreground(counted),
-                num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint({seed: specs}),
-                classes_without_episode=[names[c] for c in classes if c not in counted],
-            ))  # fmt: skip
+            share = self._share(scores[-1], classes)
+            per_seed.append(self._seed_score(seed, specs, scores[-1], classes))
             ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
-            rounds.append([score.miou(counted) for score in scores])
+            rounds.append([score.miou(_drawn(score, classes)) * share for score in scores])
             distances += [d for part in distributed.gather(own_distances, ranks) for d in part]
         miou, foreground = [s.miou for s in per_seed], [s.fb_iou or 0.0 for s in per_seed]
         return Metrics(
@@ -210,8 +214,27 @@ class Scoring:
             per_seed=per_seed,
             per_class={names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
             miou_per_round=[statistics.fmean(column) for column in zip(*rounds)],
+            miou_undrawn=_undrawn(per_seed),
             foreground_distance=diagnostics.distance_summary(distances) if self.run.cfg.eval.diagnostics else None,
-        )
+        )  # fmt: skip
+
+    def _share(self, score: PooledScore, classes: Sequence[int]) -> float:
+        """What makes of a mean over the drawn classes the mIoU of `classes` under `protocol.undrawn`, if multiplied."""
+        return len(_drawn(score, classes)) / len(classes) if self.run.cfg.protocol.undrawn == "zero" else 1.0
+
+    def _seed_score(self, seed: int, specs: list[EpisodeSpec], score: PooledScore, classes: Sequence[int]) -> SeedScore:
+        drawn, share = _drawn(score, classes), self._share(score, classes)
+        absent = [self.source.classes[c] for c in classes if c not in drawn]
+        both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes), absent) if absent else None
+        if both is not None:
+            log.warning("seed %d drew no episode of %s: mIoU %.2f without, %.2f with 0 for it (protocol.undrawn=%s)",
+                        seed, ", ".join(absent), both.left_out, both.zero, self.run.cfg.protocol.undrawn)  # fmt: skip
+        return SeedScore(
+            seed=seed, miou=score.miou(drawn) * share, fb_iou=score.fb_iou(),
+            miou_all_foreground=score.miou_all_foreground(drawn) * share,
+            num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint({seed: specs}),
+            classes_without_episode=absent, miou_undrawn=both,
+        )  # fmt: skip
 
     def _seed(
         self, plan: EvaluationPlan, specs: list[EpisodeSpec], wanted: Sequence[int]
@@ -226,7 +249,7 @@ class Scoring:
         self, batches: Iterator[Batch], specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         run = self.run
-        cfg, ranks, device = run.cfg, run.ranks, run.device
+        cfg, ranks, device, fit = run.cfg, run.ranks, run.device, run.cfg.protocol.fit
         assert device is not None
         scores: list[PooledScore] = []
         distances: list[float | None] = []
@@ -245,14 +268,15 @@ class Scoring:
                 truth = batch.query_truths[b]
                 assert truth is not None
                 valid = batch.valid_sizes[b]
+                own_size: tuple[int, int] | None = (truth.shape[0], truth.shape[1])
                 if cfg.protocol.scoring_size == "network":
-                    truth = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy()
+                    truth, own_size = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy(), None
                 for logits, score in zip(prediction.rounds, scores, strict=True):
-                    mask = predicted_foreground(logits[b], size, valid, truth.shape)
+                    mask = predicted_foreground(logits[b], size, valid, own_size, fit)
                     iou = score.add(spec.class_id, mask, truth)
                 if spec.number in wanted:
                     ways = diagnostics.steps(prediction) if cfg.logger.steps else []
-                    drawn = [(name, predicted_foreground(p[b], size, valid, truth.shape)) for name, p in ways]
+                    drawn = [(name, predicted_foreground(p[b], size, valid, own_size, fit)) for name, p in ways]
                     self.pictures.append(Picture(spec, mask, iou, drawn))
             self._show(scores[-1], classes, len(batch) * ranks.world)
         return scores, distances
@@ -277,6 +301,21 @@ def _check_finite(prediction: Prediction, specs: Sequence[EpisodeSpec]) -> None:
                 f"the answer to evaluation episode {specs[sick].number} holds numbers that are not finite",
                 "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
             )
+
+
+def _undrawn(per_seed: Sequence[SeedScore]) -> Undrawn | None:
+    """Both figures of all seeds; None if each drew every class."""
+    names = [name for s in per_seed for name in s.classes_without_episode]
+    both = [s.miou_undrawn or Undrawn(s.miou, s.miou) for s in per_seed]
+    if not names:
+        return None
+    left_out, zero = statistics.fmean(b.left_out for b in both), statistics.fmean(b.zero for b in both)
+    return Undrawn(left_out, zero, list(dict.fromkeys(names)))
+
+
+def _drawn(score: PooledScore, classes: Sequence[int]) -> list[int]:
+    """Those of the classes that have an episode."""
+    return [c for c in classes if score.episodes[c]]
 
 
 def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.attempt import now
 from fsseg.cell.models import DataRecord, Origin, Result, Timing, Training
 from fsseg.config.entry import resolved
+from fsseg.config.history import ACT_ELSEWHERE, STANDARD_POOL
 from fsseg.engine.context import Run
 from fsseg.engine.devices import describe_device, peak_memory
 from fsseg.process.provenance import provenance
@@ -46,7 +47,7 @@ def build_result(run: Run, done: Work) -> Result:
         fingerprint=cell.fingerprint,
         report=cfg.report,
         model=resolved(cfg.model),
-        protocol=resolved(cfg.protocol) | (evaluation.protocol if evaluation else {}),
+        protocol=rules_followed(run) | (evaluation.protocol if evaluation else {}),
         metrics=evaluation.metrics if evaluation else None,
         partial=bool(evaluation and evaluation.missing_classes),
         missing_classes=evaluation.missing_classes if evaluation else [],
@@ -72,3 +73,13 @@ def build_result(run: Run, done: Work) -> Result:
         finished_at=now(),
         run=run.id,
     )
+
+
+def rules_followed(run: Run) -> dict[str, Any]:
+    """The protocol, with what the line has put in place of its pool and size. A list that is a file goes by content."""
+    rules, identity = resolved(run.cfg.protocol), run.cell.identity
+    for key, other in ACT_ELSEWHERE.items():
+        rule, now = key.removeprefix("protocol."), identity.get(other)
+        if rules[rule] is not None and rules[rule] != now and (rules[rule], now) != (STANDARD_POOL, None):
+            rules[rule] = now
+    return rules

@@ -7,6 +7,7 @@ chooses nothing, and must leave no trace in the training: weights, statistics an
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -88,11 +89,12 @@ class BaseValidation:
                  epoch, found.miou, found.fb_iou, duration(time.monotonic() - began))  # fmt: skip
         return {"step": step, "epoch": epoch, "base/miou": found.miou, "base/fb_iou": found.fb_iou}
 
-    def seconds_left(self, step: int) -> float:
-        """Of the validations after this step, by those that were made."""
+    @property
+    def seconds_left(self) -> float:
+        """Of the validations to come, by those that were made."""
         if not self._scores:
             return 0.0
-        left = -(-self.steps // self._every) - -(-step // self._every)
+        left = math.ceil(self.steps / self._every) - len(self._scores)
         return left * self.seconds / len(self._scores)
 
     def record(self) -> BaseScores | None:
@@ -103,7 +105,7 @@ class BaseValidation:
         return BaseScores(
             miou=self._scores[-1].miou, fb_iou=self._scores[-1].fb_iou, images=self.plan.held_out,
             episodes=self.run.cfg.eval.base_episodes, episodes_fingerprint=plan.fingerprint,
-            classes_without_episode=[self.source.classes[c] for c in sorted((*plan.missing_classes, *plan.not_drawn))],
+            classes_without_episode=[self.source.classes[c] for c in plan.missing_classes],
             seconds=round(self.seconds, 2), scores=self._scores,
         )  # fmt: skip
 
@@ -117,10 +119,8 @@ class BaseValidation:
         assert plan is not None
         log.info("%d training images are held back: every %d epochs, %d episodes of %d base classes on them",
                  self.plan.held_out, settings.every_epochs, settings.base_episodes, len(plan.classes))  # fmt: skip
-        for absent, why in (
-            (plan.missing_classes, "too few images held back, eval.base_share"),
-            (plan.not_drawn, "not drawn, eval.base_episodes"),
-        ):
-            if absent:
-                names = ", ".join(self.source.classes[c] for c in absent)
-                log.warning("base-class validation has no episode of %s (%s)", names, why)
+        if plan.missing_classes:
+            names = ", ".join(self.source.classes[c] for c in plan.missing_classes)
+            log.warning(
+                "base-class validation has no episode of %s (raise eval.base_share or eval.base_episodes)", names
+            )

@@ -61,7 +61,11 @@ class Prediction:
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W); cell i lies at pixel stride * i, so corners are aligned."""
+    """(B, C, h, w) -> (B, C, H, W); cell i lies at pixel stride * i, so corners are aligned.
+
+    They are aligned in images of stride * m pixels too (HSNet's 400), whose last cell lies stride - 1 pixels off the
+    edge: the published codes scale so.
+    """
     return F.interpolate(
         logits.float() if logits.dtype != torch.float64 else logits, size, mode="bilinear", align_corners=True
     )

@@ -20,6 +20,7 @@ import msgspec
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
+from fsseg.config.history import completed
 from fsseg.errors import UserError
 from fsseg.process.command import train_line
 from fsseg.process.files import read_file
@@ -145,7 +146,7 @@ class CellResult:
         protocol = self.result.protocol
         if not protocol:
             return None
-        whole = protocol | {"episodes_file": protocol.get("episodes_file") is not None}
+        whole = completed(protocol) | {"episodes_file": protocol.get("episodes_file") is not None}
         if "episodes_list" in whole:
             whole["episodes_list"] = _head(protocol).get("protocol")
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -21,6 +21,8 @@ MEAN = -1
 """The fold number that stands for the mean over the folds."""
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
+_POOL = "dataset.train_list"
+_PAPER_POOL = "merged_5953"  # of the line of codes that the paper stands in; the files of its experiments set it
 _FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
 _ABLATION_RECIPE = {
     "protocol.name": "standard",
@@ -32,9 +34,10 @@ _ABLATION_RECIPE = {
     "train.max_steps": None,
     "train.lr_scale": 1.0,
     "eval.every_epochs": 0,
+    _POOL: _PAPER_POOL,
 }
-"""The settings of the paper's runs, as `dataset=pascal5i` sets them. Each model may have its own learning rate, but
-what multiplies it is named; and so is that training images are held back."""
+"""The settings of the paper's runs, as its experiments on PASCAL-5i set them. Each model may have its own learning
+rate, but what multiplies it is named; and so is that training images are held back."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,22 @@ def unlike_ablation(identity: Mapping[str, Any]) -> list[str]:
     Args:
         identity: of a cell, flat.
     """
+    shown = dict(identity)
+    if shown.get(_POOL, "") is None:
+        shown[_POOL] = "train_aug_10582"  # known as null
     return [
-        f"{key}={json.dumps(identity[key])}".replace('"', "")
+        f"{key}={json.dumps(shown[key])}".replace('"', "")
         for key, value in _ABLATION_RECIPE.items()
-        if key in identity and identity[key] != value
+        if key in shown and shown[key] != value
     ]
+
+
+def other_pool(key: CellKey, identity: Mapping[str, Any]) -> str | None:
+    """The training pool of a PASCAL cell, as `key=value`, if it is not the paper's; a missing setting does not count.
+
+    Args:
+        identity: of the cell, flat.
+    """
+    if key.dataset != "pascal5i" or _POOL not in identity:
+        return None
+    return next(iter(unlike_ablation({_POOL: identity[_POOL]})), None)

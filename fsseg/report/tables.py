@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory
 from fsseg.cell.variant import is_shortened, labels
+from fsseg.config.history import completed
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
-from fsseg.report.paper import FOLDS, MEAN, Published, comparable
+from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_pool
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
@@ -251,6 +252,15 @@ def _rules_on_a_file(cell: CellResult) -> Any:
     return _hashable({k: v for k, v in protocol.items() if k not in ("episodes_file", *_BY_FILE)})
 
 
+def _undrawn(cell: CellResult) -> str | None:
+    """Both figures of a cell in which an evaluation seed drew no episode of a class, in words; None of any other."""
+    metrics = cell.result.metrics
+    if metrics is None or (both := metrics.miou_undrawn) is None:
+        return None
+    names = ", ".join(both.classes)
+    return f"mIoU {both.left_out:.1f} without, {both.zero:.1f} with 0 for what a seed did not draw ({names})"
+
+
 def _hashable(value: Any) -> Any:
     """A value of JSON that can be a key of a dictionary; equal where the values are."""
     if isinstance(value, dict):
@@ -284,6 +294,8 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         _list_missing(row, done[row.key], pending[row.key], table)
         table.notes += mixed(row)
     table.notes += edited(table.rows)
+    if unlike := table.protocol.get("unlike"):
+        table.notes.append(f"protocol {table.protocol['name']} is not all that its code does: {'; '.join(unlike)}")
     if table.twice:
         each = [f"{where} ({one} and {other})" for where, one, other in table.twice]
         more = f", and {len(each) - _SHOWN} more" if len(each) > _SHOWN else ""
@@ -324,6 +336,9 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
+    if source is not None and (pool := next(filter(None, (other_pool(c.key, c.identity or {}) for c in cells)), None)):
+        notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {pool}")
+        source = None
     by_fold = {
         fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }
@@ -350,6 +365,11 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
         comparison = None if source is None or entry.partial else source.at(fold)
         row.entries[shot, fold] = replace(entry, paper=comparison)
     for fold, of_fold in by_fold.items():
+        notes += [
+            f"{where} fold {fold} seed {seed}: {both}"
+            for seed, c in of_fold.items()
+            if (both := _undrawn(c)) is not None
+        ]
         if lacking := sorted({n for c in of_fold.values() for n in c.result.missing_classes}):
             notes.append(f"* {where} fold {fold}: partial, without {', '.join(lacking)}")
 
@@ -470,11 +490,12 @@ def _mark_differences(tables: list[Table]) -> None:
             of_dataset[table.key.dataset].append(table)
     for alike in of_dataset.values():
         first = alike[0]
+        rules = [completed(table.protocol) for table in alike]
         # Where all tables equal the first, no two differ; otherwise each has another one that it differs from.
         differing = {
             rule
-            for rule in {rule for table in alike for rule in table.protocol} - {"episodes_file"}
-            if any(table.protocol.get(rule) != first.protocol.get(rule) for table in alike)
+            for rule in {rule for found in rules for rule in found} - {"episodes_file"}
+            if any(found.get(rule) != rules[0].get(rule) for found in rules)
         }
         of_data = any(table.key.data_val != first.key.data_val for table in alike)
         for table in alike:
@@ -507,7 +528,7 @@ def _name_older_figures(tables: list[Table]) -> None:
 
 def _shown(table: Table, rule: str) -> Any:
     """A rule of a table's protocol, for its title."""
-    value = table.protocol.get(rule, "not recorded")
+    value = completed(table.protocol).get(rule, "not recorded")
     if rule == "episodes_list" and isinstance(value, dict):
         split = "-" in (table.key.protocol_id or "")
         return f"{value.get('protocol')}" + (f" {value.get('fingerprint')}" if split else "")

@@ -165,7 +165,8 @@ def settings_of(identity: dict[str, Any]) -> str:
 def pool_of(identity: dict[str, Any]) -> str:
     """Digest of the settings that determine the training images."""
     kept = {k: v for k, v in identity.items() if k.startswith("dataset.") and not k.startswith("dataset.image_size")}
-    keys = ["fold", "shot", "protocol.novel_in_training", "protocol.min_pixels", "protocol.repeat_support"]
+    keys = ["fold", "shot", "protocol.novel_in_training", "protocol.list_rule", "protocol.min_pixels",
+            "protocol.repeat_support"]  # fmt: skip
     if identity.get("eval.every_epochs"):  # some of the images are held back
         keys.append("eval.base_share")
     return _digest(kept | {k: identity.get(k) for k in keys})
@@ -309,10 +310,13 @@ def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:
 
 
 def training_images(cfg: Config, identity: dict[str, Any], known: Known) -> tuple[int | None, str]:
-    """Training images of the fold, and where they were counted, in words."""
+    """Queries of an epoch (`protocol.train_query`), and where they were counted, in words."""
     from fsseg.data.held_out import count_held_back
     from fsseg.data.registry import source_class
 
+    if cfg.protocol.train_query == "pair":  # only the lists themselves tell, finished cells record images
+        count = known.at_hand.training_images(cfg)
+        return count, "" if count is None else "the data at hand"
     published = source_class(cfg.dataset.name).training_images(cfg)
     if published is not None and cfg.eval.every_epochs:
         published -= count_held_back(published, cfg.eval.base_share)

@@ -16,7 +16,8 @@ from fsseg.cell import key as keys
 from fsseg.cell import variant, weights
 from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
 from fsseg.cell.variant import labels
-from fsseg.config.compose import composer
+from fsseg.config.compose import compose, composer
+from fsseg.config.history import completed
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
 
@@ -149,6 +150,26 @@ def test_a_list_file_counts_by_content(tmp_path: Path) -> None:
     assert identity({"dataset": {"train_list": "part_train"}})["dataset.train_list"] == "part_train"
 
 
+def test_the_pool_and_the_list_that_it_sets_are_one_setting(tmp_path: Path, monkeypatch) -> None:
+    def mark(*line: str) -> str:
+        return fingerprint(identity(compose(["dataset=pascal5i", *line]).resolved))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "list.txt").write_text("2007_000032\n")
+    (tmp_path / "moved.txt").write_text("2007_000032\n")
+    by_pool = mark("protocol.train_pool=my/list.txt")
+    for line in ("dataset.train_list=my/list.txt", "protocol.train_pool=./moved.txt", 'dataset.train_list="~/moved.txt"',
+                 f"protocol.train_pool={tmp_path}/moved.txt"):  # fmt: skip
+        assert mark(line) == by_pool
+    (tmp_path / "my" / "list.txt").write_text("2007_000039\n")
+    others = {mark(), mark("protocol.train_pool=my/list.txt"), mark("protocol.train_pool=merged_5953")}
+    assert len(others | {by_pool}) == 4
+    assert mark("protocol.train_pool=train_aug_10582") == mark("dataset.train_list=null") == mark()
+    assert mark("dataset.train_list=moved.txt") != by_pool  # a name, whatever lies in the current folder
+
+
 def test_flatten_joins_keys_with_dots() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [1]}) == {"a.b": 1, "a.c.d": 2, "e": [1]}
 
@@ -230,3 +251,34 @@ def test_runs_of_all_versions_of_a_cell_are_one_row() -> None:
     assert variant.may_be_earlier(cut)
     assert all(map(variant.may_be_earlier, ("train.lr-1e-3", "a.b-false+c.d-3", "x.y-2.")))
     assert not any(map(variant.may_be_earlier, ("train.lr-0.004", "model.iterations-5+train.lr-0.001", "mine")))
+
+
+def test_settings_that_came_later_leave_the_cells_of_earlier_versions_where_they_were() -> None:
+    """A protocol of today with the rules that every run had is no other identity than one that knew none of them."""
+    now = {"dataset": {"name": "coco20i", "coco_masks": "union", "train_list": None, "val_list": None},
+           "protocol": {"min_pixels": 9, "list_rule": "pixels", "fit": "longer_side", "undrawn": "left_out",
+                        "query_class": "listed", "train_query": "image", "unlike": ["words"]},
+           "train": {"lr": 0.1, "lr_scale": 1.0}, "eval": {"every_epochs": 0}}  # fmt: skip
+    then = {"dataset": {"name": "coco20i"}, "protocol": {"min_pixels": 9}, "train": {"lr": 0.1}}
+    assert identity(now) == identity(then)
+    for node, key, value in (("dataset", "coco_masks", "painted"), ("protocol", "fit", "squash"),
+                             ("train", "lr_scale", 10.0), ("eval", "every_epochs", 1)):  # fmt: skip
+        changed = {**now, node: {**now[node], key: value}}
+        assert identity(changed)[f"{node}.{key}"] == value
+
+
+def test_a_pool_counts_by_the_list_it_sets_and_the_standard_one_by_the_name_it_had() -> None:
+    def pascal(pool: str | None) -> dict[str, object]:
+        return identity({"dataset": {"name": "pascal5i", "train_list": pool}, "protocol": {"train_pool": pool}})
+
+    assert pascal("train_aug_10582") == pascal(None)
+    assert pascal("merged_5953") == pascal(None) | {"dataset.train_list": "merged_5953"}
+
+
+def test_a_protocol_recorded_before_its_rules_were_named_is_the_same_as_today() -> None:
+    then = {"name": "standard", "min_pixels": 2048}
+    now = then | {"train_pool": "train_aug_10582", "list_rule": "pixels", "fit": "longer_side", "undrawn": "left_out",
+                  "query_class": "listed", "train_query": "image", "image_size": None, "unlike": []}  # fmt: skip
+    assert completed(then) == completed(now)
+    assert completed(now | {"train_pool": "merged_5953"}) != completed(then)
+    assert completed(now | {"fit": "squash"}) != completed(then)

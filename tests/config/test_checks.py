@@ -101,10 +101,10 @@ def test_a_number_at_the_rim_is_told_at_most_once(value: str, choice: str, part:
         (["dataset.num_folds=40", "fold=30"], 1),
         (["train.enabled=false", "eval.enabled=false"], 1),
         (["model.heads=3"], 1),
-        (["dataset.image_size=96"], 1),
-        (["dataset.image_size=5000"], 1),  # neither within its limits nor a multiple
+        (["dataset.image_size=98"], 1),
+        (["dataset.image_size=5002"], 1),  # neither within its limits nor a multiple
         (["model.layer=foo", "method=prototype"], 1),
-        (["fold=7", "train.lr=-1", "dataset.image_size=96"], 3),
+        (["fold=7", "train.lr=-1", "dataset.image_size=98"], 3),
         (["dataset.name=foo", "dataset.num_folds=0"], 2),
         (["backbone=resnet50", "backbone.name=resnet101"], 0),  # one schema has both
         (["checkpoint=" + "x" * 300], 1),
@@ -127,6 +127,34 @@ def test_a_name_of_another_choice_is_a_fault(line: str, fix: str) -> None:
     [fault] = faults(one([line]).cfg)
     assert line in fault.what
     assert fault.fix == fix
+
+
+@pytest.mark.parametrize("protocol", ["pfenet", "bam", "hdmnet", "standard protocol.query_order=first_n"])
+def test_the_first_n_of_coco_need_the_list_whose_first_they_are(protocol: str, tmp_path: Path) -> None:
+    line = ["dataset=coco20i", *f"protocol={protocol}".split()]
+    [fault] = faults(one(line).cfg)
+    assert "dataset.val_list" in fault.what
+    assert "shuffled" in fault.what
+    assert "lists/coco/val.txt of PFENet or BAM" in fault.fix
+    assert "protocol.query_order=class_uniform" in fault.fix
+    assert len(str(fault).splitlines()) == 2
+    (tmp_path / "val.txt").touch()
+    others = ("protocol.query_order=class_uniform", "eval.enabled=false", f"protocol.episodes_file={tmp_path}/val.txt",
+              f"dataset.val_list={tmp_path}/val.txt")  # fmt: skip
+    assert [faults(one([*line, other]).cfg) for other in others] == [[]] * 4
+    assert faults(one([line[1], "dataset=pascal5i"]).cfg) == []
+
+
+@pytest.mark.parametrize("key", ["dataset.train_list", "dataset.val_list"])
+def test_a_list_of_coco_is_a_file(key: str) -> None:
+    [fault] = faults(one(["dataset=coco20i", f"{key}=nowhere.txt"]).cfg)
+    assert fault.what == f"{key}=nowhere.txt is not a file"
+
+
+def test_label_maps_that_would_not_be_read_are_a_fault() -> None:
+    [fault] = faults(one(["dataset=coco20i", "dataset.label_maps=/maps"]).cfg)
+    assert "dataset.label_maps=/maps is not read with dataset.coco_masks=painted" in fault.what
+    assert faults(one(["dataset=coco20i", "dataset.label_maps=/maps", "dataset.coco_masks=maps"]).cfg) == []
 
 
 def test_a_misspelt_report_is_a_fault() -> None:

@@ -169,8 +169,8 @@ def test_a_key_forced_in_with_plus_is_a_fault() -> None:
 
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        validate(typed(composed("fold=7", "train.lr=-1", "dataset.image_size=96", f"checkpoint={tmp_path}/no.pt")))
-    for part in ("fold=7", "train.lr=-1", "dataset.image_size=96", "no.pt"):
+        validate(typed(composed("fold=7", "train.lr=-1", "dataset.image_size=98", f"checkpoint={tmp_path}/no.pt")))
+    for part in ("fold=7", "train.lr=-1", "dataset.image_size=98", "no.pt"):
         assert part in caught.value.what
 
 
@@ -201,6 +201,7 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         (["log_level=loud"], "log_level"),
         (["dataset=coco20i", "dataset.year=2015"], "dataset.year"),
         (["dataset=pascal5i", "dataset.image_size=470"], "465 or 473"),
+        (["dataset=pascal5i", "dataset.image_size=402"], "401 or 409"),
     ],
 )
 def test_a_semantic_fault_names_its_key(overrides: list[str], named: str) -> None:
@@ -208,6 +209,11 @@ def test_a_semantic_fault_names_its_key(overrides: list[str], named: str) -> Non
     assert len(found) >= 1
     assert any(named in str(fault) for fault in found)
     assert all(fault.fix for fault in found)
+
+
+@pytest.mark.parametrize("side", ["400", "401", "633", "4096"])
+def test_a_side_may_be_a_multiple_of_the_stride_or_one_more(side: str) -> None:
+    assert not faults(typed(composed("dataset=pascal5i", f"dataset.image_size={side}", "train.batch_size=1")))
 
 
 def test_whether_a_method_trains_is_known_of_its_settings_and_is_no_key_of_them() -> None:

@@ -153,8 +153,21 @@ def test_numbers_that_no_machine_bears_together_are_refused(line: list[str], nam
 
 def test_the_largest_published_settings_are_within_all_ranges() -> None:
     lines = (
-        ["dataset=coco20i", "protocol=hdmnet", "shot=5", "train.batch_size=16", "backbone=resnet101"],
-        ["dataset=coco20i", "protocol=pfenet", "dataset.image_size=1025", "train.batch_size=8"],
+        [
+            "dataset=coco20i",
+            "protocol=hdmnet",
+            "shot=5",
+            "train.batch_size=16",
+            "backbone=resnet101",
+            "dataset.val_list=" + __file__,
+        ],
+        [
+            "dataset=coco20i",
+            "protocol=pfenet",
+            "dataset.image_size=1025",
+            "train.batch_size=8",
+            "dataset.val_list=" + __file__,
+        ],
         ["dataset=pascal5i", "shot=10", "train.epochs=1000", "dataset.scale_range=[0.5,2]", "train.lr=0.1"],
     )
     with composer() as c:

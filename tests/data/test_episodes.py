@@ -16,6 +16,7 @@ from fsseg.data.lists import FoldLists, train_lists, val_lists
 from fsseg.data.source import ClassIndex
 
 NAMES = tuple(f"class{c}" for c in range(8))
+RULES = ProtocolConfig(name="p")
 ORDERS = ("cycle", "list_cycle", "class_uniform", "first_n")
 
 
@@ -35,7 +36,7 @@ def make_lists(seed: int, novel: tuple[int, ...] = (0, 1), shot: int = 1) -> Fol
 @given(data=st.integers(0, 5), seed=st.integers(0, 2**40), shot=st.integers(1, 5), repeat=st.booleans())
 def test_every_training_image_is_the_query_once_per_epoch(data: int, seed: int, shot: int, repeat: bool) -> None:
     lists = make_lists(data)
-    sampler = EpisodeSampler(lists, shot, seed, repeat_support=repeat)
+    sampler = EpisodeSampler(lists, shot, seed, ProtocolConfig(name="p", repeat_support=repeat))
     for epoch in (0, 1):
         specs = [sampler[epoch * len(sampler) + i] for i in range(len(sampler))]
         assert sorted(s.query_id for s in specs) == sorted(lists.images)
@@ -50,18 +51,18 @@ def test_every_training_image_is_the_query_once_per_epoch(data: int, seed: int, 
 @given(seed=st.integers(0, 1000), numbers=st.lists(st.integers(0, 500), min_size=1, max_size=30))
 def test_an_episode_depends_on_seed_and_number_only(seed: int, numbers: list[int]) -> None:
     lists = make_lists(0)
-    one = EpisodeSampler(lists, 2, seed)
+    one = EpisodeSampler(lists, 2, seed, RULES)
     visited = {n: one[n] for n in numbers}  # in any order, back and forth between epochs
     for n in sorted(visited, reverse=True):
-        assert EpisodeSampler(lists, 2, seed)[n] == visited[n]
+        assert EpisodeSampler(lists, 2, seed, RULES)[n] == visited[n]
 
 
 def test_seeds_and_epochs_differ() -> None:
     lists = make_lists(0)
     size = len(lists.images)
-    runs = [[EpisodeSampler(lists, 1, seed)[i] for i in range(size)] for seed in (0, 1)]
+    runs = [[EpisodeSampler(lists, 1, seed, RULES)[i] for i in range(size)] for seed in (0, 1)]
     assert runs[0] != runs[1]
-    sampler = EpisodeSampler(lists, 1, 0)
+    sampler = EpisodeSampler(lists, 1, 0, RULES)
     assert [sampler[i].query_id for i in range(size)] != [sampler[size + i].query_id for i in range(size)]
 
 
@@ -70,7 +71,8 @@ def test_seeds_and_epochs_differ() -> None:
 def test_fewer_shots_are_the_beginning_of_more(seed: int, shift: float | None, repeat: bool) -> None:
     lists = make_lists(1)
     families = {image: n % 3 for n, image in enumerate(lists.images)}
-    one, five = (EpisodeSampler(lists, k, seed, repeat, families, shift) for k in (1, 5))
+    rules = ProtocolConfig(name="p", repeat_support=repeat)
+    one, five = (EpisodeSampler(lists, k, seed, rules, families, shift) for k in (1, 5))
     for n in range(60):
         assert (one[n].query_id, one[n].class_id) == (five[n].query_id, five[n].class_id)
         assert one[n].support_ids == five[n].support_ids[:1]
@@ -98,6 +100,50 @@ def test_cycling_visits_every_pair_before_any_again() -> None:
             visited = [(s.query_id, s.class_id) for s in specs[turn * pairs : (turn + 1) * pairs]]
             assert sorted(visited) == sorted(lists.pairs)
             assert (tuple(visited) == lists.pairs) == (order == "list_cycle")
+
+
+def test_in_a_training_of_pairs_each_pair_is_the_query_once_an_epoch() -> None:
+    lists = make_lists(4)
+    assert len(lists.pairs) > len(lists.images)
+    sampler = EpisodeSampler(lists, 2, 3, ProtocolConfig(name="p", train_query="pair"))
+    assert len(sampler) == len(lists.pairs)
+    for epoch in (0, 1):
+        specs = [sampler[epoch * len(sampler) + i] for i in range(len(sampler))]
+        assert sorted((s.query_id, s.class_id) for s in specs) == sorted(lists.pairs)
+        assert all(s.query_id not in s.support_ids for s in specs)
+
+
+def test_a_class_first_training_draws_all_classes_alike_however_many_images_they_have() -> None:
+    images = {f"p{n}": {0: 9000} for n in range(90)} | {f"q{n}": {1: 9000} for n in range(10)}
+    lists = train_lists(index_of(images), (2,), RULES, 1, NAMES[:3])
+    sampler = EpisodeSampler(lists, 1, 0, ProtocolConfig(name="p", train_query="class_uniform"))
+    assert len(sampler) == 100  # an epoch is as long as there are images
+    drawn = [sampler[i] for i in range(1000)]
+    assert 450 <= Counter(s.class_id for s in drawn)[1] <= 550  # sqrt(250) = 16 is one standard deviation
+    assert len({s.query_id for s in drawn if s.class_id == 1}) == 10
+
+
+def test_a_query_may_stand_for_a_small_object_where_the_code_takes_any_size_but_supports_are_listed() -> None:
+    # image x has class 0 with 5000 px and class 1 with 3: it is listed for class 0 alone
+    images = (
+        {"x": {0: 5000, 1: 3}, "y": {1: 7}}
+        | {f"p{n}": {0: 9000} for n in range(4)}
+        | {f"q{n}": {1: 9000} for n in range(4)}
+    )
+    novel, first = (0, 1), {"query_order": "first_n", "num_episodes": 200}
+    for rule, wanted in (("listed", {0}), ("any_size", {0, 1})):
+        protocol = ProtocolConfig(name="p", query_class=rule, **first)
+        lists = val_lists(index_of(images), novel, protocol, 3, NAMES)
+        assert "y" not in lists.images  # it has no listed pair: it is no query, whatever the rule
+        specs = evaluation_episodes(lists, protocol, 3, 0)
+        of_x = [s for s in specs if s.query_id == "x"]
+        assert {s.class_id for s in of_x} == wanted
+        assert all(set(s.support_ids) <= {f"q{n}" for n in range(4)} for s in of_x if s.class_id == 1)
+        trained = train_lists(index_of(images), (7,), protocol, 3, NAMES)
+        sampler = EpisodeSampler(trained, 3, 0, protocol)
+        assert {sampler[e].class_id for e in range(400) if sampler[e].query_id == "x"} == wanted
+    # with a query outside the list every listed image may be a support: three of four, all four in turn
+    assert {i for s in of_x if s.class_id == 1 for i in s.support_ids} == {f"q{n}" for n in range(4)}
 
 
 def test_first_n_takes_the_first_images_only_and_class_uniform_does_not() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_source import index_of
 from hypothesis import given, settings
@@ -48,6 +51,65 @@ def test_five_shots_need_six_images_unless_supports_may_repeat() -> None:
     assert val_lists(index, (0,), ProtocolConfig(name="hsnet", repeat_support=True), 5, NAMES).classes == (0,)
 
 
+GRID = ProtocolConfig(name="hsnet", list_rule="grid", novel_in_training="background")
+
+
+def test_the_grid_rule_takes_more_than_two_grid_pixels_whatever_the_size() -> None:
+    index = index_of({"a": {2: 5, 3: 90_000}, "b": {2: 2048, 0: 1}, "c": {2: 3}, "d": {3: 4}})
+    on_grid = replace(index, pair_grid=np.array([3, 2, 0, 3, 3, 40], np.int32))  # a2, a3, b0, b2, c2, d3
+    assert eligible_pairs(on_grid, (2, 3), GRID) == [(0, 2), (1, 2), (2, 2), (3, 3)]
+    lists = train_lists(on_grid, (0, 1), GRID, 1, NAMES)
+    assert lists.candidates == {2: ("a", "b", "c")}  # one image of a boat is too few
+    dropped = train_lists(on_grid, (0, 1), replace(GRID, novel_in_training="drop"), 1, NAMES)
+    assert dropped.candidates == {2: ("a", "c")}  # b holds a pixel of a novel class, though none on the grid
+    assert on_grid.fingerprint == index.fingerprint
+
+
+def test_a_data_set_without_grid_counts_refuses_the_rule() -> None:
+    with pytest.raises(UserError, match=r"protocol\.list_rule=grid") as caught:
+        val_lists(index_of({"a": {0: 9000}, "b": {0: 9000}}), (0,), GRID, 1, NAMES)
+    assert "list_rule=pixels" in caught.value.fix
+
+
+@pytest.mark.shared
+def test_drop_keeps_what_bam_trains_on_of_the_published_5953_names(shared_dir: Path, voc_cache: Path) -> None:
+    root = shared_dir / "data/voc_part"
+    cfg = PascalConfig(name="pascal5i", root=str(root), cache=str(voc_cache), train_list="pfenet_train")
+    source, rules = PascalSource(cfg), ProtocolConfig(name="p", min_pixels=2048, novel_in_training="drop")
+    index = source.index("train")
+    assert len(index.image_ids) == 5953
+    lists = [train_lists(index, source.novel_classes(fold), rules, 1, source.classes) for fold in range(4)]
+    assert [len(found.images) for found in lists] == [4208, 3726, 2752, 4510]
+    # The pool lies in the other one, and holds all of VOC's own train list, whose masks alone have a boundary of 255.
+    whole = PascalSource(replace(cfg, train_list=None))
+    assert set(index.image_ids) < set(whole.index("train").image_ids)
+    counts = whole.mask_counts("train")
+    bounded = {i for i in whole.index("train").image_ids if 255 in counts[i].pixels}
+    assert len(bounded) == 1464
+    assert bounded < set(index.image_ids)
+
+
+@pytest.mark.shared
+def test_the_grid_gives_hsnets_lists_but_for_the_published_remainder(shared_dir: Path, voc_cache: Path) -> None:
+    """Sizes are what is known of the lists; differences are summed class by class, so that none cancel out."""
+    theirs = json.loads((shared_dir / "facts/folds.json").read_text())["pascal5i"]["hsnet_image_class_pairs"]
+    sizes = json.loads((shared_dir / "facts/published_lists.json").read_text())["pascal5i_hsnet"]
+    cfg = PascalConfig(name="pascal5i", root=str(shared_dir / "data/voc_part"), cache=str(voc_cache))
+    source, off = PascalSource(cfg), {}
+    for split, key in (("val", "val"), ("train", "train_file_of_fold")):
+        off[split] = {}
+        for fold in range(4):
+            fact = theirs[key][str(fold)]
+            assert fact["pairs"] == sizes[f"{split}_pairs_per_fold"][fold]
+            found = Counter(c for _, c in eligible_pairs(source.index(split), source.novel_classes(fold), GRID))
+            for c in source.novel_classes(fold):
+                off[split][source.classes[c]] = found[c] - fact["per_class"][source.classes[c]]
+    total = {split: sum(map(abs, classes.values())) for split, classes in off.items()}
+    print(total, {split: {n: d for n, d in classes.items() if d} for split, classes in off.items()})
+    assert total["val"] <= 8
+    assert total["train"] <= 102
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     images=st.lists(st.dictionaries(st.integers(0, 7), st.integers(1, 5000), max_size=4), max_size=25),
@@ -85,7 +147,7 @@ def test_training_lists_agree_with_the_definition(
 def test_lists_from_the_real_masks_have_the_published_sizes(shared_dir: Path, voc_cache: Path) -> None:
     facts = json.loads((shared_dir / "facts/folds.json").read_text())["pascal5i"]["list_sizes_from_masks"]["folds"]
     root = str(shared_dir / "data/voc_part")
-    pools = {"train_aug_10582": "train_aug", "pfenet_list_5953": "pfenet_train"}
+    pools = {"train_aug_10582": "train_aug_10582", "pfenet_list_5953": "pfenet_train"}
     for pool, name in pools.items():
         cfg = PascalConfig(name="pascal5i", root=root, image_size=473, cache=str(voc_cache), train_list=name)
         source = PascalSource(cfg)
@@ -100,5 +162,5 @@ def test_lists_from_the_real_masks_have_the_published_sizes(shared_dir: Path, vo
                     assert per_class == fact[pool]["per_class_drop"]
             val = val_lists(source.index("val"), novel, ProtocolConfig(name="p"), 1, source.classes)
             assert (len(val.pairs), len(val.images)) == (fact["val"]["pairs"], fact["val"]["images"])
-            assert len(eligible_pairs(source.index("val"), novel, 2048)) == fact["val"]["pairs"]
+            assert len(eligible_pairs(source.index("val"), novel, ProtocolConfig(name="p"))) == fact["val"]["pairs"]
             assert {source.classes[c]: len(ids) for c, ids in val.candidates.items()} == fact["val"]["per_class"]

@@ -108,7 +108,7 @@ def test_base_and_novel_classes_never_meet(name: str, fold: int) -> None:
 
     evaluation = evaluation_plan(source, cfg)
     assert {s.class_id for specs in evaluation.episodes.values() for s in specs} <= novel
-    assert set(evaluation.classes) | set(evaluation.missing_classes) | set(evaluation.not_drawn) == novel
+    assert set(evaluation.classes) | set(evaluation.missing_classes) == novel
 
 
 @pytest.mark.parametrize("shot", [1, 2])
@@ -154,6 +154,34 @@ def test_the_pictures_of_a_batch_are_those_of_its_images() -> None:
         assert torch.equal(batch.support_pictures, (batch.support_images != 0).any(2))
         assert torch.equal(batch.query_picture, (batch.query_image != 0).any(1))
         assert not batch.query_picture.all()
+
+
+@pytest.mark.parametrize(
+    ("fit", "valid", "middle"),
+    # 40 x 60 pixels in a square of 73. At test 48.7 x 73 are floored; in training 16 and 6 rows and columns are free.
+    [("squash", (73, 73), (0, 0)), ("pfenet", (48, 72), (16, 6))],
+)
+def test_both_loaders_fit_images_as_the_protocol_says(
+    fit: str, valid: tuple[int, int], middle: tuple[int, int]
+) -> None:
+    source, cfg = make_source(), make_cfg(size=73, shot=2, fit=fit)
+    cfg.dataset.scale_range = [1.0, 1.0]
+    specs = evaluation_plan(source, cfg).episodes[0]
+    corner = torch.zeros(73, 73, dtype=torch.bool)
+    corner[: valid[0], : valid[1]] = True
+    for batch in evaluation_loader(source, cfg, specs):
+        assert set(batch.valid_sizes) == {valid}
+        assert (batch.query_picture == corner).all()
+        assert (batch.support_pictures == corner).all()
+    whole = list(training_loader(source, cfg, 0, 6))
+    for one, other in zip(whole[3:], training_loader(source, cfg, 3, 3)):
+        assert_equal(one, other)
+    cfg.dataset.rotate_degrees = 0.0
+    for batch in training_loader(source, cfg, 0, 3):
+        for picture in (*batch.query_picture, *batch.support_pictures.flatten(0, 1)):
+            rows, columns = picture.any(1).nonzero()[:, 0], picture.any(0).nonzero()[:, 0]
+            assert (int(rows[0]), int(columns[0])) == middle
+            assert (len(rows), len(columns)) == ((73, 73) if fit == "squash" else (40, 60))
 
 
 def test_a_batch_moves_with_all_its_tensors() -> None:
@@ -224,7 +252,7 @@ def test_a_novel_class_without_images_is_missing() -> None:
     for pairs in source.images["val"].values():
         pairs.pop(1, None)  # type: ignore[attr-defined]
     plan = evaluation_plan(source, make_cfg(min_pixels=0))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (1,), ())
+    assert (plan.classes, plan.missing_classes) == ((0,), (1,))
 
 
 def test_workers_are_as_asked_or_one_less_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +266,4 @@ def test_a_class_without_an_episode_because_few_are_drawn_is_not_called_too_smal
         "val": {**{f"a{n}": {0: 9000} for n in range(3)}, **{f"b{n}": {1: 9000} for n in range(3)}},
     }
     plan = evaluation_plan(FakeSource(images), make_cfg(num_episodes=1, seeds=[0], query_order="list_cycle"))
-    assert (plan.classes, plan.missing_classes, plan.not_drawn) == ((0,), (), (1,))
+    assert (plan.classes, plan.missing_classes) == ((0, 1), ())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import cell_of, composed, done
 
+from fsseg.data.transforms import EvalTransform
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine.evaluate import figure_numbers, predicted_foreground
 from fsseg.errors import UserError
@@ -78,6 +79,79 @@ def test_fitting_and_scaling_back_leave_a_mask_where_it_was() -> None:
     assert (found != expected).sum() < 0.004 * expected.sum()
 
 
+def test_squash_scales_the_whole_square_corners_aligned() -> None:
+    # Pixel b of 17 lies at 2 b of 33: foreground right of 10.5. 17 rows become 20.
+    found = predicted_foreground(half_plane(5.25), (17, 17), (17, 17), (20, 33), "squash")
+    assert found.shape == (20, 33)
+    assert columns(found) == list(range(11, 33))
+    down = predicted_foreground(half_plane(5.25).transpose(1, 2), (17, 17), (17, 17), (33, 20), "squash")
+    assert columns(down.T) == list(range(11, 33))
+    assert columns(predicted_foreground(half_plane(5.25), (17, 17), (17, 17), None, "squash")) == list(range(6, 17))
+
+
+def test_pfenet_scales_the_square_to_the_longer_side_and_the_truth_lies_in_its_upper_left_corner() -> None:
+    # 33 x 20 pixels lie in the square as 16 x 8 (9.7, floored). Pixel b of 17 goes to 2 b of 33, whatever is image.
+    found = predicted_foreground(half_plane(5.25), (17, 17), (16, 8), (33, 20), "pfenet")
+    assert found.shape == (33, 20)
+    assert columns(found) == list(range(11, 20))
+    # the answer on the padding counts as well: pixel 8.75 is right of the 8 that are image, and goes to 17.5
+    assert columns(predicted_foreground(half_plane(8.75), (17, 17), (16, 8), (33, 20), "pfenet")) == [18, 19]
+    # landscape: the longer side is the width, and all of the square's is used
+    wide = predicted_foreground(half_plane(5.25), (17, 17), (8, 16), (20, 33), "pfenet")
+    assert wide.shape == (20, 33)
+    assert columns(wide) == list(range(11, 33))
+    # at network size the part that is image is scored
+    near = predicted_foreground(half_plane(5.25), (17, 17), (16, 8), None, "pfenet")
+    assert near.shape == (16, 8)
+    assert columns(near) == [6, 7]
+
+
+def corners_aligned(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, pixel by pixel: the first and the last pixels of both grids lie on each other."""
+    out = np.empty(size)
+    for row, column in np.ndindex(*size):
+        y = row * (grid.shape[0] - 1) / max(1, size[0] - 1)
+        x = column * (grid.shape[1] - 1) / max(1, size[1] - 1)
+        top, left = min(int(y), grid.shape[0] - 2), min(int(x), grid.shape[1] - 2)
+        (a, b), (c, d) = grid[top : top + 2, left : left + 2]
+        down, right = y - top, x - left
+        out[row, column] = (a * (1 - right) + b * right) * (1 - down) + (c * (1 - right) + d * right) * down
+    return out
+
+
+@pytest.mark.parametrize("truth", [(31, 18), (18, 31), (12, 9), (20, 20), (1, 25)])
+@pytest.mark.parametrize("side", [16, 17])
+def test_the_published_ways_back_agree_with_a_plain_loop(truth: tuple[int, int], side: int) -> None:
+    logits = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(truth[0]))
+    margin = (logits[1] - logits[0]).numpy().astype(float)
+    square = corners_aligned(margin, (side, side))
+    longer = max(truth)
+    expected = {
+        "squash": corners_aligned(square, truth),
+        "pfenet": corners_aligned(square, (longer, longer))[: truth[0], : truth[1]],
+    }
+    for fit, values in expected.items():
+        found = predicted_foreground(logits, (side, side), (8, 8), truth, fit)
+        clear = np.abs(values) > 1e-5
+        assert (found == (values > 0))[clear].all()
+        assert clear.mean() > 0.9
+
+
+@pytest.mark.parametrize("fit", ["longer_side", "squash", "pfenet"])
+@pytest.mark.parametrize("size", [(100, 80), (70, 100), (40, 32)])  # fitted to 80 they are multiples of 8
+def test_a_perfect_answer_scores_well_with_every_fit(fit: str, size: tuple[int, int]) -> None:
+    rows, across = np.mgrid[: size[0], : size[1]]
+    mask = (np.hypot(rows - 0.5 * size[0], across - 0.6 * size[1]) < 0.3 * min(size)).astype(np.uint8)
+    sample = EvalTransform(80, fit)(np.zeros((*size, 3), dtype=np.uint8), mask)
+    answer = torch.where(sample.mask == 1, 1.0, -1.0)
+    found = predicted_foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, size, fit)
+    both, either = (found & (mask == 1)).sum(), (found | (mask == 1)).sum()
+    assert both / either > 0.9
+    near = predicted_foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, None, fit)
+    high, wide = sample.valid_size
+    assert (near == (sample.mask[:high, :wide] == 1).numpy()).all()
+
+
 def spec(number: int, class_id: int) -> EpisodeSpec:
     return EpisodeSpec(number, class_id, f"q{number}", (f"s{number}",))
 
@@ -123,20 +197,36 @@ def evaluated(root: Path, output: Path, *overrides: str) -> dict[str, Any]:
     return msgspec.to_builtins(done(c))
 
 
-def test_a_class_that_one_seed_lacks_makes_the_result_partial(root: Path, tmp_path: Path) -> None:
+def _both(left_out: float, zero: float, name: str) -> dict[str, Any]:
+    return {"left_out": pytest.approx(left_out), "zero": pytest.approx(zero), "classes": [name]}
+
+
+def test_a_class_that_one_seed_does_not_draw_is_left_out_or_counts_zero_and_both_figures_stand(
+    root: Path, tmp_path: Path
+) -> None:
     whole, part = [0, 1, 2, 3, 4], [4, 3, 1, 0]
     files = [listed(root, tmp_path, f"{name}.tsv", {5: whole, 6: of_6}) for name, of_6 in (("a", whole), ("b", part))]
     complete, lacking = (evaluated(root, tmp_path, f"protocol.episodes_file={path}") for path in files)
-    assert (complete["partial"], complete["missing_classes"]) == (False, [])
+    zero = evaluated(root, tmp_path, f"protocol.episodes_file={files[1]}", "protocol.undrawn=zero")
+    assert complete["metrics"]["miou_undrawn"] is None
     name = complete["dataset"]["novel_classes"][2]
-    assert (lacking["partial"], lacking["missing_classes"]) == (True, [name])
-    assert [s["classes_without_episode"] for s in lacking["metrics"]["per_seed"]] == [[], [name]]
-    # seed 6 has the same episodes but that of class 2: its mean is over the other four
     ious = complete["metrics"]["per_class"]
-    assert lacking["metrics"]["per_class"] == ious  # one episode a class: each seed has the same IoU
-    of_seed = [s["miou"] for s in lacking["metrics"]["per_seed"]]
-    assert of_seed[0] == pytest.approx(sum(ious.values()) / 5)
-    assert of_seed[1] == pytest.approx(sum(v for k, v in ious.items() if k != name) / 4)
+    of_five, of_four = sum(ious.values()) / 5, sum(v for k, v in ious.items() if k != name) / 4
+    # seed 6 has the same episodes but that of class 2, and one episode a class: each seed has the same IoUs
+    for result, of_six in ((lacking, of_four), (zero, of_four * 4 / 5)):
+        assert (result["partial"], result["missing_classes"]) == (False, [])  # the images are there
+        metrics = result["metrics"]
+        assert metrics["per_class"] == ious
+        assert [s["classes_without_episode"] for s in metrics["per_seed"]] == [[], [name]]
+        assert [s["miou"] for s in metrics["per_seed"]] == pytest.approx([of_five, of_six])
+        assert metrics["per_seed"][0]["miou_undrawn"] is None
+        assert metrics["per_seed"][1]["miou_undrawn"] == _both(of_four, of_four * 4 / 5, name)
+        assert metrics["miou"] == pytest.approx((of_five + of_six) / 2)
+        assert metrics["miou_per_round"][-1] == pytest.approx(metrics["miou"])
+        both = _both((of_five + of_four) / 2, (of_five + of_four * 4 / 5) / 2, name)
+        assert metrics["miou_undrawn"] == both
+    foreground = [r["metrics"]["per_seed"][1]["miou_all_foreground"] for r in (lacking, zero)]
+    assert foreground[1] == pytest.approx(foreground[0] * 4 / 5)
 
 
 def test_the_result_names_the_protocol_that_the_episodes_came_from(root: Path, tmp_path: Path) -> None:
@@ -179,6 +269,33 @@ def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
         fit = 25 / max(height, width)  # the longer side is the network's
         assert original[2:] == (height, width)
         assert network == (round(height * fit), round(width * fit)) * 2
+
+
+@pytest.mark.parametrize("scoring", ["network", "original"])
+@pytest.mark.parametrize("fit", ["squash", "pfenet"])
+def test_each_fit_trains_and_is_scored_by_its_own_rule(
+    fit: str, scoring: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsseg.engine import evaluate
+
+    seen: list[tuple[Any, ...]] = []
+    rule = evaluate.predicted_foreground
+
+    def noting(logits: torch.Tensor, *arguments: Any) -> np.ndarray:
+        seen.append(arguments)
+        return rule(logits, *arguments)
+
+    monkeypatch.setattr(evaluate, "predicted_foreground", noting)
+    lines = (f"protocol.fit={fit}", f"protocol.scoring_size={scoring}", "train.max_steps=1", "logger.figures=2")
+    c = composed(root, tmp_path, *lines, "logger.steps=true", "dataset.image_size=24")
+    result = done(c)
+    assert result.protocol["fit"] == fit
+    assert cell_of(c).episodes_figure.is_file()
+    assert len(seen) > 6  # 6 episodes, and the steps of the figures
+    for size, valid, truth, own_fit in seen:
+        assert (size, own_fit) == ((24, 24), fit)
+        assert valid == (24, 24) if fit == "squash" else max(valid) == 24 and min(valid) % 8 == 0
+        assert (truth is None) == (scoring == "network")
 
 
 @pytest.mark.parametrize("factor", [1e30, float("nan")])

@@ -319,3 +319,13 @@ def test_a_nan_in_the_older_workflows_file_costs_one_fold_only(tmp_path):
     for content, fault in (("[1]", "is not a JSON object"), ("{", "is not JSON")):
         path.write_text(content)
         assert fault in collect([path]).problems[0].what
+
+
+def test_runs_of_before_and_after_a_rule_was_named_are_one_protocol(tmp_path, make_cell):
+    earlier = {"name": "standard", "min_pixels": 2048}
+    later = earlier | {"train_pool": "train_aug_10582", "fit": "longer_side", "undrawn": "left_out", "unlike": []}
+    make_cell(0, 50.0, protocol=earlier)
+    make_cell(1, 50.0, protocol=later)
+    make_cell(2, 50.0, protocol=later | {"train_pool": "merged_5953"})
+    ids = [c.protocol_id for c in collect([tmp_path]).cells]
+    assert ids[0] == ids[1] != ids[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from experiment_files import BASELINE, FULL, SM, Add, report, rows
 
-from fsseg.cell.key import flatten
+from fsseg.cell.key import identity
 from fsseg.config.compose import compose
 from fsseg.report.aggregate import aggregate
 from fsseg.report.collect import collect
@@ -49,6 +49,7 @@ def test_neither_does_another_fold_shot_sample_or_a_partial_result(
 RECIPE = {
     "protocol.name": "standard", "protocol.num_episodes": 1000, "backbone.pretrained": True,
     "backbone.trainable_layers": 0, "dataset.image_size": 473, "train.epochs": 250, "train.max_steps": None,
+    "dataset.train_list": "merged_5953",
 }  # fmt: skip
 
 
@@ -68,6 +69,8 @@ def test_the_recipe_itself_is_compared_at_any_rate(tmp_path: Path, add: Add) -> 
         ("dataset.image_size", 81, "dataset.image_size=81"),
         ("train.epochs", 1, "train.epochs=1"),
         ("train.max_steps", 1, "train.max_steps=1"),
+        ("dataset.train_list", None, "dataset.train_list=train_aug_10582"),
+        ("dataset.train_list", "content 0123456789abcdef", "dataset.train_list=content 0123456789abcdef"),
     ],
 )
 def test_a_setting_that_is_not_the_recipes_takes_the_difference_away_and_is_named(
@@ -135,9 +138,20 @@ def test_a_result_without_identity_stands_in_no_table_of_known_settings(
 
 
 def test_the_recipe_of_the_ablations_is_what_their_files_compose() -> None:
-    settings = flatten(compose(["experiment=table3_components", "ablation=sm"]).resolved)
+    settings = identity(compose(["experiment=table3_components", "ablation=sm"]).resolved)
     assert {key: settings[key] for key in RECIPE} == RECIPE
     assert unlike_ablation(settings) == []
+
+
+@pytest.mark.parametrize("name", ["paper", *sorted(REPORTS.keys() - {"background_bias"})])
+def test_the_papers_experiments_train_pascal_on_the_merged_pool(name: str) -> None:
+    def settings(dataset: str) -> dict[str, Any]:
+        return identity(compose([f"experiment={name}", f"dataset={dataset}", "ablation=full"]).resolved)
+
+    pascal = settings("pascal5i")
+    assert (pascal["dataset.train_list"], pascal["protocol.name"]) == ("merged_5953", "standard")
+    assert settings("coco20i").get("dataset.train_list") is None
+    assert "dataset.train_list" not in settings("shapes5i")
 
 
 def test_table_4_has_its_rows_by_what_the_model_lacks(tmp_path: Path, add: Add) -> None:

@@ -31,6 +31,22 @@ def test_the_mean_over_four_folds_stands_beside_the_papers(tmp_path, make_cell):
     assert row.entries[1, 2].difference == pytest.approx(68.0 - 69.5)
 
 
+def test_runs_on_another_training_pool_than_the_papers_get_no_figure_of_it(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 70.0, identity={"dataset.train_list": None})
+    table = one_table(tmp_path)
+    assert [table.rows[0].entries[1, column].paper for column in (0, MEAN)] == [None, None]
+    assert table.notes == [
+        "abcb resnet50 1-shot: no figure of the paper beside it; unlike the paper, it has "
+        "dataset.train_list=train_aug_10582"
+    ]
+
+
+def test_runs_on_the_papers_training_pool_get_its_figures(tmp_path, make_cell):
+    make_cell(0, 70.0, identity={"dataset.train_list": "merged_5953"})
+    assert one_row(tmp_path).entries[1, 0].paper == 72.9
+
+
 def test_no_mean_without_all_folds_but_a_note(tmp_path, make_cell):
     make_cell(0, 70.0)
     make_cell(2, 71.0)
@@ -279,3 +295,14 @@ def test_rows_whose_names_are_cut_are_labelled_by_what_their_lines_set(tmp_path,
     table = one_table(tmp_path)
     assert [row.label for row in table.rows] == ["abcb resnet50 [train.lr-0.1]", "abcb resnet50 [train.lr-0.2]"]
     assert table.notes[0] == "all variants share: dataset.num_train-60+protocol.min_pixels-100"
+
+
+def test_a_class_that_a_seed_did_not_draw_stands_below_the_table_with_both_figures(tmp_path, make_cell):
+    metrics = {"miou_undrawn": {"left_out": 50.04, "zero": 40.04, "classes": ["toaster"]}}
+    make_cell(1, 40.04, result={"metrics": metrics}, protocol={"name": "hsnet", "unlike": ["the final weights"]})
+    (table,) = build(collect([tmp_path])).tables
+    (row,) = table.rows
+    assert not row.entries[1, 1].partial  # the images are there
+    note = "fold 1 seed 0: mIoU 50.0 without, 40.0 with 0 for what a seed did not draw (toaster)"
+    assert any(note in found for found in table.notes), table.notes
+    assert any("protocol hsnet is not all that its code does: the final weights" in found for found in table.notes)

@@ -33,36 +33,43 @@ ATTEMPTS = 6
 _BLOCK = 1 << 20
 _PROGRESS_SECONDS = 10.0
 _FREE_MARGIN = 512 << 20
+_LARGEST_UNKNOWN = 16 << 20
+"""Bytes that a file may have whose size nobody publishes."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An official archive.
+    """An official archive, or a plain file.
 
     Attributes:
         name: its file name.
         urls: where it is; tried in turn.
-        size: in bytes, as published.
+        size: in bytes, as published; None where nobody publishes it: then it is small, and the digest decides.
         md5: as published; None where nobody publishes one.
         strip: leading folder of the archive that is left out.
         into: folder below the data root that it unpacks into ("" is the root itself).
         unpacked: rough size in bytes once unpacked, for the check of disk space.
         only: paths below `strip` that are wanted (prefixes); empty takes everything.
+        plain: it is no archive but itself the file that goes into `into`.
     """
 
     name: str
     urls: tuple[str, ...]
-    size: int
+    size: int | None
     md5: str | None
     strip: str = ""
     into: str = ""
     unpacked: int = 0
     only: tuple[str, ...] = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True)
 class Need:
-    """Files that must be there: at least `count` names that end in `suffix` in `folder`, absolute or below the root."""
+    """Files that must be there: at least `count` in `folder`, which is absolute or below the root.
+
+    Their names end in `suffix`; one that begins with no dot is a whole name.
+    """
 
     folder: str
     suffix: str
@@ -73,6 +80,8 @@ class Need:
         folder = root / self.folder
         if not folder.is_dir():
             return 0
+        if not self.suffix.startswith("."):
+            return int((folder / self.suffix).is_file())
         return sum(p.name.endswith(self.suffix) and not p.name.startswith(".") for p in folder.iterdir())
 
 
@@ -83,11 +92,13 @@ class Part:
     Attributes:
         needs: files that show it is complete.
         instead: files that replace the part if all of them are there.
+        only_for: the setting that alone needs it; the data set is complete without it. Empty: every run needs it.
     """
 
     archive: Archive
     needs: tuple[Need, ...]
     instead: tuple[Need, ...] = ()
+    only_for: str = ""
 
     def lacking(self, root: Path) -> list[tuple[Need, int]]:
         """Needs that are not met, with the number of files found; empty if the part is complete or unnecessary."""
@@ -117,7 +128,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.name}.part"
     have = part.stat().st_size if part.is_file() else 0
-    check_room(folder, max(archive.size - have, 0), f"download {archive.name}")
+    check_room(folder, max((archive.size or 0) - have, 0), f"download {archive.name}")
     for last in (False, True):
         _fetch(archive, part, pause)
         found = _md5(part) if archive.md5 else None
@@ -127,7 +138,7 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
         part.unlink()
         if last:
             raise UserError(
-                f"{archive.name}: what {archive.urls[0]} sends has MD5 {found}, the official archive has {archive.md5}",
+                f"{archive.name}: what {archive.urls[0]} sends has MD5 {found}, the official file has {archive.md5}",
                 f"fetch it by other means, put it at {path.absolute()} and start again",
             )
         log.warning("%s arrived damaged (MD5 %s, expected %s); fetching it again", archive.name, found, archive.md5)
@@ -137,25 +148,25 @@ def download(archive: Archive, folder: Path, pause: float = 1.0) -> Path:
 def _check_present(archive: Archive, path: Path) -> None:
     """Refuse an archive that is there already, perhaps from the user, if it is not the official one."""
     size = path.stat().st_size
-    if size != archive.size:
-        wrong = f"has {size} bytes, the official archive {archive.size}"
+    if archive.size is not None and size != archive.size:
+        wrong = f"has {size} bytes, the official file {archive.size}"
     elif archive.md5 and (found := _md5(path)) != archive.md5:
-        wrong = f"has MD5 {found}, the official archive {archive.md5}"
+        wrong = f"has MD5 {found}, the official file {archive.md5}"
     else:
         return
     raise UserError(f"{path.absolute()} {wrong}", "remove it and start again")
 
 
 def _fetch(archive: Archive, part: Path, pause: float) -> None:
-    """Download until `part` has the archive's size."""
+    """Download until `part` has the archive's size, or all that a server has where the size is unknown."""
     idle, reasons = 0, []
     while (have := part.stat().st_size if part.is_file() else 0) != archive.size:
-        if have > archive.size:
+        if have > (archive.size or _LARGEST_UNKNOWN):
             part.unlink()
             continue
         url = archive.urls[idle % len(archive.urls)]
         try:
-            _transfer(archive, url, part, have)
+            return _transfer(archive, url, part, have)
         except (_Broken, OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise UserError(
@@ -196,8 +207,9 @@ def _transfer(archive: Archive, url: str, part: Path, have: int) -> None:
         raise _Broken(f"HTTP status {error.code}") from error
     with response:
         total = _total(response, have)
-        if total is not None and total != archive.size:
-            raise _Broken(f"it has {total} bytes there, the official archive {archive.size}")
+        if archive.size is not None and total not in (None, archive.size):
+            raise _Broken(f"it has {total} bytes there, the official file {archive.size}")
+        limit = archive.size or min(total or _LARGEST_UNKNOWN, _LARGEST_UNKNOWN)
         if response.status != 206:
             have = 0  # the server sends the whole file
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -205,13 +217,13 @@ def _transfer(archive: Archive, url: str, part: Path, have: int) -> None:
             write_json(stamp, {"url": url, "validator": tag})
         with open(part, "r+b" if have else "wb") as file:
             file.seek(have)
-            _copy(response, file, have, archive)
-    if part.stat().st_size < archive.size:
+            _copy(response, file, have, archive.name, limit)
+    if part.stat().st_size < (archive.size or total or 0):
         raise _Broken("the connection ended early")
     stamp.unlink(missing_ok=True)
 
 
-def _copy(response: Any, file: IO[bytes], have: int, archive: Archive) -> None:
+def _copy(response: Any, file: IO[bytes], have: int, name: str, limit: int) -> None:
     start = told = time.monotonic()
     begin = have
     while True:
@@ -225,9 +237,9 @@ def _copy(response: Any, file: IO[bytes], have: int, archive: Archive) -> None:
             file.flush()
             os.fsync(file.fileno())
             return
-        if have + len(block) > archive.size:
+        if have + len(block) > limit:
             file.truncate(0)
-            raise _Broken(f"more than {archive.size} bytes came")
+            raise _Broken(f"more than {limit} bytes came")
         file.write(block)
         have += len(block)
         now = time.monotonic()
@@ -235,8 +247,8 @@ def _copy(response: Any, file: IO[bytes], have: int, archive: Archive) -> None:
             told = now
             speed = (have - begin) / (now - start)
             log.info(
-                "%s: %.0f of %.0f MB, %.1f MB/s, %.0f min left", archive.name, have / 1e6, archive.size / 1e6,
-                speed / 1e6, (archive.size - have) / speed / 60,
+                "%s: %.0f of %.0f MB, %.1f MB/s, %.0f min left", name, have / 1e6, limit / 1e6,
+                speed / 1e6, (limit - have) / speed / 60,
             )  # fmt: skip
 
 

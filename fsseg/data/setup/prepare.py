@@ -30,7 +30,8 @@ class PrepareReport:
     """What `prepare` found and did.
 
     Attributes:
-        complete: every part is there (images of lists of the user's own may still be missing: see `verified`).
+        complete: every part is there but for those that only other settings need (images of lists of the user's own
+            may still be missing: see `verified`).
         lines: what is there and what is missing, as text.
         fetched: archives fetched and unpacked.
         verified: the outcome of `verify`; None if there was nothing to index yet.
@@ -57,7 +58,9 @@ def state_of(root: Path, parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
             lines.append(f"there: all that {archive.name} brings")
             continue
         missing.append(part)
-        lines.append(f"missing: {archive.name} ({archive.size / 1e6:.0f} MB, {archive.urls[0]})")
+        size = "" if archive.size is None else f"{archive.size / 1e6:.0f} MB, "
+        only = f", which only {part.only_for} needs" if part.only_for else ""
+        lines.append(f"missing: {archive.name} ({size}{archive.urls[0]}){only}")
         for need, found in lacking:
             what = f"{need.count} files *{need.suffix}" if need.count > 1 else need.suffix
             lines.append(f"  {visible((root / need.folder).absolute())}: {what} expected, {found} found")
@@ -88,30 +91,38 @@ def prepare(
     """
     root, source = Path(cfg.root).expanduser(), source_class(cfg.name)
     missing, lines = state_of(root, source.parts(cfg, fetch))
-    fetched = []
+    fetched, failed = [], []
     if missing and fetch:
         try:
             with held(root / ".fsseg" / "prepare.lock", _LEASE_SECONDS) as claim:
                 for part in state_of(root, source.parts(cfg))[0]:  # another host may have done it while this one waited
-                    fetch_part(part, root, keep_archives, pause, claim.check)
-                    fetched.append(part.archive.name)
+                    try:
+                        fetch_part(part, root, keep_archives, pause, claim.check)
+                    except UserError as error:
+                        if not part.only_for:
+                            raise
+                        failed += [f"  {error.what}", f"  -> {error.fix}"]
+                    else:
+                        fetched.append(part.archive.name)
         except ClaimLost as lost:
             raise UserError(f"{root.absolute()}: {lost}", "wait until it is done, then start again") from None
         except OSError as error:
             fix = "set dataset.root to a folder that you can write to"
             raise UserError(f"{root.absolute()}: cannot be written ({error.strerror})", fix) from None
         missing, lines = state_of(root, source.parts(cfg))
-        if missing:
+        lines += failed
+        if any(not part.only_for for part in missing):
             raise UserError(
                 Lines(f"{visible(root.absolute())} is still incomplete after unpacking:\n" + "\n".join(lines)),
                 "remove the folder named above and start again",
             )
-    report = PrepareReport(complete=not missing, lines=lines, fetched=fetched)
-    if missing:
-        total = sum(part.archive.size for part in missing) / 1e9
-        report.lines.append(f"`{source.fetching(cfg)}` fetches what is missing: {total:.1f} GB")
+    report = PrepareReport(all(part.only_for for part in missing), lines, fetched)
+    if missing and not failed:
+        total = sum(part.archive.size or 0 for part in missing) / 1e9
+        size = f": {total:.1f} GB" if total else ""
+        report.lines.append(f"`{source.fetching(cfg)}` fetches what is missing{size}")
     lacking = source.check_folder(cfg)
-    if lacking and not missing:  # nothing that can be fetched: the folder itself is wrong
+    if lacking and report.complete:  # nothing that can be fetched: the folder itself is wrong
         raise merge_errors(lacking)
     if not lacking:
         report.verified = verify(source(cfg), sheet)  # type: ignore[call-arg]  # as in `build_source`

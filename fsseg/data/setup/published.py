@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import eligible_pairs, images_with
 from fsseg.data.source import ClassIndex
 
@@ -26,9 +27,16 @@ def facts() -> dict[str, Any]:
     return content
 
 
-def list_sizes(index: ClassIndex, classes: Sequence[int], drop: Sequence[int] = ()) -> tuple[dict[int, int], int]:
-    """(images per class, images) of the pairs from `MIN_PIXELS` on, in images without a pixel of a class to `drop`."""
-    pairs = eligible_pairs(index, classes, MIN_PIXELS, images_with(index, drop))
+def list_sizes(
+    index: ClassIndex, classes: Sequence[int], drop: Sequence[int] = (), rule: str = "pixels"
+) -> tuple[dict[int, int], int]:
+    """(images per class, images) of the listed pairs, in images without a pixel of a class to `drop`.
+
+    Args:
+        rule: pixels (objects from `MIN_PIXELS` on) or grid, as `protocol.list_rule`.
+    """
+    protocol = ProtocolConfig(name="published", list_rule=rule, min_pixels=MIN_PIXELS)
+    pairs = eligible_pairs(index, classes, protocol, images_with(index, drop))
     per_class = dict.fromkeys(classes, 0)
     for _, class_id in pairs:
         per_class[class_id] += 1

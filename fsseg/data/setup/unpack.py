@@ -46,6 +46,8 @@ def is_unpacked(archive: Archive, root: Path) -> bool:
 def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], None] = lambda: None) -> int:
     """Unpack an archive below `root` and return the number of files put in place; a call that was stopped is completed.
 
+    A plain file is moved there.
+
     Args:
         still_ours: asked before files are removed or put in place; raises if the folder is another process's by now.
 
@@ -54,6 +56,10 @@ def unpack(archive: Archive, path: Path, root: Path, still_ours: Callable[[], No
     """
     staging, whole = _folders(archive, root)
     still_ours()
+    if archive.plain:
+        (root / archive.into).mkdir(parents=True, exist_ok=True)
+        _replace(path, root / archive.into / archive.name)
+        return 1
     if not whole.exists():
         _fill(staging, archive, path, root)
         still_ours()  # unpacking takes minutes; whoever has the folder now unpacks in the same place

@@ -31,6 +31,7 @@ class VerifyReport:
 
     Attributes:
         dataset, root: what was looked at.
+        masks: how its masks are made, in words.
         lists: per split, where its list comes from and how many images it has.
         comparison: with the published lists.
         faults: everything wrong with lists, annotations, masks and the images that are there.
@@ -42,6 +43,7 @@ class VerifyReport:
 
     dataset: str
     root: Path
+    masks: str = ""
     lists: dict[str, tuple[str, int]] = field(default_factory=dict)
     comparison: Comparison = field(default_factory=Comparison)
     faults: list[Fault] = field(default_factory=list)
@@ -64,6 +66,7 @@ class VerifyReport:
         """The report as text; at most `limit` files per kind, None for all."""
         lines = [f"{self.dataset} in {self.root.absolute()}"]
         lines += [f"  {split}: {number} images, from {origin}" for split, (origin, number) in self.lists.items()]
+        lines += [f"  masks: {self.masks}"] if self.masks else []
         lines += _comparison_lines(self.comparison, bool(self.faults), limit)
         for split, paths in self.missing_images.items():
             total = self.lists[split][1] if split in self.lists else len(paths)
@@ -124,7 +127,7 @@ def verify(
         deep: compare the SHA-256 of every image and mask with a list, or write that list.
         digests: the list; see `digests.compare_content`.
     """
-    report = VerifyReport(dataset=source.name, root=source.root)
+    report = VerifyReport(dataset=source.name, root=source.root, masks=source.mask_rule)
     indexes: dict[Split, ClassIndex] = {}
     for split in SPLITS:
         try:

@@ -1,7 +1,7 @@
-"""The compact store of COCO masks: `instances_*.json` read once, one run-length code per (image, class) kept.
+"""The compact store of COCO masks: `instances_*.json` read once, masks kept by a rule. `coco` is the caller.
 
-The JSON of train2014 has 450 MB and several times that as Python objects; a loader process maps this store instead
-(about 100 MB on disk, in memory once for all processes of a host). Only `coco` calls this module.
+The JSON of train2014 has 450 MB and several times that as Python objects; a loader process maps this store instead, in
+memory once for all processes of a host. Each rule (`coco_painted`, `coco_union`) has a store of its own.
 """
 
 from __future__ import annotations
@@ -10,96 +10,110 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as rle
+from numpy.typing import NDArray
 
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.source import ClassIndex
-from fsseg.data.sources.coco_annotations import (
-    CLASS_OF_CATEGORY,
-    OFFICIAL,
-    annotation_problem,
-    check_categories,
-    check_images,
-    run_lengths,
-)
+from fsseg.data.sources.coco_annotations import OFFICIAL, annotation_problem, check_categories, check_images
+from fsseg.data.sources.coco_painted import PaintedMaker, PaintedMasks
+from fsseg.data.sources.coco_union import UnionMaker, UnionMasks
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RULE_VERSION = 2
-"""Version; goes up when the rule that turns annotations into masks changes, so that older stores are made again."""
-
 _PROGRESS_SECONDS = 5.0
 
 
-class CocoStore:
-    """Masks of one split: arrays of a store, looked up by image position and class_id."""
+class _Rule(NamedTuple):
+    """How annotations become masks; `version` goes up when that changes, so that older stores are made again; `ending`
+    is that of the store's file name."""
 
-    def __init__(self, path: Path, arrays: Arrays) -> None:
+    version: int | str
+    ending: str
+    maker: type[PaintedMaker] | type[UnionMaker]
+    masks: type[PaintedMasks] | type[UnionMasks]
+
+
+RULES = {
+    "painted": _Rule("painted 1", "painted.store", PaintedMaker, PaintedMasks),
+    "union": _Rule(2, "store", UnionMaker, UnionMasks),
+}
+"""By their names in `dataset.coco_masks`."""
+
+
+class CocoStore:
+    """Masks of one split: arrays of a store, looked up by image id and class_id.
+
+    Attributes:
+        path: of the annotations.
+        image_ids: of all images, in the order of their COCO ids.
+    """
+
+    def __init__(self, path: Path, rule: str, arrays: Arrays) -> None:
         self.path = path
         self.image_ids = unpack_names(arrays["image_ids"])
-        self.file_names = unpack_names(arrays["file_names"])
-        self._arrays = arrays
+        self._file_names = unpack_names(arrays["file_names"])
+        self._shape = arrays["shape"]
+        self._masks = RULES[rule].masks(arrays)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids)}
 
-    def position(self, image_id: str) -> int:
-        """Position of an image.
-
-        Raises:
-            UserError: the annotations do not list it.
-        """
+    def _at(self, image_id: str) -> int:
         try:
             return self._position[image_id]
         except KeyError:
             raise UserError(f"image {image_id} is not listed in {self.path}", "take an id of that file") from None
 
-    def size(self, position: int) -> tuple[int, int]:
+    def file_name(self, image_id: str) -> str:
+        """Name of an image's file. All methods raise a `UserError` if the annotations do not list the image."""
+        return self._file_names[self._at(image_id)]
+
+    def mask_path(self, image_id: str) -> Path:
+        """The JSON file, whatever the image."""
+        return self.path
+
+    def size(self, image_id: str) -> tuple[int, int]:
         """(height, width) in pixels."""
-        height, width = self._arrays["shape"][position].tolist()
+        height, width = self._shape[self._at(image_id)].tolist()
         return height, width
 
-    def index(self) -> ClassIndex:
-        """Pairs with at least one instance pixel, and those with crowd pixels alone: 0 pixels, see `ClassIndex`."""
-        own = list(zip(self._arrays["pair_image"].tolist(), self._arrays["pair_class"].tolist()))
-        pixels = dict(zip(own, self._arrays["pair_pixels"].tolist()))
-        for pair in zip(self._arrays["crowd_image"].tolist(), self._arrays["crowd_class"].tolist()):
-            pixels.setdefault(pair, 0)
+    def index(self, image_ids: Sequence[str]) -> tuple[ClassIndex, list[Fault]]:
+        """The index of some images, in their order; the annotations of a store have no faults."""
+        pixels = self._masks.pairs()
         pairs = np.array(sorted(pixels), dtype=np.int32).reshape(-1, 2)
-        return ClassIndex(
+        whole = ClassIndex(
             image_ids=tuple(self.image_ids),
             pair_image=np.ascontiguousarray(pairs[:, 0]),
             pair_class=pairs[:, 1].astype(np.int16),
             pair_pixels=np.array([pixels[pair] for pair in sorted(pixels)], dtype=np.int64),
         )
+        return whole.take([self._at(image_id) for image_id in image_ids]), []
 
-    def instances(self, position: int, class_id: int) -> tuple[bytes, ...]:
-        """Compressed run lengths of the union of the class's instances; empty if the image has none."""
-        return self._codes("pair", position, class_id)
+    def sizes(self, image_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(height, width) by image id."""
+        return {image_id: self.size(image_id) for image_id in image_ids}
 
-    def crowd(self, position: int, class_id: int) -> tuple[bytes, ...]:
-        """Compressed run lengths of the union of the class's crowd regions; empty if the image has none."""
-        return self._codes("crowd", position, class_id)
+    def kept_index(self, image_ids: Sequence[str]) -> ClassIndex | None:
+        """The same."""
+        return self.index(image_ids)[0]
 
-    def _codes(self, kind: str, position: int, class_id: int) -> tuple[bytes, ...]:
-        low, high = np.searchsorted(self._arrays[f"{kind}_image"], [position, position + 1])
-        found = np.flatnonzero(self._arrays[f"{kind}_class"][low:high] == class_id)
-        if not found.size:
-            return ()
-        begin, end = self._arrays[f"{kind}_begin"][low + found[0] : low + found[0] + 2].tolist()
-        return (self._arrays[f"{kind}_code"][begin:end].tobytes(),)
+    def mask(self, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
+        """As in `Source`."""
+        position = self._at(image_id)
+        return self._masks.mask(position, self.size(image_id), class_id, ignore_classes)
 
 
-def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore | None, list[Fault]]:
+def open_store(path: Path, rule: str, folders: list[Path], verify: bool) -> tuple[CocoStore | None, list[Fault]]:
     """The store of an annotation file, made if none fits; None and the faults if the annotations are faulty.
 
     Args:
         path: an `instances_*.json`.
+        rule: how masks are made, a key of `RULES`.
         folders: where the store is looked for and kept (see `arrays.cache_folders`).
         verify: check the whole store's checksum, not only its header.
 
@@ -111,10 +125,10 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
     except FileNotFoundError:
         what = f"annotations {path} are missing"
         raise UserError(what, "set dataset.root and dataset.year to where they are, or run `fsseg prepare`") from None
-    key, name = _kept_as(path, stat)
+    key, name = _kept_as(path, rule, stat)
     arrays = find_store(folders, name, key, verify)
     if arrays is None:
-        made, faults = read_annotations(path)
+        made, faults = read_annotations(path, rule)
         if faults:
             return None, faults
         stored = keep_store(folders, name, key, made)
@@ -122,60 +136,39 @@ def open_store(path: Path, folders: list[Path], verify: bool) -> tuple[CocoStore
         arrays = find_store([stored.parent], name, key, verify=False)
         if arrays is None:
             raise UserError(f"{stored} changed while it was read", "start again")
-    return CocoStore(path, arrays), []
+    return CocoStore(path, rule, arrays), []
 
 
-def kept_store(path: Path, folders: list[Path]) -> CocoStore | None:
+def kept_store(path: Path, rule: str, folders: list[Path]) -> CocoStore | None:
     """The store of an annotation file, if one was made of it as it is now.
 
     Raises:
         OSError: there is no such file.
     """
-    key, name = _kept_as(path, path.stat())
+    key, name = _kept_as(path, rule, path.stat())
     arrays = find_store(folders, name, key, verify=False)
-    return None if arrays is None else CocoStore(path, arrays)
+    return None if arrays is None else CocoStore(path, rule, arrays)
 
 
-def _kept_as(path: Path, stat: os.stat_result) -> tuple[dict[str, Any], str]:
+def _kept_as(path: Path, rule: str, stat: os.stat_result) -> tuple[dict[str, Any], str]:
     """Key and file name of the store."""
-    key = {"rule": RULE_VERSION, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return key, f"{path.stem}.store"
+    version, ending = RULES[rule].version, RULES[rule].ending
+    key = {"rule": version, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return key, f"{path.stem}.{ending}"
 
 
-@dataclass
-class _Union:
-    """Run-length codes per (image position, class_id), gathered annotation by annotation."""
-
-    codes: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
-
-    def arrays(self, kind: str) -> Arrays:
-        pairs: list[tuple[int, int]] = []
-        pixels: list[int] = []
-        blobs: list[bytes] = []
-        for pair in sorted(self.codes):
-            code = rle.merge(self.codes.pop(pair))
-            if area := int(rle.area(code)):
-                pairs.append(pair)
-                pixels.append(area)
-                blobs.append(code["counts"])
-        table = np.array(pairs, dtype=np.int32).reshape(-1, 2)
-        return {
-            f"{kind}_image": np.ascontiguousarray(table[:, 0]),
-            f"{kind}_class": table[:, 1].astype(np.int16),
-            f"{kind}_pixels": np.array(pixels, dtype=np.int64),
-            f"{kind}_begin": np.cumsum([0, *map(len, blobs)], dtype=np.int64),
-            f"{kind}_code": np.frombuffer(b"".join(blobs), dtype=np.uint8),
-        }
-
-
-def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
+def read_annotations(path: Path, rule: str) -> tuple[Arrays, list[Fault]]:
     """Read an annotation file; {} and every fault in it if there is any.
 
     Images stand in the order of their COCO ids.
 
+    Args:
+        rule: a key of `RULES`.
+
     Raises:
         UserError: it is not JSON, or not of COCO's instance form at all.
     """
+    maker = RULES[rule].maker()
     start = time.monotonic()
     log.info("reading %s (%.0f MB)", path, path.stat().st_size / 1e6)
     content = _read_json(path)
@@ -184,7 +177,7 @@ def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
     faults += found
     order = sorted(images)
     position = {number: row for row, number in enumerate(order)}
-    instances, crowds = _Union(), _Union()
+    sizes = [(images[number]["height"], images[number]["width"]) for number in order]
     annotations = content.pop("annotations")
     seen: set[int] = set()
     told = time.monotonic()
@@ -193,7 +186,8 @@ def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
         if (problem := annotation_problem(annotation, images, seen)) is not None:
             faults.append(Fault(problem[0], str(path), problem[1], OFFICIAL))
         elif not faults:  # else only further faults matter
-            _add(annotation, images, position, instances, crowds)
+            place = position[annotation["image_id"]]
+            maker.add(place, sizes[place], annotation)
         if time.monotonic() - told > _PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s: %d of %d annotations", path.name, row + 1, len(annotations))
@@ -203,9 +197,8 @@ def read_annotations(path: Path) -> tuple[Arrays, list[Fault]]:
     arrays: Arrays = {
         "image_ids": pack_names([Path(name).stem for name in names]),
         "file_names": pack_names(names),
-        "shape": np.array([[images[n]["height"], images[n]["width"]] for n in order], dtype=np.int32).reshape(-1, 2),
-        **instances.arrays("pair"),
-        **crowds.arrays("crowd"),
+        "shape": np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        **maker.arrays(sizes),
     }
     log.info("indexed %s in %.1f s: %d pairs", path.name, time.monotonic() - start, len(arrays["pair_image"]))
     return arrays, []
@@ -235,21 +228,3 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{not_coco}: its annotations have no segmentation", "use instances_*.json, not captions or boxes"
         )
     return content
-
-
-def _add(
-    annotation: dict[str, Any],
-    images: dict[int, dict[str, Any]],
-    position: dict[int, int],
-    instances: _Union,
-    crowds: _Union,
-) -> None:
-    """Add one sound annotation to its image and class."""
-    image, shape = annotation["image_id"], annotation["segmentation"]
-    height, width = images[image]["height"], images[image]["width"]
-    if isinstance(shape, dict):
-        code = rle.frPyObjects({"size": [height, width], "counts": run_lengths(shape)}, height, width)
-    else:
-        code = rle.merge(rle.frPyObjects(shape, height, width))
-    union = crowds if annotation.get("iscrowd") else instances
-    union.codes.setdefault((position[image], CLASS_OF_CATEGORY[annotation["category_id"]]), []).append(code)

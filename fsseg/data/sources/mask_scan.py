@@ -1,7 +1,8 @@
 """The scan of mask files behind `ClassIndex`: which values each mask holds, with how many pixels, kept on disk.
 
 A scan is kept for each mask folder, with size and time of each file. Another list costs nothing, and only changed masks
-are read again. `voc_layout` is the caller; COCO, annotated in one JSON file, has its own store (`coco_store`).
+are read again. Called by `voc_layout`, and by `coco_maps` for label maps of COCO; its JSON file has a store of its own
+(`coco_store`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-RULE_VERSION = 2
+RULE_VERSION = 3
 """Version; goes up when a scan records something else, so that older scans are made again."""
 
 
@@ -39,11 +40,15 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class MaskCount:
-    """What one mask holds: size at original resolution and pixels per value (0 and 255 included)."""
+    """What one mask holds: size at original resolution and pixels per value (0 and 255 included).
+
+    `grid` has, for the same values, those of the pixels that lie in the rows and columns of `workers.GRID`.
+    """
 
     height: int
     width: int
     pixels: dict[int, int]
+    grid: dict[int, int]
 
 
 def list_files(folder: Path, suffix: str) -> dict[str, MaskFile]:
@@ -85,8 +90,9 @@ def scan_masks(
             if isinstance(result, str):
                 faults.append(Fault("unreadable masks", path, result, "restore these files"))
             else:
-                height, width, pixels = result
-                known[ids[path]] = MaskCount(height, width, dict(pixels))
+                height, width, rows = result
+                pixels, grid = ({row[0]: row[column] for row in rows} for column in (1, 2))
+                known[ids[path]] = MaskCount(height, width, pixels, grid)
         faults.sort(key=lambda fault: fault.path)
         log.info("scanned %d masks of %s in %.1f s", len(todo), label, time.monotonic() - start)
         # Another process may have scanned other masks of this folder meanwhile: keep its work.
@@ -116,14 +122,16 @@ def build_index(
 
     A mask value v in 1..num_classes is class_id v - 1; 0 is background, 255 ignore.
     """
-    image, class_id, pixels = [], [], []
+    image, class_id, pixels, grid = [], [], [], []
     unknown: dict[str, list[int]] = {}
     for position, image_id in enumerate(image_ids):
-        for value, number in sorted(counts[image_id].pixels.items()):
+        count = counts[image_id]
+        for value, number in sorted(count.pixels.items()):
             if 1 <= value <= num_classes:
                 image.append(position)
                 class_id.append(value - 1)
                 pixels.append(number)
+                grid.append(count.grid[value])
             elif value not in (0, IGNORE_INDEX):
                 unknown.setdefault(image_id, []).append(value)
     index = ClassIndex(
@@ -131,8 +139,18 @@ def build_index(
         pair_image=np.array(image, dtype=np.int32),
         pair_class=np.array(class_id, dtype=np.int16),
         pair_pixels=np.array(pixels, dtype=np.int64),
+        pair_grid=np.array(grid, dtype=np.int32),
     )
     return index, unknown
+
+
+def unknown_faults(paths: Mapping[str, Path], unknown: Mapping[str, list[int]], num_classes: int) -> list[Fault]:
+    """A fault for every mask with values that belong to no class; `paths` and `unknown` are by image id."""
+    kind, known = "unknown class numbers in masks", f"classes are 1 to {num_classes}, 0 is background, 255 ignore"
+    return [
+        Fault(kind, str(paths[image_id]), f"holds {', '.join(map(str, values))}; {known}", "restore these masks")
+        for image_id, values in unknown.items()
+    ]
 
 
 def _pack(counts: Mapping[str, MaskCount], files: Mapping[str, MaskFile]) -> Arrays:
@@ -145,6 +163,7 @@ def _pack(counts: Mapping[str, MaskCount], files: Mapping[str, MaskFile]) -> Arr
         "begin": np.cumsum([0, *map(len, values)], dtype=np.int64),
         "value": np.array([v for row in values for v in row], dtype=np.uint8),
         "pixels": np.array([p for name in names for p in counts[name].pixels.values()], dtype=np.int64),
+        "grid": np.array([counts[n].grid[v] for n, row in zip(names, values) for v in row], dtype=np.int32),
     }
 
 
@@ -152,12 +171,13 @@ def _unpack(arrays: Arrays | None, files: Mapping[str, MaskFile]) -> dict[str, M
     """Stored counts of the files that are still as they were when counted."""
     if arrays is None:
         return {}
-    begin, value, pixels = (arrays[name].tolist() for name in ("begin", "value", "pixels"))
+    begin, value, pixels, grid = (arrays[name].tolist() for name in ("begin", "value", "pixels", "grid"))
     rows: list[tuple[list[int], list[int]]] = list(zip(arrays["file"].tolist(), arrays["shape"].tolist()))
     counts = {}
     for position, (name, (stamp, shape)) in enumerate(zip(unpack_names(arrays["names"]), rows)):
         file = files.get(name)
         if file is not None and [file.size, file.mtime_ns] == stamp:
             span = slice(begin[position], begin[position + 1])
-            counts[name] = MaskCount(shape[0], shape[1], dict(zip(value[span], pixels[span])))
+            of_value = (dict(zip(value[span], numbers[span])) for numbers in (pixels, grid))
+            counts[name] = MaskCount(shape[0], shape[1], *of_value)
     return counts

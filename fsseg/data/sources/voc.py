@@ -19,9 +19,21 @@ from fsseg.data.faults import Comparison, Fault
 from fsseg.data.folds import VOC_CLASSES
 from fsseg.data.setup import published
 from fsseg.data.setup.download import Archive, Need, Part
-from fsseg.data.source import IGNORE_INDEX, SPLITS, ClassIndex, Split
+from fsseg.data.source import IGNORE_INDEX, SPLITS, ClassIndex, Split, prepare_command
 from fsseg.data.sources.voc_layout import IMAGES, LISTS, MASKS, MASKS_AUG, VocSource
-from fsseg.data.sources.voc_lists import derive_train_list, find_sbd
+from fsseg.data.sources.voc_lists import (
+    MERGED,
+    TRAIN_AUG,
+    TRAIN_NOVAL,
+    TRAIN_NOVAL_MD5,
+    TRAIN_NOVAL_URL,
+    Derivation,
+    derivation,
+    find_list,
+    find_sbd,
+    list_path,
+)
+from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +62,7 @@ _SBD = Archive(
     unpacked=300_000_000,
     only=("cls/", "train.txt", "val.txt"),  # its images are VOC2012's
 )
+_NOVAL = Archive(name=TRAIN_NOVAL, urls=(TRAIN_NOVAL_URL,), size=None, md5=TRAIN_NOVAL_MD5, into=LISTS, plain=True)
 _WITH_MASK = 12031  # of VOC2012's 17125 images have a mask in VOC or SBD
 _VOC_TRAIN = 1464  # images of VOC2012's own train list: the only training masks with a boundary of 255
 
@@ -61,8 +74,9 @@ class PascalSource(VocSource):
 
     def __init__(self, cfg: PascalConfig) -> None:
         super().__init__(cfg, VOC_CLASSES)
-        self.train_list, self.val_list = cfg.train_list, cfg.val_list
+        self.train_list, self.val_list = cfg.train_list or TRAIN_AUG, cfg.val_list
         self.sbd_root = _path(cfg.sbd_root)
+        self._prepare = prepare_command(cfg.name, str(cfg.root))
 
     @cached_property
     def sbd(self) -> Path | None:
@@ -77,17 +91,35 @@ class PascalSource(VocSource):
         return super().mask_places() + ([("cls", self.sbd / "cls", ".mat")] if self.sbd is not None else [])
 
     def list_ids(self, split: Split) -> tuple[list[str], list[Fault]]:
-        if split == "val" or self.train_list is not None:
+        if (found := self._derivation(split)) is None:
             return super().list_ids(split)
-        image_ids, origin = self._derived()
-        log.info("%s: training list of %d images derived from %s", self.name, len(image_ids), origin)
+        lists = self.root / LISTS
+        held_out = {find_list(self.val_list, lists, "dataset.val_list"), list_path("val", lists)} - {None}
+        image_ids = found.image_ids(path for path in held_out if path is not None)
+        log.info("%s: training list of %d images derived from %s", self.name, len(image_ids), found.origin)
         return image_ids, []
 
     def list_origin(self, split: Split) -> str:
-        return super().list_origin(split) if split == "val" or self.train_list is not None else self._derived()[1]
+        return super().list_origin(split) if (found := self._derivation(split)) is None else found.origin
 
-    def _derived(self) -> tuple[list[str], str]:
-        return derive_train_list(self.root, self.sbd, self.root / MASKS_AUG, self.val_list)
+    def _derivation(self, split: Split) -> Derivation | None:
+        """How the list of a split is derived; None for one that a file holds."""
+        if split == "val" or self.train_list not in (TRAIN_AUG, MERGED):
+            return None
+        return derivation(self.train_list, self.root / LISTS, self.sbd, self.root / MASKS_AUG, self._prepare)
+
+    @classmethod
+    def check_folder(cls, cfg: PascalConfig, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        """As in `Source`; and whether the lists are there, or what they are derived from."""
+        errors = super().check_folder(cfg, splits)
+        source = cls(cfg)
+        for split in splits if not errors else ():
+            try:
+                if source._derivation(split) is None:
+                    find_list(source.list_origin(split), source.root / LISTS, f"dataset.{split}_list")
+            except UserError as error:
+                errors.append(error)
+        return errors
 
     @classmethod
     def layout(cls, cfg: PascalConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
@@ -105,19 +137,27 @@ class PascalSource(VocSource):
         images = Need(IMAGES, ".jpg", _WITH_MASK)
         lists = tuple(Need(LISTS, f"{name}.txt", 1) for name in SPLITS)
         masks = Need(f"{sbd}/cls", ".mat", 11355), *(Need(str(sbd), f"{name}.txt", 1) for name in SPLITS)
-        return (
-            Part(_VOC, needs=(images, Need(MASKS, ".png", 2913), *lists), instead=(images, ready)),
-            Part(_SBD, needs=masks, instead=(ready,)),
+        merged = cfg.train_list == MERGED
+        found = (
+            # Ready-made masks stand for those of both archives, but not for VOC's own train list.
+            Part(_VOC, (images, Need(MASKS, ".png", 2913), *lists), (images, ready, *(lists if merged else ()))),
+            Part(_SBD, masks, (ready,)),
         )
+        if Need(LISTS, f"{MERGED}.txt", 1).found(Path(cfg.root).expanduser()):
+            return found  # the pool is there as a list
+        only_for = "" if merged else f"protocol.train_pool={MERGED}"
+        noval = Part(_NOVAL, (Need(LISTS, TRAIN_NOVAL, 1),), (Need(str(sbd), TRAIN_NOVAL, 1),), only_for)
+        return *found, noval
 
     @classmethod
     def training_images(cls, cfg: Config) -> int | None:
         data: Any = cfg.dataset
-        standard = data.train_list in (None, "train_aug") and data.num_folds == 4
-        if not standard or cfg.protocol.min_pixels != published.MIN_PIXELS:
+        rules, pools = cfg.protocol, {None: TRAIN_AUG, "train_aug": TRAIN_AUG, TRAIN_AUG: TRAIN_AUG, MERGED: MERGED}
+        standard = data.train_list in pools and data.num_folds == 4
+        if not standard or rules.list_rule != "pixels" or rules.min_pixels != published.MIN_PIXELS:
             return None
-        sizes = published.facts()["pascal5i"]["folds"][str(cfg.fold)]["train_aug_10582"]
-        return int(sizes["images_drop" if cfg.protocol.novel_in_training == "drop" else "images_keep"])
+        sizes = published.facts()["pascal5i"]["folds"][str(cfg.fold)][pools[data.train_list]]
+        return int(sizes["images_drop" if rules.novel_in_training == "drop" else "images_keep"])
 
     def compare(self, indexes: Mapping[Split, ClassIndex]) -> Comparison:
         if self.num_folds != 4:
@@ -133,7 +173,8 @@ class PascalSource(VocSource):
         if val is not None:
             result.add("evaluation list", "images", known["val_images"], len(val.image_ids))
         if train is not None and pool is None:
-            result.add("training list", "images", known["pools"]["train_aug_10582"], len(train.image_ids))
+            expected = known["pools"].get(self.train_list, known["pools"][TRAIN_AUG])
+            result.add("training list", "images", expected, len(train.image_ids))
         if val is None or train is None:
             result.causes.append("a split could not be read: see the faults")
         result.causes += self._list_causes(indexes, pool) + self._mask_causes(indexes, pool)
@@ -141,7 +182,24 @@ class PascalSource(VocSource):
             result.causes.append(
                 "masks that were edited, resized or saved again: restore them from the official archives"
             )
+        result.notes += self._hsnet_notes(indexes)
         return result
+
+    @staticmethod
+    def _hsnet_notes(indexes: Mapping[Split, ClassIndex]) -> list[str]:
+        """How near `list_rule=grid` comes to HSNet's own lists; no other code uses them, so they decide nothing."""
+        known, notes = published.facts()["pascal5i"], []
+        whole = {"val": known["val_images"], "train": known["pools"][TRAIN_AUG]}
+        for split, index in indexes.items():
+            if len(index.image_ids) != whole[split]:
+                continue
+            sizes, (found, _) = known["hsnet"][split], published.list_sizes(index, range(20), rule="grid")
+            other = [f"{n} {found[c] - sizes[n]:+d}" for c, n in enumerate(VOC_CLASSES) if found[c] != sizes[n]]
+            notes.append(
+                f"HSNet's {split} lists have {sum(sizes.values())} (image, class) pairs, list_rule=grid gives "
+                f"{sum(found.values())} (differences: {', '.join(other) or 'none'})"
+            )
+        return notes
 
     def _compare_fold(
         self, result: Comparison, fold: int, pool: str | None, indexes: Mapping[Split, ClassIndex]
@@ -173,8 +231,7 @@ class PascalSource(VocSource):
         if train is not None and pool is None:
             causes.append(
                 f"the training list ({self.list_origin('train')}) has {len(train.image_ids)} images; the published "
-                "pools are train_aug (10582) and PFENet's list (5953). HSNet's 10092 follow a rule of their own and "
-                "are not compared"
+                f"pools are {TRAIN_AUG} and {MERGED}"
             )
         if train is not None and val is not None and (both := set(train.image_ids) & set(val.image_ids)):
             causes.append(f"{len(both)} images stand in both the training and the evaluation list, e.g. {min(both)}")
@@ -197,7 +254,7 @@ class PascalSource(VocSource):
             right = [folds[str(c // 5)]["val"]["per_class"][name] for c, name in enumerate(VOC_CLASSES)]
             if found != right and sorted(found) == sorted(right):
                 causes.append("the masks number the classes in another order than VOC2012 (alphabetical)")
-        if pool == "train_aug_10582":
+        if pool is not None:  # each holds all of VOC's train list
             counts = self.mask_counts("train")
             bounded = sum(IGNORE_INDEX in counts[i].pixels for i in indexes["train"].image_ids)
             if bounded != _VOC_TRAIN:

@@ -17,9 +17,16 @@ from fsseg.config.schema import DatasetConfig
 from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Fault
 from fsseg.data.images import image_size, read_file, read_image, read_labels, size_error
-from fsseg.data.source import IGNORE_INDEX, ClassIndex, Source, Split
-from fsseg.data.sources.mask_scan import MaskCount, build_index, kept_counts, list_files, scan_masks
-from fsseg.data.sources.voc_lists import read_list
+from fsseg.data.source import ClassIndex, Source, Split, label_table
+from fsseg.data.sources.mask_scan import (
+    MaskCount,
+    build_index,
+    kept_counts,
+    list_files,
+    scan_masks,
+    unknown_faults,
+)
+from fsseg.data.sources.voc_lists import find_list, read_list
 
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
 MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
@@ -49,10 +56,8 @@ class VocSource(Source):
         counts, unread = self._count_masks(image_ids)
         faults = faults + unread
         index, unknown = build_index([i for i in image_ids if i in counts], counts, len(self.classes))
-        kind, last = "unknown class numbers in masks", len(self.classes)
-        for image_id, values in unknown.items():
-            detail = f"holds {', '.join(map(str, values))}; classes are 1 to {last}, 0 is background, 255 ignore"
-            faults.append(Fault(kind, str(self.mask_path(split, image_id)), detail, "restore these masks"))
+        paths = {image_id: self.mask_path(split, image_id) for image_id in unknown}
+        faults += unknown_faults(paths, unknown, len(self.classes))
         self._counts[split] = counts
         return index, faults
 
@@ -86,7 +91,8 @@ class VocSource(Source):
         Raises:
             UserError: no such list.
         """
-        return read_list(self.list_origin(split), self.root / LISTS, f"dataset.{split}_list")
+        name, key = self.list_origin(split), f"dataset.{split}_list"
+        return read_list(find_list(name, self.root / LISTS, key), f"{key}={name}")
 
     def list_origin(self, split: Split) -> str:
         return self.val_list if split == "val" else str(self.train_list)
@@ -130,11 +136,7 @@ class VocSource(Source):
         picture = self.image_path(split, image_id)
         if picture.is_file() and (size := image_size(picture)) != labels.shape:
             raise size_error(picture, size, path, labels.shape)
-        lookup = np.zeros(256, dtype=np.uint8)
-        lookup[class_id + 1] = 1
-        for other in (*(c + 1 for c in ignore_classes if c != class_id), IGNORE_INDEX):
-            lookup[other] = IGNORE_INDEX
-        return np.take(lookup, labels)  # three times as fast as lookup[labels]
+        return np.take(label_table(class_id, ignore_classes), labels)  # three times as fast as table[labels]
 
     def content(self, path: Path | str, kind: str) -> bytes:
         """Content of an image or mask; a data set that knows what it must be checks it here.

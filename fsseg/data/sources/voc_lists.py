@@ -1,55 +1,81 @@
-"""Image lists of VOC2012 and SBD: reads the published forms, and derives `train_aug`."""
+"""Image lists of VOC2012 and SBD: reads the published forms, and derives the training pools.
+
+`voc_layout` and `voc` are the callers.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fsseg.cell.key import list_file
 from fsseg.data.faults import Fault
 from fsseg.data.sources.mask_scan import list_files
 from fsseg.errors import UserError
+
+TRAIN_AUG, MERGED = "train_aug_10582", "merged_5953"
+"""The training pools that are derived: `protocol.train_pool`, `dataset.train_list`."""
+TRAIN_NOVAL = "train_noval.txt"
+"""SBD's train without VOC's val, 5623 images: not in SBD's archive, but beside it on its authors' page."""
+TRAIN_NOVAL_URL = "https://www.cs.cornell.edu/~bharathh/train_noval.txt"
+TRAIN_NOVAL_MD5 = "79bff800c5f0b1ec6b21080a3c066722"  # address and digest as torchvision's SBDataset has them
 
 _SBD_PLACES = ("SBD", "sbd", "benchmark_RELEASE", "dataset")
 _PAIR = re.compile(r"(.+)__\d{2}")  # HSNet's lists name (image, class) pairs: 2007_000032__01
 
 
 def list_path(name: str, lists: Path) -> Path | None:
-    """The file of a list: a name under `lists`, or a path; None if there is neither."""
-    for path in (lists / f"{name}.txt", lists / name, Path(name).expanduser()):
-        if path.is_file():
-            return path
-    return None
+    """The file of a list: a path, or a name under `lists`; None if there is neither.
+
+    A name without a folder never means a file of the current folder: a cell is known by the name of a list, but by the
+    content of a file (`fsseg.cell.key.list_file`).
+    """
+    candidates = (list_file(name), lists / f"{name}.txt", lists / name)
+    return next((path for path in candidates if path is not None and path.is_file()), None)
 
 
-def read_list(name: str, lists: Path, key: str) -> tuple[list[str], list[Fault]]:
+def find_list(name: str, lists: Path, key: str) -> Path:
+    """The file of a list that a configuration names; looks at names only.
+
+    Args:
+        name: see `list_path`.
+        lists: the ImageSets/Segmentation folder.
+        key: configuration key that holds the name, for messages.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path := list_path(name, lists)) is not None:
+        return path
+    there = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
+    fix = f"set {key} to one of those names or to a file"
+    if os.sep not in name and Path(name).is_file():
+        fix += f"; a file of the current folder is written {key}=.{os.sep}{name}"
+    raise UserError(f"{key}={name}: neither {lists / f'{name}.txt'} nor a file {name}; lists there: {there}", fix)
+
+
+def read_list(path: Path, key: str) -> tuple[list[str], list[Fault]]:
     """Image ids of a list in its order, each once, and a fault for every id named twice.
 
     A line is an id, the published `JPEGImages/x.jpg SegmentationClassAug/x.png`, or HSNet's `x__01`, where an image may
     come up once per class.
 
     Args:
-        name: as in the configuration; see `list_path`.
-        lists: the ImageSets/Segmentation folder.
-        key: configuration key that holds the name, for messages.
+        path: see `find_list`.
+        key: what names the list, for messages: "dataset.val_list=val".
 
     Raises:
-        UserError: no such file, or nothing in it.
+        UserError: it cannot be read, or there is nothing in it.
     """
-    path = list_path(name, lists)
-    if path is None:
-        there = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
-        raise UserError(
-            f"{key}={name}: neither {lists / f'{name}.txt'} nor a file {name}; lists there: {there}",
-            f"set {key} to one of those names or to a file",
-        )
     ids: dict[str, None] = {}
     faults = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{key}={name}: {path} cannot be read: {error}", "give a text file with one image per line"
-        ) from error
+        raise UserError(f"{key}: {path} cannot be read: {error}", "give a text file with one image per line") from error
     for number, line in enumerate(lines, 1):
         if not (words := line.split()):
             continue
@@ -63,7 +89,7 @@ def read_list(name: str, lists: Path, key: str) -> tuple[list[str], list[Fault]]
         else:
             ids[image_id] = None
     if not ids:
-        raise UserError(f"{key}={name}: {path} names no image", "give a list with one image per line")
+        raise UserError(f"{key}: {path} names no image", "give a list with one image per line")
     return list(ids), faults
 
 
@@ -90,37 +116,82 @@ def find_sbd(root: Path, given: Path | None) -> Path | None:
     return None
 
 
-def derive_train_list(root: Path, sbd: Path | None, aug: Path, val_list: str) -> tuple[list[str], str]:
-    """The standard 10582 training images (train_aug), sorted, and what they were derived from, in words.
+@dataclass(frozen=True)
+class Derivation:
+    """How a training pool comes about from the official files; VOC's val is then taken out.
 
-    SBD's train and val plus VOC's train, minus VOC's val, where SBD's lists are there; else a list `train_aug` or
-    `trainaug` under ImageSets/Segmentation; else every mask of SegmentationClassAug minus VOC's val. All three name the
-    same images on complete data.
+    Attributes:
+        lists: whose images are put together, each once.
+        masks: folder whose masks name the images instead; None where `lists` do.
+        origin: the same in words, for the record.
+    """
+
+    lists: tuple[Path, ...]
+    masks: Path | None
+    origin: str
+
+    def image_ids(self, val: Iterable[Path]) -> list[str]:
+        """The images, sorted, without those of the lists `val`.
+
+        Raises:
+            UserError: a list cannot be read.
+        """
+        pool = set(list_files(self.masks, ".png")) if self.masks is not None else _ids(self.lists)
+        return sorted(pool - _ids(val))
+
+
+def derivation(pool: str, lists: Path, sbd: Path | None, aug: Path, prepare: str) -> Derivation:
+    """How a pool can be derived from what is there; looks at names only.
+
+    `TRAIN_AUG` (10582 images): SBD's train and val plus VOC's train, where SBD's lists are there; else a list
+    `train_aug` or `trainaug`; else every mask of SegmentationClassAug. All three name the same images on complete data.
+    `MERGED` (5953 images): SBD's train_noval plus VOC's train, or a list of the pool's own name.
 
     Args:
-        val_list: the evaluation list, taken out where VOC's own val is absent or another list evaluates.
+        lists: the ImageSets/Segmentation folder.
+        sbd: the folder that holds SBD's `cls`, if there is one.
+        aug: the SegmentationClassAug folder.
+        prepare: the command that fetches what is missing.
 
     Raises:
-        UserError: none of the three is there.
+        UserError: nothing is there that it can be derived from.
     """
-    lists = root / "ImageSets" / "Segmentation"
-
-    def ids(name: str) -> set[str]:
-        return set(read_list(name, lists, "dataset.train_list")[0])
-
-    held_out = ids("val") if list_path("val", lists) else set()
-    held_out |= set(read_list(val_list, lists, "dataset.val_list")[0])
-    if sbd is not None and (sbd / "train.txt").is_file() and (sbd / "val.txt").is_file():
-        pool = ids(str(sbd / "train.txt")) | ids(str(sbd / "val.txt")) | ids("train")
-        return sorted(pool - held_out), f"SBD train and val ({sbd}) plus VOC train, minus val"
+    voc_train = lists / "train.txt"
+    if pool == MERGED:
+        if (ready := lists / f"{MERGED}.txt").is_file():
+            return Derivation((ready,), None, f"the list {MERGED}, minus val")
+        places = [folder / TRAIN_NOVAL for folder in (sbd, lists) if folder is not None]
+        found = next((path for path in places if path.is_file()), None)
+        if found is not None and voc_train.is_file():
+            return Derivation((found, voc_train), None, f"SBD train_noval ({found}) plus VOC train, minus val")
+        raise _no_merged(found is None, places, voc_train, prepare)
+    official = (sbd / "train.txt", sbd / "val.txt", voc_train) if sbd is not None else ()
+    if official and all(path.is_file() for path in official):
+        return Derivation(official, None, f"SBD train and val ({sbd}) plus VOC train, minus val")
     for name in ("train_aug", "trainaug"):
-        if list_path(name, lists):
-            return sorted(ids(name) - held_out), f"the list {name}, minus val"
-    masks = list_files(aug, ".png")
-    if masks:
-        return sorted(set(masks) - held_out), f"all masks of {aug}, minus val"
+        if (path := list_path(name, lists)) is not None:
+            return Derivation((path,), None, f"the list {name}, minus val")
+    if aug.is_dir() and any(name.endswith(".png") for name in os.listdir(aug)):
+        return Derivation((), aug, f"all masks of {aug}, minus val")
     raise UserError(
-        f"dataset.train_list=null: {root} has nothing to derive train_aug from: SBD's train.txt and val.txt "
-        f"beside cls, a list train_aug under {lists}, or {aug}",
-        "add SBD (`fsseg prepare dataset=pascal5i --download`), or set dataset.train_list=train for VOC's own 1464",
+        f"training pool {TRAIN_AUG}: {lists.parent.parent} has nothing to derive train_aug from: SBD's train.txt and "
+        f"val.txt beside cls with VOC's train.txt, a list train_aug under {lists}, or {aug}",
+        f"add SBD (`{prepare}`), or set dataset.train_list=train for VOC's own 1464",
     )
+
+
+def _no_merged(noval: bool, places: Sequence[Path], voc_train: Path, prepare: str) -> UserError:
+    """The error that names the files that the merged pool lacks, where they come from, and the other choice."""
+    other = f"or set protocol.train_pool={TRAIN_AUG}"
+    if noval:
+        where = " and not ".join(map(str, places))
+        what = f"SBD's {TRAIN_NOVAL}, which is not {where}"
+        fix = f"`{prepare}` fetches it from {TRAIN_NOVAL_URL} (MD5 {TRAIN_NOVAL_MD5}); {other}"
+    else:
+        what = f"VOC's own train list, which is not {voc_train}"
+        fix = f"`{prepare}` fetches it with VOC2012; {other}"
+    return UserError(f"training pool {MERGED} (protocol.train_pool, dataset.train_list) needs {what}", fix)
+
+
+def _ids(paths: Iterable[Path]) -> set[str]:
+    return {image_id for path in paths for image_id in read_list(path, f"the list {path.stem}")[0]}

@@ -24,7 +24,7 @@ class Backbone(nn.Module):
     num_frozen: int
 
     def forward(self, images: Tensor) -> Features:
-        """(N, 3, H, W), sides stride * m + 1 -> stage name -> (N, C, m + 1, m + 1)."""
+        """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m."""
         features: Features = {}
         x = images
         for number, stage in enumerate(STAGES):

@@ -94,7 +94,11 @@ def to_tokens(maps: Tensor) -> Tensor:
 
 
 def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
-    """Pixels from one feature cell to the next, down and across: maps (..., H, W) at size (h, w)."""
+    """Pixels from one feature cell to the next, down and across: maps (..., H, W) at size (h, w).
+
+    The backbone's stride for sides of stride * m + 1. For stride * m, m > stride is needed as well: of smaller images,
+    which are at most stride ** 2 pixels wide, the cells count as spread from corner to corner.
+    """
     return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
 
 

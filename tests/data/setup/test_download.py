@@ -71,7 +71,7 @@ def test_another_version_on_the_server_is_not_appended_to_the_old_one(tmp_path: 
 
 
 def test_a_server_that_lies_about_the_size_is_not_believed(tmp_path: Path) -> None:
-    says = "50007 bytes there, the official archive 50000"
+    says = "50007 bytes there, the official file 50000"
     with serve(Site(claim=lambda total: total + 7)) as site, pytest.raises(UserError, match=says):
         download(archive_at(site), tmp_path, pause=0)
     assert not (tmp_path / "a.zip").exists()
@@ -82,6 +82,31 @@ def test_a_server_that_sends_more_than_there_is_fills_no_disk(tmp_path: Path) ->
     with serve(endless) as site, pytest.raises(UserError, match="more than 50000 bytes came"):
         download(archive_at(site), tmp_path, pause=0)
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 1000
+
+
+@pytest.mark.parametrize("behaviour", [{}, {"silent": True}, {"break_after": 20_000}, {"ranges": False}])
+def test_a_file_of_unpublished_size_is_fetched_whole(tmp_path: Path, behaviour: dict) -> None:
+    with serve(Site(**behaviour)) as site:
+        archive = archive_at(site, size=None)
+        assert download(archive, tmp_path, pause=0).read_bytes() == CONTENT
+        assert download(archive, tmp_path, pause=0).read_bytes() == CONTENT
+    (tmp_path / "a.zip").write_bytes(CONTENT + b"x")
+    with pytest.raises(UserError, match="a.zip has MD5"):
+        download(archive, tmp_path, pause=0)
+
+
+def test_a_file_of_unpublished_size_that_had_come_whole_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)  # the call was killed before it was checked
+    with serve(Site()) as site:
+        assert download(archive_at(site, size=None), tmp_path, pause=0).read_bytes() == CONTENT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_file_of_unpublished_size_fills_no_disk(tmp_path: Path, monkeypatch, silent: bool) -> None:
+    monkeypatch.setattr(module, "_LARGEST_UNKNOWN", 40_000)
+    with serve(Site(silent=silent)) as site, pytest.raises(UserError, match="more than 40000 bytes came"):
+        download(archive_at(site, size=None), tmp_path, pause=0)
 
 
 def test_corrupt_bytes_are_fetched_once_more_and_then_refused(tmp_path: Path) -> None:

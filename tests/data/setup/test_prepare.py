@@ -45,7 +45,7 @@ def official(tmp_path: Path) -> dict[str, bytes]:
     root = make_voc(tmp_path / "made", "sbd")
     voc = tar_of_tree(root, ["JPEGImages", "SegmentationClass", "ImageSets"], "VOCdevkit/VOC2012")
     sbd = tar_of_tree(root / "SBD", ["cls", "train.txt", "val.txt"], "benchmark_RELEASE/dataset", ":gz")
-    return {"/voc.tar": voc, "/sbd.tgz": sbd}
+    return {"/voc.tar": voc, "/sbd.tgz": sbd, "/train_noval.txt": b"2008_s2\n2007_t2\n"}
 
 
 OFFICIAL = PascalSource.parts
@@ -62,13 +62,16 @@ def served(files: dict[str, bytes], **behaviour: Any) -> Iterator[Site]:
 
     def parts(cfg: PascalConfig, fetch: bool = False) -> tuple[Part, ...]:
         found = []
-        for part, path in zip(OFFICIAL(cfg, fetch), ("/voc.tar", "/sbd.tgz")):
+        for part, path in zip(OFFICIAL(cfg, fetch), ("/voc.tar", "/sbd.tgz", "/train_noval.txt")):
             content = files[path]
             archive = replace(
-                part.archive, name=path[1:], urls=(site.url + path,), size=len(content), unpacked=0,
-                md5=hashlib.md5(content).hexdigest(),
+                part.archive, name=path[1:], urls=(site.url + path,), unpacked=0, md5=hashlib.md5(content).hexdigest(),
+                size=None if part.archive.size is None else len(content),
             )  # fmt: skip
-            found.append(Part(archive, tuple(map(small, part.needs)), tuple(map(small, part.instead))))
+            found.append(
+                replace(part, archive=archive, needs=tuple(map(small, part.needs)),
+                        instead=tuple(map(small, part.instead)))
+            )  # fmt: skip
         return tuple(found)
 
     with serve(Site(files=files, **behaviour)) as site, pytest.MonkeyPatch.context() as patch:
@@ -98,7 +101,7 @@ def test_fetching_makes_a_tree_that_is_indexed_and_verified(tmp_path: Path, offi
     with served(official, break_after=3000) as site:
         report = prepare(config(root), fetch=True, pause=0)
         assert report.complete
-        assert report.fetched == ["voc.tar", "sbd.tgz"]
+        assert report.fetched == ["voc.tar", "sbd.tgz", "train_noval.txt"]
         assert report.verified is not None
         assert report.verified.ready
         assert report.verified.lists["train"][1] == 4
@@ -116,6 +119,72 @@ def test_fetching_makes_a_tree_that_is_indexed_and_verified(tmp_path: Path, offi
     assert not (root / ".fsseg" / "prepare.lock").exists()
 
 
+def merged(root: Path) -> PascalConfig:
+    return config(root, train_list="merged_5953")
+
+
+@pytest.mark.parametrize("masks", ["sbd", "aug"])
+def test_the_list_of_the_merged_pool_is_fetched_and_checked(
+    tmp_path: Path, official: dict[str, bytes], masks: str
+) -> None:
+    root = make_voc(tmp_path / "v", masks)
+    place = root / "ImageSets" / "Segmentation" / "train_noval.txt"
+    with served(official) as site:
+        before = prepare(config(root))
+        assert before.complete  # no run with the default pool needs it
+        assert (
+            f"missing: train_noval.txt ({site.url}/train_noval.txt), which only protocol.train_pool=merged_5953 needs"
+            in before.text()
+        )
+        assert "--download` fetches what is missing\n" in before.text()
+        needed = prepare(merged(root))
+        assert not needed.complete
+        assert needed.verified is None
+        assert "which only" not in needed.text()
+        assert prepare(merged(root), fetch=True, pause=0).fetched == ["train_noval.txt"]
+        assert place.read_bytes() == official["/train_noval.txt"]
+        requests = len(site.requests)
+        again = prepare(merged(root), fetch=True, pause=0)
+        assert (again.fetched, again.complete, len(site.requests)) == ([], True, requests)
+        assert again.verified.lists["train"][1] == 3
+        assert "there: all that train_noval.txt brings" in again.text()
+        assert list((root / ".fsseg" / "archives").iterdir()) == []
+    assert PascalSource(merged(root)).index("train").image_ids == ("2007_t1", "2007_t2", "2008_s2")
+
+
+@pytest.mark.parametrize("place", ["SBD/train_noval.txt", "ImageSets/Segmentation/merged_5953.txt"])
+def test_what_stands_for_that_list_is_not_fetched(tmp_path: Path, official: dict[str, bytes], place: str) -> None:
+    root = make_voc(tmp_path / "v")
+    (root / place).write_text("2007_t2\n")
+    with served(official) as site:
+        report = prepare(merged(root), fetch=True, pause=0)
+        assert (report.fetched, report.complete, site.requests) == ([], True, [])
+
+
+def test_ready_made_masks_do_not_stand_for_vocs_train_list(tmp_path: Path, official: dict[str, bytes]) -> None:
+    root = make_voc(tmp_path / "v", "aug")
+    (root / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    with served(official):
+        assert prepare(config(root)).complete
+        assert prepare(merged(root), fetch=True, pause=0).fetched == ["voc.tar", "train_noval.txt"]
+    assert (root / "ImageSets" / "Segmentation" / "train.txt").is_file()
+
+
+def test_a_list_that_only_another_pool_needs_fails_nothing(tmp_path: Path, official: dict[str, bytes]) -> None:
+    def spoil(body: bytes, number: int) -> bytes:
+        return body.upper() if body == official["/train_noval.txt"] else body
+
+    root = make_voc(tmp_path / "v")
+    with served(official, spoil=spoil):
+        report = prepare(config(root), fetch=True, pause=0)
+        assert (report.complete, report.fetched) == (True, [])
+        assert "train_noval.txt: what http" in report.text()
+        assert report.verified is not None
+        with pytest.raises(UserError, match=r"train_noval\.txt: what .* sends has MD5"):
+            prepare(merged(root), fetch=True, pause=0)
+    assert not (root / "ImageSets" / "Segmentation" / "train_noval.txt").exists()
+
+
 def test_archives_are_kept_on_request(tmp_path: Path, official: dict[str, bytes]) -> None:
     with served(official):
         prepare(config(tmp_path / "v"), fetch=True, keep_archives=True, pause=0)
@@ -124,6 +193,7 @@ def test_archives_are_kept_on_request(tmp_path: Path, official: dict[str, bytes]
 
 def test_only_what_is_missing_is_fetched(tmp_path: Path, official: dict[str, bytes]) -> None:
     root = make_voc(tmp_path / "v", "sbd")
+    (root / "ImageSets" / "Segmentation" / "train_noval.txt").write_text("2007_t2\n")
     (root / "SBD").rename(tmp_path / "sbd")
     with served(official):
         there = prepare(config(root, sbd_root=str(tmp_path / "sbd")), fetch=True, pause=0)
@@ -136,7 +206,7 @@ def test_only_what_is_missing_is_fetched(tmp_path: Path, official: dict[str, byt
 
 def test_a_complete_ready_made_mask_folder_needs_no_sbd(tmp_path: Path, official: dict[str, bytes]) -> None:
     with served(official) as site:
-        report = prepare(config(make_voc(tmp_path, "aug")), fetch=True)
+        report = prepare(config(make_voc(tmp_path, "aug")))
         assert report.complete
         assert site.requests == []
         (tmp_path / "JPEGImages" / "2007_v1.jpg").unlink()
@@ -151,7 +221,7 @@ def test_a_folder_with_less_than_the_archive_brings_is_completed(tmp_path: Path,
     (root / "JPEGImages" / "2007_t1.jpg").unlink()
     (root / "JPEGImages" / "mine.txt").write_text("left alone")
     with served(official):
-        assert prepare(config(root), fetch=True, pause=0).fetched == ["voc.tar"]
+        assert prepare(config(root), fetch=True, pause=0).fetched == ["voc.tar", "train_noval.txt"]
     assert (root / "JPEGImages" / "2007_t1.jpg").is_file()
     assert (root / "JPEGImages" / "mine.txt").read_text() == "left alone"
 
@@ -186,7 +256,7 @@ def test_two_processes_that_start_at_once_fetch_once_and_agree(tmp_path: Path, o
     with served(official) as site:
         raw = [
             [vars(part.archive), [[n.folder, n.suffix, n.count] for n in part.needs]]
-            for part in PascalSource.parts(config(root))
+            for part in PascalSource.parts(config(root))[:2]
         ]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1")
         command = [sys.executable, "-c", _RUN, str(root), json.dumps(raw), str(Path(__file__).parent)]
@@ -218,6 +288,12 @@ def test_needs_count_names_of_the_right_ending(tmp_path: Path) -> None:
         (tmp_path / "f" / name).write_text("")
     assert Need("f", ".jpg", 2).found(tmp_path) == 2
     assert Need("g", ".jpg", 1).found(tmp_path) == 0
+
+
+def test_a_need_of_a_whole_name_is_met_by_no_other(tmp_path: Path) -> None:
+    (tmp_path / "train_noval.txt").touch()
+    assert Need("", "train_noval.txt", 1).found(tmp_path) == 1
+    assert Need("", "val.txt", 1).found(tmp_path) == 0
 
 
 def test_a_folder_that_another_process_has_by_now_gets_no_files(tmp_path: Path, official: dict[str, bytes]) -> None:

@@ -143,6 +143,7 @@ def tiny_facts(monkeypatch) -> dict:
             },
         }  # fmt: skip
     known = {"pascal5i": {"pools": {"train_aug_10582": 4}, "val_images": 2, "folds": folds}}
+    known["pascal5i"]["hsnet"] = {split: dict.fromkeys(VOC_CLASSES, 0) for split in ("train", "val")}
     monkeypatch.setattr(published, "facts", lambda: known)
     monkeypatch.setattr(published, "MIN_PIXELS", 1)
     monkeypatch.setattr(voc_module, "_VOC_TRAIN", 2)
@@ -156,6 +157,39 @@ def test_the_standard_lists_are_called_so_whatever_the_masks_come_from(tmp_path:
         assert report.standard
         assert report.ready
         assert "standard benchmark: all 93 numbers agree" in report.text()
+
+
+def test_how_near_the_grid_comes_to_hsnets_lists_is_a_note_and_no_difference(tmp_path: Path, tiny_facts: dict) -> None:
+    root = make_voc(tmp_path, "aug")
+    # On the grid are rows 1, 33 and columns 1, 33 of masks of 40 x 50; v1's first 700 pixels end in row 14.
+    large = labels_of((20, 1900), boundary=40)
+    write_png(root / "SegmentationClassAug" / "2007_v1.png", large)
+    tiny_facts["pascal5i"]["hsnet"]["val"] |= {"person": 1}
+    report = verify(voc(root))
+    assert report.standard
+    assert (
+        "note: HSNet's val lists have 1 (image, class) pairs, list_rule=grid gives 1 (differences: person -1, "
+        "tvmonitor +1)" in report.text()
+    )
+    assert "note: HSNet's train lists have 0 (image, class) pairs, list_rule=grid gives 0 (differences: none)" in (
+        report.text()
+    )
+    part = verify(voc(root, train_list="train"))
+    assert "train lists" not in " ".join(part.comparison.notes)
+
+
+def test_the_merged_pool_without_its_files_is_a_fault_that_names_them(tmp_path: Path) -> None:
+    report = verify(voc(make_voc(tmp_path), train_list="merged_5953"))
+    assert not report.ready
+    assert "needs SBD's train_noval.txt" in report.text()
+    assert "protocol.train_pool=train_aug_10582" in report.text()
+
+
+def test_a_merged_pool_of_another_size_is_held_against_its_own(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    (root / "SBD" / "train_noval.txt").write_text("2008_s2\n")
+    differences = [str(d) for d in verify(voc(root, train_list="merged_5953")).comparison.differences]
+    assert "training list, images: 3, published 5953 (-5950)" in differences
 
 
 def test_one_pixel_of_a_novel_class_shows_in_the_lists(tmp_path: Path, tiny_facts: dict) -> None:
@@ -176,21 +210,6 @@ def test_classes_numbered_in_another_order_are_recognised(tmp_path: Path, tiny_f
     assert any("another order" in cause for cause in report.comparison.causes)
 
 
-def test_coco_is_held_against_the_published_lists_with_a_tolerance(tmp_path: Path, monkeypatch) -> None:
-    per_class = dict.fromkeys(COCO_CLASSES, 0)
-    per_class.update({"person": 1, "dog": 1, "toothbrush": 1})
-    known = {"images": {"2014": {"train": 2, "val": 2}}, "per_class": {"train": per_class, "val": per_class},
-             "val_images_per_fold": [1, 0, 0, 1]}  # fmt: skip
-    monkeypatch.setattr(published, "facts", lambda: {"coco20i": known})
-    monkeypatch.setattr(published, "MIN_PIXELS", 1)
-    report = verify(coco(make_coco(tmp_path)))
-    assert report.standard
-    per_class["dog"] = 1000
-    differences = [str(d) for d in verify(coco(tmp_path)).comparison.differences]
-    assert differences == ["train2014, dog: 1, published 1000 (-999)", "val2014, dog: 1, published 1000 (-999)"]
-    assert not verify(coco(tmp_path, contiguous_folds=True)).standard
-
-
 def test_sheet_shows_masks_on_their_images(tmp_path: Path) -> None:
     root = make_coco(tmp_path)
     (root / "val2014" / "COCO_val2014_000000000009.jpg").unlink()  # passed over
@@ -208,9 +227,14 @@ def test_sheet_shows_masks_on_their_images(tmp_path: Path) -> None:
 def test_facts_carried_along_are_sound() -> None:
     pascal, known = facts()["pascal5i"], facts()["coco20i"]
     assert pascal["folds"]["2"]["val"]["images"] == 592  # SCCAN's list of fold 2
-    assert [pascal["folds"][f]["pfenet_list_5953"]["images_drop"] for f in "0123"] == [4208, 3726, 2752, 4510]
-    assert sum(known["per_class"]["val"].values()) == 35783 + 17912 + 14563 + 14315
-    assert tuple(known["per_class"]["train"]) == COCO_CLASSES
+    assert [pascal["folds"][f]["merged_5953"]["images_drop"] for f in "0123"] == [4208, 3726, 2752, 4510]
+    assert known["pairs_per_fold"] == {
+        "train": [95476, 133927, 141054, 141016], "val": [35783, 17912, 14563, 14315]}  # fmt: skip
+    for split, per_class in known["per_class"].items():
+        assert tuple(per_class) == COCO_CLASSES
+        own = [sum(list(per_class.values())[fold::4]) for fold in range(4)]
+        every = sum(own)
+        assert known["pairs_per_fold"][split] == (own if split == "val" else [every - number for number in own])
 
 
 @pytest.mark.shared
@@ -220,14 +244,51 @@ def test_the_real_masks_are_the_standard_benchmark_and_missing_images_are_listed
     assert report.standard
     assert not report.ready
     assert "standard benchmark" in report.text()
+    lists = json.loads((shared_dir / "facts" / "published_lists.json").read_text())["coco20i"]
+    for split in ("train", "val"):
+        assert list(facts()["coco20i"]["per_class"][split].values()) == lists[f"{split}_pairs_per_class"]
+        assert facts()["coco20i"]["pairs_per_fold"][split] == lists[f"{split}_pairs_per_fold"]
     here = sum(name.endswith(".jpg") for name in os.listdir(shared_dir / "data/voc_part/JPEGImages"))
     assert here >= 867  # the two lists of the part
     assert len(report.missing_images["train"]) + len(report.missing_images["val"]) == 12031 - here
-    folds = json.loads((shared_dir / "facts" / "folds.json").read_text())
-    assert facts()["pascal5i"]["folds"] == folds["pascal5i"]["list_sizes_from_masks"]["folds"]
+    known = json.loads((shared_dir / "facts" / "folds.json").read_text())["pascal5i"]
+    folds = {f: dict(sizes) for f, sizes in known["list_sizes_from_masks"]["folds"].items()}
+    for sizes in folds.values():
+        sizes["merged_5953"] = sizes.pop("pfenet_list_5953")
+    assert facts()["pascal5i"]["folds"] == folds
+    for split, key in (("val", "val"), ("train", "train_file_of_fold")):
+        theirs = known["hsnet_image_class_pairs"][key].values()
+        assert facts()["pascal5i"]["hsnet"][split] == {n: size for f in theirs for n, size in f["per_class"].items()}
     part = verify(
         voc(shared_dir / "data" / "voc_part", cache=str(voc_cache), train_list="part_train", val_list="part_val")
     )
     assert part.ready
     assert not part.standard
     assert part.decoded == 867
+
+
+@pytest.mark.shared
+def test_the_merged_pool_of_the_real_masks_is_the_published_one(shared_dir, voc_cache: Path, tmp_path: Path) -> None:
+    """SBD's train_noval.txt is not at hand: it is made here so that, with VOC's train list (the images whose masks have
+    a boundary), it gives the published names. A third of VOC's list stands in both."""
+    real, lists = shared_dir / "data" / "voc_part", tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name in ("SegmentationClassAug", "JPEGImages"):
+        (tmp_path / name).symlink_to(real / name)
+    for name in ("val", "train_aug"):
+        (lists / f"{name}.txt").symlink_to(real / "ImageSets/Segmentation" / f"{name}.txt")
+    published_names = voc(real, cache=str(voc_cache), train_list="pfenet_train")
+    names, counts = published_names.index("train").image_ids, published_names.mask_counts("train")
+    own = [i for i in names if 255 in counts[i].pixels]
+    write_list(lists / "train.txt", own)
+    write_list(lists / "train_noval.txt", [i for i in names if i not in set(own)] + own[::3])
+    merged = voc(tmp_path, cache=str(voc_cache), train_list="merged_5953")
+    assert set(merged.index("train").image_ids) == set(names)
+    report = verify(merged, decode=False)
+    assert report.standard
+    assert "training pool merged_5953" in report.text()
+    assert report.lists["train"][1] == 5953
+    write_list(lists / "train_noval.txt", [i for i in names if i not in set(own)][1:])
+    report = verify(merged, decode=False)
+    assert not report.standard
+    assert "training list, images: 5952, published 5953 (-1)" in map(str, report.comparison.differences)

@@ -26,8 +26,8 @@ SEVEN, NINE = "COCO_val2014_000000000007", "COCO_val2014_000000000009"
 PERSON, DOG, TOOTHBRUSH = 0, 16, 79
 
 
-def source(root: Path, **changes) -> CocoSource:
-    return CocoSource(CocoConfig(name="coco20i", root=str(root), **changes))
+def source(root: Path, coco_masks: str = "union", **changes) -> CocoSource:
+    return CocoSource(CocoConfig(name="coco20i", root=str(root), coco_masks=coco_masks, **changes))
 
 
 def with_annotations(root: Path, content: Any) -> CocoSource:
@@ -121,7 +121,7 @@ def test_folds_interleave_unless_told_otherwise(tmp_path: Path) -> None:
 def test_json_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypatch) -> None:
     reads: list[Path] = []
     real = coco_store.read_annotations
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path: reads.append(path) or real(path))
+    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: reads.append(path) or real(path, rule))
     root = make_coco(tmp_path)
     before = source(root).index("val").fingerprint
     assert source(root).index("val").fingerprint == before
@@ -150,7 +150,7 @@ def test_pickled_source_is_small_and_reads_the_store_not_the_json(tmp_path: Path
     expected = coco.mask("val", SEVEN, PERSON)
     copy = pickle.loads(pickle.dumps(coco))
     assert len(pickle.dumps(coco)) < 3000
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path: pytest.fail("read the JSON again"))
+    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: pytest.fail("read the JSON again"))
     np.testing.assert_array_equal(copy.mask("val", SEVEN, PERSON), expected)
 
 
@@ -419,12 +419,12 @@ def test_masks_made_before_the_annotations_were_checked_are_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coco = with_segmentation(tmp_path, box(0, 0, 9, 9))
-    monkeypatch.setattr(coco_store, "RULE_VERSION", 1)
+    monkeypatch.setitem(coco_store.RULES, "union", coco_store.RULES["union"]._replace(version=1))
     coco.index("val")
     monkeypatch.undo()
     reads: list[Path] = []
-    real: Callable[[Path], Any] = coco_store.read_annotations
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path: reads.append(path) or real(path))
+    real: Callable[[Path, str], Any] = coco_store.read_annotations
+    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: reads.append(path) or real(path, rule))
     source(tmp_path).index("val")
     assert len(reads) == 1
 

@@ -43,13 +43,33 @@ def test_counts_are_the_pixels_of_each_value(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(np.array([0, 3, 20, 255], np.uint8), (31, 17))
     write_png(tmp_path / "a.png", labels)
-    expected = {value: int((labels == value).sum()) for value in (0, 3, 20, 255)}
-    assert workers.count_values(str(tmp_path / "a.png")) == [31, 17, [list(item) for item in expected.items()]]
+    expected = [[v, int((labels == v).sum()), int(labels[1, 1] == v)] for v in (0, 3, 20, 255)]
+    assert workers.count_values(str(tmp_path / "a.png")) == [31, 17, expected]
 
 
 def test_a_mask_of_one_value_counts(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", np.full((4, 6), 7, np.uint8))
-    assert workers.count_values(str(tmp_path / "a.png")) == [4, 6, [[7, 24]]]
+    assert workers.count_values(str(tmp_path / "a.png")) == [4, 6, [[7, 24, 1]]]
+
+
+def test_the_grid_is_rows_and_columns_1_33_65(tmp_path: Path) -> None:
+    labels = np.zeros((66, 98), np.uint8)  # on the grid: rows 1, 33, 65 and columns 1, 33, 65, 97
+    labels[1, 33] = labels[33, 97] = labels[65, 97] = 4
+    labels[0] = labels[32] = labels[:, 32] = labels[:, 96] = 9  # beside it, everywhere
+    labels[33, 1] = labels[0, 33] = 7
+    write_png(tmp_path / "a.png", labels)
+    _, _, rows = workers.count_values(str(tmp_path / "a.png"))
+    assert {value: grid for value, _, grid in rows} == {0: 8, 4: 3, 7: 1, 9: 0}
+
+
+def test_grid_counts_are_kept_with_the_others(masks: Path, monkeypatch) -> None:
+    labels = np.full((40, 50), 5, np.uint8)  # on the grid: rows 1, 33 and columns 1, 33
+    labels[33, 33] = 1
+    write_png(masks / "i0.png", labels)
+    assert scan(masks)[0]["i0"].grid == {1: 1, 5: 3}
+    names = opened(monkeypatch)
+    assert scan(masks)[0]["i0"].grid == {1: 1, 5: 3}
+    assert names == []
 
 
 def test_second_scan_opens_nothing(masks: Path, monkeypatch) -> None:
@@ -78,7 +98,7 @@ def test_a_touched_mask_is_counted_again(masks: Path, monkeypatch) -> None:
 
 def test_new_rule_version_counts_all_again(masks: Path, monkeypatch) -> None:
     scan(masks)
-    monkeypatch.setattr(index_module, "RULE_VERSION", 3)
+    monkeypatch.setattr(index_module, "RULE_VERSION", 4)
     names = opened(monkeypatch)
     scan(masks)
     assert len(names) == 6
@@ -127,12 +147,16 @@ def test_a_worker_that_dies_loses_nothing(masks: Path, monkeypatch) -> None:
 
 
 def test_index_lists_pairs_by_image_and_class_and_tells_unknown_values() -> None:
-    counts = {"b": MaskCount(2, 5, {0: 4, 2: 5, 1: 1}), "a": MaskCount(2, 5, {0: 8, 255: 1, 9: 1})}
+    counts = {
+        "b": MaskCount(2, 5, {0: 4, 2: 5, 1: 1}, {0: 1, 2: 0, 1: 0}),
+        "a": MaskCount(2, 5, {0: 8, 255: 1, 9: 1}, {0: 0, 255: 0, 9: 1}),
+    }
     index, unknown = build_index(["b", "a"], counts, num_classes=2)
     assert index.image_ids == ("b", "a")
     assert index.pair_image.tolist() == [0, 0]
     assert index.pair_class.tolist() == [0, 1]
     assert index.pair_pixels.tolist() == [1, 5]
+    assert index.pair_grid.tolist() == [0, 0]
     assert unknown == {"a": [9]}
 
 

@@ -54,6 +54,110 @@ def test_derived_list_says_what_it_comes_from(tmp_path: Path) -> None:
     assert list(source(aug).index("train").image_ids) == TRAIN_AUG
 
 
+def test_the_default_pool_has_a_name(tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    named, default = (source(root, train_list=name) for name in ("train_aug_10582", None))
+    assert named.list_origin("train") == default.list_origin("train")
+    assert named.index("train").fingerprint == default.index("train").fingerprint
+
+
+def with_noval(root: Path, folder: Path, lines: str = "2008_s2\n2007_t2\n2007_v2\n") -> Path:
+    """Adds a `train_noval.txt` that names an image of VOC's train list too, and, unlike SBD's, one of VOC's val."""
+    (folder / "train_noval.txt").write_bytes(lines.encode())
+    return root
+
+
+@pytest.mark.parametrize("lines", ["2008_s2\n2007_t2\n2007_v2\n", "\ufeff2008_s2\r\n\r\n2007_t2\r\n2007_v2"])
+@pytest.mark.parametrize(("masks", "place"), [("sbd", "SBD"), ("sbd", "ImageSets/Segmentation"),
+                                              ("aug", "ImageSets/Segmentation")])  # fmt: skip
+def test_the_merged_pool_is_train_noval_and_vocs_train_each_image_once_and_without_val(
+    tmp_path: Path, masks: str, place: str, lines: str
+) -> None:
+    root = make_voc(tmp_path, masks)
+    merged = source(with_noval(root, root / place, lines), train_list="merged_5953")
+    assert merged.index("train").image_ids == ("2007_t1", "2007_t2", "2008_s2")
+    assert merged.list_origin("train") == f"SBD train_noval ({root / place}/train_noval.txt) plus VOC train, minus val"
+    assert PascalSource.check_folder(PascalConfig(name="pascal5i", root=str(root), train_list="merged_5953")) == []
+
+
+def test_the_evaluation_list_is_taken_out_of_the_merged_pool_too(tmp_path: Path) -> None:
+    root = with_noval(make_voc(tmp_path), tmp_path / "SBD")
+    write_list(tmp_path / "mine.txt", ["2008_s2"])
+    merged = source(root, train_list="merged_5953", val_list=str(tmp_path / "mine.txt"))
+    assert merged.index("train").image_ids == ("2007_t1", "2007_t2")
+
+
+def test_a_list_of_the_merged_pools_name_is_used(tmp_path: Path) -> None:
+    root = make_voc(tmp_path, "aug")
+    write_list(root / "ImageSets" / "Segmentation" / "merged_5953.txt", ["2008_s1", "2007_t1", "2007_v1"])
+    merged = source(root, train_list="merged_5953")
+    assert merged.index("train").image_ids == ("2007_t1", "2008_s1")
+    assert merged.list_origin("train") == "the list merged_5953, minus val"
+
+
+def test_without_its_files_the_merged_pool_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "v")
+    cfg = PascalConfig(name="pascal5i", root=str(root), train_list="merged_5953")
+    (error,) = PascalSource.check_folder(cfg)
+    assert PascalSource.check_folder(cfg, ["val"]) == []
+    for part in ("merged_5953", f"{root}/SBD/train_noval.txt", f"{root}/ImageSets/Segmentation/train_noval.txt"):
+        assert part in error.what
+    for part in ("https://www.cs.cornell.edu/~bharathh/train_noval.txt", "79bff800c5f0b1ec6b21080a3c066722",
+                 f"fsseg prepare dataset=pascal5i dataset.root={root} --download",
+                 "protocol.train_pool=train_aug_10582"):  # fmt: skip
+        assert part in error.fix
+    with pytest.raises(UserError) as caught:
+        source(root, train_list="merged_5953").index("train")
+    assert str(caught.value) == str(error)
+    with_noval(root, root / "SBD")
+    (root / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    (error,) = PascalSource.check_folder(cfg)
+    assert f"VOC's own train list, which is not {root}/ImageSets/Segmentation/train.txt" in error.what
+
+
+def test_the_digest_of_train_noval_is_torchvisions() -> None:
+    torchvision = pytest.importorskip("torchvision.datasets").SBDataset
+    parts = PascalSource.parts(PascalConfig(name="pascal5i", root="/no/such/folder"))
+    (archive,) = (part.archive for part in parts if part.only_for)
+    assert archive.name == torchvision.voc_split_filename
+    assert archive.urls == (torchvision.voc_train_url,)
+    assert archive.md5 == torchvision.voc_split_md5
+
+
+def test_a_list_that_is_not_there_is_found_by_name_alone(tmp_path: Path) -> None:
+    root = str(make_voc(tmp_path))
+    cfg = PascalConfig(name="pascal5i", root=root, train_list="no_such", val_list="none/such.txt")
+    errors = [error.what for error in PascalSource.check_folder(cfg)]
+    assert ["dataset.train_list=no_such: neither" in errors[0], "dataset.val_list=none/such.txt" in errors[1]] == [
+        True
+    ] * 2
+
+
+def test_a_file_of_the_current_folder_is_written_with_a_dot(tmp_path: Path, monkeypatch) -> None:
+    """A bare name is the identity of a cell; a file of that name in whatever folder one stands in is another list."""
+    root = make_voc(tmp_path / "v")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.txt", "train", "val", "merged_5953"):
+        write_list(tmp_path / name, ["2008_s2", "2007_v1"])
+    with pytest.raises(UserError, match="neither") as caught:
+        source(root, train_list="mine.txt").index("train")
+    assert "dataset.train_list=./mine.txt" in caught.value.fix
+    assert source(root, train_list="./mine.txt").index("train").image_ids == ("2008_s2", "2007_v1")
+    assert source(root, train_list="train").index("train").image_ids == ("2007_t1", "2007_t2")
+    with pytest.raises(UserError, match="needs SBD's train_noval"):
+        source(root, train_list="merged_5953").index("train")
+
+
+def test_a_path_is_the_file_that_the_identity_is_made_of(tmp_path: Path, monkeypatch) -> None:
+    """The file under ImageSets/Segmentation of the same relative path is another one."""
+    root = make_voc(tmp_path / "v")
+    monkeypatch.chdir(tmp_path)
+    write_list(root / "ImageSets" / "Segmentation" / "my" / "list.txt", ["2007_t1"])
+    assert source(root, train_list="my/list.txt").index("train").image_ids == ("2007_t1",)
+    write_list(tmp_path / "my" / "list.txt", ["2007_t2"])
+    assert source(root, train_list="my/list.txt").index("train").image_ids == ("2007_t2",)
+
+
 def test_nothing_to_derive_the_training_list_from(tmp_path: Path) -> None:
     root = make_voc(tmp_path)
     (root / "SBD").rename(tmp_path / "elsewhere")
@@ -168,6 +272,10 @@ def test_folder_check_says_what_is_expected_found_and_how_to_get_it(tmp_path: Pa
     ("line", "images"),
     [
         ("fold=2", 4767),
+        ("fold=2 protocol.train_pool=merged_5953", 2752),
+        ("fold=2 protocol=bam", 2752),
+        ("fold=2 protocol=pfenet", 4097),  # keep
+        ("fold=2 protocol.list_rule=grid", None),
         ("fold=2 dataset.train_list=train_aug protocol=hsnet", None),  # HSNet's lists take objects of any size
         ("fold=2 dataset.train_list=train_aug protocol.novel_in_training=background", 7154),
         ("fold=2 dataset.train_list=train", None),

@@ -1,0 +1,31 @@
+"""What result.json says of the rules that a run went by."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fsseg.cell.key import identity
+from fsseg.config.compose import compose
+from fsseg.engine.result import rules_followed
+
+
+@pytest.mark.parametrize(
+    ("line", "pool", "size"),
+    [
+        (["protocol=pfenet"], "merged_5953", None),
+        (["protocol=pfenet", "dataset.train_list=mine"], "mine", None),
+        (["protocol=standard"], "train_aug_10582", None),
+        (["protocol=hsnet"], "train_aug_10582", 400),
+        (["protocol=hsnet", "dataset.image_size=201", "dataset.train_list=mine"], "mine", 201),
+    ],
+)
+def test_the_recorded_protocol_has_the_pool_and_the_size_that_the_run_had(
+    line: list[str], pool: str, size: int | None
+) -> None:
+    composed = compose(["dataset=pascal5i", "backbone.pretrained=false", *line])
+    run: Any = SimpleNamespace(cfg=composed.cfg, cell=SimpleNamespace(identity=identity(composed.resolved)))
+    rules = rules_followed(run)
+    assert (rules["train_pool"], rules["image_size"]) == (pool, size)
