@@ -41,7 +41,7 @@ def training_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequ
         return False
     figure = new_figure(4.6 * len(groups), 3.4)
     for index, (label, group) in enumerate(groups):
-        axes = figure.add_subplot(1, len(groups), index + 1)
+        axes = figure.add_subplot(1, len(groups), index + 1, sharex=figure.axes[0] if figure.axes else None)
         for colour, (name, (steps, values)) in zip(_LINE_COLOURS * len(group), group.items()):
             _draw_curve(axes, steps, values, colour, name, smooth=label == "loss")
         axes.set_xlabel("step")

@@ -181,7 +181,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                             "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
                         })  # fmt: skip
                     window = []
-                left = progress.eta_seconds + validation.seconds_left(step)
+                left = progress.eta_seconds + validation.seconds_left
                 run.status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
                                   eta_seconds=round(left, 1))  # fmt: skip
         if saved_step < step or total == 0:

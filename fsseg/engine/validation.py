@@ -7,6 +7,7 @@ chooses nothing, and must leave no trace in the training: weights, statistics an
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -84,15 +85,16 @@ class BaseValidation:
         epoch = round(step / self.plan.steps_per_epoch, 4)
         assert found.fb_iou is not None
         self._scores.append(BaseScore(step, epoch, found.miou, found.fb_iou))
-        log.info("base classes after %.1f epochs: mIoU %.2f, FB-IoU %.2f on images held back, in %s",
+        log.info("base classes after %.1f epochs: mIoU %.2f, FB-IoU %.2f, in %s",
                  epoch, found.miou, found.fb_iou, duration(time.monotonic() - began))  # fmt: skip
         return {"step": step, "epoch": epoch, "base/miou": found.miou, "base/fb_iou": found.fb_iou}
 
-    def seconds_left(self, step: int) -> float:
-        """Of the validations after this step, by those that were made."""
+    @property
+    def seconds_left(self) -> float:
+        """Of the validations to come, by those that were made."""
         if not self._scores:
             return 0.0
-        left = -(-self.steps // self._every) - -(-step // self._every)
+        left = math.ceil(self.steps / self._every) - len(self._scores)
         return left * self.seconds / len(self._scores)
 
     def record(self) -> BaseScores | None:

@@ -8,6 +8,7 @@ import errno
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from fsseg.errors import visible
 from fsseg.process.files import Refused
@@ -43,8 +44,13 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # generic from
     fsseg_console = True
 
     def __init__(self) -> None:
-        super().__init__()
+        logging.Handler.__init__(self)  # not the stream's: it would keep the one of now
         self.setFormatter(_FORMAT)
+
+    @property
+    def stream(self) -> Any:
+        """What is stderr now: while a progress bar is drawn, rich stands there, and puts lines above the bar."""
+        return sys.stderr
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], (OSError, ValueError)):  # of a file object that is closed: ValueError

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
+    "learning_rate": 2,
 }  # fmt: skip
 
 
@@ -51,8 +52,9 @@ def test_an_experiment_is_one_line(experiment: str) -> None:
     keys = [open_cell(made.cfg, made.resolved, made.task_overrides).key for made in found]
     assert len(set(keys)) == len(keys)
     assert {key.name for key in keys} == {experiment}
-    # The folder's name says so already; but smoke changes settings, and must not look like a default run.
-    assert [key for key in keys if "experiment" in key.variant] == (keys if experiment == "smoke" else [])
+    # The folder's name says so already; but a file that is no table of the paper must not look like a default run.
+    others = ("smoke", "learning_rate")
+    assert [key for key in keys if "experiment" in key.variant] == (keys if experiment in others else [])
 
 
 def test_directories_say_which_cell_is_which() -> None:
@@ -117,12 +119,12 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
     small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
     made = cells(f"experiment={experiment}", *own, *small)
     for cell in made:
-        assert done(cell).report == (None if experiment == "paper" else experiment)
+        assert done(cell).report == (None if experiment in ("paper", "learning_rate") else experiment)
     folder = tmp_path / experiment
     text = aggregate([folder])
     assert len(find_runs([folder])) == len(made)
-    if experiment == "paper":
-        assert "2-shot" in text
+    if experiment in ("paper", "learning_rate"):
+        assert {"paper": "2-shot", "learning_rate": "train.lr_scale-10"}[experiment] in text
         return
     table = [line for line in (folder / f"{experiment}.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) >= 3

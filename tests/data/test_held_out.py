@@ -51,7 +51,7 @@ def test_the_share_by_hand() -> None:
     trained, validated = hold_back(lists_of(IMAGES), config(0.4))
     assert trained.candidates == {0: ("f", "g"), 1: ("e", "f", "h"), 2: ("i", "j", "k")}
     assert trained.images == ("e", "f", "g", "h", "i", "j", "k")
-    assert trained.classes_of == ((1,), (0, 1), (0,), (1,), (2,), (2,), (2,))
+    assert trained.classes_of == trained.query_classes == ((1,), (0, 1), (0,), (1,), (2,), (2,), (2,))
     assert trained.missing_classes == ()
     assert validated is not None
     assert validated.candidates == {0: ("a", "b", "d"), 1: ("a", "c")}
@@ -129,15 +129,28 @@ def test_held_back_is_apart_from_trained(images: list[set[int]], share: float, s
 
 def source(seed: int = 0) -> FakeSource:
     draw = python_random.Random(seed)
-    images = {f"train{n}": {draw.randrange(8): 9000 for _ in range(draw.randrange(1, 4))} for n in range(70)}
+    images = {
+        f"train{n}": {draw.randrange(8): draw.choice((9, 9000, 9000)) for _ in range(draw.randrange(1, 4))}
+        for n in range(90)
+    }
     return FakeSource({"train": images, "val": {}})
 
 
 @pytest.mark.parametrize("rule", ["drop", "background", "ignore"])
-@pytest.mark.parametrize(("fold", "shot", "repeat"), [(0, 1, False), (3, 2, True)])
-def test_no_image_of_the_validation_is_in_a_training_episode(rule: str, fold: int, shot: int, repeat: bool) -> None:
-    data = source(fold)
-    cfg = config(0.3, shot=shot, fold=fold, novel_in_training=rule, repeat_support=repeat)
+@pytest.mark.parametrize(
+    ("fold", "shot", "rules"),
+    [
+        (0, 1, {}),
+        (1, 1, {"query_class": "any_size"}),
+        (2, 1, {"train_query": "class_uniform"}),
+        (3, 2, {"train_query": "pair", "repeat_support": True}),
+    ],
+)
+def test_no_image_of_the_validation_is_in_a_training_episode(
+    rule: str, fold: int, shot: int, rules: dict[str, Any]
+) -> None:
+    data, rules = source(fold), rules | {"novel_in_training": rule}
+    cfg = config(0.3, shot=shot, fold=fold, **rules)
     plan = training_plan(data, cfg)
     assert plan.validation is not None
     assert plan.validation.split == "train"
@@ -151,9 +164,8 @@ def test_no_image_of_the_validation_is_in_a_training_episode(rule: str, fold: in
     assert all(s.class_id in data.images["train"][i] for s in specs for i in (s.query_id, *s.support_ids))
     assert all(s.query_id not in s.support_ids for s in specs)
     assert training_plan(data, cfg).validation == plan.validation
-    alone = training_plan(
-        data, config(0.3, every=0, shot=shot, fold=fold, novel_in_training=rule, repeat_support=repeat)
-    )
+    assert all(s.class_id in data.images["train"][i] for s in trained for i in (s.query_id, *s.support_ids))
+    alone = training_plan(data, config(0.3, every=0, shot=shot, fold=fold, **rules))
     assert alone.num_images == plan.num_images + plan.held_out
 
 

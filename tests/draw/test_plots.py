@@ -13,6 +13,9 @@ def test_curves_have_a_panel_for_miou_only_where_it_was_recorded(tmp_path):
     two = {"loss": (steps, [1 / s for s in steps]), "lr": (steps, [0.1] * len(steps))}
     assert training_curves(tmp_path / "two.png", two)
     assert training_curves(tmp_path / "three.png", two | {"val/miou": ([1.0, 2.0], [30.0, 40.0])})
+    base = {"base/miou": ([1.0, 2.0], [30.0, 40.0]), "base/fb_iou": ([1.0, 2.0], [60.0, 70.0])}
+    assert training_curves(tmp_path / "base.png", two | base)
+    assert Image.open(tmp_path / "base.png").size == Image.open(tmp_path / "three.png").size
     narrow, wide = Image.open(tmp_path / "two.png"), Image.open(tmp_path / "three.png")
     assert wide.width / narrow.width == pytest.approx(1.5, abs=0.01)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fsseg.errors import UserError, merge_errors
-from fsseg.process.logs import RunLog
+from fsseg.process.logs import RunLog, configure_logging
 
 
 def test_foreign_text_starts_no_line(tmp_path: Path) -> None:
@@ -28,3 +31,14 @@ def test_foreign_text_starts_no_line(tmp_path: Path) -> None:
         "2 faults:", r"- p\nq", "  -> fix", "- r", "  (cell)",
         r"error: \x1b", "Traceback", "  File",
     ]  # fmt: skip
+
+
+def test_lines_go_to_what_stderr_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar puts itself there while it is drawn; a line to the former stream would run into the bar."""
+    configure_logging("info")
+    for _ in range(2):
+        now = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", now)
+        logging.getLogger("fsseg").info("said")
+        assert now.getvalue().endswith("said\n")
+        assert now.getvalue().count("said") == 1

@@ -47,6 +47,37 @@ def hours_of(line: list[str]) -> list[tuple[float, float] | None]:
     return [e.hours if e else None for e in plan(line).estimates]
 
 
+def test_validation_on_base_classes_is_counted_in_episodes_not_in_steps(tmp_path: Path) -> None:
+    """40 images, 20 of them held back: 5 steps of 4 an epoch; 4 epochs are 20 steps, and 2 x 30 episodes."""
+    line = ["train.epochs=4", "protocol.num_episodes=50", "protocol.seeds=[0,1]", "train.batch_size=4",
+            "fold=0", "eval.every_epochs=2", "eval.base_share=0.5", "eval.base_episodes=30",
+            f"output_dir={tmp_path}"]  # fmt: skip
+    finish(plan([*line, "name=other"]).points[0], images=20)
+    (todo,) = plan(line).estimates
+    assert todo is not None
+    assert todo.steps == 20
+    assert todo.hours == pytest.approx(((20 * 2 + 160 * 0.5 + 10) / 3600,) * 2)
+    (without,) = plan([o for o in line if not o.startswith("eval.")]).estimates
+    assert without is not None
+    assert without.steps is None  # the cell that was measured held images back: nobody knows how many there are
+
+
+def test_the_published_lists_lose_what_is_held_back(tmp_path: Path) -> None:
+    line = [
+        "dataset=pascal5i",
+        "dataset.train_list=null",
+        f"dataset.root={tmp_path}/absent",
+        f"output_dir={tmp_path}",
+        "train.batch_size=16",
+    ]
+    (whole,) = plan(line).estimates
+    (part,) = plan([*line, "eval.every_epochs=1"]).estimates
+    assert whole is not None
+    assert part is not None
+    assert whole.steps == 7574 // 16 * 250
+    assert part.steps == (7574 - 379) // 16 * 250  # 5 % of 7574 are 378.7
+
+
 def test_measured_seconds_per_step_and_episode_make_the_hours(tmp_path: Path) -> None:
     line = [*SHAPES, "fold=0,1", f"output_dir={tmp_path}"]
     finish(plan(line).points[0])
