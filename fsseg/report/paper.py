@@ -34,7 +34,8 @@ _ABLATION_RECIPE = {
     "train.max_steps": None,
     _POOL: _PAPER_POOL,
 }
-"""The settings of the paper's runs, as its experiments on PASCAL-5i set them. Each model may have its own learning rate."""
+"""The settings of the paper's runs, as its experiments on PASCAL-5i set them. Each model may have its own
+learning rate."""
 
 
 @dataclass(frozen=True)

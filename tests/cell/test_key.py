@@ -159,8 +159,8 @@ def test_the_pool_and_the_list_that_it_sets_are_one_setting(tmp_path: Path, monk
     (tmp_path / "my" / "list.txt").write_text("2007_000032\n")
     (tmp_path / "moved.txt").write_text("2007_000032\n")
     by_pool = mark("protocol.train_pool=my/list.txt")
-    for line in ("dataset.train_list=my/list.txt", "protocol.train_pool=./moved.txt", 'dataset.train_list="~/moved.txt"',
-                 f"protocol.train_pool={tmp_path}/moved.txt"):  # fmt: skip
+    for line in ("dataset.train_list=my/list.txt", "protocol.train_pool=./moved.txt",
+                 'dataset.train_list="~/moved.txt"', f"protocol.train_pool={tmp_path}/moved.txt"):  # fmt: skip
         assert mark(line) == by_pool
     (tmp_path / "my" / "list.txt").write_text("2007_000039\n")
     others = {mark(), mark("protocol.train_pool=my/list.txt"), mark("protocol.train_pool=merged_5953")}
