@@ -68,15 +68,18 @@ def _data_set(cfg: Config) -> Whereabouts:
     name, source = data.name, source_class(data.name)
     root = Path(data.root).expanduser()
     layout, faults = source.layout(data), source.check_folder(data)
-    if all(layout.values()):
-        state = "there"
+    there = all(layout.values())
+    if there:
+        state = "there" if not faults else f"there, but {faults[0].what}"
     elif not faults:
         state = "is made on first use"
     elif not root.is_dir():
         state = "missing: there is no such folder"
     else:
         state = f"missing: {', '.join(part for part, there in layout.items() if not there)}"
-    return Whereabouts(name, str(root), set_by(name, str(data.root)), state, bool(faults), source.fetching(data))
+    return Whereabouts(
+        name, str(root), set_by(name, str(data.root)), state, bool(faults) and not there, source.fetching(data)
+    )
 
 
 def _outputs(cfg: Config) -> Whereabouts:

@@ -60,6 +60,14 @@ def test_what_a_folder_lacks_is_named_and_how_to_say_where_it_is(tmp_path: Path)
     assert "fsseg prepare dataset=coco20i dataset.root=coco --download" in text(found)
 
 
+def test_a_folder_that_lacks_only_a_list_is_there(tmp_path: Path) -> None:
+    make_voc(tmp_path / "a")
+    line = ["dataset=pascal5i", f"dataset.root={tmp_path / 'a'}", "protocol.train_pool=merged_5953"]
+    found = text(places(line))
+    assert "there, but training pool merged_5953" in found
+    assert "say where the missing data are" not in found
+
+
 def test_a_line_with_a_data_set_shows_that_one(tmp_path: Path) -> None:
     make_voc(tmp_path / "a")
     found = places(["dataset=pascal5i", "dataset.root=a"])

@@ -184,11 +184,10 @@ def _no_merged(noval: bool, places: Sequence[Path], voc_train: Path, prepare: st
     """The error that names the files that the merged pool lacks, where they come from, and the other choice."""
     other = f"or set protocol.train_pool={TRAIN_AUG}"
     if noval:
-        where = " and not ".join(map(str, places))
-        what = f"SBD's {TRAIN_NOVAL}, which is not {where}"
+        what = f"SBD's {TRAIN_NOVAL}: there is no {' and no '.join(map(str, places))}"
         fix = f"`{prepare}` fetches it from {TRAIN_NOVAL_URL} (MD5 {TRAIN_NOVAL_MD5}); {other}"
     else:
-        what = f"VOC's own train list, which is not {voc_train}"
+        what = f"VOC's own train list: there is no {voc_train}"
         fix = f"`{prepare}` fetches it with VOC2012; {other}"
     return UserError(f"training pool {MERGED} (protocol.train_pool, dataset.train_list) needs {what}", fix)
 

@@ -112,7 +112,7 @@ def test_without_its_files_the_merged_pool_is_an_error_before_anything_is_read(t
     with_noval(root, root / "SBD")
     (root / "ImageSets" / "Segmentation" / "train.txt").unlink()
     (error,) = PascalSource.check_folder(cfg)
-    assert f"VOC's own train list, which is not {root}/ImageSets/Segmentation/train.txt" in error.what
+    assert f"VOC's own train list: there is no {root}/ImageSets/Segmentation/train.txt" in error.what
 
 
 def test_the_digest_of_train_noval_is_torchvisions() -> None:
