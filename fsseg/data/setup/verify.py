@@ -90,7 +90,7 @@ class VerifyReport:
 def _comparison_lines(comparison: Comparison, faulty: bool, limit: int | None) -> list[str]:
     lines = [f"note: {note}" for note in comparison.notes]
     if not comparison.checked:
-        return lines
+        return lines + [f"not the standard benchmark: {cause}" for cause in comparison.causes]
     if comparison.standard:
         verdict = "standard benchmark" if not faulty else "the lists are the standard ones, but see the faults below"
         agree = f"all {comparison.checked} numbers agree with the published ones ({comparison.published})"

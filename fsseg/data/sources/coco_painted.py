@@ -26,8 +26,8 @@ from fsseg.errors import UserError
 log = logging.getLogger(__name__)
 
 _SINCE = (4, 11)
-"""OpenCV 4.8 to 4.10 fill beyond a polygon's outline. What later ones paint differs from 4.7 and earlier, of which the
-published masks are, only where a polygon leaves its image."""
+"""OpenCV 4.8 to 4.10 fill beyond a polygon's outline. Later ones paint as 4.7 and earlier did, in whose time the
+published masks were made, but for polygons that leave their image."""
 _PROGRESS_SECONDS = 5.0
 
 _Outline = list[NDArray[np.int32]]  # the polygons of an instance, (points, 2)

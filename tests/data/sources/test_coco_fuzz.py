@@ -60,7 +60,7 @@ def test_random_annotations_are_told_or_read_right(tmp_path: Path) -> None:
         root = tmp_path / str(number)
         (root / "annotations").mkdir(parents=True)
         (root / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
-        coco = CocoSource(CocoConfig(name="coco20i", root=str(root)))
+        coco = CocoSource(CocoConfig(name="coco20i", root=str(root), coco_masks=("painted", "union")[number % 2]))
         try:
             index = coco.index("val")
         except UserError as error:

@@ -113,6 +113,16 @@ def test_every_fault_of_the_maps_is_named(root: Path) -> None:
         source(root).image("val", THREE)
 
 
+def test_maps_of_2017_are_not_the_standard_benchmark(root: Path) -> None:
+    for split in SPLITS:
+        (root / f"{split}2014").rename(root / f"{split}2017")
+        (root / "annotations" / f"{split}2014").rename(root / "annotations" / f"{split}2017")
+    report = verify(source(root, year=2017))
+    assert report.ready
+    assert not report.standard
+    assert "not the standard benchmark: every published result uses COCO 2014, not 2017" in report.text()
+
+
 def test_a_second_scan_reads_no_map(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsseg.data import workers
 
