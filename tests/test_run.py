@@ -151,7 +151,7 @@ def test_a_signal_while_preparing_ends_the_run_at_once(root: Path, tmp_path: Pat
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(run_module, "build_source", slow)
+    monkeypatch.setattr(run_module, "checked_source", slow)
     with pytest.raises(SystemExit) as caught:
         run(c.config, c.task_overrides)
     assert caught.value.code == 128 + signal.SIGTERM
@@ -459,7 +459,7 @@ def test_a_fault_of_the_run_is_a_failed_state_with_its_traceback_in_the_log(
 ) -> None:
     c = composed(root, tmp_path)
     cell = cell_of(c)
-    monkeypatch.setattr(run_module, "build_source", lambda cfg: 1 // 0)
+    monkeypatch.setattr(run_module, "checked_source", lambda cfg: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         run(c.config, c.task_overrides)
     told = cell.look()
