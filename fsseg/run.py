@@ -1,8 +1,8 @@
 """One cell from configuration to result.json: claim, resume, train, evaluate, draw, record.
 
-`train.py` and `fsseg train` call `run`. Read from the top: `run` checks the configuration, `_lead` decides whether
-there is anything to do, `_claimed` takes the cell, `_attempt` keeps the records of one start, `_work` trains and
-evaluates.
+`train.py` and `fsseg train` call `run`. Read from the top: `run` checks the configuration, `_check` answers
+check=true, `_lead` decides whether there is anything to do, `_claimed` takes the cell, `_attempt` keeps the records of
+one start, `_work` trains and evaluates.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
 from fsseg.config.entry import resolved, typed
-from fsseg.data.registry import DataNow, build_source, folder_faults, needed_splits
+from fsseg.data.registry import DataNow, checked_source, folder_faults
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import UserError, merge_errors, visible
 from fsseg.process.command import train_line
 from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
-from fsseg.process.ranks import several_expected
+from fsseg.process.ranks import first_of_several, several_expected
 from fsseg.process.signals import Preempted
+from fsseg.sweep.preflight import leaves, output_faults
 from fsseg.sweep.sync import sync_cell
 
 log = logging.getLogger("fsseg")
@@ -82,6 +83,8 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
     if found := faults(cfg):
         raise merge_errors(found + folder_faults(cfg))  # all in one go
     here = Run(cfg, open_cell(cfg, resolved(config), overrides))
+    if cfg.check:
+        return _check(here)
     if not several_expected():
         return _lead(here)
 
@@ -94,6 +97,27 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
     return _lead(here)
 
 
+def _check(run: Run) -> Outcome:
+    """check=true: say what a start would do, and write nothing. Of several processes the first one answers."""
+    if not first_of_several():
+        return Outcome(State.TODO)
+    from fsseg.engine.check import check_cell
+
+    sweep = _sweep()
+    try:
+        with run.signals, run.signals.at_once():
+            report = check_cell(run.cfg, run.cell, here=sweep is None or not leaves(sweep))
+    except Preempted:
+        run.signals.hand_over()
+        raise
+    if sweep is None:
+        print(report.text(), flush=True)
+    elif report.would:
+        print(visible(f"{run.cell.key}: {report.would}"), flush=True)
+    report.verdict()
+    return Outcome(State.TODO if report.result is None else State.DONE)
+
+
 def _lead(run: Run) -> Outcome:
     """The first process, or the only one: it alone looks at the directory and writes there."""
     cfg, cell = run.cfg, run.cell
@@ -101,7 +125,7 @@ def _lead(run: Run) -> Outcome:
         redo = cfg.redo and not redone_by_this_job(cell)
         if not redo and (result := cell.finished()) is not None:
             return _already_done(run, result)
-        if found := folder_faults(cfg):
+        if found := folder_faults(cfg) + output_faults(cell):
             raise merge_errors(found)
         if not redo:
             cell.check_same_settings()
@@ -250,17 +274,20 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         from fsseg.engine import checkpoint
         from fsseg.engine.evaluate import evaluate
         from fsseg.engine.pictures import draw_figures
+        from fsseg.engine.ready import make_plans, room_of
         from fsseg.engine.train import train
         from fsseg.model import build_model
 
         device = run.device = choose_device(cfg.device, run.ranks)
         if cfg.num_threads:
             torch.set_num_threads(cfg.num_threads)
-        source = build_source(cfg)
-        source.check(needed_splits(cfg))
+        source = checked_source(cfg)
+        plans = make_plans(source, cfg)
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+        if run.ranks.first and (lack := room_of(model, cfg, run.cell).fault()) is not None:
+            raise lack
     if redone is not None:
         _put_aside(run, redone)
     done.timing.prepare_seconds = round(time.monotonic() - started, 2)
@@ -270,13 +297,13 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
 
-    if cfg.train.enabled and model.trainable:
+    if plans.training is not None and model.trainable:
         run.status.update(phase="train")
-        done.training, done.train_data = train(run, model, source)
+        done.training, done.train_data = train(run, model, source, plans.training)
         done.timing.train_seconds = done.training.seconds
     if cfg.eval.enabled:
         run.status.update(phase="evaluate")
-        done.evaluation = evaluate(run, model, source)
+        done.evaluation = evaluate(run, model, source, plans)
         done.timing.evaluate_seconds = done.evaluation.seconds
     if run.ranks.first:
         run.still_ours()
@@ -314,6 +341,15 @@ def _already_done(run: Run, result: Result) -> Outcome:
 
 def _score(result: Result) -> str:
     return f"  {result.score_line()}" if result.metrics else ""
+
+
+def _sweep() -> DictConfig | None:
+    """The configuration of the sweep that this cell belongs to, by its `hydra` node; None without a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    found: Any = HydraConfig.instance().cfg
+    return found if found is not None and found.hydra.mode == RunMode.MULTIRUN else None
 
 
 def _hydra_overrides() -> list[str]:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -533,11 +534,13 @@ def test_no_room_for_a_file_is_told_with_the_folder_and_keeps_the_checkpoint(
 
 
 _SCRIPT = """
-import sys
+import os, shutil, sys, types
 from pathlib import Path
 from runs import composed, cell_of
 from fsseg.run import run
 from fsseg.errors import UserError
+if "ROOM_AT_START" in os.environ:
+    shutil.disk_usage = lambda path: types.SimpleNamespace(free=10**9)
 c = composed(Path(sys.argv[1]), Path(sys.argv[2]), "train.checkpoint_minutes=0", *sys.argv[3:])
 cell = cell_of(c)
 try:
@@ -572,15 +575,30 @@ def in_mounted(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_a_full_disk_stops_the_run_with_the_folder_named(root: Path, tmp_path: Path, whole: Any) -> None:
+    """One that was filled by others meanwhile: at the start there was room."""
     size = whole[0].checkpoint.stat().st_size
     room = int(size * 1.5) + 60_000  # one checkpoint fits, a second beside it does not
-    done = in_mounted(f"mount -t tmpfs -o size={room} tmpfs {tmp_path}", str(root), str(tmp_path))
+    done = in_mounted(
+        f"mount -t tmpfs -o size={room} tmpfs {tmp_path}; export ROOM_AT_START=1", str(root), str(tmp_path)
+    )
     lines = done.stdout.splitlines()
     assert lines, done.stderr
     assert lines[0].startswith(f"UserError {tmp_path}"), done.stdout + done.stderr
     assert "No space left on device" in lines[0]
     assert "result False" in lines
     assert any(line.startswith("usable") for line in lines)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_step(
+    root: Path, tmp_path: Path, whole: Any
+) -> None:
+    done = in_mounted(f"mount -t tmpfs -o size=4m tmpfs {tmp_path}", str(root), str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert re.match(
+        rf"UserError output_dir={tmp_path}: the run \(up to 3 checkpoints of 1\.\d+ MB, and logs\) "
+        r"needs about 2\d\.\d MB, and \d\.\d+ MB are free", lines[0],
+    ), done.stdout + done.stderr  # fmt: skip
+    assert lines[1:] == ["result False"]
 
 
 def test_a_read_only_folder_is_refused_with_its_name(root: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -234,3 +234,9 @@ def resolved(node: Any) -> dict[str, Any]:
     value = OmegaConf.to_container(node, resolve=True)
     assert isinstance(value, dict)
     return {str(k): v for k, v in value.items()}
+
+
+def plain(cfg: config.Config) -> config.Config:
+    """A composed configuration as an object of the schema, for loops: OmegaConf parses an interpolation (`${...}`)
+    anew whenever it is read, which takes as long as drawing an episode ten times."""
+    return cast(config.Config, OmegaConf.to_object(cfg)) if isinstance(cfg, DictConfig) else cfg

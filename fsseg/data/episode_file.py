@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fsseg.data.episodes import episodes_fingerprint
 from fsseg.data.source import ClassIndex
-from fsseg.data.types import EpisodeSpec
+from fsseg.data.spec import EpisodeSpec
 from fsseg.errors import Lines, UserError, merge_errors, visible
 from fsseg.process.files import EPISODE_LIST_BYTES, read_file, write_atomic
 

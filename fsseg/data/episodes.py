@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fsseg.config.schema import ProtocolConfig
 from fsseg.data.lists import FoldLists
-from fsseg.data.types import EpisodeSpec
+from fsseg.data.spec import EpisodeSpec
 from fsseg.errors import UserError
 
 T = TypeVar("T")

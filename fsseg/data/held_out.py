@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 
 from fsseg.config.schema import Config
 from fsseg.data.episodes import permutation
@@ -78,10 +79,15 @@ def _part(lists: FoldLists, needed: int, held: Collection[str], inside: bool) ->
     found = {c: tuple(i for i in ids if (i in held) == inside) for c, ids in lists.candidates.items()}
     candidates = {c: ids for c, ids in found.items() if len(ids) >= needed}
     rows = [
-        (image, usable, tuple(c for c in as_query if c in candidates))
-        for image, classes, as_query in zip(lists.images, lists.classes_of, lists.query_classes)
+        (image, usable, tuple(c for c in queries if c in candidates))
+        for image, classes, queries in zip(lists.images, lists.classes_of, lists.query_classes)
         if (image in held) == inside and (usable := tuple(c for c in classes if c in candidates))
     ]
-    images, classes_of, query_classes = zip(*rows) if rows else ((), (), ())
-    missing = tuple(sorted({*lists.missing_classes, *lists.candidates} - set(candidates)))
-    return FoldLists(images, classes_of, candidates, missing, query_classes)
+    return replace(
+        lists,
+        images=tuple(image for image, _, _ in rows),
+        classes_of=tuple(usable for _, usable, _ in rows),
+        candidates=candidates,
+        missing_classes=tuple(sorted({*lists.missing_classes, *lists.candidates} - set(candidates))),
+        query_classes=tuple(queries for _, _, queries in rows),
+    )

@@ -80,7 +80,9 @@ def read_headers(
         folders: where the store is looked for and kept (see `arrays.cache_folders`).
     """
     name, key = f"images-{split}.store", {"rule": RULE_VERSION}
-    names = {path: os.path.relpath(path, root) for path in stamps}
+    above = f"{root}{os.sep}"  # `relpath` looks at the current folder for each of 120,000 images
+    names = {path: text[len(above) :] if (text := str(path)).startswith(above) else os.path.relpath(path, root)
+             for path in stamps}  # fmt: skip
     known = _kept(folders, name, key)
     shapes = {
         path: known[names[path]].shape

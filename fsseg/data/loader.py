@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fsseg.config.entry import plain
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import ListHead, read_episodes
 from fsseg.data.episodes import EpisodeSampler, episodes_fingerprint, evaluation_episodes
@@ -89,12 +90,19 @@ class EvaluationPlan:
     ignore_classes: tuple[int, ...] = ()
 
 
+def undrawn_classes(plan: EvaluationPlan) -> list[int]:
+    """Those of the plan's classes that some seed draws no episode of."""
+    drawn = [{spec.class_id for spec in specs} for specs in plan.episodes.values()]
+    return [c for c in plan.classes if not all(c in classes for classes in drawn)]
+
+
 def training_plan(source: Source, cfg: Config) -> TrainingPlan:
     """Lists and sampler of the base classes, and with `eval.every_epochs` the episodes to validate on.
 
     Raises:
         UserError: faulty annotations, nothing to train on, or nothing to validate on.
     """
+    cfg = plain(cfg)
     index = source.index("train")
     novel = source.novel_classes(cfg.fold)
     every = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
@@ -134,6 +142,7 @@ def evaluation_plan(source: Source, cfg: Config) -> EvaluationPlan:
     Raises:
         UserError: faulty annotations, a faulty episode file, or no novel class that can form an episode.
     """
+    cfg = plain(cfg)
     index = source.index("val")
     novel = source.novel_classes(cfg.fold)
     if cfg.protocol.episodes_file is not None:

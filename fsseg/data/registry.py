@@ -6,19 +6,25 @@ A new source is a file in `data/sources`, a schema that names it, a YAML file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsseg.cell.models import DataRecord
 from fsseg.config.entry import resolved
-from fsseg.config.schema import DatasetConfig
+from fsseg.config.schema import DatasetConfig, trains
+from fsseg.data.faults import faults_error
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
+    from fsseg.data.lists import FoldLists
     from fsseg.data.source import ClassIndex, Source, Split
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def source_class(name: str) -> type[Source]:
@@ -40,9 +46,52 @@ def build_source(cfg: Config) -> Source:
     return source_class(cfg.dataset.name)(cfg.dataset)  # type: ignore[call-arg]  # a subclass takes only this
 
 
+_made: dict[Hashable, Any] | None = None
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """In this block `made_once` makes each thing once: the cells of a sweep are checked one after the other."""
+    global _made
+    before, _made = _made, {}
+    try:
+        yield
+    finally:
+        _made = before
+
+
+def made_once(key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives, or raises as a `UserError`; within `sharing` that of the first call with this key."""
+    if _made is None:
+        return make()
+    if key not in _made:
+        try:
+            _made[key] = make()
+        except UserError as error:
+            _made[key] = error
+    if isinstance(found := _made[key], UserError):
+        raise found
+    return cast(T, found)
+
+
+def checked_source(cfg: Config) -> Source:
+    """The data set of a configuration, after the checks that precede a run.
+
+    Raises:
+        UserError: with everything that is missing or at fault.
+    """
+
+    def make() -> Source:
+        source = build_source(cfg)
+        source.check(needed_splits(cfg))
+        return source
+
+    return made_once((str(resolved(cfg.dataset)), *needed_splits(cfg)), make)
+
+
 def needed_splits(cfg: Config) -> list[Split]:
     """The splits that a run of this configuration reads."""
-    needed: dict[Split, bool] = {"train": cfg.train.enabled, "val": cfg.eval.enabled}
+    needed: dict[Split, bool] = {"train": cfg.train.enabled and trains(cfg), "val": cfg.eval.enabled}
     return [split for split, wanted in needed.items() if wanted]
 
 
@@ -110,47 +159,95 @@ class DataNow:
 
 
 class DataAtHand:
-    """How many images the data on this machine give runs to train on. Each index is read once, and none is made."""
+    """What the data on this machine give runs, as far as indexes of them are kept: each is read once, none is made."""
 
     def __init__(self) -> None:
-        self._indexes: dict[str, tuple[Source, ClassIndex] | None] = {}
+        self._indexes: dict[tuple[str, Split], tuple[Source, ClassIndex] | None] = {}
         self._counts: dict[tuple[Any, ...], int | None] = {}
+        self._faults: dict[tuple[Any, ...], list[UserError]] = {}
+        self._texts: dict[int, tuple[Any, str]] = {}
 
     def training_images(self, cfg: Config) -> int | None:
         """Queries of an epoch of a cell, by the rules of its fold and protocol: its training images, or their pairs.
         None if the data, or their index, are not there."""
-        settings, rules = str(resolved(cfg.dataset)), cfg.protocol
-        pool = (settings, cfg.fold, cfg.shot, rules.novel_in_training, rules.list_rule, rules.min_pixels,
-                rules.repeat_support, rules.train_query,
-                (cfg.eval.base_share, cfg.seed) if cfg.eval.every_epochs else None)  # fmt: skip
+        from fsseg.data.episodes import epoch_length
+
+        pool = self._mark(cfg)
         if pool not in self._counts:
-            if settings not in self._indexes:
-                self._indexes[settings] = _kept(cfg)
-            found = self._indexes[settings]
-            self._counts[pool] = None if found is None else _count(cfg, *found)
+            try:
+                found = self._lists(cfg, "train")
+                self._counts[pool] = None if found is None else epoch_length(found, cfg.protocol.train_query)
+            except UserError:
+                self._counts[pool] = None
         return self._counts[pool]
 
+    def faults(self, cfg: Config) -> list[UserError]:
+        """Why a run could not train, or could not be scored after its training: what its lists and episodes lack."""
+        splits = needed_splits(cfg)
+        mark = (*self._mark(cfg), *splits)
+        if mark not in self._faults:
+            found: list[UserError] = []
+            for split in splits:
+                try:
+                    self._lists(cfg, split)
+                except UserError as error:
+                    found.append(error)
+            if (there := self._index(cfg, "train") if "train" in splits else None) is not None:
+                source, train = there
+                val = self._index(cfg, "val")
+                shared = source.shared_images(
+                    train.image_ids, source.listed("val") if val is None else val[1].image_ids
+                )
+                found += [faults_error(shared)] if shared else []
+            self._faults[mark] = found
+        return self._faults[mark]
 
-def _kept(cfg: Config) -> tuple[Source, ClassIndex] | None:
+    def _mark(self, cfg: Config) -> tuple[Any, ...]:
+        held_back = (cfg.eval.base_share, cfg.eval.base_episodes, cfg.seed) if cfg.eval.every_epochs else None
+        return self._text(cfg.dataset), self._text(cfg.protocol), cfg.fold, cfg.shot, held_back
+
+    def _text(self, node: Any) -> str:
+        """A part of a configuration, resolved; the cells of a grid share their nodes."""
+        if id(node) not in self._texts:
+            self._texts[id(node)] = node, str(resolved(node))  # the node is kept, so that its id stays its own
+        return self._texts[id(node)][1]
+
+    def _lists(self, cfg: Config, split: Split) -> FoldLists | None:
+        """The lists of a split, or None without its index, and for evaluation with episodes from a file.
+
+        Raises:
+            UserError: there can be no episode; or the file is not one for this run.
+        """
+        from fsseg.data.episode_file import ListHead, read_episodes
+        from fsseg.data.held_out import hold_back
+        from fsseg.data.lists import train_lists, val_lists
+
+        if (found := self._index(cfg, split)) is None:
+            return None
+        source, index = found
+        novel = source.novel_classes(cfg.fold)
+        if split == "val" and cfg.protocol.episodes_file is not None:
+            head = ListHead(source.name, cfg.fold, cfg.shot, source.classes)
+            read_episodes(Path(cfg.protocol.episodes_file), head, novel, index)
+            return None
+        if split == "val":
+            return val_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
+        return hold_back(train_lists(index, novel, cfg.protocol, cfg.shot, source.classes), cfg)[0]
+
+    def _index(self, cfg: Config, split: Split) -> tuple[Source, ClassIndex] | None:
+        mark = self._text(cfg.dataset), split
+        if mark not in self._indexes:
+            self._indexes[mark] = _kept(cfg, split)
+        return self._indexes[mark]
+
+
+def _kept(cfg: Config, split: Split) -> tuple[Source, ClassIndex] | None:
     try:
         # A generated data set is made by its mere construction.
-        if not all(source_class(cfg.dataset.name).layout(cfg.dataset, ["train"]).values()):
+        if not all(source_class(cfg.dataset.name).layout(cfg.dataset, [split]).values()):
             return None
         source = build_source(cfg)
-        index = source.kept_index("train")
+        index = source.kept_index(split)
         return None if index is None else (source, index)
     except (UserError, OSError):
-        return None
-
-
-def _count(cfg: Config, source: Source, index: ClassIndex) -> int | None:
-    from fsseg.data.episodes import epoch_length
-    from fsseg.data.held_out import hold_back
-    from fsseg.data.lists import train_lists
-
-    try:
-        novel = source.novel_classes(cfg.fold)
-        lists = train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
-        return epoch_length(hold_back(lists, cfg)[0], cfg.protocol.train_query)
-    except UserError:
         return None

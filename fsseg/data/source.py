@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,7 @@ class ClassIndex:
             pair_image=place[self.pair_image[kept]].astype(np.int32),
             pair_class=self.pair_class[kept],
             pair_pixels=self.pair_pixels[kept],
+            pair_grid=None if self.pair_grid is None else self.pair_grid[kept],
         )
 
 
@@ -119,9 +120,11 @@ class Source(ABC):
         num_folds: equal parts that the classes are cut into.
         cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
         mask_rule: how masks are made from the annotations, in words; recorded with every result.
+        one_pool: both splits are the same images, and only their classes tell what is trained on and what is scored.
     """
 
     mask_rule: str
+    one_pool: ClassVar[bool] = False
 
     def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
         self.name = cfg.name
@@ -192,6 +195,10 @@ class Source(ABC):
     def image_path(self, split: Split, image_id: str) -> Path:
         """The file of an image, whether it exists or not."""
 
+    def image_paths(self, split: Split, image_ids: Sequence[str]) -> dict[str, Path]:
+        """`image_path` of many images."""
+        return {image_id: self.image_path(split, image_id) for image_id in image_ids}
+
     @abstractmethod
     def mask_path(self, split: Split, image_id: str) -> Path:
         """The file that an image's masks come from."""
@@ -240,13 +247,13 @@ class Source(ABC):
             UserError: as `index`.
         """
         if split not in self._image_fingerprints:
-            paths = {i: self.image_path(split, i) for i in self.index(split).image_ids}
+            paths = self.image_paths(split, self.index(split).image_ids)
             self._image_fingerprints[split] = sizes_fingerprint(paths, stamps_of(paths.values()))
         return self._image_fingerprints[split]
 
     def check(self, splits: Sequence[Split] = SPLITS) -> None:
         """Before a run: index the splits, and check that all their images are there, whole by their headers and ends,
-        and of the size that the annotations say.
+        and of the size that the annotations say; and that none that is trained on is evaluated.
 
         Raises:
             UserError: with everything that is missing or at fault, in one go.
@@ -263,12 +270,39 @@ class Source(ABC):
             missing = self.missing_images(split)
             faults += [Fault(kind, str(self.image_path(split, i)), "", fix) for i in missing]
             faults += self._header_faults(split, index, set(missing))
+        if "train" in splits:
+            faults += self.shared_images(self.listed("train"), self.listed("val"))
         if faults:
             raise faults_error(faults)
 
+    def shared_images(self, train: Sequence[str], val: Sequence[str]) -> list[Fault]:
+        """A fault for each image that both splits list: it would be trained on, and then evaluated.
+
+        Args:
+            train, val: ids of the splits' images.
+        """
+        both = [] if self.one_pool else sorted(i for i in set(train) & set(val) if self.is_one_image(i))
+        if not both:
+            return []
+        origins = f"the training list ({self.list_origin('train')}) and the evaluation list ({self.list_origin('val')})"
+        fix = "take them off one of the two (dataset.train_list=, dataset.val_list=): else the score is of seen images"
+        return [Fault(f"images of both {origins}", str(self.image_path("train", i)), "", fix) for i in both]
+
+    def is_one_image(self, image_id: str) -> bool:
+        """Whether an id that both splits have is one image, and not two of the same name in two folders."""
+        return self.image_path("train", image_id) == self.image_path("val", image_id)
+
+    def listed(self, split: Split) -> Sequence[str]:
+        """Ids of a split's list, as far as they are known without a scan; else none."""
+        try:
+            index = self._indexes.get(split) or self.kept_index(split)
+        except (UserError, OSError):  # told by whoever needs the split
+            return ()
+        return () if index is None else index.image_ids
+
     def _header_faults(self, split: Split, index: ClassIndex, missing: set[str]) -> list[Fault]:
         """Faults that the headers of the images show; their sizes in bytes go into the fingerprint."""
-        paths = {i: self.image_path(split, i) for i in index.image_ids}
+        paths = self.image_paths(split, index.image_ids)
         stamps = stamps_of(paths.values())
         self._image_fingerprints[split] = sizes_fingerprint(paths, stamps)
         shapes, reasons = read_headers(split, self.root, stamps, cache_folders(self.root, self.cache))

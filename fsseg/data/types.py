@@ -11,15 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class EpisodeSpec:
-    """Which images an episode is made of; a pure function of (index, split, fold, seed, number)."""
-
-    number: int
-    class_id: int
-    query_id: str
-    support_ids: tuple[str, ...]
+from fsseg.data.spec import EpisodeSpec as EpisodeSpec  # for all that import it from here
 
 
 @dataclass

@@ -99,6 +99,12 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         os.replace(new, path)
 
 
+def size_of(model: nn.Module) -> int:
+    """Bytes of a checkpoint of this model: all its weights, and the momentum of those that train."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *trained))
+
+
 _DIVERGED = "lower train.lr, or set train.clip_grad_norm=1, and start anew with redo=true"
 
 
@@ -215,6 +221,14 @@ def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> d
     Raises:
         UserError: one of them may not be read.
     """
+    candidate, state = newest(path, previous, device)
+    if state is not None and candidate is not path:
+        _put(candidate, path)
+    return state
+
+
+def newest(path: Path, previous: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any] | None]:
+    """As `recover`, with the file that it is in; nothing is replaced."""
     found = [p for p in (path, previous) if p.exists()]
     for candidate in found:
         try:
@@ -224,11 +238,10 @@ def recover(path: Path, previous: Path, device: torch.device | str = "cpu") -> d
             continue
         if candidate is not path:
             log.warning("going on from the checkpoint before it, %s", candidate)
-            _put(candidate, path)
-        return state
+        return candidate, state
     if found:
         log.warning("no checkpoint here is usable: training starts anew")
-    return None
+    return path, None
 
 
 def _faulty_part(path: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
@@ -23,13 +22,14 @@ from fsseg.cell.models import Metrics, SeedScore, Undrawn
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
-from fsseg.data.loader import EvaluationPlan, evaluation_loader, evaluation_plan
+from fsseg.data.loader import EvaluationPlan, evaluation_loader
 from fsseg.data.source import Source
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.engine import diagnostics, distributed
 from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
+from fsseg.engine.ready import Plans
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, Prediction, upsample
 from fsseg.process.ranks import Ranks
@@ -102,7 +102,7 @@ def predicted_foreground(
     return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
-def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
+def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> EvaluationRecord:
     """Score `model` on the fold's novel classes under the run's protocol.
 
     A novel class with too few images for an episode is left out and named; the result is then partial. One that has
@@ -110,14 +110,13 @@ def evaluate(run: Run, model: FewShotModel, source: Source) -> EvaluationRecord:
     processes takes whole batches in turn, so that the score is the same to the last digit on any number of them.
 
     Raises:
-        UserError: no episode can be formed, or the data is faulty.
+        UserError: the data is faulty.
         Preempted: when the run was asked to stop.
     """
     cfg = run.cfg
     started = time.monotonic()
-    plan = evaluation_plan(source, cfg)
-    shifted = {str(float(shift)): _shifted_plan(source, cfg, shift) for shift in cfg.eval.background_shifts}
-    total = sum(len(specs) for p in (plan, *shifted.values()) for specs in p.episodes.values())
+    plan, shifted, total = plans.evaluation, plans.shifted, plans.num_episodes
+    assert plan is not None
     log.info("evaluating %d episodes (%d seeds) of %d novel classes: %s", total, len(plan.episodes), len(plan.classes),
              ", ".join(source.classes[c] for c in plan.classes))  # fmt: skip
     if plan.missing_classes:
@@ -167,13 +166,6 @@ def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
         "query_order": "episodes_file",
         "episodes_list": {"protocol": head.get("protocol"), "fingerprint": head.get("fingerprint")},
     }
-
-
-def _shifted_plan(source: Source, cfg: Config, shift: float) -> EvaluationPlan:
-    """The plan under another `dataset.background_shift`."""
-    changed = copy.deepcopy(cfg)
-    changed.dataset.background_shift = shift  # type: ignore[attr-defined]
-    return evaluation_plan(source, changed)
 
 
 @dataclass

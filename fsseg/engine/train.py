@@ -20,12 +20,13 @@ from fsseg.cell.metrics_file import MetricsFile
 from fsseg.cell.models import Training
 from fsseg.cell.record import Cell
 from fsseg.config.schema import Config
-from fsseg.data.loader import training_loader, training_plan
+from fsseg.data.loader import TrainingPlan, training_loader
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.engine import checkpoint, distributed
 from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.progress import Progress, duration
+from fsseg.engine.ready import steps_of
 from fsseg.engine.validation import BaseValidation
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
@@ -41,7 +42,7 @@ def learning_rate(cfg: Config, step: int, total: int) -> float:
     return cfg.train.lr * cfg.train.lr_scale * (1 - step / total) ** cfg.train.poly_power
 
 
-def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]:
+def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> tuple[Training, str]:
     """Train `model` in place, from the cell's checkpoint if there is one.
 
     The batch of step s is a pure function of (data, configuration, s), the learning rate one of s; so weights,
@@ -57,10 +58,7 @@ def train(run: Run, model: FewShotModel, source: Source) -> tuple[Training, str]
     """
     cfg, cell, ranks, device = run.cfg, run.cell, run.ranks, run.device
     assert device is not None
-    plan = training_plan(source, cfg)
-    total = plan.steps_per_epoch * cfg.train.epochs
-    if cfg.train.max_steps is not None:
-        total = min(total, cfg.train.max_steps)
+    total = steps_of(plan, cfg)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(
         parameters, lr=cfg.train.lr, momentum=cfg.train.momentum, weight_decay=cfg.train.weight_decay
@@ -275,10 +273,7 @@ def _resumable(run: Run, total: int, data: tuple[str, str | None]) -> dict[str, 
         return None
     if state is None:  # the first process has put the one to use into its place
         state = checkpoint.load(cell.checkpoint, device)
-    if state["fingerprint"] != cell.fingerprint:
-        raise UserError(
-            f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name="
-        )
+    check_state(state, cell, total, data)
     if ranks.first and run.fresh and state.get("run") is not None:  # identity.json was lost
         run.id, run.fresh = str(state["run"]), False
         cell.write_identity(run.id, cell.find_key())
@@ -286,6 +281,21 @@ def _resumable(run: Run, total: int, data: tuple[str, str | None]) -> dict[str, 
         raise UserError(
             f"{cell.checkpoint} is of run {state['run']}, identity.json beside it of run {run.id}",
             "set redo=true to train anew, or bring the identity.json of that run back",
+        )
+    if ranks.first and state["format"] == 1:
+        _write_rows(cell, state)
+    return state
+
+
+def check_state(state: dict[str, Any], cell: Cell, total: int, data: tuple[str, str | None]) -> None:
+    """Refuse a checkpoint that does not belong to the run; the arguments as for `_resumable`.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if state["fingerprint"] != cell.fingerprint:
+        raise UserError(
+            f"{cell.checkpoint} belongs to a run with other settings", "set redo=true to train anew, or name="
         )
     if state["step"] > total:
         raise UserError(
@@ -300,9 +310,6 @@ def _resumable(run: Run, total: int, data: tuple[str, str | None]) -> dict[str, 
                 f"the training data changed since {cell.checkpoint} was written ({what}: {then} then, {now} now)",
                 "bring the data back, or set redo=true to train anew",
             )
-    if ranks.first and state["format"] == 1:
-        _write_rows(cell, state)
-    return state
 
 
 def _write_rows(cell: Cell, state: dict[str, Any]) -> None:

@@ -28,6 +28,11 @@ def several_expected() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or submitit_tasks() > 1
 
 
+def first_of_several() -> bool:
+    """Whether this process is the first one, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def submitit_tasks() -> int:
     """Tasks of the submitit job that this process belongs to; 1 outside of one.
 

@@ -109,13 +109,15 @@ def examine(
     Raises:
         UserError: two cells have one directory, or the disk is far too small for all.
     """
-    from fsseg.data.registry import DataNow, folder_faults
+    from fsseg.data.registry import DataAtHand, DataNow, folder_faults
     from fsseg.sweep.preflight import cell_faults, disk_fault
 
     def lacks(cfg: Config, cell: Cell) -> list[UserError]:
-        return folder_faults(cfg) + cell_faults(cfg, cell.directory, download) if data else []
+        if not data:
+            return []
+        return (folder_faults(cfg) or at_hand.faults(cfg)) + cell_faults(cfg, cell.directory, download)
 
-    now = DataNow()
+    now, at_hand = DataNow(), DataAtHand()
     points = [_examined(Point(tuple(job)), composed, lacks, now) for job, composed in jobs]
     seen: dict[Path, Point] = {}
     for point in points:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.models import State
 from fsseg.cell.record import find_runs
@@ -20,6 +20,9 @@ from fsseg.process.words import extent, size, span
 from fsseg.sweep.boxes import cells_of, command, cut, swept_keys
 from fsseg.sweep.estimate import Estimate, Known, Measured, estimate, kind_of, measure, measurements, settings_of
 from fsseg.sweep.grid import Point, build_grid
+
+if TYPE_CHECKING:
+    from fsseg.data.registry import DataAtHand
 
 CALIBRATION_STEPS = 8
 CALIBRATION_EPISODES = 16
@@ -70,7 +73,7 @@ def plan(
         else estimate(p.composed.cfg, p.cell.identity, p.snapshot, all_known)
         for p in points
     ]  # fmt: skip
-    return Plan(points, estimates, notes + _not_ready(points))
+    return Plan(points, estimates, notes + _not_ready(points, all_known.at_hand))
 
 
 def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Point]:
@@ -97,7 +100,7 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
     label = " ".join(f"{k}={v}" for k, v in point.settings.items())
     with tempfile.TemporaryDirectory(prefix="fsseg-calibration-") as folder:
         short = {
-            "output_dir": folder, "name": "calibration", "redo": "false", "sync.url": "null",
+            "output_dir": folder, "name": "calibration", "redo": "false", "check": "false", "sync.url": "null",
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
             "eval.every_epochs": 0,
@@ -117,8 +120,8 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
     return found, f"calibration of [{label}]: {train}{found[0].evaluate or 0:.3g} s an episode on {found[0].device}"
 
 
-def _not_ready(points: Sequence[Point]) -> list[str]:
-    """What is missing beside the configuration: data, pretrained weights, a place to write to."""
+def _not_ready(points: Sequence[Point], at_hand: DataAtHand) -> list[str]:
+    """What is missing beside the configuration: data, images in the lists, pretrained weights, a place to write to."""
     from fsseg.data.registry import folder_faults, needed_splits
     from fsseg.sweep.preflight import disk_fault, folder_fault, nearest, weights_faults
 
@@ -133,6 +136,7 @@ def _not_ready(points: Sequence[Point]) -> list[str]:
             seen.add(needed)
             faults = [*folder_faults(cfg), *weights_faults(cfg, download=False)]
             notes |= dict.fromkeys(f"not ready: {fault}" for fault in faults)
+        notes |= dict.fromkeys(f"not ready: {fault}" for fault in at_hand.faults(cfg))
     todo = [p for p in points if p.state == State.TODO and p.cell is not None]
     places = dict.fromkeys(nearest(p.cell.directory) for p in todo if p.cell is not None)
     outside = [*map(folder_fault, places), disk_fault(todo)]

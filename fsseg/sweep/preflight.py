@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell import weights
 from fsseg.cell.key import file_digest
+from fsseg.cell.record import RunDirectory
 from fsseg.config.checks import field_faults, place_faults, setting_faults
 from fsseg.config.constraints import FILE_PATH, shown
 from fsseg.config.entry import typed
@@ -40,6 +41,9 @@ def launch_faults(config: DictConfig) -> list[UserError]:
         return found
     if found := setting_faults("hydra.sweep.dir", str(config.hydra.sweep.dir), FILE_PATH):
         return found
+    if config.check and not config.hydra.sweeper._target_.startswith("hydra_plugins.fsseg_sweeper."):
+        what = f"check=true: hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']} would write and submit"
+        return [UserError(what, "leave hydra/sweeper= out, or check one cell, without -m")]
     launcher = config.hydra.launcher
     known = is_dataclass(OmegaConf.get_type(launcher))
     found = list(dict(field_faults(launcher, "hydra.launcher.")).values()) if known else []
@@ -62,6 +66,11 @@ def runs_here(config: DictConfig) -> bool:
     return bool(config.hydra.launcher._target_ == f"{BasicLauncher.__module__}.{BasicLauncher.__qualname__}")
 
 
+def leaves(config: DictConfig) -> bool:
+    """Whether the cells of a sweep run on other machines: the devices of this one say nothing about them."""
+    return not runs_here(config) and config.hydra.launcher._target_ != "hydra_plugins.fsseg_launchers.LocalLauncher"
+
+
 def cell_faults(cfg: Config, directory: Path, download: bool) -> list[UserError]:
     """What a cell lacks that is not in its configuration: pretrained weights, and a folder to write to.
 
@@ -69,10 +78,22 @@ def cell_faults(cfg: Config, directory: Path, download: bool) -> list[UserError]
         directory: of the run.
         download: whether weights that are not there may be fetched when the cell starts.
     """
-    found = [*weights_faults(cfg, download)]
-    if (fault := folder_fault(nearest(directory))) is not None:
-        found.append(fault)
-    return found
+    return [*weights_faults(cfg, download), *output_faults(RunDirectory(directory))]
+
+
+def output_faults(run: RunDirectory) -> list[UserError]:
+    """What stands in the way of the files that a run writes: each must go into a folder, and must not be one."""
+    files = (
+        run.status_file, run.result_file, run.metrics_file, run.log_file, run.config_file, run.identity_file,
+        run.checkpoint, run.previous_checkpoint, run.episodes_figure, run.attempts / "1.json", run.tensorboard / "x",
+    )  # fmt: skip
+    places = dict.fromkeys(map(nearest, dict.fromkeys(file.parent for file in files)))
+    found = [fault for place in places if (fault := folder_fault(place)) is not None]
+    return found or [
+        UserError(f"{shown(file)} is a folder, and the run writes a file of this name", "move it away, or set name=")
+        for file in files
+        if file.is_dir()
+    ]
 
 
 def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
@@ -102,8 +123,9 @@ def folder_fault(place: Path) -> UserError | None:
         return UserError(f"{shown(place)} is not a folder", "set output_dir= or name= elsewhere")
     if os.access(place, os.W_OK | os.X_OK):
         return None
+    reason = " (Read-only file system)" if os.statvfs(place).f_flag & os.ST_RDONLY else ""
     return UserError(
-        f"{shown(place)}: nothing can be written there, and the cell's directory lies below it",
+        f"{shown(place)}: nothing can be written there{reason}, and the cell's files go there or below it",
         "mend its permissions, or set output_dir= or name= elsewhere",
     )
 
@@ -127,8 +149,14 @@ def disk_fault(points: Iterable[Point]) -> UserError | None:
         known = Known(measurements(folder))
         needed = sum(disk_bytes(p.composed.cfg, p.cell.identity, known) or 0 for p in cells if p.composed and p.cell)
         if needed > 2 * free:
-            return UserError(
-                f"output_dir={shown(folder)}: {len(cells)} cells need about {size(needed)}, and {size(free)} are free",
-                "make room (`fsseg clean` lists what is not needed), or set output_dir= to another disk",
-            )
+            return room_fault(folder, f"{len(cells)} cells", needed, free)
     return None
+
+
+def room_fault(folder: Path, who: str, needed: float, free: int) -> UserError:
+    """What is said where a disk is too small; bytes."""
+    return UserError(
+        f"output_dir={shown(folder)}: {who} need{'s' * (not who.endswith('cells'))} about {size(needed)}, "
+        f"and {size(free)} are free",
+        "make room (`fsseg clean` lists what is not needed), or set output_dir= to another disk",
+    )

@@ -36,8 +36,10 @@ from fsseg.cell.sweeps import FOLDER as SWEEPS
 from fsseg.cell.sweeps import Sweep, SweepRecord, SweptCell, new_sweep, sweeps_of
 from fsseg.cell.variant import is_shortened
 from fsseg.config.compose import Composer
-from fsseg.config.hydra_internals import hydra_node
-from fsseg.errors import UserError, merge_errors
+from fsseg.config.hydra_internals import hydra_node, run_without_files
+from fsseg.config.recorded import from_recorded
+from fsseg.data.registry import sharing
+from fsseg.errors import UserError, merge_errors, visible
 from fsseg.process.logs import configure_logging
 from fsseg.process.provenance import code_state
 from fsseg.process.tables import aligned
@@ -152,6 +154,7 @@ class FssegSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
         self.hydra_context = hydra_context
+        self.task = task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -173,6 +176,9 @@ class FssegSweeper(Sweeper):
         self.folder = Path(str(self.config.hydra.sweep.dir))
         cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
         jobs = [Job(**vars(point)) for point in examine(cells, data=True, download=runs_here(self.config))]
+        if any(job.composed is not None and job.composed.cfg.check for job in jobs):
+            self._check(jobs)
+            return []
         todo = self._announce(jobs)
 
         self.returns: list[JobReturn] = []
@@ -206,6 +212,39 @@ class FssegSweeper(Sweeper):
             print(f"look again: {shlex.join(['fsseg', 'status', *map(str, _experiments(jobs)), '--watch'])}")
         return self.returns
 
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """check=true: ask every cell in this process, whatever the launcher, what a start would do; write nothing.
+
+        Raises:
+            UserError: a cell would be refused.
+        """
+        assert self.config is not None
+        elsewhere, node = Elsewhere(sweeps_of(_experiments(jobs))), hydra_node(self.config)
+        node["sweep"]["dir"] = node["sweep"]["subdir"] = "."  # else Hydra makes the folder
+        with sharing():
+            for number, job in enumerate(jobs):
+                if job.state == State.DONE:
+                    print(visible(f"{job.label}: already done: {job.note}"))
+                elif job.state == State.TODO and (owner := elsewhere.owner(job.place)) is not None:
+                    job.state, _ = owner
+                    print(visible(f"{job.label}: would be left to {owner[1]}"))
+                elif job.state == State.TODO and job.composed is not None:
+                    config = from_recorded(job.composed.resolved)
+                    place = {"id": str(number), "num": number}
+                    returned = run_without_files(
+                        self.task, config, node, job.place.overrides, place, self.hydra_context
+                    )
+                    if isinstance(error := returned._return_value, BaseException):
+                        if not isinstance(error, UserError):
+                            raise error
+                        job.state, job.faults = State.FAULTY, [error]
+        _tell_faults(jobs)
+        if faulty := [job for job in jobs if job.state == State.FAULTY]:
+            raise UserError(
+                f"{len(faulty)} of {len(jobs)} cells would be refused (listed above)",
+                "mend the cause and check again; without check=true the line runs the others",
+            )
+
     @property
     def _leaves(self) -> bool:
         """Whether the jobs are submitted and left alone (`hydra.launcher.wait=false`)."""
@@ -213,13 +252,7 @@ class FssegSweeper(Sweeper):
 
     def _announce(self, jobs: Sequence[Job]) -> list[Job]:
         """Log what will be done; returns the cells to launch."""
-        groups: dict[str, list[str]] = {}
-        for job in jobs:
-            if job.state == State.FAULTY:
-                groups.setdefault(str(merge_errors(job.faults)), []).append(job.label)
-        for fault, labels in groups.items():
-            cells = f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
-            log.error("%s\n  (%s)", fault, cells)
+        _tell_faults(jobs)
         open_ = [job for job in jobs if job.state == State.TODO]
         sweeps = sweeps_of(_experiments(open_))
         for sweep in sweeps:  # that were killed
@@ -231,7 +264,7 @@ class FssegSweeper(Sweeper):
                 job.state, job.note = owner
                 log.info("left to %s: %s", job.note, job.label)
         todo = [job for job in open_ if job.state == State.TODO]
-        faulty, left = sum(map(len, groups.values())), len(open_) - len(todo)
+        faulty, left = sum(job.state == State.FAULTY for job in jobs), len(open_) - len(todo)
         done = sum(job.state == State.DONE for job in jobs)
         extra = f", {left} in other hands" if left else ""
         extra += f", {faulty} cannot start" if faulty else ""
@@ -335,6 +368,17 @@ class FssegSweeper(Sweeper):
             claim.start()
             self.claims.callback(claim.release)
         return found
+
+
+def _tell_faults(jobs: Sequence[Job]) -> None:
+    """Log why cells cannot start, each reason once."""
+    groups: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.state == State.FAULTY:
+            groups.setdefault(str(merge_errors(job.faults)), []).append(job.label)
+    for fault, labels in groups.items():
+        cells = f"{len(labels)} cells: {labels[0]} ..." if len(labels) > 1 else f"cell {labels[0]}"
+        log.error("%s\n  (%s)", fault, cells)
 
 
 class _Observer(Observer):

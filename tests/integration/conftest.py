@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -10,6 +13,8 @@ import pytest
 from runs import script
 
 from fsseg.cell.record import RunDirectory, find_runs
+from fsseg.cli.train import start
+from fsseg.config import entry
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -56,3 +61,61 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> tupl
     assert done.returncode == 0, done.stderr
     (run,) = find_runs([folder / "outputs"])
     return run, done
+
+
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where lines are started: empty. Beside it an empty torch cache, and SLURM commands of which those that
+    start jobs note their calls."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    noted = f'echo "$0 $*" >> {tmp_path}/calls; exit 1'
+    for name, text in {"sbatch": noted, "srun": noted, "squeue": "true", "scontrol": "echo ClusterName = x"}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("CUDA_VISIBLE_DEVICES", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`fsseg train` may be called in this process: what it changes is put back."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(entry, "allow_open_files", lambda: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    logger = logging.getLogger("fsseg")
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()  # one of another test writes elsewhere
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def told(here: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    """`fsseg train` in this process, for a line that must be refused: what it prints to its end."""
+
+    def call(*words: str) -> str:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as end:
+            start(words)
+        assert isinstance(end.value.code, str)  # which Python prints, and makes status 1 of
+        return end.value.code
+
+    yield call
+    assert list(here.iterdir()) == []
+    assert not (here.parent / "calls").exists()
+
+
+def two_lines(text: str) -> tuple[str, str]:
+    what, fix = text.strip().splitlines()
+    assert what.startswith("error: ")
+    assert fix.startswith("  -> ")
+    return what, fix

@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fsseg.cli.train import start
-from fsseg.config import entry
-
-Told = Callable[..., str]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where lines are started: empty. Beside it an empty torch cache, and SLURM commands of which those that
-    start jobs note their calls."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    noted = f'echo "$0 $*" >> {tmp_path}/calls; exit 1'
-    for name, text in {"sbatch": noted, "srun": noted, "squeue": "true", "scontrol": "echo ClusterName = x"}.items():
-        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("CUDA_VISIBLE_DEVICES", "HYDRA_FULL_ERROR"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def told(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
-    """`fsseg train` in this process, for a line that must be refused: what it prints to its end."""
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(entry, "allow_open_files", lambda: None)
-    logger = logging.getLogger("fsseg")
-    before = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers.clear()  # one of another test writes elsewhere
-
-    def call(*words: str) -> str:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        with pytest.raises(SystemExit) as end:
-            start(words)
-        assert isinstance(end.value.code, str)  # which Python prints, and makes status 1 of
-        return end.value.code
-
-    yield call
-    logger.handlers[:], logger.level, logger.propagate = before
-    assert list(here.iterdir()) == []
-    assert not (here.parent / "calls").exists()
-
-
-def two_lines(text: str) -> tuple[str, str]:
-    what, fix = text.strip().splitlines()
-    assert what.startswith("error: ")
-    assert fix.startswith("  -> ")
-    return what, fix
-
+from .conftest import Told, two_lines
 
 SLURM = "-m hydra/launcher=slurm hydra.launcher.partition=gpu"
 SIGNAL = "hydra.launcher.timeout_min=2 hydra.launcher.signal_delay_s=120"

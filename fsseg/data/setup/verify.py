@@ -148,6 +148,7 @@ def verify(
             report.faults += _image_faults(source, split, index, set(missing), report)
             named = {fault.path for fault in report.faults}
             report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
+    report.faults += source.shared_images(source.listed("train"), source.listed("val"))
     report.comparison = source.compare(indexes)
     if deep:
         report.content, faults = compare_content(source, indexes, digests)

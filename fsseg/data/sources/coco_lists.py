@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fsseg.data.faults import Fault
 from fsseg.data.sources.voc_lists import read_list
+from fsseg.errors import UserError
 
 
 def listed_images(name: str, key: str, image_ids: Sequence[str], origin: str) -> tuple[list[str], list[Fault]]:
@@ -28,7 +29,9 @@ def listed_images(name: str, key: str, image_ids: Sequence[str], origin: str) ->
     Raises:
         UserError: there is no such file, or nothing in it.
     """
-    names, faults = read_list(Path(name).expanduser(), f"{key}={name}")
+    if not (path := Path(name).expanduser()).is_file():
+        raise UserError(f"{key}={name} is not a file", "give a text file with one image per line")
+    names, faults = read_list(path, f"{key}={name}")
     known = set(image_ids)
     by_number = {int(digits[0]): i for i in image_ids if (digits := re.search(r"\d{1,18}$", i))}
     found: dict[str, None] = {}

@@ -27,6 +27,7 @@ from fsseg.data.sources.mask_scan import (
     unknown_faults,
 )
 from fsseg.data.sources.voc_lists import find_list, read_list
+from fsseg.errors import UserError
 
 IMAGES, LISTS = "JPEGImages", "ImageSets/Segmentation"
 MASKS, MASKS_AUG = "SegmentationClass", "SegmentationClassAug"
@@ -93,6 +94,13 @@ class VocSource(Source):
         """
         name, key = self.list_origin(split), f"dataset.{split}_list"
         return read_list(find_list(name, self.root / LISTS, key), f"{key}={name}")
+
+    def listed(self, split: Split) -> Sequence[str]:
+        """As in `Source`; no mask is needed for it."""
+        try:
+            return self._indexes[split].image_ids if split in self._indexes else self.list_ids(split)[0]
+        except UserError:
+            return ()
 
     def list_origin(self, split: Split) -> str:
         return self.val_list if split == "val" else str(self.train_list)

@@ -1,0 +1,208 @@
+"""`check=true`: everything that a run does before its first step, and what it would do then. Nothing is written.
+
+`fsseg.run` calls `check_cell`, for a sweep once for each cell, in one process: within `registry.sharing` data sets and
+models are made once.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fsseg.cell import weights
+from fsseg.cell.models import Result
+from fsseg.cell.record import Cell
+from fsseg.config.entry import resolved
+from fsseg.config.schema import Config
+from fsseg.data.loader import undrawn_classes
+from fsseg.data.registry import DataNow, checked_source, folder_faults, made_once, needed_splits
+from fsseg.data.source import Source
+from fsseg.engine import checkpoint, distributed
+from fsseg.engine.devices import choose_device, describe_device
+from fsseg.engine.ready import Plans, make_plans, room_of, steps_of
+from fsseg.engine.train import check_state
+from fsseg.errors import UserError, merge_errors, visible
+from fsseg.model import FewShotModel, build_model
+from fsseg.process.ranks import Ranks
+from fsseg.process.words import size
+from fsseg.sweep.preflight import output_faults, weights_faults
+
+
+@dataclass
+class Check:
+    """What a check found.
+
+    Attributes:
+        cell: what was checked.
+        rows: what was looked at, and what is there.
+        would: what a start would do now; empty if it would be refused.
+        faults: why it would be refused.
+        result: of a cell that is done.
+    """
+
+    cell: Cell
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    would: str = ""
+    faults: list[UserError] = field(default_factory=list)
+    result: Result | None = None
+
+    def text(self) -> str:
+        """All that was found but the faults, one thing a line."""
+        rows = [*self.rows, *([("", self.would)] if self.would else [])]
+        return "\n".join(visible(f"{name:<11}{what}") if name else visible(what) for name, what in rows)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the fault that ends the block."""
+        try:
+            yield
+        except UserError as error:
+            self.faults.append(error)
+
+    def verdict(self) -> None:
+        """
+        Raises:
+            UserError: all faults, in one go.
+        """
+        if self.faults:
+            raise merge_errors(self.faults)
+
+
+def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
+    """Check one cell.
+
+    Args:
+        cfg: of the cell, without faults of its own.
+        cell: its directory.
+        here: whether it would run on this machine, so that its device must be there.
+    """
+    found = Check(cell)
+    found.rows.append(("cell", str(cell.directory)))
+    with found.noting():
+        found.result = None if cfg.redo else cell.finished()
+    if found.result is not None:
+        if (changed := DataNow().fault(cfg, resolved(cfg.dataset), found.result.dataset)) is not None:
+            found.faults.append(UserError(f"{cell.directory} is {changed.what}", changed.fix))
+        else:
+            found.would = f"already done: {found.result.score_line()}; nothing would be run"
+        return found
+    if (claim := cell.claim()) is not None and claim.alive():
+        found.would = f"would be left alone: {claim.holder} has it"
+        return found
+    if not cfg.redo:
+        with found.noting():
+            cell.check_same_settings()
+    found.faults += output_faults(cell)
+    if here:
+        with found.noting():
+            found.rows.append(("device", describe_device(choose_device(cfg.device))))
+    source, plans = _data(cfg, found)
+    model = _model(cfg, found)
+    if source is not None and model is not None and cfg.checkpoint is not None:
+        with found.noting():
+            origin = checkpoint.start_from(model, cfg, source)
+            found.rows.append(("weights", f"{cfg.checkpoint}, step {origin.step}"))
+    if model is not None:
+        _room(cfg, model, found)
+    if source is not None and plans is not None:
+        with found.noting():
+            found.would = _would(cfg, cell, source, plans)
+    if found.faults:
+        found.would = ""
+    return found
+
+
+def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
+    if lacking := folder_faults(cfg):
+        found.faults += lacking
+        return None, None
+    source = plans = None
+    with found.noting():
+        source = checked_source(cfg)
+        plans = make_plans(source, cfg)
+    if source is None or plans is None:
+        return source, None
+    counts = {"train": "training", "val": "evaluation"}
+    images = " and ".join(f"{len(source.index(s).image_ids)} {counts[s]}" for s in needed_splits(cfg))
+    found.rows.append(("data", f"{source.name} in {source.root}: {images} images, all whole by their headers"))
+    novel, names = source.novel_classes(cfg.fold), source.classes
+    if (training := plans.training) is not None:
+        steps, lists = steps_of(training, cfg), training.lists
+        left_out = ", ".join(names[c] for c in lists.missing_classes)
+        found.rows.append((
+            "training", f"{training.num_images} images of {len(lists.classes)} base classes, "
+            f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs)"
+            + f"; too few images of {left_out}" * bool(left_out),
+        ))  # fmt: skip
+        with found.noting():
+            distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))
+    if (evaluation := plans.evaluation) is not None:
+        drawn = ", ".join(names[c] for c in evaluation.classes)
+        found.rows.append((
+            "evaluation", f"{plans.num_episodes} episodes ({len(evaluation.episodes)} seeds"
+            f"{f', {1 + len(plans.shifted)} backgrounds' if plans.shifted else ''}) of {len(evaluation.classes)} of "
+            f"{len(novel)} novel classes: {drawn}",
+        ))  # fmt: skip
+        if evaluation.missing_classes:
+            absent = ", ".join(names[c] for c in evaluation.missing_classes)
+            found.rows.append(("", f"partial: no episode of {absent} (too few images)"))
+        if undrawn := undrawn_classes(evaluation):
+            absent = ", ".join(names[c] for c in undrawn)
+            found.rows.append(("", f"no episode of {absent} in some seed (protocol.undrawn={cfg.protocol.undrawn})"))
+    return source, plans
+
+
+def _model(cfg: Config, found: Check) -> FewShotModel | None:
+    """The model on the CPU; with random weights where those that it starts from are still to be downloaded."""
+    backbone = cfg.backbone
+    if faults := list(weights_faults(cfg, download=True)):
+        found.faults += faults
+        return None
+    published = backbone.pretrained and backbone.name in weights.FILES
+    absent = published and backbone.weights is None and not os.path.isfile(weights.cached(backbone.name))
+    if published:
+        place = backbone.weights or str(weights.cached(backbone.name))
+        how = f"would be downloaded from {weights.url(backbone.name)} to {place}" if absent else place
+        found.rows.append(("pretrained", how))
+    if absent:
+        cfg = copy.deepcopy(cfg)
+        cfg.backbone.pretrained = False
+    model = None
+    with found.noting():
+        model = made_once(("model", str(resolved(cfg.backbone)), str(resolved(cfg.model))), lambda: build_model(cfg))
+        number = sum(p.numel() for p in model.parameters()) / 1e6
+        found.rows.append(("model", f"{cfg.model.name} on {backbone.name}: {number:.2f} M parameters"))
+    return model
+
+
+def _room(cfg: Config, model: FewShotModel, found: Check) -> None:
+    room = room_of(model, cfg, found.cell)
+    if (lack := room.fault()) is not None:
+        found.faults.append(lack)
+    one = f"{size(room.checkpoint)} a checkpoint, " if room.checkpoint else ""
+    found.rows.append(("disk", f"{one}{size(room.needed)} needed at most, {size(room.free)} free"))
+
+
+def _would(cfg: Config, cell: Cell, source: Source, plans: Plans) -> str:
+    """What a start would do.
+
+    Raises:
+        UserError: the cell's checkpoint does not belong to the run.
+    """
+    parts = []
+    if plans.training is not None:
+        total, start, state = steps_of(plans.training, cfg), 0, None
+        if not cfg.redo:
+            _, state = checkpoint.newest(cell.checkpoint, cell.previous_checkpoint)
+        if state is not None:
+            marks = plans.training.index_fingerprint, source.images_fingerprint("train")
+            check_state(state, cell, total, marks)
+            start = state["step"]
+        parts.append(f"train {total - start} steps from step {start}")
+    if plans.evaluation is not None:
+        parts.append(f"evaluate {plans.num_episodes} episodes")
+    again = "; the run that is there would be replaced" if cfg.redo and cell.directory.exists() else ""
+    return f"would {', then '.join(parts)}{again}"

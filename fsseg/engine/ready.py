@@ -1,0 +1,114 @@
+"""What training, saving and evaluating will need, before the first step: the plans of both, and room on the disk.
+
+Called by `fsseg.run` at every start, and by `check`. What needs neither data nor a model is looked at before that, by
+`fsseg.sweep.preflight`.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from fsseg.cell.record import Cell
+from fsseg.config.schema import Config, trains
+from fsseg.data.loader import EvaluationPlan, TrainingPlan, evaluation_plan, training_plan
+from fsseg.data.source import Source
+from fsseg.engine.checkpoint import size_of
+from fsseg.errors import UserError, merge_errors
+from fsseg.process.words import size
+from fsseg.sweep.preflight import nearest, room_fault
+
+T = TypeVar("T")
+
+SMALL_FILES = 20e6
+"""Bytes that everything but the checkpoints of a run may take: logs, figures, records."""
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What a run trains on and evaluates; None for what it does not do.
+
+    Attributes:
+        shifted: the evaluation under each of `eval.background_shifts`.
+    """
+
+    training: TrainingPlan | None
+    evaluation: EvaluationPlan | None
+    shifted: dict[str, EvaluationPlan]
+
+    @property
+    def num_episodes(self) -> int:
+        """Evaluation episodes of all seeds and shifts."""
+        plans = [] if self.evaluation is None else [self.evaluation, *self.shifted.values()]
+        return sum(len(specs) for plan in plans for specs in plan.episodes.values())
+
+
+def make_plans(source: Source, cfg: Config) -> Plans:
+    """The plans of a run whose data are checked.
+
+    Raises:
+        UserError: there is nothing to train on, or nothing that can be scored; all in one go.
+    """
+    found: list[UserError] = []
+
+    def tried(make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except UserError as error:
+            found.append(error)
+            return None
+
+    training = tried(lambda: training_plan(source, cfg)) if cfg.train.enabled and trains(cfg) else None
+    evaluation = tried(lambda: evaluation_plan(source, cfg)) if cfg.eval.enabled else None
+    shifts = cfg.eval.background_shifts if evaluation is not None else []
+    shifted = {str(float(shift)): evaluation_plan(source, _shifted(cfg, shift)) for shift in shifts}
+    if found:
+        raise merge_errors(found)
+    return Plans(training, evaluation, shifted)
+
+
+def _shifted(cfg: Config, shift: float) -> Config:
+    """The configuration under another `dataset.background_shift`."""
+    changed = copy.deepcopy(cfg)
+    changed.dataset.background_shift = shift  # type: ignore[attr-defined]
+    return changed
+
+
+def steps_of(plan: TrainingPlan, cfg: Config) -> int:
+    """Steps of the whole training."""
+    total = plan.steps_per_epoch * cfg.train.epochs
+    return total if cfg.train.max_steps is None else min(total, cfg.train.max_steps)
+
+
+@dataclass(frozen=True)
+class Room:
+    """The disk that a run needs below its output folder, in bytes.
+
+    Attributes:
+        checkpoint: size of one; 0 for a run that writes none.
+        needed: what is still to be written at the most.
+        free: what is there.
+    """
+
+    folder: Path
+    checkpoint: int
+    needed: float
+    free: int
+
+    def fault(self) -> UserError | None:
+        what = f"up to 3 checkpoints of {size(self.checkpoint)}, and logs" if self.checkpoint else "logs and figures"
+        return room_fault(self.folder, f"the run ({what})", self.needed, self.free) if self.needed > self.free else None
+
+
+def room_of(model: nn.Module, cfg: Config, cell: Cell) -> Room:
+    """While a checkpoint is written there are three of them: the last, the one before it, and the new one."""
+    one = size_of(model) if cfg.train.enabled and trains(cfg) else 0
+    there = 0 if cfg.redo else sum(path.is_file() for path in (cell.checkpoint, cell.previous_checkpoint))
+    free = shutil.disk_usage(nearest(cell.directory)).free
+    return Room(Path(cfg.output_dir), one, SMALL_FILES + one * (3 - there), free)
