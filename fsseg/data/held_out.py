@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import replace
 
 from fsseg.config.schema import Config
 from fsseg.data.episodes import permutation
