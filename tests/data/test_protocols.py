@@ -25,6 +25,7 @@ from fsseg.data.episodes import EpisodeSampler, evaluation_episodes
 from fsseg.data.lists import FoldLists, train_lists, val_lists
 from fsseg.data.loader import evaluation_transform, train_transform
 from fsseg.data.source import ClassIndex
+from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine.evaluate import predicted_foreground
 from fsseg.engine.metrics import PooledScore
@@ -271,6 +272,13 @@ def _train_fit(preset: str, dataset: str) -> None:
         assert (made.image[:, ~made.picture] == 0).all()  # the mean, normalised
 
 
+@point("padding in the model")
+def _padding(preset: str, dataset: str) -> None:
+    for transform in (evaluation_transform(config(preset, dataset)), train_transform(config(preset, dataset))):
+        of_random = (python_random.Random(0),) if isinstance(transform, TrainTransform) else ()
+        assert transform(*sample((300, 500)), *of_random).picture.all()
+
+
 @point("scoring")
 def _scoring(preset: str, dataset: str) -> None:
     rules, side = config(preset, dataset).protocol, 41
@@ -331,6 +339,7 @@ def test_what_a_preset_does_not_do_stands_in_its_file(preset: str) -> None:
     words = {
         "PASCAL, training pool": "lists differ", "PASCAL, lists": "lists differ",
         "episodes x seeds": "one episode more", "seeds": "generator", "scaling": "scaled",
+        "padding in the model": "padding",
         "which weights are scored": "final weights",
         "training recipe": "recipe", "backbone": "backbone",
     }  # fmt: skip
