@@ -58,5 +58,5 @@ def test_it_reads_torchvisions_weights(vgg: Any, tmp_path: Path) -> None:
 
 
 def test_a_size_that_does_not_fit_its_stride_is_refused(vgg: Any) -> None:
-    with pytest.raises(UserError, match=r"dataset\.image_size=80 does not fit backbone vgg16"):
-        vgg.run("backbone=vgg16", "backbone.pretrained=false", "dataset.image_size=80")
+    with pytest.raises(UserError, match=r"dataset\.image_size=83 does not fit backbone vgg16"):
+        vgg.run("backbone=vgg16", "backbone.pretrained=false", "dataset.image_size=83")

@@ -46,6 +46,8 @@ class Cluster:
             (self.data / name).mkdir(parents=True)
         for split in ("train", "val"):
             (self.data / f"annotations/instances_{split}2014.json").touch()
+        for name in ("train", "val", "train_noval"):  # what the pool of the paper's experiments is derived from
+            (self.data / f"ImageSets/Segmentation/{name}.txt").write_text(f"2007_{name}\n")
         self.outputs.mkdir()
 
     def start(self, plan: Plan, **environment: str) -> Pod:

@@ -51,7 +51,7 @@ def test_validation_on_base_classes_is_counted_in_episodes_not_in_steps(tmp_path
     """40 images, 20 of them held back: 5 steps of 4 an epoch; 4 epochs are 20 steps, and 2 x 30 episodes."""
     line = ["train.epochs=4", "protocol.num_episodes=50", "protocol.seeds=[0,1]", "train.batch_size=4",
             "fold=0", "eval.every_epochs=2", "eval.base_share=0.5", "eval.base_episodes=30",
-            f"output_dir={tmp_path}"]  # fmt: skip
+            f"dataset.root={tmp_path}/absent", f"output_dir={tmp_path}"]  # fmt: skip
     finish(plan([*line, "name=other"]).points[0], images=20)
     (todo,) = plan(line).estimates
     assert todo is not None
