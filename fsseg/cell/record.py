@@ -38,6 +38,7 @@ from fsseg.cell.models import (
     write_record,
 )
 from fsseg.cell.variant import may_be_earlier
+from fsseg.config.history import BEFORE
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
@@ -450,8 +451,9 @@ class Cell(RunDirectory):
         if stored.fingerprint == self.fingerprint:
             return
         theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
+        without = {key: BEFORE.get(key, "(absent)") for key in theirs.keys() ^ ours.keys()}
         differing = [
-            f"{key}: {theirs.get(key, '(absent)')} there, {ours.get(key, '(absent)')} now"
+            f"{key}: {theirs.get(key, without.get(key))} there, {ours.get(key, without.get(key))} now"
             for key in sorted(set(theirs) | set(ours))
             if theirs.get(key) != ours.get(key)
         ]

@@ -30,13 +30,13 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-def _config(line: list[str] | None) -> Config:
+def _config(line: list[str] | None, of_a_run: bool = False) -> Config:
     from fsseg.config.checks import validate
     from fsseg.config.compose import compose
     from fsseg.process.logs import configure_logging
 
     cfg = compose(line or [], config_dir()).cfg
-    validate(cfg)
+    validate(cfg, of_a_run)
     configure_logging(cfg.log_level)
     return cfg
 
@@ -117,7 +117,7 @@ def episodes(
     from fsseg.data.loader import evaluation_plan
     from fsseg.data.registry import build_source
 
-    cfg = _config(line)
+    cfg = _config(line, of_a_run=True)
     source = build_source(cfg)
     plan = evaluation_plan(source, cfg)
     out = out or Path(f"{source.name}_fold{cfg.fold}_{cfg.shot}shot.tsv")

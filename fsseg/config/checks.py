@@ -25,19 +25,20 @@ from fsseg.process.remote import url_faults
 
 _Relation = Callable[[Config], Iterator[UserError]]
 _RELATIONS: list[tuple[tuple[str, ...], _Relation]] = []
+_OF_RUNS: list[_Relation] = []  # what only a run or its episodes need
 
 
-def validate(cfg: Config) -> None:
-    """Check everything that types cannot.
+def validate(cfg: Config, of_a_run: bool = True) -> None:
+    """Check everything that types cannot; without `of_a_run` what a look at data or model needs.
 
     Raises:
         UserError: with every fault found, in one go.
     """
-    if found := faults(cfg):
+    if found := faults(cfg, of_a_run):
         raise merge_errors(found)
 
 
-def faults(cfg: Config) -> list[UserError]:
+def faults(cfg: Config, of_a_run: bool = True) -> list[UserError]:
     """All such faults of a composed configuration; of the data only the folder is looked at."""
     if isinstance(cfg, DictConfig) and (missing := sorted(OmegaConf.missing_keys(cfg))):
         return [UserError(f"{key} has no value", f"set {key}=...") for key in missing]
@@ -47,6 +48,8 @@ def faults(cfg: Config) -> list[UserError]:
     found = [fault for key, fault in alone.items() if key not in set_by_them]
     at_fault = {*alone, *set_by_them}
     for keys, relation in _RELATIONS:
+        if not of_a_run and relation in _OF_RUNS:
+            continue
         if at_fault.isdisjoint(keys) and (broken := list(relation(cfg))):
             found += broken
             at_fault.update(keys)
@@ -148,11 +151,13 @@ def _get(cfg: Config, key: str) -> Any:
     return node
 
 
-def _relates(*keys: str) -> Callable[[_Relation], _Relation]:
+def _relates(*keys: str, of_runs: bool = False) -> Callable[[_Relation], _Relation]:
     """A relation between these keys; checked only if none of them is faulty by itself."""
 
     def register(relation: _Relation) -> _Relation:
         _RELATIONS.append((keys, relation))
+        if of_runs:
+            _OF_RUNS.append(relation)
         return relation
 
     return register
@@ -203,6 +208,15 @@ def _shifts_can_change_the_episodes(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, "leave one of the two out")
 
 
+@_relates("protocol.train_pool", "dataset.name")
+def _the_data_set_has_training_pools(cfg: Config) -> Iterator[UserError]:
+    """A pool is one of PASCAL's."""
+    if (pool := cfg.protocol.train_pool) is not None and cfg.dataset.name != "pascal5i":
+        what = f"protocol.train_pool={shown(pool)} is of pascal5i, and changes nothing of {cfg.dataset.name}"
+        other = "; dataset.train_list=FILE names images of coco20i" if cfg.dataset.name == "coco20i" else ""
+        yield UserError(what, f"leave protocol.train_pool out{other}")
+
+
 @_relates("dataset.label_maps", "dataset.coco_masks")
 def _label_maps_are_read(cfg: Config) -> Iterator[UserError]:
     """A folder of label maps is given to be used."""
@@ -211,7 +225,7 @@ def _label_maps_are_read(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, "set dataset.coco_masks=maps as well, or leave dataset.label_maps out")
 
 
-@_relates("dataset.name", "dataset.val_list", "protocol.query_order", "protocol.episodes_file")
+@_relates("dataset.name", "dataset.val_list", "protocol.query_order", "protocol.episodes_file", of_runs=True)
 def _the_first_n_of_coco_are_those_of_a_list(cfg: Config) -> Iterator[UserError]:
     """The published list of COCO is shuffled: without its file the first N are other images."""
     drawn = cfg.eval.enabled and cfg.protocol.episodes_file is None and cfg.protocol.query_order == "first_n"

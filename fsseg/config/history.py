@@ -20,6 +20,9 @@ ADDED = {
 ADDED_TO = {"coco20i": {"dataset.coco_masks": "union", "dataset.train_list": None, "dataset.val_list": None}}
 """The same of one data set alone."""
 
+BEFORE = {**ADDED, **{key: value for keys in ADDED_TO.values() for key, value in keys.items()}}
+"""Every such setting, with that value."""
+
 ACT_ELSEWHERE = {"protocol.train_pool": "dataset.train_list", "protocol.image_size": "dataset.image_size"}
 """Keys that only set another, by which a cell is known."""
 

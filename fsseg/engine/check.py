@@ -27,7 +27,7 @@ from fsseg.engine.train import check_state
 from fsseg.errors import UserError, merge_errors, visible
 from fsseg.model import FewShotModel, build_model
 from fsseg.process.ranks import Ranks
-from fsseg.process.words import size
+from fsseg.process.words import count, several, size
 from fsseg.sweep.preflight import output_faults, weights_faults
 
 
@@ -107,7 +107,7 @@ def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
             found.rows.append(("weights", f"{cfg.checkpoint}, step {origin.step}"))
     if model is not None:
         _room(cfg, model, found)
-    if source is not None and plans is not None:
+    if source is not None and plans is not None and not found.faults:
         with found.noting():
             found.would = _would(cfg, cell, source, plans)
     if found.faults:
@@ -131,26 +131,31 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
     novel, names = source.novel_classes(cfg.fold), source.classes
     if (training := plans.training) is not None:
         steps, lists = steps_of(training, cfg), training.lists
-        left_out = ", ".join(names[c] for c in lists.missing_classes)
+        left_out = several([names[c] for c in lists.missing_classes])
         found.rows.append((
             "training", f"{training.num_images} images of {len(lists.classes)} base classes, "
             f"{steps} steps of {cfg.train.batch_size} ({steps / training.steps_per_epoch:.1f} epochs)"
             + f"; too few images of {left_out}" * bool(left_out),
         ))  # fmt: skip
+        if (watched := training.validation) is not None:
+            found.rows.append((
+                "validation", f"{cfg.eval.base_episodes} episodes of {len(watched.classes)} base classes on "
+                f"{training.held_out} training images held back, every {count(cfg.eval.every_epochs, 'epoch')}",
+            ))  # fmt: skip
         with found.noting():
             distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))
     if (evaluation := plans.evaluation) is not None:
-        drawn = ", ".join(names[c] for c in evaluation.classes)
+        drawn = several([names[c] for c in evaluation.classes])
         found.rows.append((
-            "evaluation", f"{plans.num_episodes} episodes ({len(evaluation.episodes)} seeds"
+            "evaluation", f"{plans.num_episodes} episodes ({count(len(evaluation.episodes), 'seed')}"
             f"{f', {1 + len(plans.shifted)} backgrounds' if plans.shifted else ''}) of {len(evaluation.classes)} of "
             f"{len(novel)} novel classes: {drawn}",
         ))  # fmt: skip
         if evaluation.missing_classes:
-            absent = ", ".join(names[c] for c in evaluation.missing_classes)
+            absent = several([names[c] for c in evaluation.missing_classes])
             found.rows.append(("", f"partial: no episode of {absent} (too few images)"))
         if undrawn := undrawn_classes(evaluation):
-            absent = ", ".join(names[c] for c in undrawn)
+            absent = several([names[c] for c in undrawn])
             found.rows.append(("", f"no episode of {absent} in some seed (protocol.undrawn={cfg.protocol.undrawn})"))
     return source, plans
 

@@ -219,7 +219,7 @@ class Scoring:
         absent = [self.source.classes[c] for c in classes if c not in drawn]
         both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes), absent) if absent else None
         if both is not None:
-            log.warning("seed %d drew no episode of %s: mIoU %.2f without, %.2f with 0 for it (protocol.undrawn=%s)",
+            log.warning("seed %d drew no episode of %s: mIoU %.2f if left out, %.2f if counted 0 (protocol.undrawn=%s)",
                         seed, ", ".join(absent), both.left_out, both.zero, self.run.cfg.protocol.undrawn)  # fmt: skip
         return SeedScore(
             seed=seed, miou=score.miou(drawn) * share, fb_iou=score.fb_iou(),

@@ -22,12 +22,9 @@ from fsseg.data.source import Source
 from fsseg.engine.checkpoint import size_of
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.words import size
-from fsseg.sweep.preflight import nearest, room_fault
+from fsseg.sweep.preflight import SMALL_FILES, nearest, room_fault
 
 T = TypeVar("T")
-
-SMALL_FILES = 20e6
-"""Bytes that everything but the checkpoints of a run may take: logs, figures, records."""
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,20 @@ def build_result(run: Run, done: Work) -> Result:
     )
 
 
+_RULES = ("protocol.", *(f"{key}=" for key in ACT_ELSEWHERE.values()))
+
+
 def rules_followed(run: Run) -> dict[str, Any]:
-    """The protocol, with what the line has put in place of its pool and size. A list that is a file goes by content."""
+    """The protocol, with what the line has put in place of its pool and size. A list that is a file goes by content.
+
+    A preset that says what it is not says so too of the rules that the line changed.
+    """
     rules, identity = resolved(run.cfg.protocol), run.cell.identity
     for key, other in ACT_ELSEWHERE.items():
         rule, now = key.removeprefix("protocol."), identity.get(other)
         if rules[rule] is not None and rules[rule] != now and (rules[rule], now) != (STANDARD_POOL, None):
             rules[rule] = now
-    return rules
+    if unlike := [words for words in rules["unlike"] if words]:  # empty: of other data or another backbone
+        changed = [o.lstrip("+") for o in run.cell.overrides or () if o.lstrip("+").startswith(_RULES)]
+        unlike += [f"changed by the line: {o}" for o in changed if not o.startswith("protocol.unlike")]
+    return rules | {"unlike": unlike}

@@ -23,6 +23,7 @@ from fsseg.engine.context import Run
 from fsseg.engine.evaluate import Scoring
 from fsseg.engine.progress import duration
 from fsseg.model.base import FewShotModel
+from fsseg.process.words import count
 
 log = logging.getLogger("fsseg")
 
@@ -117,10 +118,10 @@ class BaseValidation:
     def _announce(self) -> None:
         plan, settings = self.plan.validation, self.run.cfg.eval
         assert plan is not None
-        log.info("%d training images are held back: every %d epochs, %d episodes of %d base classes on them",
-                 self.plan.held_out, settings.every_epochs, settings.base_episodes, len(plan.classes))  # fmt: skip
+        log.info("%d training images are held back: every %s, %d episodes of %d base classes on them",
+                 self.plan.held_out, count(settings.every_epochs, "epoch"), settings.base_episodes,
+                 len(plan.classes))  # fmt: skip
         if plan.missing_classes:
             names = ", ".join(self.source.classes[c] for c in plan.missing_classes)
-            log.warning(
-                "base-class validation has no episode of %s (raise eval.base_share or eval.base_episodes)", names
-            )
+            log.warning("base-class validation has no episode of %s: too few of its images are held back "
+                        "(eval.base_share), or none was drawn (eval.base_episodes)", names)  # fmt: skip

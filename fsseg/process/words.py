@@ -1,6 +1,8 @@
-"""Durations, sizes and ranges as short text, rounded for reading."""
+"""Durations, sizes, ranges, counts and names as short text, for reading."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def span(seconds: float) -> str:
@@ -20,6 +22,16 @@ def size(count: float | None) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count / 1e3:.0f} kB"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def several(names: Sequence[str], most: int = 8) -> str:
+    """`a, b, c`, of many the first and how many more."""
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def extent(low: float, high: float, unit: str, most_only: bool = False) -> str:

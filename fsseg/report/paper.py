@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 from fsseg.cell.key import CellKey
+from fsseg.config.history import BEFORE
 
 FOLDS = (0, 1, 2, 3)
 """The folds of both data sets; a mean is a mean over all of them."""
@@ -22,6 +23,7 @@ MEAN = -1
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
 _POOL = "dataset.train_list"
+_MASKS = "dataset.coco_masks"
 _PAPER_POOL = "merged_5953"  # of the line of codes that the paper stands in; the files of its experiments set it
 _FULL_VAL_IMAGES = {"pascal5i": 1449, "coco20i": 40504}  # VOC2012 segmentation val; COCO val2014
 _ABLATION_RECIPE = {
@@ -123,12 +125,17 @@ def unlike_ablation(identity: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def other_pool(key: CellKey, identity: Mapping[str, Any]) -> str | None:
-    """The training pool of a PASCAL cell, as `key=value`, if it is not the paper's; a missing setting does not count.
+def other_data(key: CellKey, identity: Mapping[str, Any]) -> str | None:
+    """The training pool of a PASCAL cell, or the rule of a COCO cell's masks, as `key=value`, if it is not the paper's.
+
+    A missing pool does not count; without a rule of its own a COCO cell is one of before there was a choice.
 
     Args:
-        identity: of the cell, flat.
+        identity: of the cell, flat; empty if it is unknown.
     """
+    if key.dataset == "coco20i" and identity:
+        rule = identity.get(_MASKS, BEFORE[_MASKS])
+        return None if rule == "painted" else f"{_MASKS}={rule}"
     if key.dataset != "pascal5i" or _POOL not in identity:
         return None
     return next(iter(unlike_ablation({_POOL: identity[_POOL]})), None)

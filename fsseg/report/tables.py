@@ -19,7 +19,7 @@ from fsseg.cell.variant import is_shortened, labels
 from fsseg.config.history import completed
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.formats import MISSING, TextTable
-from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_pool
+from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_data
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
@@ -249,7 +249,7 @@ def _rules_on_a_file(cell: CellResult) -> Any:
     protocol = cell.result.protocol
     if protocol.get("episodes_file") is None:
         return None
-    return _hashable({k: v for k, v in protocol.items() if k not in ("episodes_file", *_BY_FILE)})
+    return _hashable({k: v for k, v in completed(protocol).items() if k not in ("episodes_file", *_BY_FILE)})
 
 
 def _undrawn(cell: CellResult) -> str | None:
@@ -257,8 +257,8 @@ def _undrawn(cell: CellResult) -> str | None:
     metrics = cell.result.metrics
     if metrics is None or (both := metrics.miou_undrawn) is None:
         return None
-    names = ", ".join(both.classes)
-    return f"mIoU {both.left_out:.1f} without, {both.zero:.1f} with 0 for what a seed did not draw ({names})"
+    figures = f"mIoU {both.left_out:.1f} if left out, {both.zero:.1f} if counted 0"
+    return f"classes without an episode in some seed ({', '.join(both.classes)}): {figures}"
 
 
 def _hashable(value: Any) -> Any:
@@ -336,8 +336,8 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
-    if source is not None and (pool := next(filter(None, (other_pool(c.key, c.identity or {}) for c in cells)), None)):
-        notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {pool}")
+    if source is not None and (other := next(filter(None, (other_data(c.key, c.identity or {}) for c in cells)), None)):
+        notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {other}")
         source = None
     by_fold = {
         fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS

@@ -24,12 +24,16 @@ from fsseg.config.entry import typed
 from fsseg.config.flags import hydra_faults
 from fsseg.config.hydra_internals import BasicLauncher
 from fsseg.errors import UserError
-from fsseg.process.words import size
+from fsseg.process.words import count, size
 from fsseg.sweep.estimate import PUBLISHED_CHECKPOINT_MB, Known, disk_bytes, measurements
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
     from fsseg.sweep.grid import Point
+
+
+SMALL_FILES = 20e6
+"""Bytes that everything but the checkpoints of a run may take: logs, figures, records."""
 
 
 def launch_faults(config: DictConfig) -> list[UserError]:
@@ -133,7 +137,7 @@ def folder_fault(place: Path) -> UserError | None:
 def disk_fault(points: Iterable[Point]) -> UserError | None:
     """Whether the cells to run need clearly more room than there is: twice what is free.
 
-    A cell needs what cells like it took, or the published 500 MB; where neither is known, nothing.
+    A cell needs what cells like it took, or the published 500 MB; where neither is known, its small files alone.
     """
     folders: dict[Path, list[Point]] = {}
     for point in points:
@@ -147,9 +151,10 @@ def disk_fault(points: Iterable[Point]) -> UserError | None:
         if 2 * free >= len(cells) * PUBLISHED_CHECKPOINT_MB * 1e6:
             continue  # hardly a cell takes more: no need to look at all that is there
         known = Known(measurements(folder))
-        needed = sum(disk_bytes(p.composed.cfg, p.cell.identity, known) or 0 for p in cells if p.composed and p.cell)
-        if needed > 2 * free:
-            return room_fault(folder, f"{len(cells)} cells", needed, free)
+        sizes = (disk_bytes(p.composed.cfg, p.cell.identity, known) for p in cells if p.composed and p.cell)
+        each = [SMALL_FILES if found is None else found for found in sizes]
+        if (needed := sum(each)) > 2 * free or max(each, default=0) > free:
+            return room_fault(folder, count(len(cells), "cell"), needed, free)
     return None
 
 

@@ -129,6 +129,13 @@ def test_a_name_of_another_choice_is_a_fault(line: str, fix: str) -> None:
     assert fault.fix == fix
 
 
+@pytest.mark.parametrize("dataset", ["coco20i", "shapes5i"])
+def test_a_pool_is_of_pascal_and_is_not_passed_over_elsewhere(dataset: str) -> None:
+    (fault,) = faults(one([f"dataset={dataset}", "protocol.train_pool=merged_5953"]).cfg)
+    assert fault.what == f"protocol.train_pool=merged_5953 is of pascal5i, and changes nothing of {dataset}"
+    assert faults(one([f"dataset={dataset}", "experiment=paper", "shot=1", "fold=0"]).cfg) == []
+
+
 @pytest.mark.parametrize("protocol", ["pfenet", "bam", "hdmnet", "standard protocol.query_order=first_n"])
 def test_the_first_n_of_coco_need_the_list_whose_first_they_are(protocol: str, tmp_path: Path) -> None:
     line = ["dataset=coco20i", *f"protocol={protocol}".split()]
@@ -143,6 +150,7 @@ def test_the_first_n_of_coco_need_the_list_whose_first_they_are(protocol: str, t
               f"dataset.val_list={tmp_path}/val.txt")  # fmt: skip
     assert [faults(one([*line, other]).cfg) for other in others] == [[]] * 4
     assert faults(one([line[1], "dataset=pascal5i"]).cfg) == []
+    assert faults(one(line).cfg, of_a_run=False) == []  # `fsseg cost`, `verify`: nothing is drawn
 
 
 @pytest.mark.parametrize("key", ["dataset.train_list", "dataset.val_list"])

@@ -26,6 +26,24 @@ def test_the_recorded_protocol_has_the_pool_and_the_size_that_the_run_had(
     line: list[str], pool: str, size: int | None
 ) -> None:
     composed = compose(["dataset=pascal5i", "backbone.pretrained=false", *line])
-    run: Any = SimpleNamespace(cfg=composed.cfg, cell=SimpleNamespace(identity=identity(composed.resolved)))
+    run: Any = SimpleNamespace(
+        cfg=composed.cfg, cell=SimpleNamespace(identity=identity(composed.resolved), overrides=line)
+    )
     rules = rules_followed(run)
     assert (rules["train_pool"], rules["image_size"]) == (pool, size)
+    changed = [words for words in rules["unlike"] if "changed by the line" in words]
+    assert changed == [f"changed by the line: {o}" for o in line if not o.startswith("protocol=")]
+
+
+def test_what_a_preset_is_not_is_said_of_the_data_and_the_backbone_in_use() -> None:
+    def unlike(*line: str) -> str:
+        composed = compose(["backbone.pretrained=false", *line])
+        run: Any = SimpleNamespace(cfg=composed.cfg, cell=SimpleNamespace(identity={}, overrides=list(line)))
+        return "; ".join(rules_followed(run)["unlike"])
+
+    for name in ("hsnet", "pfenet", "bam", "hdmnet"):
+        assert "backbone" not in unlike(f"protocol={name}")  # tiny: nobody's
+        assert "backbone" in unlike(f"protocol={name}", "dataset=pascal5i")
+    assert "the lists differ" in unlike("protocol=hsnet", "dataset=pascal5i")
+    assert "the lists differ" not in unlike("protocol=hsnet", "dataset=coco20i")
+    assert unlike("protocol=standard", "protocol.min_pixels=9") == ""

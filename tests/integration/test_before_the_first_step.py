@@ -221,7 +221,7 @@ def test_a_training_alone_is_refused_for_images_that_would_be_evaluated(
     assert what in refused(start, *lines["pascal5i"], *words, "eval.enabled=false")
 
 
-@pytest.mark.parametrize("start", ["one", "check", "check of slurm"])
+@pytest.mark.parametrize("start", ["one", "check"])
 @pytest.mark.parametrize(
     ("words", "needed"),
     [
@@ -239,6 +239,16 @@ def test_a_disk_without_room(
     assert needed in said
     assert "and 5 MB are free" in said
     assert "fsseg clean" in said
+
+
+@pytest.mark.parametrize("start", ["check of slurm", "slurm", "local"])
+def test_a_disk_that_takes_not_even_small_files_stops_a_sweep_of_cells_that_were_never_measured(
+    start: str, told: Told, here: Path, lines: dict[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    end = told(*STARTS[start], *lines["shapes5i"], *TINY, f"output_dir={here.parent}/outputs")
+    assert "1 cell needs about 20 MB, and 5 MB are free" in end
+    assert not (here.parent / "outputs").exists()
 
 
 @pytest.mark.parametrize("start", ["one", "check", "check of a sweep", "slurm", "local"])

@@ -152,6 +152,8 @@ def test_the_papers_experiments_train_pascal_on_the_merged_pool(name: str) -> No
     assert (pascal["dataset.train_list"], pascal["protocol.name"]) == ("merged_5953", "standard")
     assert settings("coco20i").get("dataset.train_list") is None
     assert "dataset.train_list" not in settings("shapes5i")
+    named = compose([f"experiment={name}", "protocol=hsnet", "dataset=pascal5i", "ablation=full"]).cfg.protocol
+    assert (named.train_pool, named.list_rule) == ("train_aug_10582", "grid")  # the protocol of the line wins
 
 
 def test_table_4_has_its_rows_by_what_the_model_lacks(tmp_path: Path, add: Add) -> None:

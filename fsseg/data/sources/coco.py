@@ -237,8 +237,7 @@ class CocoSource(Source):
         if self.year == _YEAR:
             self._compare_pairs(result, indexes)
         else:
-            what = f"every published result uses COCO {_YEAR}, not {self.year}: its lists are not comparable"
-            result.causes.append(what)
+            result.causes.append(f"the published lists are of COCO {_YEAR}, not {self.year}")
         return result
 
     def _compare_sizes(self, result: Comparison, indexes: Mapping[Split, ClassIndex]) -> None:

@@ -54,7 +54,7 @@ def find_list(name: str, lists: Path, key: str) -> Path:
     fix = f"set {key} to one of those names or to a file"
     if os.sep not in name and Path(name).is_file():
         fix += f"; a file of the current folder is written {key}=.{os.sep}{name}"
-    raise UserError(f"{key}={name}: neither {lists / f'{name}.txt'} nor a file {name}; lists there: {there}", fix)
+    raise UserError(f"{key}={name}: neither a list {lists / f'{name}.txt'} nor a file; lists there: {there}", fix)
 
 
 def read_list(path: Path, key: str) -> tuple[list[str], list[Fault]]:
@@ -185,6 +185,8 @@ def _no_merged(noval: bool, places: Sequence[Path], voc_train: Path, prepare: st
     other = f"or set protocol.train_pool={TRAIN_AUG}"
     if noval:
         what = f"SBD's {TRAIN_NOVAL}: there is no {' and no '.join(map(str, places))}"
+        if not voc_train.is_file():
+            what += f"; and VOC's own train list: there is no {voc_train}"
         fix = f"`{prepare}` fetches it from {TRAIN_NOVAL_URL} (MD5 {TRAIN_NOVAL_MD5}); {other}"
     else:
         what = f"VOC's own train list: there is no {voc_train}"

@@ -120,7 +120,7 @@ def test_maps_of_2017_are_not_the_standard_benchmark(root: Path) -> None:
     report = verify(source(root, year=2017))
     assert report.ready
     assert not report.standard
-    assert "not the standard benchmark: every published result uses COCO 2014, not 2017" in report.text()
+    assert "not the standard benchmark: the published lists are of COCO 2014, not 2017" in report.text()
 
 
 def test_a_second_scan_reads_no_map(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
