@@ -27,7 +27,7 @@ from fsseg.engine.train import check_state
 from fsseg.errors import UserError, merge_errors, visible
 from fsseg.model import FewShotModel, build_model
 from fsseg.process.ranks import Ranks
-from fsseg.process.words import count, several, size
+from fsseg.process.words import count, every, several, size
 from fsseg.sweep.preflight import output_faults, weights_faults
 
 
@@ -140,7 +140,7 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
         if (watched := training.validation) is not None:
             found.rows.append((
                 "validation", f"{cfg.eval.base_episodes} episodes of {len(watched.classes)} base classes on "
-                f"{training.held_out} training images held back, every {count(cfg.eval.every_epochs, 'epoch')}",
+                f"{training.held_out} training images held back, {every(cfg.eval.every_epochs, 'epoch')}",
             ))  # fmt: skip
         with found.noting():
             distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))

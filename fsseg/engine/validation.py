@@ -23,7 +23,7 @@ from fsseg.engine.context import Run
 from fsseg.engine.evaluate import Scoring
 from fsseg.engine.progress import duration
 from fsseg.model.base import FewShotModel
-from fsseg.process.words import count
+from fsseg.process.words import every
 
 log = logging.getLogger("fsseg")
 
@@ -118,8 +118,8 @@ class BaseValidation:
     def _announce(self) -> None:
         plan, settings = self.plan.validation, self.run.cfg.eval
         assert plan is not None
-        log.info("%d training images are held back: every %s, %d episodes of %d base classes on them",
-                 self.plan.held_out, count(settings.every_epochs, "epoch"), settings.base_episodes,
+        log.info("%d training images are held back: %s, %d episodes of %d base classes on them",
+                 self.plan.held_out, every(settings.every_epochs, "epoch"), settings.base_episodes,
                  len(plan.classes))  # fmt: skip
         if plan.missing_classes:
             names = ", ".join(self.source.classes[c] for c in plan.missing_classes)

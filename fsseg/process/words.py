@@ -29,6 +29,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def every(number: int, noun: str) -> str:
+    """`every epoch`, `every 5 epochs`."""
+    return f"every {noun}" if number == 1 else f"every {number} {noun}s"
+
+
 def several(names: Sequence[str], most: int = 8) -> str:
     """`a, b, c`, of many the first and how many more."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
