@@ -26,6 +26,7 @@ from fsseg.data.folds import fold_classes
 from fsseg.data.image_files import read_headers, sizes_fingerprint, stamps_of
 from fsseg.data.setup.download import Part
 from fsseg.errors import UserError
+from fsseg.process.memory import uncollected
 
 Split = Literal["train", "val"]
 """`train`: images whose base classes are trained on; `val`: images whose novel classes are evaluated."""
@@ -251,6 +252,7 @@ class Source(ABC):
             self._image_fingerprints[split] = sizes_fingerprint(paths, stamps_of(paths.values()))
         return self._image_fingerprints[split]
 
+    @uncollected()
     def check(self, splits: Sequence[Split] = SPLITS) -> None:
         """Before a run: index the splits, and check that all their images are there, whole by their headers and ends,
         and of the size that the annotations say; and that none that is trained on is evaluated.
