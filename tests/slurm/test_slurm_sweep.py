@@ -300,6 +300,8 @@ def test_submitted_and_left_cells_are_known_cancelled_and_run_again(cluster: Clu
     wait_until(lambda: one.cell(0).claim_file.exists() and one.cell(1).look().state == "failed")
     cluster.ask("scontrol", "hold", one.jobs[3])
     wait_until(lambda: "JobHeld" in cluster.ask("squeue", "-h", "-r", "-o", "%r"), 60)
+    # The job of a failed cell may stand in the queue a moment longer than its process lives.
+    wait_until(lambda: re.search(r"fold1/seed0  failed", one.command("status", folder)), 60)
     standing = one.command("status", folder)
     assert "fold0/seed0  ?, on" in standing
     assert re.search(r"fold1/seed0  failed: RuntimeError: a bad image", standing)
