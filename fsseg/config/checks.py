@@ -252,7 +252,7 @@ def _what_is_ignored_is_left_out_of_the_loss(cfg: Config) -> Iterator[UserError]
 def _a_batch_fits_into_memory(cfg: Config) -> Iterator[UserError]:
     """The images of a batch alone leave room for a model: 2**31 pixels are 26 GB."""
     for key, size in (("train.batch_size", cfg.train.batch_size), ("eval.batch_size", cfg.eval.batch_size)):
-        if (pixels := size * (cfg.shot + 1) * cfg.dataset.image_size**2) > 2**31:
+        if size is not None and (pixels := size * (cfg.shot + 1) * cfg.dataset.image_size**2) > 2**31:
             what = f"{key}={size} episodes of {cfg.shot + 1} images are {pixels:.3g} pixels: no memory holds them"
             yield UserError(what, f"lower {key}, shot or dataset.image_size")
 

@@ -366,21 +366,36 @@ class TrainConfig:
     """Stop after this many steps (the schedule then ends there too); null trains all epochs."""
     batch_size: Annotated[int, within(1, 4096)] = MISSING
     """Episodes per step."""
+    accumulate: Annotated[int, within(1, 4096)] = 1
+    """Parts that a step's batch is computed in, one after the other, to save memory: the gradient stays that of the
+    whole batch, up to rounding."""
     lr: Annotated[float, above(0, 1000)] = MISSING
     """Learning rate of SGD at the start."""
     lr_scale: Annotated[float, above(0, 1000)] = 1.0
     """Multiplies `lr`. The published codes that ABCB builds on (PFENet, BAM, SCCAN) multiply the rate of their files by
     10 inside their schedule; whether the paper's rate carries that factor is OPEN."""
+    optimizer: Annotated[str, one_of("sgd", "adamw")] = "sgd"
+    """sgd (with `momentum`), as ABCB and its predecessors; or adamw (with `betas`), as transformer methods."""
     momentum: Annotated[float, within(0.0, 0.9999)] = 0.9
     """Momentum of SGD."""
+    betas: Annotated[list[float], constraints.BETAS] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay of AdamW's two running means."""
     weight_decay: Annotated[float, within(0, 1000)] = 1e-4
-    """Weight decay of SGD."""
+    """Weight decay of the optimiser."""
+    lr_factors: Annotated[dict[str, float], constraints.FACTORS] = field(default_factory=dict)
+    """Module name -> what its learning rate is multiplied by: `{backbone: 0.1}`. The longest name that fits counts; 0
+    leaves the module as it is."""
     poly_power: Annotated[float, within(0, 1000)] = 0.9
     """lr falls as (1 - step / steps) ** poly_power, per step."""
     clip_grad_norm: Annotated[float | None, above(0, 1e9)] = None
     """Largest norm of the gradient; null leaves it alone."""
     amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
-    """Mixed precision on a GPU: off, bf16 or fp16."""
+    """Mixed precision: off, bf16, or on a GPU fp16."""
+    compile: bool = False
+    """Compile backbone and method with torch.compile: a minute at the start, then quicker steps on a GPU; the loss
+    stays the same up to rounding."""
+    profile: bool = False
+    """Trace some early steps of the training and write where their time goes into the run directory."""
     checkpoint_minutes: Annotated[float, within(0, 1_000_000)] = 10.0
     """A checkpoint is written when the last one is this old; 0 writes one after every step."""
     checkpoint_epochs: Annotated[int, within(0, 1_000_000)] = 1
@@ -389,13 +404,26 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """How evaluation runs, and what it records besides the score. Only `every_epochs` and `base_share` change the
-    score: they hold training images back."""
+    """How evaluation runs, and what it records besides the score. Of these `every_epochs` and `base_share` change the
+    score, which hold training images back, and `amp` and `feature_format` may change single pixels."""
 
     enabled: bool = True
     """Evaluate on the novel classes after training."""
-    batch_size: Annotated[int, within(1, 4096)] = 8
-    """Episodes evaluated together."""
+    batch_size: Annotated[int | None, within(1, 4096)] = None
+    """Episodes evaluated together; null chooses: 1 on a CPU, where that is quickest, on a GPU by its memory."""
+    backbone_batch: Annotated[int | None, within(1, 4096)] = None
+    """Images that pass through the backbone together; null chooses likewise."""
+    amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
+    """Mixed precision of the evaluation: off, bf16, or on a GPU fp16."""
+    feature_cache_gb: Annotated[float | None, within(0, 1_000_000)] = None
+    """Room for what is kept of the images, so that each passes through the backbone once, in 1e9 bytes; null takes a
+    share of the memory that is free, 0 keeps nothing."""
+    feature_place: Annotated[str, one_of("auto", "device", "host", "disk")] = "auto"
+    """Where that is kept: on the computing device, in host memory, or in a file that is mapped into memory."""
+    feature_folder: Annotated[str | None, FILE_PATH] = None
+    """With feature_place=disk: folder of the file, gone at the end; null takes the system's folder for such files."""
+    feature_format: Annotated[str, one_of("float32", "bfloat16", "float16")] = "float32"
+    """Number format of what is kept; the halves need half the room."""
     every_epochs: Annotated[int, within(0, 1_000_000)] = 0
     """Every n-th epoch, score episodes of base classes on training images that are held back; 0 holds none back."""
     base_share: Annotated[float, constraints.above(0, 0.5)] = 0.05
@@ -490,7 +518,8 @@ NEUTRAL_KEYS = (
     "output_dir", "check", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.",
     "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights",
     "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
-    "protocol.unlike", "checkpoint", "dataset.label_maps",
+    "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
+    "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
 )  # fmt: skip
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).

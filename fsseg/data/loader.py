@@ -196,7 +196,7 @@ def evaluation_loader(
 ) -> EpisodeLoader:
     """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
     dataset = EpisodeDataset(source, split, specs, evaluation_transform(cfg), ignore_classes=ignore_classes)
-    return make_loader(dataset, cfg.eval.batch_size, resolve_workers(cfg.num_workers))
+    return make_loader(dataset, cfg.eval.batch_size or 8, resolve_workers(cfg.num_workers))
 
 
 def train_transform(cfg: Config) -> TrainTransform:

@@ -232,7 +232,7 @@ class Scoring:
         self, plan: EvaluationPlan, specs: list[EpisodeSpec], wanted: Sequence[int]
     ) -> tuple[list[PooledScore], list[float | None]]:
         """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
-        own = distributed.batches_of_rank(specs, self.run.cfg.eval.batch_size, self.run.ranks)
+        own = distributed.batches_of_rank(specs, (self.run.cfg.eval.batch_size or 8), self.run.ranks)
         loader = evaluation_loader(self.source, self.run.cfg, own, plan.split, plan.ignore_classes)
         with closing(iter(loader)) as batches:
             return self._scores(batches, specs, plan.classes, wanted)
@@ -245,7 +245,7 @@ class Scoring:
         assert device is not None
         scores: list[PooledScore] = []
         distances: list[float | None] = []
-        for _ in range(math.ceil(len(specs) / (cfg.eval.batch_size * ranks.world))):
+        for _ in range(math.ceil(len(specs) / ((cfg.eval.batch_size or 8) * ranks.world))):
             batch = distributed.next_batch(batches, run.should_stop, ranks, device)
             if batch is None:
                 continue  # in the last turn only some processes have a batch
