@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from fsseg.process.provenance import provenance
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
+
+N = TypeVar("N")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of one or more values."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
         return cls(median, low, high, min(values), len(values))
 
     def times(self, factor: float) -> Spread:
@@ -75,14 +77,14 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turn(sides: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(sides: Mapping[N, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[N, list[float]]:
     """What each side measures, `repeats` times: one after the other, then all once more.
 
     Args:
         sides: by name; each call gives one measurement.
         warm_up: rounds before these, which are not kept.
     """
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[N, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + repeats):
         for name, side in sides.items():
             value = side()

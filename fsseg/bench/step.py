@@ -1,4 +1,4 @@
-"""Time and memory of a training step and of an answer, beside the bare backbone on the same images.
+"""Time and memory of a training step, and of evaluated images and episodes, beside the bare backbone.
 
 `fsseg bench step` prints it for several settings of one machine.
 """
@@ -9,7 +9,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from fsseg.engine.devices import choose_device
 from fsseg.errors import UserError
 from fsseg.model import FewShotModel, build_model
 from fsseg.model.abcb import Abcb
+from fsseg.model.base import Kept
 from fsseg.model.baseline import Baseline
 from fsseg.model.cost import OBJECT_SHARE
 from fsseg.process.tables import aligned
@@ -69,9 +70,11 @@ class StepRow:
         accumulate, optimizer: see `TrainConfig`.
         backbone_seconds: the bare backbone on all images of the batch, without a graph; None if the method has none.
         step_seconds: a training step (forward, loss, backward, optimiser); None if the method does not train.
-        answer_seconds: answers to the batch, as in an evaluation that keeps no features.
-        step_gb, answer_gb: most memory meanwhile in 1e9 bytes: on a GPU what torch allocated, else of the process.
-        step_tflop: floating point operations of a step (of the answers, where nothing trains) by torch's counter, 1e12.
+        encode_seconds: what an evaluation computes once for each image (`FewShotModel.encode`), on all of the batch.
+        decode_seconds: what it computes for each episode from that (`FewShotModel.decode`), for all of the batch.
+        step_gb, encode_gb, decode_gb: most memory meanwhile in 1e9 bytes: on a GPU what torch allocated, else of the
+            process.
+        step_tflop: floating point operations of a step by torch's counter, 1e12; None if the method does not train.
         matmul_tflops: rate of a large matrix product in the same format on the same machine, 1e12 a second.
         predicted_share: foreground share of the query that each round predicts; the cost of SM depends on it.
         fault: why there are no figures: out of memory.
@@ -88,9 +91,11 @@ class StepRow:
     layout: str
     backbone_seconds: Spread | None = None
     step_seconds: Spread | None = None
-    answer_seconds: Spread | None = None
+    encode_seconds: Spread | None = None
+    decode_seconds: Spread | None = None
     step_gb: float | None = None
-    answer_gb: float | None = None
+    encode_gb: float | None = None
+    decode_gb: float | None = None
     step_tflop: float | None = None
     matmul_tflops: float | None = None
     predicted_share: tuple[float, ...] = ()
@@ -104,18 +109,21 @@ class StepRow:
         return self.step_seconds.median / self.backbone_seconds.median
 
     @property
+    def images(self) -> int:
+        """Images of a batch, supports and queries."""
+        return self.batch_size * (1 + self.shot)
+
+    @property
     def images_per_second(self) -> float | None:
-        """Images, of supports and queries, that training steps take a second."""
-        images = self.batch_size * (1 + self.shot)
-        return None if self.step_seconds is None else images / self.step_seconds.median
+        """Images that training steps take a second."""
+        return None if self.step_seconds is None else self.images / self.step_seconds.median
 
     @property
     def matmul_share(self) -> float | None:
         """Rate of the quickest step divided by the best rate of a large matrix product."""
-        side = self.step_seconds or self.answer_seconds
-        if side is None or self.step_tflop is None or self.matmul_tflops is None:
+        if self.step_seconds is None or self.step_tflop is None or self.matmul_tflops is None:
             return None
-        return self.step_tflop / side.least / self.matmul_tflops
+        return self.step_tflop / self.step_seconds.least / self.matmul_tflops
 
 
 def bench_step(cfg: Config, setting: Setting) -> list[StepRow]:
@@ -241,19 +249,30 @@ class _Side:
     number_format: NumberFormat
     optimiser: torch.optim.Optimizer | None
     shares: tuple[float, ...] = ()
-    tflop: float = 0.0
-    peaks: dict[str, int] | None = None
+    tflop: float | None = None
+    kept: list[tuple[Kept, Kept]] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     def backbone(self) -> None:
+        network = self.model.backbone
+        assert isinstance(network, torch.nn.Module)
         with torch.no_grad(), self.number_format.autocast():
             for part in self.parts:
-                self.model.backbone(torch.cat((part.support_images.flatten(0, 1), part.query_image)))
+                network(torch.cat((part.support_images.flatten(0, 1), part.query_image)))
 
-    def answer(self) -> None:
+    def encode(self) -> None:
         self.model.eval()
+        self.kept = []
         with torch.inference_mode(), self.number_format.autocast():
             for part in self.parts:
-                self.model(part)
+                supports = part.support_images.flatten(0, 1), part.support_pictures.flatten(0, 1)
+                queries = part.query_image, part.query_picture
+                self.kept.append((self.model.encode(*supports), self.model.encode(*queries)))
+
+    def decode(self) -> None:
+        with torch.inference_mode(), self.number_format.autocast():
+            for part, (support, query) in zip(self.parts, self.kept, strict=True):
+                self.model.decode([support], query, part)
 
     def step(self) -> None:
         assert self.optimiser is not None
@@ -261,15 +280,15 @@ class _Side:
         self.optimiser.zero_grad(set_to_none=True)
         for part in self.parts:
             with self.number_format.autocast():
-                loss, _ = self.model.loss(self.model(part), part.query_mask)
+                loss, _ = self.model.loss(self.model(part), part.query_mask.to(self.number_format.device))
             (loss / len(self.parts)).backward()
         self.optimiser.step()
 
     def timed(self) -> dict[str, Callable[[], float]]:
         """The sides that the method has, by name; each call takes the time, and notes the memory."""
-        runs: dict[str, Callable[[], None]] = {"answer": self.answer}
+        runs: dict[str, Callable[[], None]] = {"encode": self.encode, "decode": self.decode}
         if hasattr(self.model, "backbone"):
-            runs = {"backbone": self.backbone, **runs}
+            runs["backbone"] = self.backbone
         if self.optimiser is not None:
             runs["step"] = self.step
         return {name: partial(self._timed, name, run) for name, run in runs.items()}
@@ -278,16 +297,17 @@ class _Side:
         device = self.number_format.device
         forget_peak(device)
         taken = seconds(run, device)
-        self.peaks = self.peaks or {}
         self.peaks[name] = peak_bytes(device)
+        if name == "decode":
+            self.kept = []  # it is no part of a step
         return taken
 
     def row(self, measured: dict[str, list[float]], rate: float) -> StepRow:
         found = {k: Spread.of(measured[f"{self.layout} {k}"]) for k in self.timed()}
-        gb = {k: v / 1e9 for k, v in (self.peaks or {}).items()}
+        gb = {k: v / 1e9 for k, v in self.peaks.items()}
         return StepRow(
-            *self.head, self.layout, found.get("backbone"), found.get("step"), found["answer"],
-            gb.get("step"), gb["answer"], self.tflop, rate, self.shares,
+            *self.head, self.layout, found.get("backbone"), found.get("step"), found["encode"], found["decode"],
+            gb.get("step"), gb["encode"], gb["decode"], self.tflop, rate, self.shares,
         )  # fmt: skip
 
 
@@ -312,10 +332,11 @@ def _sides(
         optimiser = _optimiser(cfg, own) if own.trainable else None
         head = _head(cfg, setting.batch_size, number_format.name)
         sides.append(_Side(head, layout, own, [part] * count, number_format, optimiser, shares))
-    with FlopCounterMode(display=False) as counter:
-        sides[0].step() if sides[0].optimiser is not None else sides[0].answer()
-    for side in sides:
-        side.tflop = counter.get_total_flops() / 1e12
+    if sides[0].optimiser is not None:
+        with FlopCounterMode(display=False) as counter:
+            sides[0].step()
+        for side in sides:
+            side.tflop = counter.get_total_flops() / 1e12
     return sides
 
 
@@ -384,12 +405,13 @@ def _predict_share(model: Baseline, batch: Batch, share: float) -> tuple[float, 
 def format_steps(rows: Sequence[StepRow]) -> str:
     """The rows as a table in plain text."""
     title = ("method", "backbone", "px", "shot", "batch", "format", "layout", "backbone ms", "step ms", "ratio",
-             "images/s", "step GB", "ms an answer", "answer GB", "rate")  # fmt: skip
+             "images/s", "step GB", "rate", "ms an image", "ms an episode", "GB")  # fmt: skip
     lines = [title, *(_line(row) for row in rows)]
     notes = [
         "backbone: alone, without a graph, on the images of the batch; step: a training step; ratio: step / backbone; "
-        "answer: to one episode of the batch",
-        "ms: median (quartiles); rate: of the quickest step, as a share of a large matrix product's in the same format",
+        "rate: of the quickest step, as a share of a large matrix product's in the same format",
+        "evaluation, in batches as large: ms an image, once for each different one, and ms an episode from what was "
+        "kept of them; all ms: median (quartiles)",
     ]
     rates: dict[str, float] = {}
     for row in rows:
@@ -408,7 +430,9 @@ def _line(row: StepRow) -> tuple[str, ...]:
     figures = (
         _milliseconds(row.backbone_seconds), _milliseconds(row.step_seconds),
         _or_none(row.ratio, ".2f"), _or_none(row.images_per_second, ".1f"), _or_none(row.step_gb, ".2f"),
-        _milliseconds(row.answer_seconds, row.batch_size), _or_none(row.answer_gb, ".2f"), _or_none(row.matmul_share, ".0%"),
+        _or_none(row.matmul_share, ".0%"), _milliseconds(row.encode_seconds, row.images),
+        _milliseconds(row.decode_seconds, row.batch_size),
+        _or_none(max(row.encode_gb or 0.0, row.decode_gb or 0.0), ".2f"),
     )  # fmt: skip
     return (*head, *figures)
 

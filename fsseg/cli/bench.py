@@ -15,6 +15,7 @@ from fsseg.cli.line import config_dir, takes_line
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
+    from fsseg.bench.common import Report
     from fsseg.config.schema import Config
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here, too")]
@@ -63,7 +64,7 @@ def step(
     repeats: Repeats = 5,
     json: Json = None,
 ) -> None:
-    """A training step, and an answer, beside the bare backbone on the same images.
+    """A training step, and evaluated images and episodes, beside the bare backbone on the same images.
 
     The line may be one of several cells (backbone=resnet50,resnet101): each is measured. All settings are as in a run,
     but that weights are random. At PASCAL's 473 px with ResNet-50 unless `dataset=` is given.

@@ -144,7 +144,7 @@ def _plan(root: Path) -> str:
     from fsseg.sweep.plan import plan, text
 
     line = ["dataset=coco20i", "protocol=standard", "fold=0,1,2,3", "shot=1,5", f"dataset.root={root}"]
-    return text(plan([*line, f"output_dir={root / 'outputs'}"])).splitlines()[0]
+    return text(plan([*line, f"output_dir={root / 'outputs'}"])).splitlines()[-1]
 
 
 STAGES: dict[str, Callable[[Path], str]] = {
