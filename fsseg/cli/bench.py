@@ -1,4 +1,4 @@
-"""The commands `fsseg bench data|step`: how quick data and models are on this machine. `app` adds them.
+"""The commands `fsseg bench data|step|sweep`: how quick data and models are on this machine. `app` adds them.
 
 Each prints a table with the machine and the commit, and writes the same as JSON with `--json`.
 """
@@ -24,7 +24,7 @@ Repeats = Annotated[int, typer.Option(min=1, max=100_000, help="Measurements of 
 
 def add_to(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and models are on this machine.")
-    for name, function in (("data", data), ("step", step)):
+    for name, function in (("data", data), ("step", step), ("sweep", sweep)):
         bench.command(name)(takes_line(function))
     app.add_typer(bench, name="bench")
 
@@ -86,6 +86,28 @@ def step(
                 if json is not None:  # whatever stops the next one, this one is kept
                     report.write(json)
     _tell(report, json)
+
+
+def sweep(
+    line: Line = None,
+    cells: Annotated[int, typer.Option(min=2, max=10_000, help="Cells of the grid")] = 8,
+    repeats: Repeats = 3,
+    json: Json = None,
+) -> None:
+    """What sweeps cost for each cell: cells with nearly no work, in one process and in a process each.
+
+    Planned, run, run again when all are done, looked at and aggregated, in a temporary folder.
+    """
+    import torch
+
+    from fsseg.bench import sweep as bench
+    from fsseg.bench.common import Report, environment
+    from fsseg.process.logs import configure_logging
+
+    configure_logging("warning")
+    machine = environment(torch.device("cpu"))
+    rows = bench.bench_sweep(line or [], cells, repeats)
+    _tell(Report("sweep", machine, rows, bench.format_sweep(rows)), json)
 
 
 def _cells(line: list[str]) -> list[Config]:
