@@ -68,8 +68,8 @@ class Baseline(FewShotModel):
         return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
 
     def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
-        """See `CorrelationNeck.encode`; also `picture` (N, h, w) bool, on the host, and of queries `image` (N, h, w, 3),
-        the images at feature size."""
+        """See `CorrelationNeck.encode`; also `picture` (N, h, w) bool, on the host, and for queries `image`, the images
+        at feature size, (N, h, w, 3)."""
         with record_function("fsseg: backbone"):
             features = self.backbone(images)
         with record_function("fsseg: neck"):
