@@ -79,6 +79,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         return self._with_tensors(Tensor.pin_memory)
 
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
+        bounds = [len(self) * part // parts for part in range(parts + 1)]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            Batch(**{name: value[start:end] for name, value in values.items()})
+            for start, end in zip(bounds, bounds[1:])
+        ]
+
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         changed: dict[str, Any] = {name: change(x) for name, x in values if isinstance(x, Tensor)}
