@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,7 @@ class Batch:
         """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
         bounds = [len(self) * part // parts for part in range(parts + 1)]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return [
-            Batch(**{name: value[start:end] for name, value in values.items()})
-            for start, end in zip(bounds, bounds[1:])
-        ]
+        return [Batch(**{name: value[start:end] for name, value in values.items()}) for start, end in pairwise(bounds)]
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
