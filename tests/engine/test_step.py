@@ -271,8 +271,9 @@ def test_compiled_parts_serve_the_steps_alone_and_leave_no_name_in_the_checkpoin
     scores = done(plain).metrics
     assert used == []
     assert done(switched).metrics == scores
-    assert len(used) == 1 + 3 * 2 * 2  # a trial; supports and queries of each part of each step; no evaluation
-    assert len(made) == 3
+    assert len(made) == 2  # a trial, and the backbone for the one shape of supports and queries
+    assert len(used) > 1
+    assert len(used) % (3 * 2) == 1  # equally often in each part of each step; no evaluation
     (curves, weights), (others, others_weights) = trained(plain), trained(switched)
     assert others == curves
     assert list(others_weights) == list(weights)
