@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ class Batch(Tasks):
             support_images=self.support_images.to(device, non_blocking=True),
             query_image=self.query_image.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> Batch:
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
+        bounds = [len(self) * part // parts for part in range(parts + 1)]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [Batch(**{name: value[start:end] for name, value in values.items()}) for start, end in pairwise(bounds)]
 
     def pin_memory(self) -> Batch:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
