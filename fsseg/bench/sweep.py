@@ -86,7 +86,7 @@ def bench_sweep(
     return rows
 
 
-_RUN, _AGAIN = "one process (-m)", "one process, all done"
+_RUN, _AGAIN, _EACH = "one process (-m)", "one process, all done", "a process each"
 
 
 @dataclass
@@ -108,14 +108,18 @@ class _Round:
             ("plan", self.cells, lambda: plan.text(plan.plan(grid))),
             (_RUN, 1, lambda: self.start(["-m", *single, "seed=0"])),
             (_RUN, self.cells, lambda: self.start(["-m", *grid])),
-            ("a process each", self.cells, lambda: [self.start(line) for line in alone]),
+            (_EACH, self.cells, lambda: self._start_all(alone)),
             (_AGAIN, 1, lambda: self.start(["-m", *single, "seed=0"])),
             (_AGAIN, self.cells, lambda: self.start(["-m", *grid])),
-            ("a process each, all done", self.cells, lambda: [self.start(line) for line in alone]),
+            (f"{_EACH}, all done", self.cells, lambda: self._start_all(alone)),
             ("status", self.cells, lambda: status.text(status.look_around([self.folder / "one"]).cells)),
             ("aggregate", self.cells, lambda: aggregate([self.folder / "one"], self.folder / "summary")),
         ]
         return {(what, n): _seconds(run) for what, n, run in todo}
+
+    def _start_all(self, lines: Sequence[Sequence[str]]) -> None:
+        for line in lines:
+            self.start(line)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -97,7 +97,6 @@ class Batch(Tasks):
             query_image=self.query_image.to(device, non_blocking=True),
         )
 
-    def pin_memory(self) -> Batch:
     def split(self, parts: int) -> list[Batch]:
         """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
         bounds = [len(self) * part // parts for part in range(parts + 1)]

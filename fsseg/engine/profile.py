@@ -177,7 +177,7 @@ def _called(name: str) -> str:
 
 
 def _innermost(spans: Sequence[tuple[float, float, str]]) -> list[tuple[float, str]]:
-    """Nested spans (start, end, name), the first around all others, as (start, name of the innermost span from there)."""
+    """Nested spans (start, end, name), the first around all others, as (start, name of the innermost from there)."""
     pieces: list[tuple[float, str]] = []
     around: list[tuple[float, str]] = []  # (end, name) of the spans that hold the place, the innermost last
     for start, end, name in sorted(spans, key=lambda span: (span[0], -span[1])):
@@ -196,7 +196,7 @@ def _innermost(spans: Sequence[tuple[float, float, str]]) -> list[tuple[float, s
 def _device_shares(
     events: Sequence[Mapping[str, Any]], pieces: Sequence[tuple[float, str]], start: float, end: float
 ) -> dict[str, float] | None:
-    """Each piece of work counts for the part that launched it, on whatever thread: `backward` has threads of its own."""
+    """Work counts for the part that launched it, on whatever thread: `backward` has threads of its own."""
     launched = {e["args"]["correlation"]: e["ts"] for e in events
                 if e.get("cat") in _LAUNCHES and "correlation" in e.get("args", {})}  # fmt: skip
     work = [e for e in events if e.get("cat") in _ON_DEVICE and e["ts"] < end and e["ts"] + e["dur"] > start]
