@@ -98,7 +98,8 @@ class Tracing(Steps):
         text = shares(json.loads(gzip.decompress(trace))["traceEvents"]).text()
         write_atomic(self.folder / "trace.json.gz", trace)
         write_atomic(self.folder / "summary.txt", text + "\n")
-        log.info("where the time of a step goes; more in %s:\n%s", self.folder, text)
+        for line in (f"where the time of a step goes ({self.folder}):", *text.splitlines()):
+            log.info("%s", line)
 
 
 @contextmanager
