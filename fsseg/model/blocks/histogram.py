@@ -151,7 +151,7 @@ class _MaskedHistogram(torch.autograd.Function):
         for some in _samples(unit):
             cosine = unit[some] @ unit[some].transpose(1, 2)
             if kernels is not None:
-                sums.append(kernels.passed_sums(cosine, valid[some], bins, low, high))
+                sums.append(kernels.passed_sums(cosine, valid[some], bins, low))
             else:
                 place = _place(cosine, bins, low, high)
                 place.mul_(valid[some, :, None]).mul_(valid[some, None])
@@ -173,7 +173,7 @@ class _MaskedHistogram(torch.autograd.Function):
         for some in _samples(unit):
             cosine = unit[some] @ unit[some].transpose(1, 2)
             if kernels is not None:
-                pairs = kernels.slopes_of(cosine, slope[some], ctx.low, scale)
+                pairs = kernels.slopes_of(cosine, slope[some], ctx.low)
             else:
                 interval = _interval((cosine - ctx.low) * scale, ctx.bins)
                 pairs = torch.stack([own[where] for own, where in zip(slope[some], interval)])

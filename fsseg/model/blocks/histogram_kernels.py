@@ -13,18 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 4096
+_SIZE = tl.constexpr(_BLOCK)
 
 
 @triton.jit
-def _sum_kernel(cosine, valid, out, tokens, bins, low, scale, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sum_kernel(cosine, valid, out, tokens, bins, low):  # type: ignore[no-untyped-def]
     sample, part, parts = tl.program_id(1), tl.program_id(0), tl.num_programs(0)
-    at = part * BLOCK + tl.arange(0, BLOCK)
+    at = part * _SIZE + tl.arange(0, _SIZE)
     inside = at < tokens * tokens
     pair = sample.to(tl.int64) * tokens * tokens + at
     value = tl.load(cosine + pair, mask=inside, other=0.0)
     first = tl.load(valid + sample * tokens + at // tokens, mask=inside, other=0)
     second = tl.load(valid + sample * tokens + at % tokens, mask=inside, other=0)
-    place = tl.minimum(tl.maximum((value - low) * scale, 0.0), bins - 1.0)
+    place = tl.minimum(tl.maximum((value - low) * (bins - 1.0) / (1.0 - low), 0.0), bins - 1.0)
     place = tl.where((first != 0) & (second != 0), place, 0.0)
     row = out + (sample * parts + part) * (bins - 1)
     for number in range(bins - 1):
@@ -32,36 +33,37 @@ def _sum_kernel(cosine, valid, out, tokens, bins, low, scale, BLOCK: tl.constexp
 
 
 @triton.jit
-def _slope_kernel(cosine, slope, tokens, bins, low, scale, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _slope_kernel(cosine, slope, tokens, bins, low):  # type: ignore[no-untyped-def]
     sample = tl.program_id(1)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) * _SIZE + tl.arange(0, _SIZE)
     inside = at < tokens * tokens
     pair = sample.to(tl.int64) * tokens * tokens + at
     value = tl.load(cosine + pair, mask=inside, other=0.0)
-    place = tl.minimum(tl.maximum((value - low) * scale, -0.5), bins - 0.5)
+    place = tl.minimum(tl.maximum((value - low) * (bins - 1.0) / (1.0 - low), -0.5), bins - 0.5)
     interval = tl.floor(place).to(tl.int32) + 1
     tl.store(cosine + pair, tl.load(slope + sample * (bins + 1) + interval, mask=inside, other=0.0), mask=inside)
 
 
-def passed_sums(cosine: Tensor, valid: Tensor, bins: int, low: float, high: float) -> Tensor:
+def passed_sums(cosine: Tensor, valid: Tensor, bins: int, low: float) -> Tensor:
     """S[0], ..., S[L - 2] of each sample (see `histogram._Histogram`), (B, L - 1) float64.
 
     Args:
         cosine: (B, N, N) float32, contiguous.
         valid: (B, N) bool; a pair counts if both its tokens are valid.
+        bins: L.
+        low: where the bins begin; they end at 1.
     """
     batch, tokens = valid.shape
     parts = triton.cdiv(tokens * tokens, _BLOCK)
     out = torch.empty(batch, parts, bins - 1, device=cosine.device)
-    scale = (bins - 1) / (high - low)
-    _sum_kernel[(parts, batch)](cosine, valid.to(torch.uint8), out, tokens, bins, low, scale, BLOCK=_BLOCK)
+    _sum_kernel[(parts, batch)](cosine, valid.to(torch.uint8), out, tokens, bins, low)
     return out.sum(1, dtype=torch.float64)
 
 
-def slopes_of(cosine: Tensor, slope: Tensor, low: float, scale: float) -> Tensor:
+def slopes_of(cosine: Tensor, slope: Tensor, low: float) -> Tensor:
     """Replaces each similarity (B, N, N), contiguous, by the slope of its interval; `slope` is (B, L + 1)."""
     batch, tokens = cosine.shape[:2]
     grid = (triton.cdiv(tokens * tokens, _BLOCK), batch)
     bins = slope.shape[1] - 1
-    _slope_kernel[grid](cosine, slope.contiguous(), tokens, bins, low, scale, BLOCK=_BLOCK)
+    _slope_kernel[grid](cosine, slope.contiguous(), tokens, bins, low)
     return cosine

@@ -183,11 +183,11 @@ for low, high in histogram.RANGES.values():
     found = []
     for kernels, kind in ((None, torch.float64), (histogram_kernels, torch.float32)):
         histogram._kernels = lambda _: kernels
-        unit = torch.nn.functional.normalize(leaf, dim=2) * valid[..., None]
-        unit = unit.to(kind).requires_grad_()
+        values = leaf.to(kind).requires_grad_()
+        unit = torch.nn.functional.normalize(values, dim=2) * valid[..., None]
         result = histogram._MaskedHistogram.apply(unit, valid, 16, low, high)
         (result * weights.to(kind)).sum().backward()
-        found.append((result.double(), unit.grad.double()))
+        found.append((result.double(), values.grad.double()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-3)
     # Single precision may see a cosine at a bin's centre on its other side, where the slope is another.
     apart = ((found[1][1] - found[0][1]).abs() > 1e-3 * found[0][1].abs().max()).double().mean()
