@@ -237,12 +237,11 @@ def test_impossible_counts_are_never_recorded(row: Scored, what: str, path: Path
 
 
 def test_other_rounds_than_before_are_refused(path: Path) -> None:
+    one_round = SCORED[1]._replace(rounds=[(10, 40, 60, 90)])
     with pytest.raises(ValueError, match="1 rounds after 2"):
-        begun(path, [SCORED[0], SCORED[1]._replace(rounds=[(10, 40, 60, 90)])])
+        begun(path, [SCORED[0], one_round])
     with pytest.raises(ValueError, match="one number of rounds"):
-        EpisodeCounts.concat([
-            EpisodeCounts.of(SCOPE, SCORED[:1]), EpisodeCounts.of(SCOPE, [SCORED[1]._replace(rounds=[(10, 40, 60, 90)])]),
-        ])  # fmt: skip
+        EpisodeCounts.concat([EpisodeCounts.of(SCOPE, SCORED[:1]), EpisodeCounts.of(SCOPE, [one_round])])
 
 
 # ----------------------------------------------------------------------------------------------------- files by others
