@@ -113,7 +113,9 @@ SCALES = Constraint(
     "is not [smallest, largest], each from 0.1 to 10", "e.g. [0.9,1.1]",
 )  # fmt: skip
 BETAS = Constraint(
-    lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), "is not two numbers from 0 to below 1", "e.g. [0.9,0.999]"
+    lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
+    "is not two numbers from 0 to below 1",
+    "e.g. [0.9,0.999]",
 )
 FACTORS = Constraint(
     lambda v: len(v) <= 100 and all(is_plain(name) and 0 <= factor <= 1000 for name, factor in v.items()),

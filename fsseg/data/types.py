@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -47,25 +47,17 @@ class Episode:
 
 
 @dataclass
-class Batch:
-    """B episodes of equal shot and size.
+class Tasks:
+    """B episodes of equal shot and size without their images: all that a method needs where it has kept the images.
 
     Attributes:
-        support_images: (B, K, 3, H, W) float32
         support_masks: (B, K, H, W) uint8 in {0, 1, 255}
-        support_pictures: (B, K, H, W) bool
-        query_image: (B, 3, H, W) float32
         query_mask: (B, H, W) uint8 in {0, 1, 255}
-        query_picture: (B, H, W) bool
         specs, valid_sizes, query_truths: as in `Episode`, one each
     """
 
-    support_images: Tensor
     support_masks: Tensor
-    support_pictures: Tensor
-    query_image: Tensor
     query_mask: Tensor
-    query_picture: Tensor
     specs: list[EpisodeSpec]
     valid_sizes: list[tuple[int, int]]
     query_truths: list[NDArray[np.uint8] | None]
@@ -73,16 +65,41 @@ class Batch:
     def __len__(self) -> int:
         return len(self.specs)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return self.query_mask.shape[-2], self.query_mask.shape[-1]
+
+
+@dataclass(kw_only=True)
+class Batch(Tasks):
+    """B episodes of equal shot and size.
+
+    Attributes:
+        support_images: (B, K, 3, H, W) float32
+        support_pictures: (B, K, H, W) bool
+        query_image: (B, 3, H, W) float32
+        query_picture: (B, H, W) bool
+    """
+
+    support_images: Tensor
+    support_pictures: Tensor
+    query_image: Tensor
+    query_picture: Tensor
+
     def to(self, device: torch.device | str) -> Batch:
-        return self._with_tensors(lambda x: x.to(device, non_blocking=True))
+        """With the images on a device. Masks stay on the host: there they come to feature size, and how many cells
+        they mark is known without waiting for the device."""
+        return replace(
+            self,
+            support_images=self.support_images.to(device, non_blocking=True),
+            query_image=self.query_image.to(device, non_blocking=True),
+        )
 
     def pin_memory(self) -> Batch:
-        return self._with_tensors(Tensor.pin_memory)
-
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        changed: dict[str, Any] = {name: change(x) for name, x in values if isinstance(x, Tensor)}
-        return replace(self, **changed)
+        pinned: dict[str, Any] = {name: x.pin_memory() for name, x in values if isinstance(x, Tensor)}
+        return replace(self, **pinned)
 
 
 def collate(episodes: Sequence[Episode]) -> Batch:

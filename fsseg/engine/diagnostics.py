@@ -33,7 +33,7 @@ def foreground_distances(prediction: Prediction, query_mask: Tensor) -> list[flo
 
     Args:
         prediction: with `support_foreground` (B, C) and `query_features` (B, C, h, w).
-        query_mask: the truth at network size, (B, H, W) in {0, 1, 255}.
+        query_mask: the truth at network size, (B, H, W) in {0, 1, 255}, on the host.
 
     Returns:
         B numbers; None for an episode whose truth has no foreground at network size, or a method without these
@@ -45,7 +45,7 @@ def foreground_distances(prediction: Prediction, query_mask: Tensor) -> list[flo
     if support is None or features is None or not len(present):
         return found
     inside = downsample_masks(query_mask[present, None], (features.shape[2], features.shape[3]))[:, 0]
-    weights = inside.to(torch.float32)
+    weights = inside.to(features.device, torch.float32)
     total = torch.einsum("bchw,bhw->bc", features[present].float(), weights)
     mean = total / weights.sum((1, 2))[:, None]
     cosine = F.cosine_similarity(support[present].float(), mean, dim=1).clamp(-1, 1)

@@ -6,18 +6,25 @@ The engine trains and evaluates through this interface only; each method has its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.data.source import IGNORE_INDEX
-from fsseg.data.types import Batch
+from fsseg.data.types import Batch, Tasks
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
+
+
+Kept = dict[str, Tensor]
+"""What a method keeps of N images, by name: tensors (N, ...) that depend on nothing but the image each is of."""
+
+Role = Literal["support", "query", "both"]
 
 
 @dataclass
@@ -112,6 +119,32 @@ class FewShotModel(nn.Module):
 
     def forward(self, batch: Batch) -> Prediction:
         """Segment the queries of the batch; images (B, 3, H, W) and (B, K, 3, H, W), support masks (B, K, H, W)."""
+        supports = self.encode(batch.support_images.flatten(0, 1), batch.support_pictures.flatten(0, 1), "support")
+        return self.decode([supports], self.encode(batch.query_image, batch.query_picture, "query"), batch)
+
+    def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
+        """All that can be computed of single images: backbone, and what follows it and needs no other image.
+
+        An evaluation does it once for each image, whatever the number of its episodes, and keeps the result.
+
+        Args:
+            images: (N, 3, H, W).
+            pictures: (N, H, W) bool, pixels that are picture and not padding; on the host.
+            role: of the images; what only the other role needs may be left out.
+        """
+        raise NotImplementedError
+
+    def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
+        """Segment the queries, given what was kept of the images.
+
+        Args:
+            supports: of the B * K support images, sample by sample: all as one, or of each on its own.
+            query: of the B query images.
+            tasks: the masks, on the host.
+
+        Raises:
+            UserError: a support mask that cannot be used.
+        """
         raise NotImplementedError
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

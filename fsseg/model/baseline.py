@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from fsseg.data.types import Batch
-from fsseg.model.backbones import Backbone, Features, build_backbone
-from fsseg.model.base import FewShotModel, Prediction
+from fsseg.data.types import Tasks
+from fsseg.model.backbones import Backbone, build_backbone
+from fsseg.model.base import FewShotModel, Kept, Prediction, Role
 from fsseg.model.blocks.neck import CorrelationNeck
-from fsseg.model.blocks.tokens import Tokens, downsample_masks, picture_cells, to_tokens, tokens_under
+from fsseg.model.blocks.tokens import (
+    Shots,
+    Tokens,
+    area_average,
+    downsample_masks,
+    from_map,
+    picture_cells,
+    to_map,
+    unless_full,
+)
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, NeckConfig
@@ -55,39 +67,44 @@ class Baseline(FewShotModel):
     def from_config(cls, cfg: Config) -> Baseline:
         return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
 
-    def forward(self, batch: Batch) -> Prediction:
-        support = self.backbone(batch.support_images.flatten(0, 1))
-        query = self.backbone(batch.query_image)
-        return self.decode(support, query, batch)
+    def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
+        """See `CorrelationNeck.encode`; also `picture` (N, h, w) bool, on the host, and for queries `image`, the images
+        at feature size, (N, h, w, 3)."""
+        with record_function("fsseg: backbone"):
+            features = self.backbone(images)
+        with record_function("fsseg: neck"):
+            cells = (features["layer2"].shape[2], features["layer2"].shape[3])
+            picture = picture_cells(pictures, cells)
+            valid = unless_full(picture)
+            valid = None if valid is None else valid.to(images.device, non_blocking=True)
+            kept = self.neck.encode(features, valid, role) | {"picture": picture}
+            if role != "support":
+                kept["image"] = from_map(area_average(images, cells))
+        return kept
 
-    def decode(self, support: Features, query: Features, batch: Batch) -> Prediction:
-        """Everything after the backbone; features computed before can be passed in.
-
-        Args:
-            support: features of the B * K support images, sample by sample.
-            query: features of the B query images.
-            batch: images and masks.
-
-        Raises:
-            UserError: a support mask without foreground.
-        """
-        cells = (query["layer2"].shape[2], query["layer2"].shape[3])
-        names = [spec.support_ids for spec in batch.specs]
-        masks = downsample_masks(batch.support_masks, cells, self.vanished_mask, names)
-        picture = picture_cells(batch.query_picture, cells)
-        f_s, f_q = self.neck(support, query, masks, picture_cells(batch.support_pictures.flatten(0, 1), cells), picture)
-        shots = masks.shape[1]
-        if self.shot_fusion == "logits" and shots > 1:
-            tokens = tokens_under(masks.flatten(0, 1).flatten(1), to_tokens(f_s.flatten(0, 1)))
-            images = batch.query_image.repeat_interleave(shots, 0)
-            pictures = None if picture is None else picture.repeat_interleave(shots, 0)
-            return self.rounds(tokens, f_q.flatten(0, 1), images, pictures).mean_of(shots)
-        # The tokens of all shots one after the other, each shot in raster order.
-        s_qp = tokens_under(masks.flatten(1), to_tokens(f_s.transpose(1, 2)))
-        return self.rounds(s_qp, f_q.mean(1), batch.query_image, picture)
+    def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
+        cells = (query["embedded"].shape[1], query["embedded"].shape[2])
+        device = query["embedded"].device
+        names = [spec.support_ids for spec in tasks.specs]
+        masks = downsample_masks(tasks.support_masks, cells, self.vanished_mask, names)
+        picture = unless_full(query["picture"])
+        picture = None if picture is None else picture.to(device, non_blocking=True)
+        image, count = to_map(query["image"]), masks.shape[1]
+        shots = Shots(supports, masks)
+        with record_function("fsseg: neck"):
+            f_q = self.neck(query, shots, picture)
+        with record_function("fsseg: rounds"):
+            if self.shot_fusion == "logits" and count > 1:
+                pictures = None if picture is None else picture.repeat_interleave(count, 0)
+                images = image.repeat_interleave(count, 0)
+                found = self.rounds(shots.alone().tokens("refined"), f_q.flatten(0, 1), images, pictures).mean_of(count)
+            else:
+                found = self.rounds(shots.tokens("refined"), f_q.mean(1) if count > 1 else f_q[:, 0], image, picture)
+        return replace(found, size=tasks.size)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:
-        """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W).
+        """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W), whole or at
+        feature size.
 
         `picture` (B, h, w) bool marks the cells that are picture and not padding; None: all are.
         """

@@ -23,7 +23,7 @@ from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
 from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.attention import Keys
-from fsseg.model.blocks.neck import CorrelationNeck, prior_map
+from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map
 from fsseg.model.blocks.tokens import Tokens, to_tokens
 from fsseg.process.tables import aligned
 
@@ -166,29 +166,59 @@ def _tokens(count: int, channels: int, batch: int = 1) -> Tokens:
     return Tokens(torch.empty(batch, count, channels), torch.ones(batch, count, dtype=torch.bool), [count] * batch)
 
 
-def _neck(neck: CorrelationNeck, scene: _Scene, dense: bool = False) -> int:
+def _neck(neck: CorrelationNeck, scene: _Scene) -> int:
+    """As it runs: what depends on one image alone, then what depends on the episode."""
+    height, width = scene.f_q.shape[2:]
+    channels, layer4 = scene.f_q.shape[1], scene.support["layer4"].shape[1]
+    pooled = _tokens(-(-scene.num_foreground // neck.pool**2), channels, scene.shots)
+    shots = _FakeShots(_tokens(scene.shots * scene.num_foreground, layer4), pooled, scene)
+
+    def run() -> None:
+        neck.encode(scene.support, role="support")
+        neck(neck.encode(scene.query, role="query"), shots)
+
+    assert height * width == scene.image.shape[1]
+    return _macs(run)
+
+
+class _FakeShots:
+    """What the neck asks of `Shots`, for a typical number of foreground cells; there is no mask on fake tensors."""
+
+    def __init__(self, layer4: Tokens, pooled: Tokens, scene: _Scene) -> None:
+        self.masks = torch.empty(1, scene.shots, *scene.f_q.shape[2:], dtype=torch.bool)
+        self.counts = [[scene.num_foreground] * scene.shots]
+        self._layer4, self._pooled = layer4, pooled
+
+    def tokens(self, _: str) -> Tokens:
+        return self._layer4
+
+    def each(self, _: Callable[..., Tokens]) -> Tokens:
+        return self._pooled
+
+
+def _neck_dense(neck: CorrelationNeck, scene: _Scene) -> int:
+    """Masks applied to full matrices instead of leaving columns out, and nothing shared by the shots."""
     maps = scene.f_q.expand(scene.shots, -1, -1, -1)
     channels, size = maps.shape[1], maps[0, 0].numel()
-    count = size if dense else scene.num_foreground
+    layer4 = scene.query["layer4"].shape[1]
 
     def run() -> None:
         neck.embed(scene.support)
         neck.embed(scene.query)
         parts = [maps]
         if neck.cross_attention is not None:
-            parts.append(neck.cross(maps, _tokens(-(-count // neck.pool**2), channels, scene.shots)))
+            pooled = pool(maps, neck.pool)
+            tokens = torch.empty(scene.shots, -(-size // neck.pool**2), channels)
+            neck.cross_attention(to_tokens(pooled), tokens)
+            parts.append(maps)
         if neck.use_prior:
-            layer4 = scene.query["layer4"].expand(scene.shots, -1, -1, -1)
-            parts.append(prior_map(layer4, _tokens(count, layer4.shape[1], scene.shots)))
-        neck.fuse(parts)
+            full = _tokens(size, layer4, scene.shots)
+            query = torch.empty(scene.shots, *maps.shape[2:], layer4)
+            parts.append(prior_map(query, full, [[size]] * scene.shots))
+        neck.ffn(neck.merge(torch.cat(parts, 1)))
         neck.refine(maps)
 
     return _macs(run)
-
-
-def _neck_dense(neck: CorrelationNeck, scene: _Scene) -> int:
-    """Masks applied to full matrices instead of leaving columns out."""
-    return _neck(neck, scene, dense=True)
 
 
 def _query_prediction(qp: QueryPrediction, scene: _Scene) -> tuple[int, int, int]:

@@ -6,17 +6,26 @@ themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsseg.data.types import Batch
+from fsseg.data.types import Tasks
 from fsseg.errors import UserError
 from fsseg.model.backbones import Backbone, build_backbone
-from fsseg.model.base import FewShotModel, Prediction
-from fsseg.model.blocks.tokens import area_average, downsample_masks, picture_cells, to_tokens
+from fsseg.model.base import FewShotModel, Kept, Prediction, Role
+from fsseg.model.blocks.tokens import (
+    Shots,
+    area_average,
+    downsample_masks,
+    from_map,
+    picture_cells,
+    to_map,
+    unless_full,
+)
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, PrototypeConfig
@@ -43,36 +52,34 @@ class Prototype(FewShotModel):
         return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def forward(self, batch: Batch) -> Prediction:
-        shots = batch.support_images.shape[1]
-        size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
-        support = self.backbone(batch.support_images.flatten(0, 1))[self.layer]
-        query = self.backbone(batch.query_image)[self.layer]
-        names = [spec.support_ids for spec in batch.specs]
-        cells = (support.shape[2], support.shape[3])
-        masks = downsample_masks(batch.support_masks, cells, names=names)
-        tokens = to_tokens(support).unflatten(0, (-1, shots)).flatten(1, 2)  # (B, K n, C)
-        foreground = _masked_mean(tokens, masks.flatten(1))
-        similarity = _cosine(query, foreground)
+    def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
+        """`features` (N, h, w, C) of the layer, and `picture` (N, h, w) bool, on the host."""
+        features = self.backbone(images)[self.layer]
+        return {
+            "features": from_map(features),
+            "picture": picture_cells(pictures, (features.shape[2], features.shape[3])),
+        }
+
+    @torch.no_grad()
+    def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
+        features = to_map(query["features"])
+        cells = (features.shape[2], features.shape[3])
+        masks = downsample_masks(tasks.support_masks, cells, names=[spec.support_ids for spec in tasks.specs])
+        foreground = Shots(supports, masks).tokens("features").mean()
+        similarity = _cosine(features, foreground)
         if self.threshold == "otsu":
-            picture = picture_cells(batch.query_picture, cells)
-            seen = similarity if picture is None else [of_query[own] for of_query, own in zip(similarity, picture)]
+            picture = unless_full(query["picture"])
+            seen = similarity if picture is None else [own[valid] for own, valid in zip(similarity, picture)]
             cuts = [otsu(values.reshape(1, -1)) for values in seen]
             other = torch.cat(cuts)[:, None, None].expand_as(similarity)
         else:
-            background = area_average((batch.support_masks == 0).to(tokens.dtype), cells) >= 0.5
-            other = _cosine(query, _masked_mean(tokens, (background & ~masks).flatten(1)))
+            background = area_average((tasks.support_masks == 0).to(torch.float32), cells) >= 0.5
+            other = _cosine(features, Shots(supports, background & ~masks).tokens("features").mean())
         logits = torch.stack((other, similarity), 1) * _SCALE
-        return Prediction([logits], size, support_foreground=foreground, query_features=query)
+        return Prediction([logits], tasks.size, support_foreground=foreground, query_features=features)
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
-
-
-def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (B, n, C) over the True positions of (B, n) -> (B, C); zero without any."""
-    weights = mask.to(tokens.dtype)
-    return torch.einsum("bnc,bn->bc", tokens, weights) / weights.sum(1, keepdim=True).clamp_min(1)
 
 
 def _cosine(features: Tensor, vector: Tensor) -> Tensor:

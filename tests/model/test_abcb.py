@@ -328,8 +328,11 @@ def test_what_is_padding_is_told_to_the_neck_and_the_rounds(fusion: str, monkeyp
     expected_q[:, 4:], expected_s[1, :, 7:] = False, False
     seen = []
     monkeypatch.setattr(model, "rounds", lambda *given: seen.append(given[3]) or type(model).rounds(model, *given))
-    model.neck.register_forward_pre_hook(lambda _, given: seen.extend(given[3:5]))
+    encode = model.neck.encode
+    monkeypatch.setattr(model.neck, "encode", lambda *given: seen.append(given[1]) or encode(*given))
+    model.neck.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
     model(batch)
+    del seen[1]  # of the query's image: no part of what is kept of it is attention
     assert torch.equal(seen[0], expected_s)
     assert torch.equal(seen[1], expected_q)
     assert torch.equal(seen[2], expected_q.expand(2 if fusion == "logits" else 1, -1, -1))

@@ -40,7 +40,11 @@ def test_support_foreground_is_the_mean_of_f_s_under_the_masks_of_all_shots(shot
     assert isinstance(model, Baseline)
     batch = samples.batch(samples.square_masks([[13] * shots, [29] * shots], 33), 33)
     seen = {}
-    model.neck.register_forward_hook(lambda module, inputs, output: seen.update(masks=inputs[2], f_s=output[0]))
+    model.neck.register_forward_hook(
+        lambda module, inputs, output: seen.update(
+            masks=inputs[1].masks, f_s=inputs[1].kept[0]["refined"].permute(0, 3, 1, 2).unflatten(0, (2, shots))
+        )
+    )
     prediction = model(batch)
     assert prediction.support_foreground is not None
     for b in range(2):
@@ -61,8 +65,11 @@ def test_features_kept_from_before_give_the_same_answer() -> None:
     model = build_model(samples.cell(samples.abcb()))
     assert isinstance(model, Baseline)
     batch = samples.batch(samples.square_masks([[9], [20]], 33), 33)
-    kept = model.backbone(batch.support_images.flatten(0, 1)), model.backbone(batch.query_image)
-    assert torch.equal(model.decode(*kept, batch).logits, model(batch).logits)
+    supports = model.encode(batch.support_images.flatten(0, 1), batch.support_pictures.flatten(0, 1))
+    query = model.encode(batch.query_image, batch.query_picture)
+    assert torch.equal(model.decode([supports], query, batch).logits, model(batch).logits)
+    each = [{name: x[n : n + 1] for name, x in supports.items()} for n in range(len(supports["embedded"]))]
+    torch.testing.assert_close(model.decode(each, query, batch).logits, model(batch).logits)
 
 
 def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:

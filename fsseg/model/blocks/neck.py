@@ -9,6 +9,10 @@ cost`):
     cross  = up(attention(pool(q) -> pool of s over foreground only))     the background is masked out
     prior  = max over support foreground of cosine(layer4), scaled to [0, 1] over the query (PFENet)
     f_q    = relu(q + ffn(relu(1x1(cat(q, cross, prior)))))               of each shot on its own
+
+`encode` computes what depends on one image alone (s or q, f_s, normalised layer4), `forward` what depends on an
+episode. Exact shortcuts there: the 1x1's share of q is computed once for all shots, its share of cross before scaling
+up, since both are linear.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsseg.model.backbones import Features
-from fsseg.model.blocks.attention import Attention
-from fsseg.model.blocks.tokens import Tokens, to_tokens, tokens_under
+from fsseg.model.base import Kept, Role
+from fsseg.model.blocks.attention import Attention, attend
+from fsseg.model.blocks.tokens import Shots, Tokens, from_map, to_map, to_tokens, tokens_under
 
 if TYPE_CHECKING:
     from fsseg.config.schema import NeckConfig
@@ -55,56 +60,67 @@ class CorrelationNeck(nn.Module):
                 self.merge.weight[:, -1] *= merged**0.5
         self.ffn = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, channels, 1))
 
-    def forward(
-        self,
-        support: Features,
-        query: Features,
-        masks: Tensor,
-        support_valid: Tensor | None = None,
-        query_valid: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, features: Features, valid: Tensor | None = None, role: Role = "both") -> Kept:
+        """What depends on one image alone.
+
+        Args:
+            features: of N images.
+            valid: (N, h, w) bool, cells that are picture and not padding; None: all are.
+            role: of the images; what only the other role needs is left out.
+
+        Returns:
+            `embedded` (N, h, w, C), s or q; `refined` (N, h, w, C), f_s, of supports; `layer4` (N, h, w, C4) of length
+            1, where the prior is used.
+        """
+        embedded = self.embed(features)
+        kept = {"embedded": from_map(embedded)}
+        if role != "query":
+            kept["refined"] = from_map(self.refine(embedded, valid))
+        if self.use_prior:
+            kept["layer4"] = F.normalize(from_map(features["layer4"]), dim=3)
+        return kept
+
+    def forward(self, query: Kept, shots: Shots, valid: Tensor | None = None) -> Tensor:
         """Correlate.
 
         Args:
-            support: features of the B * K support images, sample by sample.
-            query: features of the B query images.
-            masks: (B, K, h, w) bool, support foreground; at least one True for every shot.
-            support_valid, query_valid: (B * K, h, w) and (B, h, w) bool, cells that are picture and not padding; no
-                attention includes padding, nor does the prior's range. None: all are picture.
+            query: `encode` of the B query images.
+            shots: the supports, with `encode` of their images.
+            valid: (B, h, w) bool, query cells that are picture and not padding; they alone make the prior's range.
+                None: all are picture.
 
         Returns:
-            f_s and f_q of every shot, (B, K, C, h, w) each.
+            f_q of every shot, (B, K, C, h, w).
         """
-        batch, shots = masks.shape[:2]
-        flat_masks = masks.flatten(0, 1)
-        s, q = self.embed(support), self.embed(query)
-        q_each = q.repeat_interleave(shots, 0) if shots > 1 else q
-        parts = [q_each]
+        q = to_map(query["embedded"])
+        channels, (batch, number) = q.shape[1], shots.masks.shape[:2]
+        merged = F.conv2d(q, self.merge.weight[:, :channels], self.merge.bias)[:, None]
         if self.cross_attention is not None:
-            parts.append(self.cross(q_each, pooled_under(s, flat_masks, self.pool)))
+            cross = F.conv2d(self.cross(q, shots), self.merge.weight[:, channels : 2 * channels])
+            merged = merged + unpool(cross, self.pool, q).unflatten(0, (batch, number))
         if self.use_prior:
-            layer4, valid = query["layer4"], query_valid
-            if shots > 1:
-                layer4 = layer4.repeat_interleave(shots, 0)
-                valid = valid.repeat_interleave(shots, 0) if valid is not None else None
-            parts.append(prior_map(layer4, tokens_under(flat_masks.flatten(1), to_tokens(support["layer4"])), valid))
-        f_q = self.fuse(parts).unflatten(0, (batch, shots))
-        return self.refine(s, support_valid).unflatten(0, (batch, shots)), f_q
+            prior = prior_map(query["layer4"], shots.tokens("layer4"), shots.counts, valid)
+            merged = merged + prior[:, :, None] * self.merge.weight[:, -1]
+        f_q = self.ffn(F.relu(merged.expand(-1, number, -1, -1, -1).flatten(0, 1)))
+        return F.relu(q[:, None] + f_q.unflatten(0, (batch, number)))
 
     def embed(self, features: Features) -> Tensor:
         """Backbone features -> (N, C, h, w)."""
         x = self.reduce(torch.cat((features["layer2"], features["layer3"]), 1))
         return F.relu(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
-    def cross(self, q: Tensor, keys: Tokens) -> Tensor:
-        """Cross-attention of the query (B, C, h, w), pooled, with the support's foreground -> (B, C, h, w)."""
+    def cross(self, q: Tensor, shots: Shots) -> Tensor:
+        """Cross-attention of the query (B, C, h, w), pooled, with each shot's foreground, pooled -> (B * K, C, ...)."""
         assert self.cross_attention is not None
         small = pool(q, self.pool)
-        return unpool(_to_map(self.cross_attention(to_tokens(small), keys.values, keys.mask), small), self.pool, q)
-
-    def fuse(self, parts: list[Tensor]) -> Tensor:
-        """Query features and their correlations with the support -> f_q of one shot, (B, C, h, w)."""
-        return F.relu(parts[0] + self.ffn(F.relu(self.merge(torch.cat(parts, 1)))))
+        asked = self.cross_attention.query(to_tokens(small))
+        keys = shots.each(lambda s, masks: pooled_under(to_map(s["embedded"]), masks, self.pool))
+        number = shots.masks.shape[1]
+        found = attend(
+            asked.repeat_interleave(number, 0) if number > 1 else asked,
+            self.cross_attention.project(keys.values, keys.mask), self.cross_attention.heads,
+        )  # fmt: skip
+        return _to_map(found, small)
 
     def refine(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
         """Self-attention on the support, pooled -> f_s, (B, C, h, w); `valid` (B, h, w) bool leaves padding out."""
@@ -149,31 +165,35 @@ def _to_map(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
 
-def prior_map(query: Tensor, foreground: Tokens, valid: Tensor | None = None) -> Tensor:
-    """Largest cosine similarity of each query position with the support's foreground (CANet, PFENet).
+def prior_map(query: Tensor, foreground: Tokens, counts: list[list[int]], valid: Tensor | None = None) -> Tensor:
+    """Largest cosine similarity of each query position with the foreground of each shot (CANet, PFENet).
 
     Only the foreground's columns of the similarity matrix are computed, and only some samples at a time.
 
     Args:
-        query: (B, C, h, w).
-        foreground: support features (B, N, C), at least one for every sample.
+        query: (B, h, w, C), of length 1.
+        foreground: support features (B, M, C) of length 1, all shots of a sample one after the other.
+        counts: how many of them are of each shot, at least one: B lists of K.
         valid: (B, h, w) bool, query positions that are picture, at least one for every sample; None: all are.
 
     Returns:
-        (B, 1, h, w), each sample's map scaled linearly to [0, 1] over the picture; 0 on padding.
+        (B, K, h, w), each map scaled linearly to [0, 1] over the picture; 0 on padding.
     """
-    left, right = F.normalize(to_tokens(query), dim=2), F.normalize(foreground.values, dim=2)
+    size, left, right = query.shape[1:3], query.flatten(1, 2), foreground.values
     step = max(1, _SIMILARITIES // (left.shape[1] * right.shape[1]))
     rows = []
     for start in range(0, left.shape[0], step):
-        part = slice(start, start + step)
-        similarity = left[part] @ right[part].transpose(1, 2)
-        if not foreground.full:
-            similarity = similarity.masked_fill(~foreground.valid[part, None, :], -2)  # below every cosine
-        rows.append(similarity.amax(2))
+        similarity = left[start : start + step] @ right[start : start + step].transpose(1, 2)
+        if len(counts[0]) == 1:
+            if not foreground.full:  # below every cosine
+                similarity = similarity.masked_fill(~foreground.valid[start : start + step, None, :], -2)
+            rows.append(similarity.amax(2)[:, None])
+        else:
+            for own, numbers in zip(similarity, counts[start : start + step]):
+                parts = own[:, : sum(numbers)].split(numbers, 1)
+                rows.append(torch.stack([part.amax(1) for part in parts])[None])
     best = torch.cat(rows)
-    padding = torch.zeros_like(best, dtype=torch.bool) if valid is None else ~valid.flatten(1)
-    low = best.masked_fill(padding, 2).amin(1, keepdim=True)  # beyond every cosine, as above
-    high = best.masked_fill(padding, -2).amax(1, keepdim=True)
-    scaled = ((best - low) / (high - low).clamp_min(1e-6)).masked_fill(padding, 0)
-    return scaled.unflatten(1, tuple(query.shape[2:]))[:, None]
+    padding = torch.zeros_like(best, dtype=torch.bool) if valid is None else ~valid.flatten(1)[:, None]
+    low = best.masked_fill(padding, 2).amin(2, keepdim=True)  # beyond every cosine, as above
+    high = best.masked_fill(padding, -2).amax(2, keepdim=True)
+    return ((best - low) / (high - low).clamp_min(1e-6)).masked_fill(padding, 0).unflatten(2, size)

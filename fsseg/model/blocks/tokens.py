@@ -5,14 +5,16 @@ The neck and the steps of ABCB use these; a padded token never takes part in a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fsseg.errors import UserError
+from fsseg.model.base import Kept
 
 
 @dataclass
@@ -88,6 +90,75 @@ def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Posit
     return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
+@dataclass
+class Shots:
+    """The supports of B tasks of K shots: what was encoded of their images, and where their foreground lies.
+
+    Attributes:
+        kept: of the B * K images, sample by sample: as one, or of each image on its own. The second saves copies of
+            what lies outside the masks.
+        masks: (B, K, h, w) bool, at least one True for every shot; on the host, so that nothing waits for the device
+            to learn how many cells they mark.
+    """
+
+    kept: Sequence[Kept]
+    masks: Tensor
+
+    @cached_property
+    def counts(self) -> list[list[int]]:
+        """Foreground cells of each sample's shots."""
+        return self.masks.flatten(2).sum(2).tolist()
+
+    @cached_property
+    def _positions(self) -> Positions:
+        """Of the foreground in the maps of all shots of a sample one after the other."""
+        positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts])
+        device = next(iter(self.kept[0].values())).device
+        return replace(positions, index=positions.index.to(device, non_blocking=True),
+                       valid=positions.valid.to(device, non_blocking=True))  # fmt: skip
+
+    def tokens(self, name: str) -> Tokens:
+        """Features (..., h, w, C) under the masks, (B, M, C): each sample's shots one after the other."""
+        batch, shots = self.masks.shape[:2]
+        if len(self.kept) == 1:
+            return self._positions.gather(self.kept[0][name].flatten(1, 2).unflatten(0, (batch, shots)).flatten(1, 2))
+        own = [kept[name][0][mask] for kept, mask in zip(self.kept, self.masks.flatten(0, 1))]
+        return joined([torch.cat(own[start : start + shots])[None] for start in range(0, batch * shots, shots)])
+
+    def each(self, choose: Callable[[Kept, Tensor], Tokens]) -> Tokens:
+        """What `choose` makes of the images and their masks (N, h, w), of all B * K together."""
+        device = next(iter(self.kept[0].values())).device
+        masks = self.masks.flatten(0, 1).to(device, non_blocking=True)
+        if len(self.kept) == 1:
+            return choose(self.kept[0], masks)
+        return joined([choose(kept, mask[None]).values for kept, mask in zip(self.kept, masks)])
+
+    def alone(self) -> Shots:
+        """The same supports as those of B * K tasks of one shot."""
+        return Shots(self.kept, self.masks.flatten(0, 1)[:, None])
+
+
+def joined(parts: Sequence[Tensor]) -> Tokens:
+    """Samples (1, N_b, C) of any number of tokens as one `Tokens`."""
+    counts = [part.shape[1] for part in parts]
+    if len(set(counts)) == 1:
+        values = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device), counts)
+    values = torch.cat([F.pad(part, (0, 0, 0, max(counts) - part.shape[1])) for part in parts])
+    valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return Tokens(values, valid.to(values.device, non_blocking=True), counts)
+
+
+def from_map(maps: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, h, w, C), its channels side by side in memory: the form in which features are kept."""
+    return maps.permute(0, 2, 3, 1).contiguous()
+
+
+def to_map(kept: Tensor) -> Tensor:
+    """The inverse of `from_map`, without a copy."""
+    return kept.permute(0, 3, 1, 2)
+
+
 def to_tokens(maps: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h * w, C)."""
     return maps.flatten(2).transpose(1, 2)
@@ -102,7 +173,7 @@ def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
     return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
 
 
-def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
+def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
 
     If an image is so thin or so rotated that no cell lies on its picture, all its cells count as picture: attention and
@@ -113,11 +184,15 @@ def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor | None:
         size: (h, w).
 
     Returns:
-        (N, h, w) bool; None if all cells are picture.
+        (N, h, w) bool.
     """
     rows, columns = _strides(pictures, size)
     cells = pictures[..., ::rows, ::columns]
-    cells = cells | ~cells.flatten(1).any(1)[:, None, None]
+    return cells | ~cells.flatten(1).any(1)[:, None, None]
+
+
+def unless_full(cells: Tensor) -> Tensor | None:
+    """(N, h, w) bool, or None if all of it is True: then no mask is needed. To be asked on the host."""
     return None if bool(cells.all()) else cells
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map, unpool
-from fsseg.model.blocks.tokens import to_tokens, tokens_under
+from fsseg.model.blocks.tokens import Shots
 
 WIDTHS = {"layer2": 3, "layer3": 4, "layer4": 5}
 C = 8
@@ -28,6 +28,15 @@ def neck_of(seed: int = 0, **changes) -> CorrelationNeck:
         neck.norm.weight.uniform_(0.5, 2)
         neck.norm.bias.uniform_(-1, 1)
     return neck
+
+
+def correlate(neck, support, query, masks, support_valid=None, query_valid=None, apart: bool = False):
+    """f_s (B, K, C, h, w) and f_q; `apart` hands the supports over one by one, as an evaluation does."""
+    kept = neck.encode(support, support_valid, "support")
+    count = masks.shape[0] * masks.shape[1]
+    parts = [{name: x[n : n + 1] for name, x in kept.items()} for n in range(count)] if apart else [kept]
+    f_q = neck(neck.encode(query, role="query"), Shots(parts, masks), query_valid)
+    return kept["refined"].permute(0, 3, 1, 2).unflatten(0, masks.shape[:2]), f_q
 
 
 def pooled_blocks(side: int, factor: int) -> list[list[tuple[int, int]]]:
@@ -118,9 +127,10 @@ def neck_reference(
     return np.maximum(s + interpolate(own, factor, side), 0), f_q
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_equals_the_loops_for_every_shot(factor: int, padded: bool) -> None:
+def test_equals_the_loops_for_every_shot(factor: int, padded: bool, apart: bool) -> None:
     neck = neck_of(neck_pool=factor)
     side, shots = 5, 2
     support, query = features(2 * shots, side), features(2, side)
@@ -132,7 +142,7 @@ def test_equals_the_loops_for_every_shot(factor: int, padded: bool) -> None:
     if padded:
         pictures[0][1, 3:], pictures[0][2, :, 2:], pictures[1][1, 4:] = False, False, False
         masks &= pictures[0].unflatten(0, (2, shots))
-    f_s, f_q = neck(support, query, masks, *(pictures if padded else ()))
+    f_s, f_q = correlate(neck, support, query, masks, *(pictures if padded else (None, None)), apart)
     for b in range(2):
         for k in range(shots):
             one = {name: x[b * shots + k].numpy() for name, x in support.items()}
@@ -160,7 +170,7 @@ def test_gradients_agree_with_finite_differences(case: str) -> None:
 
     def run(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ours, theirs = leaves[:3], leaves[3:6]
-        return neck(dict(zip(support, ours)), dict(zip(query, theirs)), mask, *pictures)
+        return correlate(neck, dict(zip(support, ours)), dict(zip(query, theirs)), mask, *pictures)
 
     leaves = [x.requires_grad_() for x in (*support.values(), *query.values())]
     assert samples.gradients_agree(run, [*leaves, *neck.parameters()])
@@ -171,9 +181,9 @@ def test_support_background_reaches_f_s_but_not_f_q() -> None:
     support, query = features(1, 6), features(1, 6)
     mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
     mask[..., 1:4, 2:5] = True
-    f_s, f_q = neck(support, query, mask)
+    f_s, f_q = correlate(neck, support, query, mask)
     changed = {name: torch.where(mask[:, 0, None], x, torch.randn_like(x)) for name, x in support.items()}
-    other_s, other_q = neck(changed, query, mask)
+    other_s, other_q = correlate(neck, changed, query, mask)
     torch.testing.assert_close(other_q, f_q, rtol=0, atol=1e-12)
     outside = ~mask[0, 0]
     assert (other_s[0, 0][:, outside] - f_s[0, 0][:, outside]).abs().max() > 0.1
@@ -182,7 +192,7 @@ def test_support_background_reaches_f_s_but_not_f_q() -> None:
 
 def test_features_are_not_negative() -> None:
     """The histograms of E_s run over [0, 1]: cosines of f_q must lie there."""
-    f_s, f_q = neck_of()(features(2, 5), features(2, 5), torch.ones(2, 1, 5, 5, dtype=torch.bool))
+    f_s, f_q = correlate(neck_of(), features(2, 5), features(2, 5), torch.ones(2, 1, 5, 5, dtype=torch.bool))
     assert f_s.min() >= 0
     assert f_q.min() >= 0
 
@@ -193,7 +203,7 @@ def test_every_part_can_be_switched_off(switch: str) -> None:
     fewer = {"neck_prior": C, "neck_cross_attention": 3 * (C * C + C) + C * C, "neck_self_attention": 3 * (C * C + C)}
     count = {neck: sum(p.numel() for p in neck.parameters()) for neck in (full, part)}
     assert count[full] - count[part] == fewer[switch]
-    f_s, f_q = part(features(1, 5), features(1, 5), torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    f_s, f_q = correlate(part, features(1, 5), features(1, 5), torch.ones(1, 1, 5, 5, dtype=torch.bool))
     assert f_s.isfinite().all()
     assert f_q.isfinite().all()
 
@@ -207,7 +217,9 @@ def test_the_prior_starts_with_as_much_weight_as_all_other_channels_together(cha
 
 
 def prior_of(query: torch.Tensor, support: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    return prior_map(query, tokens_under(masks.flatten(1), to_tokens(support)))
+    q, s = (torch.nn.functional.normalize(x.permute(0, 2, 3, 1), dim=3) for x in (query, support))
+    shots = Shots([{"layer4": s}], masks[:, None])
+    return prior_map(q, shots.tokens("layer4"), shots.counts)
 
 
 def test_prior_map_is_the_largest_cosine_with_the_foreground_scaled_to_one() -> None:
