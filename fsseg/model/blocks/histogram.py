@@ -40,7 +40,10 @@ def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tenso
     low, high = RANGES[span]
     with torch.autocast(tokens.values.device.type, enabled=False):
         values = tokens.values if tokens.values.dtype == torch.float64 else tokens.values.float()
-        return _Histogram.apply(F.normalize(values, dim=2), tokens.counts, bins, low, high)
+        unit = F.normalize(values, dim=2)
+        if tokens.counts is None:
+            return _MaskedHistogram.apply(unit, tokens.valid, bins, low, high)
+        return _Histogram.apply(unit, tokens.counts, bins, low, high)
 
 
 def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one", width: int = 1) -> Tensor:
@@ -102,18 +105,56 @@ class _Histogram(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (unit,) = ctx.saved_tensors
-        result = torch.zeros_like(unit)
-        # From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
-        scale = (ctx.bins - 1) / (ctx.high - ctx.low)
-        slopes = F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
-        for sample, into, slope, count in zip(unit, result, slopes, ctx.counts):
-            for start, stop in _blocks(count, unit.device.type):
-                place = ((sample[start:stop] @ sample[start:count].T) - ctx.low) * scale
-                pairs = slope[place.clamp_(-0.5, ctx.bins - 0.5).floor_().add_(1).long()]
-                # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
-                into[start:stop] += 2 * (pairs @ sample[start:count])
-                into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
+        result = _pull_back(unit, gradient, ctx.counts, ctx.bins, (ctx.low, ctx.high))
         return result, None, None, None, None
+
+
+def _pull_back(unit: Tensor, gradient: Tensor, counts: list[int], bins: int, span: tuple[float, float]) -> Tensor:
+    """Gradient of the unit vectors (B, N, C), given that of the histograms (B, L)."""
+    result = torch.zeros_like(unit)
+    # From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
+    scale = (bins - 1) / (span[1] - span[0])
+    slopes = F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
+    for sample, into, slope, count in zip(unit, result, slopes, counts):
+        for start, stop in _blocks(count, unit.device.type):
+            place = ((sample[start:stop] @ sample[start:count].T) - span[0]) * scale
+            pairs = slope[place.clamp_(-0.5, bins - 0.5).floor_().add_(1).long()]
+            # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
+            into[start:stop] += 2 * (pairs @ sample[start:count])
+            into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
+    return result
+
+
+class _MaskedHistogram(torch.autograd.Function):
+    """The same for tokens that stand anywhere among zero vectors, without a look at how many they are.
+
+    A pair with a zero vector is put at place 0, where it adds nothing to any S; S[-1] is the number of valid pairs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, valid: Tensor, bins: int, low: float, high: float) -> Tensor:
+        rows, size = [], unit.shape[1]
+        for sample, own in zip(unit, valid):
+            passed = [own.sum(dtype=torch.float64)[None] ** 2, unit.new_zeros(1, dtype=torch.float64)]
+            sums = unit.new_zeros(bins - 1, dtype=torch.float64)
+            for start, stop in _blocks(size, unit.device.type):
+                place = _place(sample[start:stop] @ sample[start:].T, bins, low, high)
+                if low < 0:  # else the cosine 0 is at place 0 already
+                    place.mul_(own[start:stop, None]).mul_(own[None, start:])
+                width = stop - start
+                sums += _passed(place[:, :width], bins) + 2 * _passed(place[:, width:], bins)
+            line = torch.cat((passed[0], sums, passed[1]))
+            rows.append(line[:-1] - line[1:])
+        ctx.save_for_backward(unit, valid)
+        ctx.bins, ctx.low, ctx.high = bins, low, high
+        return torch.stack(rows).to(unit.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        unit, valid = ctx.saved_tensors
+        result = _pull_back(unit, gradient, [unit.shape[1]] * len(unit), ctx.bins, (ctx.low, ctx.high))
+        return result.masked_fill_(~valid[..., None], 0), None, None, None, None
 
 
 def _blocks(count: int, device: str) -> Iterator[tuple[int, int]]:
