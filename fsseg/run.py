@@ -203,6 +203,7 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         _close(run, attempt, handler, Ending(State.DONE), eta_seconds=0, peak_memory_bytes=result.peak_memory_bytes)
         with suppress(OSError, ClaimLost):
             drop(cell.previous_checkpoint, run.work)
+            drop(cell.episodes_part, run.work)
             drop(cell.replaced, run.work)
         sync_cell(run.cfg, cell)
         log.info("done: %s%s", cell.directory, _score(result))

@@ -11,9 +11,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fsseg.process.files import METRICS_BYTES, Refused, prepared, read_file
+from fsseg.process.files import METRICS_BYTES, Refused, open_anew, read_file
 
 log = logging.getLogger("fsseg")
 
@@ -21,8 +21,7 @@ log = logging.getLogger("fsseg")
 class MetricsFile:
     """The file, open for appending.
 
-    It is always written anew under its name first: a process that lost the run and still has the former file open
-    appends to a file that nobody sees.
+    It is always written anew under its name first (`open_anew`).
 
     Args:
         path: of metrics.csv.
@@ -44,7 +43,7 @@ class MetricsFile:
             self.last_step = _step(dict(zip(self._columns, last)))
         if self.rows < keep:
             log.warning("%s has %d of the %d rows that the run had written: the others are lost", path, self.rows, keep)
-        self._file = _renewed(path, b"".join(lines) if self.rows else b"")
+        self._file = open_anew(path, b"".join(lines) if self.rows else b"")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, with a column for every key; a new key makes the file be written anew.
@@ -78,22 +77,7 @@ class MetricsFile:
         filler = b"," * len(names) + b"\n"
         self._columns += names
         head = _line(dict(zip(self._columns, self._columns)), self._columns)
-        self._file = _renewed(self.path, head + b"".join(row[:-1] + filler for row in rows))
-
-
-def _renewed(path: Path, content: bytes) -> BinaryIO:
-    """A new file of this name and content, open at its end; by its name it may be another's before it is opened."""
-    with prepared(path) as new:
-        file = new.open("xb")
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(new, path)
-        except BaseException:
-            file.close()
-            raise
-    return file
+        self._file = open_anew(self.path, head + b"".join(row[:-1] + filler for row in rows))
 
 
 def _whole_lines(path: Path) -> list[bytes]:

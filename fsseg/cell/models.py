@@ -297,10 +297,19 @@ class Origin(Struct):
     base_classes: list[str] = []
 
 
+class EpisodesRecord(Struct):
+    """What result.json says of `episodes.npz` (`fsseg.cell.episodes`): digest of the file, and what it holds."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    episodes: Count
+    rounds: Count
+
+
 class Result(Versioned):
     """`result.json`: written once, last; its presence means done.
 
     Attributes:
+        episodes: the counts of the single episodes; None without evaluation, and of earlier versions.
         run: see `Identity`.
         checksum: of everything else in it (`checksum`); None before version 3.
     """
@@ -311,6 +320,7 @@ class Result(Versioned):
     report: str | None = None
     model: dict[str, Any] = {}
     metrics: Metrics | None = None
+    episodes: EpisodesRecord | None = None
     partial: bool = False
     missing_classes: list[str] = []
     dataset: DataRecord = msgspec.field(default_factory=DataRecord)

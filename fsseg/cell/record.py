@@ -44,6 +44,7 @@ from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
 
 if TYPE_CHECKING:
+    from fsseg.cell.episodes import EpisodeCounts
     from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg")
@@ -93,6 +94,15 @@ class RunDirectory:
         return self.directory / "train.log"
 
     @property
+    def episodes_file(self) -> Path:
+        return self.directory / "episodes.npz"
+
+    @property
+    def episodes_part(self) -> Path:
+        """What was evaluated so far, until there is a result."""
+        return self.directory / "episodes.part"
+
+    @property
     def replaced(self) -> Path:
         """The run that `redo=true` is about to replace, until there is a new result (see `fsseg.cell.fence`)."""
         return self.directory / ".replaced"
@@ -133,6 +143,19 @@ class RunDirectory:
     def result(self) -> Result | None:
         """Raises: Unreadable."""
         return read(self.result_file, Result)
+
+    def episodes(self) -> EpisodeCounts | None:
+        """The counts of every evaluated episode; None without a result, or if an earlier version made it.
+
+        Raises:
+            Unreadable: result.json cannot be read, or the counts are not those of which it names the digest.
+        """
+        from fsseg.cell.episodes import read_counts  # numpy: whoever only looks at runs starts quicker without
+
+        result = self.result()
+        if result is None or result.episodes is None:
+            return None
+        return read_counts(self.episodes_file, result.episodes)
 
     def status(self) -> Status | None:
         """Raises: Unreadable."""

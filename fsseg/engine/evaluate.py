@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.cell.models import Metrics, SeedScore, Undrawn
+from fsseg.cell.models import EpisodesRecord, Metrics, SeedScore, Undrawn
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
@@ -57,6 +57,7 @@ class EvaluationRecord:
     Attributes:
         missing_classes: novel classes with too few images for an episode.
         protocol: fields of the protocol that `protocol.episodes_file` replaced; empty without one.
+        episodes: of episodes.npz; None where this process does not write it.
     """
 
     metrics: Metrics
@@ -66,6 +67,7 @@ class EvaluationRecord:
     seconds: float
     pictures: list[Picture] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
+    episodes: EpisodesRecord | None = None
 
 
 def predicted_foreground(

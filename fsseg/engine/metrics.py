@@ -7,11 +7,52 @@ the last digit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.cell.episodes import EpisodeCounts
 from fsseg.data.source import IGNORE_INDEX
+
+
+class PixelCounts(NamedTuple):
+    """The pixels of one answer to one episode; those whose truth is 255 count nowhere.
+
+    Attributes:
+        foreground: true ones.
+        intersection: predicted and true foreground; `union`: either.
+        background_intersection: neither; `background_union`: not both.
+    """
+
+    foreground: int
+    intersection: int
+    union: int
+    background_intersection: int
+    background_union: int
+
+    @property
+    def iou(self) -> float:
+        """In percent, nan without any foreground; for figures, never for the score."""
+        return 100.0 * self.intersection / self.union if self.union else float("nan")
+
+
+def pixel_counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> PixelCounts:
+    """Count an answer.
+
+    Args:
+        prediction: (H, W) bool, predicted foreground.
+        truth: (H, W) uint8 in {0, 1, 255}.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in size")
+    counted = truth != IGNORE_INDEX
+    positive = truth == 1
+    predicted = prediction & counted
+    both = int(np.count_nonzero(predicted & positive))
+    either = int(np.count_nonzero(predicted | positive))
+    total = int(np.count_nonzero(counted))
+    return PixelCounts(int(np.count_nonzero(positive)), both, either, total - either, total - both)
 
 
 class PooledScore:
@@ -30,6 +71,21 @@ class PooledScore:
         self.background_intersection = 0
         self.background_union = 0
 
+    @classmethod
+    def of_rounds(cls, counts: EpisodeCounts, num_classes: int) -> list[PooledScore]:
+        """The scores of each round over these episodes."""
+        classes, counted = counts["class_id"], counts["union"].astype(np.int64) + counts["background_intersection"]
+        scores = [cls(num_classes) for _ in range(counts.rounds)]
+        for round, score in enumerate(scores):
+            np.add.at(score.intersection, classes, counts["intersection"][:, round])
+            np.add.at(score.union, classes, counts["union"][:, round])
+            np.add.at(score.episodes, classes, 1)
+            np.add.at(score.foreground, classes, counts["foreground"])
+            np.add.at(score.counted, classes, counted[:, round])
+            score.background_intersection = int(counts["background_intersection"][:, round].sum(dtype=np.int64))
+            score.background_union = int(counts["background_union"][:, round].sum(dtype=np.int64))
+        return scores
+
     def add(self, class_id: int, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> float:
         """Count one episode.
 
@@ -41,23 +97,15 @@ class PooledScore:
         Returns:
             IoU of this episode alone, in percent (nan without any foreground); for figures, never for the score.
         """
-        if prediction.shape != truth.shape:
-            raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in size")
-        counted = truth != IGNORE_INDEX
-        positive = truth == 1
-        predicted = prediction & counted
-        both = int(np.count_nonzero(predicted & positive))
-        either = int(np.count_nonzero(predicted | positive))
-        total = int(np.count_nonzero(counted))
-        self.intersection[class_id] += both
-        self.union[class_id] += either
+        pixels = pixel_counts(prediction, truth)
+        self.intersection[class_id] += pixels.intersection
+        self.union[class_id] += pixels.union
         self.episodes[class_id] += 1
-        self.foreground[class_id] += int(np.count_nonzero(positive))
-        self.counted[class_id] += total
-        # background: neither predicted nor true / not both
-        self.background_intersection += total - either
-        self.background_union += total - both
-        return 100.0 * both / either if either else float("nan")
+        self.foreground[class_id] += pixels.foreground
+        self.counted[class_id] += pixels.union + pixels.background_intersection
+        self.background_intersection += pixels.background_intersection
+        self.background_union += pixels.background_union
+        return pixels.iou
 
     def merge(self, other: PooledScore) -> None:
         """Add the counts of another part of the same run."""

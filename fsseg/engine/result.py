@@ -49,6 +49,7 @@ def build_result(run: Run, done: Work) -> Result:
         model=resolved(cfg.model),
         protocol=rules_followed(run) | (evaluation.protocol if evaluation else {}),
         metrics=evaluation.metrics if evaluation else None,
+        episodes=evaluation.episodes if evaluation else None,
         partial=bool(evaluation and evaluation.missing_classes),
         missing_classes=evaluation.missing_classes if evaluation else [],
         dataset=DataRecord(

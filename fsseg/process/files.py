@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -32,6 +32,8 @@ METRICS_BYTES = 1 << 30
 """Of a metrics.csv; a million rows have about 100 MB."""
 EPISODE_LIST_BYTES = 256 << 20
 """Of a list of episodes: about a hundred bytes an episode."""
+EPISODES_BYTES = 512 << 20
+"""Of an episodes.npz or episodes.part; a million episodes of three rounds have 80 MB."""
 PICTURE_BYTES = 64 << 20
 """Of a picture that a run drew."""
 
@@ -275,6 +277,27 @@ def _write_new(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_anew(path: Path, content: bytes = b"") -> BinaryIO:
+    """A new file of this name and content, open at its end, to be appended to.
+
+    A process that lost the run and still has the former file of this name open appends to a file that nobody sees.
+
+    Raises:
+        ClaimLost: see `stage`.
+    """
+    with prepared(path) as new:
+        file = new.open("xb")
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(new, path)  # once it is open: by its name it may be another's a moment later
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -86,9 +86,10 @@ def _waste_of(s: Snapshot, kept: Kept) -> Iterator[Item]:
         path = Path(entry.path)
         if not entry.is_file(follow_symlinks=False):
             continue
-        replaced = s.state == State.DONE and path.is_relative_to(run.replaced)  # the new result is there
+        # The new result is there, and all that was evaluated is in its episodes.npz.
+        past = s.state == State.DONE and (path.is_relative_to(run.replaced) or path == run.episodes_part)
         with suppress(FileNotFoundError):
-            if replaced or (_TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < oldest):
+            if past or (_TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < oldest):
                 yield from item(path, "temporary")
 
 
@@ -111,6 +112,7 @@ def delete(items: Sequence[Item], refused: list[OSError] | None = None) -> list[
             continue
         now = item.run.look()
         needed = item.why == "checkpoint" and (now.state != State.DONE or Path(os.path.realpath(item.path)) in kept)
+        needed |= item.path == item.run.episodes_part and now.state != State.DONE
         if now.alive or needed:
             continue
         try:

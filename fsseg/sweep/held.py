@@ -46,7 +46,7 @@ def shown(name: str) -> str:
 def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]], list[str]]:
     """The files of a copy, and what is left out of it.
 
-    The result comes last, just before it the settings: until then the store holds the old ones of both, or none. A
+    What was evaluated so far goes where the checkpoints go, until there is a result. The result comes last, just before it the settings: until then the store holds the old ones of both, or none. A
     link is followed only to a file inside the run.
 
     Returns:
@@ -58,7 +58,9 @@ def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]]
     root = os.path.realpath(run.directory)
     kept_here = {run.sync_file.name, run.claim_file.name, uses.FOLDER}
     if not checkpoints:
-        kept_here.add(run.checkpoints.name)
+        kept_here |= {run.checkpoints.name, run.episodes_part.name}
+    if run.result_file.exists():
+        kept_here.add(run.episodes_part.name)
     found: dict[str, list[int]] = {}
     left_out: list[str] = []
 
@@ -217,6 +219,8 @@ def own_result(run: RunDirectory) -> tuple[bytes | None, str]:
 def leftovers(held: Held, run: RunDirectory, result: bytes | None, sent: str | None) -> frozenset[str]:
     """The files of an earlier run that ours replaces, as far as they are on the store; the old result among them.
 
+    With a result, what was evaluated before it is one of them.
+
     Args:
         held: what is there.
         run: that is to be copied.
@@ -236,4 +240,4 @@ def leftovers(held: Held, run: RunDirectory, result: bytes | None, sent: str | N
     if held.result is None and result is None and held.start and not mine:
         raise UserError("the store holds another or a newer run of this cell", _FIX)
     replaced = (bool(held.start) and not same) or (held.result is not None and held.result != result)
-    return held.names if replaced else frozenset()
+    return held.names if replaced else held.names & ({run.episodes_part.name} if result is not None else set())

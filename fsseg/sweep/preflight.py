@@ -90,6 +90,7 @@ def output_faults(run: RunDirectory) -> list[UserError]:
     files = (
         run.status_file, run.result_file, run.metrics_file, run.log_file, run.config_file, run.identity_file,
         run.checkpoint, run.previous_checkpoint, run.episodes_figure, run.attempts / "1.json", run.tensorboard / "x",
+        run.episodes_file, run.episodes_part,
     )  # fmt: skip
     places = dict.fromkeys(map(nearest, dict.fromkeys(file.parent for file in files)))
     found = [fault for place in places if (fault := folder_fault(place)) is not None]

@@ -238,6 +238,8 @@ class _Source:
         """
         apart, last = f"{here.checkpoints.name}/", (here.status_file.name, here.result_file.name)
         names = [n for n in self.files if checkpoints or state != State.DONE or not n.startswith(apart)]
+        if state == State.DONE and here.episodes_part.name in names:
+            names.remove(here.episodes_part.name)
         # The status goes behind the checkpoints: how far it says the run is, is how far it is.
         order = [n for n in in_turn(here, names) if n not in last] + [n for n in last if n in names]
         return [n for n in order if not missing or not (here.directory / n).exists()]

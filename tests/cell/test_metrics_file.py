@@ -31,7 +31,7 @@ def test_rows_are_appended_and_nothing_before_them_is_written_again(
     table = MetricsFile(path)
     table.append({"step": 1, "loss": 0.123456789})
     table.flush()
-    monkeypatch.setattr("fsseg.cell.metrics_file._renewed", lambda *_: pytest.fail("the whole file was written"))
+    monkeypatch.setattr("fsseg.cell.metrics_file.open_anew", lambda *_: pytest.fail("the whole file was written"))
     for step in range(2, 100):
         before = path.stat().st_size
         table.append({"step": step, "loss": 0.5})

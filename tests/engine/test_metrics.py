@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
+from pathlib import Path
+
 import numpy as np
 import pytest
+from episode_scores import scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import jaccard_score
 
-from fsseg.engine.metrics import PooledScore
+from fsseg.cell.episodes import EpisodeCounts, EpisodeScope, Scored, write_counts
+from fsseg.engine.metrics import PooledScore, pixel_counts
 
 # Counted by hand. truth:        prediction:      255 counts nowhere.
 #   1 1 0                          1 0 1
@@ -111,3 +116,46 @@ def test_parts_and_order_do_not_change_a_digit(episodes: list, cut: int, random:
     classes = sorted({c for c, _, _ in episodes})
     assert first.miou(classes) == whole.miou(classes)
     assert first.fb_iou() == whole.fb_iou()
+
+
+def test_the_counts_of_one_answer_by_hand() -> None:
+    assert tuple(pixel_counts(PREDICTION, TRUTH)) == (3, 2, 4, 1, 3)
+    assert np.isnan(pixel_counts(np.zeros((1, 1), bool), np.zeros((1, 1), np.uint8)).iou)
+
+
+def test_a_score_of_counts_and_of_their_file_is_that_of_the_pixels_to_the_last_digit(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    scope = EpisodeScope((9, 2, 5), (1, 0, 3), ("b", "a", "d"))
+    pooled = {seed: [PooledScore(4) for _ in range(3)] for seed in scope.seeds}
+    rows = []
+    for number in range(60):
+        seed, class_id = scope.seeds[number % 3], scope.classes[number % 7 % 3]
+        truth = draw.choice([0, 1, 255], (6, 7), p=[0.5, 0.4, 0.1]).astype(np.uint8)
+        answers = [draw.random((6, 7)) < 0.5 for _ in range(3)]
+        for score, answer in zip(pooled[seed], answers):
+            score.add(class_id, answer, truth)
+        counts = [pixel_counts(answer, truth) for answer in answers]
+        rows.append(Scored(seed, number, class_id, "", counts[0].foreground, [c[1:] for c in counts]))
+    draw.shuffle(rows)  # type: ignore[arg-type]
+    counts = EpisodeCounts.of(scope, [Scored(*row) for row in rows])
+    for seed, expected in pooled.items():
+        for score, other in zip(PooledScore.of_rounds(counts.select("", seed), 4), expected, strict=True):
+            assert {k: np.asarray(v).tolist() for k, v in vars(score).items()} == {
+                k: np.asarray(v).tolist() for k, v in vars(other).items()
+            }
+    write_counts(tmp_path / "episodes.npz", counts)
+    found = scores(tmp_path / "episodes.npz")
+    last = [(p[-1].miou(scope.classes), p[-1].fb_iou(), p[-1].miou_all_foreground(scope.classes))
+            for p in pooled.values()]  # fmt: skip
+    means = [statistics.fmean(column) for column in zip(*last)]
+    assert [found["miou"], found["fb_iou"], found["miou_all_foreground"]] == pytest.approx(means, rel=1e-12)
+    rounds = [[score.miou(scope.classes) for score in p] for p in pooled.values()]
+    assert found["miou_per_round"] == pytest.approx([statistics.fmean(t) for t in zip(*rounds)], rel=1e-12)
+
+
+def test_sums_of_counts_do_not_overflow() -> None:
+    half = 2**30
+    row = Scored(0, 0, 0, "", half, [(half, half, half, half)])
+    counts = EpisodeCounts.of(EpisodeScope((0,), (0,), ("a",)), [row._replace(number=n) for n in range(100)])
+    (score,) = PooledScore.of_rounds(counts, 1)
+    assert (score.union[0], score.counted[0], score.background_union) == (100 * half, 200 * half, 100 * half)

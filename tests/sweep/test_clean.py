@@ -162,3 +162,23 @@ def test_a_file_that_may_not_be_deleted_stops_no_other(tmp_path: Path, monkeypat
     assert [item.path for item in delete(find_waste([tmp_path]), refused)] == [second.checkpoint]
     assert [error.filename for error in refused] == [str(first.checkpoint)]
     assert first.checkpoint.exists()
+
+
+def test_what_was_evaluated_so_far_goes_once_there_is_a_result_and_the_counts_stay(tmp_path: Path) -> None:
+    finished, unfinished = run_folder(tmp_path, 0), run_folder(tmp_path, 1, done=False)
+    for run in (finished, unfinished):
+        run.episodes_part.write_bytes(b"part")
+        run.episodes_file.write_bytes(b"counts")
+    items = find_waste([tmp_path])
+    assert [(i.path, i.why) for i in items if i.path.parent != i.run.checkpoints] == [
+        (finished.episodes_part, "temporary")
+    ]
+    finished.result_file.rename(finished.result_file.with_suffix(".away"))  # another run began since
+    delete(items)
+    assert finished.episodes_part.exists()
+    finished.result_file.with_suffix(".away").rename(finished.result_file)
+    delete(find_waste([tmp_path]))
+    assert not finished.episodes_part.exists()
+    assert unfinished.episodes_part.exists()
+    assert finished.episodes_file.exists()
+    assert unfinished.episodes_file.exists()

@@ -399,3 +399,14 @@ def test_the_text_tells_what_came_and_what_did_not(url: str, tmp_path: Path) -> 
         f"  {here}/e: not fetched: OSError: no",
         "to go on, start the line of these cells here (output_dir=outputs)",
     ]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_part_of_the_evaluation_comes_until_there_is_a_result(finished: bool, tmp_path: Path) -> None:
+    there = with_run(started(tmp_path / "there", "a", miou=50.0 if finished else None), "r")
+    there.episodes_part.write_bytes(b"part")
+    there.episodes_file.write_bytes(b"counts")
+    shutil.copytree(tmp_path / "there", tmp_path / "store")
+    here = RunDirectory(pulled(f"file://{tmp_path}/store", tmp_path / "here").directory)
+    assert here.episodes_part.exists() is not finished
+    assert here.episodes_file.read_bytes() == b"counts"

@@ -72,6 +72,22 @@ def test_checkpoints_go_along_when_asked_for_and_on_preemption(tmp_path: Path, b
     assert f"preempted/{REMOTE}/result.json" not in found
 
 
+def test_counts_of_episodes_always_go_and_those_of_a_part_where_the_work_goes_on(tmp_path: Path, bucket: str) -> None:
+    url, place = f"s3://{bucket}/exp", f"exp/{REMOTE}"
+    cell = make_run(tmp_path, done=False)
+    cell.episodes_part.write_bytes(b"half of it")
+    sync.sync_cell(configured(url), cell, final=False)  # preempted
+    assert objects(bucket)[f"{place}/episodes.part"] == b"half of it"
+    cell.episodes_part.write_bytes(b"more of it")
+    assert "episodes.part" not in sync.push(cell, url).sent  # only records and logs
+    cell.episodes_file.write_bytes(b"counts")
+    make_records(cell, result=50.0)  # killed before the part was removed
+    sync.sync_cell(configured(url, checkpoints=True), cell)
+    found = objects(bucket)
+    assert found[f"{place}/episodes.npz"] == b"counts"
+    assert f"{place}/episodes.part" not in found
+
+
 def test_only_what_changed_is_sent_again(tmp_path: Path, bucket: str) -> None:
     cell = make_run(tmp_path)
     assert len(sync.push(cell, f"s3://{bucket}/x").sent) == 6
