@@ -101,6 +101,15 @@ class Batch(Tasks):
         pinned: dict[str, Any] = {name: x.pin_memory() for name, x in values if isinstance(x, Tensor)}
         return replace(self, **pinned)
 
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
+        bounds = [len(self) * part // parts for part in range(parts + 1)]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            Batch(**{name: value[start:end] for name, value in values.items()})
+            for start, end in zip(bounds, bounds[1:])
+        ]
+
 
 def collate(episodes: Sequence[Episode]) -> Batch:
     """Stack episodes into a `Batch`."""
