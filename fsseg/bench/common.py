@@ -38,6 +38,7 @@ class Spread:
         median: of all.
         low, high: lower and upper quartile.
         least: the smallest.
+        mean: of all; sums are made of it.
         number: of measurements.
     """
 
@@ -45,17 +46,21 @@ class Spread:
     low: float
     high: float
     least: float
+    mean: float
     number: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of one or more values."""
         low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-        return cls(median, low, high, min(values), len(values))
+        return cls(median, low, high, min(values), statistics.fmean(values), len(values))
 
     def times(self, factor: float) -> Spread:
         """The same in another unit."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.least * factor, self.number)
+        median, low, high, least, mean = (
+            value * factor for value in (self.median, self.low, self.high, self.least, self.mean)
+        )
+        return Spread(median, low, high, least, mean, self.number)
 
     def __str__(self) -> str:
         """`1.06 (1.05-1.10)`: median and quartiles, the median in three figures."""

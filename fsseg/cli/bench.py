@@ -1,4 +1,4 @@
-"""The commands `fsseg bench data|step|sweep`: how quick data and models are on this machine. `app` adds them.
+"""The commands `fsseg bench data|step|evaluate|sweep`: how quick data and models are on this machine. `app` adds them.
 
 Each prints a table with the machine and the commit, and writes the same as JSON with `--json`.
 """
@@ -16,7 +16,7 @@ from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.bench.common import Report
-    from fsseg.config.schema import Config
+    from fsseg.config.compose import Composed
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here, too")]
 Repeats = Annotated[int, typer.Option(min=1, max=100_000, help="Measurements of each side, after one that is not kept")]
@@ -24,7 +24,7 @@ Repeats = Annotated[int, typer.Option(min=1, max=100_000, help="Measurements of 
 
 def add_to(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and models are on this machine.")
-    for name, function in (("data", data), ("step", step), ("sweep", sweep)):
+    for name, function in (("data", data), ("step", step), ("evaluate", evaluate), ("sweep", sweep)):
         bench.command(name)(takes_line(function))
     app.add_typer(bench, name="bench")
 
@@ -76,15 +76,42 @@ def step(
     chosen, ways = words("--formats", formats, bench.FORMATS), words("--layouts", layouts, bench.LAYOUTS)
     # Weights change no time, and where they are absent time can still be measured.
     cells = _cells([*paper_size(line), "backbone.pretrained=false"])
-    device = set_up(cells[0])
+    device = set_up(cells[0].cfg)
     machine, rows = environment(device), []
-    for cfg in cells:
+    for cfg in [composed.cfg for composed in cells]:
         for size in given or ([1] if device.type == "cpu" else [cfg.train.batch_size]):
             for number_format in chosen:
                 rows += bench.bench_step(cfg, bench.Setting(size, number_format, ways, repeats))
                 report = Report("step", machine, rows, bench.format_steps(rows))
                 if json is not None:  # whatever stops the next one, this one is kept
                     report.write(json)
+    _tell(report, json)
+
+
+def evaluate(
+    line: Line = None,
+    sample: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Episodes of the sides that are not measured in full")
+    ] = 24,
+    json: Json = None,
+) -> None:
+    """An evaluation beside the same code that keeps nothing, and beside its bare decoding and backbone.
+
+    The line may be one of several cells (shot=1,5): each is measured. Weights of the backbone are random unless the
+    line names others (backbone.pretrained=, checkpoint=).
+    """
+    from fsseg.bench import evaluation as bench
+    from fsseg.bench.common import Report, environment, set_up
+
+    line = list(line or [])
+    cells = _cells([*line, *([] if any("backbone.pretrained=" in o for o in line) else ["backbone.pretrained=false"])])
+    device = set_up(cells[0].cfg)
+    machine, rows = environment(device), []
+    for composed in cells:
+        rows.append(bench.bench_evaluation(composed, device, sample))
+        report = Report("evaluate", machine, rows, bench.format_evaluation(rows))
+        if json is not None:
+            report.write(json)
     _tell(report, json)
 
 
@@ -110,8 +137,8 @@ def sweep(
     _tell(Report("sweep", machine, rows, bench.format_sweep(rows)), json)
 
 
-def _cells(line: list[str]) -> list[Config]:
-    """The configuration of every cell of a line.
+def _cells(line: list[str]) -> list[Composed]:
+    """Every cell of a line.
 
     Raises:
         UserError: the first fault of any of them.
@@ -127,8 +154,8 @@ def _cells(line: list[str]) -> list[Config]:
         if isinstance(composed, UserError):
             raise composed
         validate(composed.cfg, False)
-        cells.append(composed.cfg)
-    configure_logging(cells[0].log_level)
+        cells.append(composed)
+    configure_logging(cells[0].cfg.log_level)
     return cells
 
 

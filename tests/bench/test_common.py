@@ -16,10 +16,10 @@ CPU = torch.device("cpu")
 
 
 def test_a_spread_holds_median_quartiles_and_the_least() -> None:
-    assert Spread.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5)
-    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 1)
-    assert str(Spread(1.0634, 1.0512, 1.1, 1.0, 9)) == "1.06 (1.05-1.10)"
-    assert str(Spread(1.0634, 1.0512, 1.1, 1.0, 9).times(1000)) == "1063 (1051-1100)"
+    assert Spread.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Spread(3.0, 2.0, 4.0, 1.0, 3.0, 5)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0, 1)
+    assert str(Spread(1.0634, 1.0512, 1.1, 1.0, 1.07, 9)) == "1.06 (1.05-1.10)"
+    assert str(Spread(1.0634, 1.0512, 1.1, 1.0, 1.07, 9).times(1000)) == "1063 (1051-1100)"
 
 
 def test_sides_are_measured_in_turn_and_the_warm_up_is_not_kept() -> None:
@@ -57,7 +57,7 @@ def test_the_report_is_text_and_json_with_machine_and_code(tmp_path: Path) -> No
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["benchmark"] == "step"
     assert content["rows"] == [
-        {"name": "a", "seconds": {"median": 1.5, "low": 1.25, "high": 1.75, "least": 1.0, "number": 2}}
+        {"name": "a", "seconds": {"median": 1.5, "low": 1.25, "high": 1.75, "least": 1.0, "mean": 1.5, "number": 2}}
     ]
     assert content["environment"] == machine
     assert {"cpu", "cores", "threads", "device", "torch", "fsseg", "commit", "command", "load"} <= machine.keys()

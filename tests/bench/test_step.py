@@ -29,7 +29,7 @@ def config(model, device: str = "cpu", accumulate: int = 1, optimizer: str = "sg
 
 
 def exactly(value: float) -> Spread:
-    return Spread(value, value, value, value, 1)
+    return Spread.of([value])
 
 
 def test_measures_a_step_that_predicts_the_wanted_share_in_every_round() -> None:
@@ -91,7 +91,10 @@ def row(**fields) -> StepRow:
 
 def test_ratio_rates_and_share_follow_from_the_times() -> None:
     found = row(
-        backbone_seconds=exactly(2.0), step_seconds=Spread(3.0, 2.8, 3.5, 2.5, 5), step_tflop=5.0, matmul_tflops=8.0
+        backbone_seconds=exactly(2.0),
+        step_seconds=Spread(3.0, 2.8, 3.5, 2.5, 3.1, 5),
+        step_tflop=5.0,
+        matmul_tflops=8.0,
     )
     assert found.ratio == 1.5
     assert found.matmul_share == pytest.approx(5.0 / 2.5 / 8.0)
