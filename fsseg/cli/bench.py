@@ -130,10 +130,11 @@ def sweep(
     from fsseg.bench import sweep as bench
     from fsseg.bench.common import Findings, environment
     from fsseg.process.logs import configure_logging
+    from fsseg.report.aggregate import aggregate
 
     configure_logging("warning")
     machine = environment(torch.device("cpu"))
-    rows = bench.bench_sweep(line or [], cells, repeats)
+    rows = bench.bench_sweep(aggregate, line or [], cells, repeats)
     _tell(Findings("sweep", machine, rows, bench.format_sweep(rows)), json)
 
 
