@@ -257,6 +257,15 @@ def _a_batch_fits_into_memory(cfg: Config) -> Iterator[UserError]:
             yield UserError(what, f"lower {key}, shot or dataset.image_size")
 
 
+@_relates("train.accumulate", "train.batch_size")
+def _a_batch_has_an_episode_for_each_part(cfg: Config) -> Iterator[UserError]:
+    """No part of a batch is empty; with several processes each has its share to split."""
+    parts, episodes = cfg.train.accumulate, cfg.train.batch_size
+    if parts > episodes:
+        what = f"train.accumulate={parts} cannot split a batch of {episodes} (train.batch_size)"
+        yield UserError(what, f"set train.accumulate to {episodes} or less")
+
+
 @_relates("protocol.num_episodes", "protocol.seeds", "eval.background_shifts")
 def _the_episodes_can_be_counted(cfg: Config) -> Iterator[UserError]:
     """All of them are listed before the first is evaluated; published protocols have 100,000 at most."""

@@ -182,6 +182,12 @@ def _unknown(key: str) -> UserError:
             f"{key} is no setting of the launcher of this line",
             "choose the launcher as well: hydra/launcher=slurm, or local; without one cells run one after the other",
         )
+    if key.startswith("train.lr_factors."):
+        name = key.removeprefix("train.lr_factors.")
+        return UserError(
+            f"{key}: names of modules are new keys, and need a + before the line",
+            f"write '+train.lr_factors={{{name}: 0.1}}', in quotes",
+        )
     if key in RETIRED:
         return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)

@@ -383,8 +383,8 @@ class TrainConfig:
     weight_decay: Annotated[float, within(0, 1000)] = 1e-4
     """Weight decay of the optimiser."""
     lr_factors: Annotated[dict[str, float], constraints.FACTORS] = field(default_factory=dict)
-    """Module name -> what its learning rate is multiplied by: `{backbone: 0.1}`. The longest name that fits counts; 0
-    leaves the module as it is."""
+    """Module name -> what its learning rate is multiplied by: `'+train.lr_factors={backbone: 0.1}'` (names are
+    new keys, hence the +). The longest name that fits counts; 0 leaves the module as it is."""
     poly_power: Annotated[float, within(0, 1000)] = 0.9
     """lr falls as (1 - step / steps) ** poly_power, per step."""
     clip_grad_norm: Annotated[float | None, above(0, 1e9)] = None

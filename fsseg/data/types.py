@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,12 @@ class Batch(Tasks):
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         pinned: dict[str, Any] = {name: x.pin_memory() for name, x in values if isinstance(x, Tensor)}
         return replace(self, **pinned)
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` parts, whose sizes differ by one at most; no tensor is copied."""
+        bounds = [len(self) * part // parts for part in range(parts + 1)]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [Batch(**{name: value[start:end] for name, value in values.items()}) for start, end in pairwise(bounds)]
 
 
 def collate(episodes: Sequence[Episode]) -> Batch:

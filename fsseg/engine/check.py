@@ -22,6 +22,7 @@ from fsseg.data.registry import DataNow, checked_source, folder_faults, made_onc
 from fsseg.data.source import Source
 from fsseg.engine import checkpoint, distributed
 from fsseg.engine.devices import choose_device, describe_device
+from fsseg.engine.optimiser import parameter_groups
 from fsseg.engine.ready import Plans, make_plans, room_of, steps_of
 from fsseg.engine.train import check_state
 from fsseg.errors import UserError, merge_errors, visible
@@ -143,7 +144,8 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
                 f"{training.held_out} training images held back, {every(cfg.eval.every_epochs, 'epoch')}",
             ))  # fmt: skip
         with found.noting():
-            distributed.share(cfg.train.batch_size, Ranks(world=int(os.environ.get("WORLD_SIZE", "1"))))
+            ranks = Ranks(world=int(os.environ.get("WORLD_SIZE", "1")))
+            distributed.share(cfg.train.batch_size, ranks, cfg.train.accumulate)
     if (evaluation := plans.evaluation) is not None:
         drawn = several([names[c] for c in evaluation.classes])
         found.rows.append((
@@ -180,6 +182,8 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
         model = made_once(("model", str(resolved(cfg.backbone)), str(resolved(cfg.model))), lambda: build_model(cfg))
         number = sum(p.numel() for p in model.parameters()) / 1e6
         found.rows.append(("model", f"{cfg.model.name} on {backbone.name}: {number:.2f} M parameters"))
+        if cfg.train.enabled and model.trainable:
+            parameter_groups(model, cfg.train.lr_factors)
     return model
 
 

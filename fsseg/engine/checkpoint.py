@@ -99,10 +99,13 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         os.replace(new, path)
 
 
-def size_of(model: nn.Module) -> int:
-    """Bytes of a checkpoint of this model: all its weights, and the momentum of those that train."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *trained))
+def size_of(model: nn.Module, optimizer: str = "sgd") -> int:
+    """Bytes of a checkpoint of this model: all its weights, and what the optimiser keeps of those that train.
+
+    That is the momentum of SGD, or AdamW's two running means.
+    """
+    kept = [p for p in model.parameters() if p.requires_grad] * {"sgd": 1, "adamw": 2}[optimizer]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *kept))
 
 
 _DIVERGED = "lower train.lr, or set train.clip_grad_norm=1, and start anew with redo=true"

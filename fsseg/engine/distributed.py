@@ -47,7 +47,8 @@ def set_up(device_name: str) -> Ranks:
         gpu = device_name != "cpu" and torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+        # Gradients of GPUs go over nccl, all that is on the host over gloo: nccl would make the host wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -59,16 +60,25 @@ def _export_submitit() -> None:
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def share(batch_size: int, ranks: Ranks) -> range:
+def share(batch_size: int, ranks: Ranks, parts: int = 1) -> range:
     """Positions within the global batch that this rank loads; the shares differ by one at most.
 
+    Args:
+        parts: that each rank computes its share in (`train.accumulate`).
+
     Raises:
-        UserError: there are more processes than episodes in a batch.
+        UserError: there are more processes than episodes in a batch, or more parts than episodes in a share.
     """
     if batch_size < ranks.world:
         raise UserError(
             f"train.batch_size={batch_size} cannot be shared by {ranks.world} processes",
             "start fewer processes, or raise train.batch_size (it is that of all processes together)",
+        )
+    if batch_size // ranks.world < parts:
+        raise UserError(
+            f"train.accumulate={parts} cannot split the {batch_size // ranks.world} episodes of a process "
+            f"(train.batch_size={batch_size} on {ranks.world})",
+            f"set train.accumulate to {batch_size // ranks.world} or less",
         )
     return range(batch_size * ranks.rank // ranks.world, batch_size * (ranks.rank + 1) // ranks.world)
 
@@ -79,9 +89,7 @@ def batches_of_rank(items: Sequence[T], batch_size: int, ranks: Ranks) -> list[T
     return [item for start in starts for item in items[start : start + batch_size]]
 
 
-def next_batch(
-    batches: Iterator[Batch], should_stop: Callable[[], str | None], ranks: Ranks, device: torch.device
-) -> Batch | None:
+def next_batch(batches: Iterator[Batch], should_stop: Callable[[], str | None], ranks: Ranks) -> Batch | None:
     """The next batch of this rank; None where it has no more. All ranks call it equally often.
 
     Raises:
@@ -97,7 +105,7 @@ def next_batch(
             raise
         fault = error
     if ranks.world > 1:
-        stops, faults = add_up([reason is not None, fault is not None], ranks, device)
+        stops, faults = add_up([reason is not None, fault is not None], ranks)
         if faults:
             told = [text for text in gather(None if fault is None else str(fault), ranks) if text is not None]
             raise fault if fault is not None else UserError(f"another process of this run failed: {told[0]}")
@@ -133,33 +141,29 @@ def gather(value: T, ranks: Ranks) -> list[T]:
     return values
 
 
-def add_up(numbers: Sequence[float], ranks: Ranks, device: torch.device) -> list[float]:
-    """Sums over the ranks (float64)."""
+def add_up(numbers: Sequence[float], ranks: Ranks) -> list[float]:
+    """Sums over the ranks (float64, exact for counts of pixels); between the hosts alone, no GPU waits."""
     if ranks.world == 1:
         return list(numbers)
-    # float64 is exact for the pixel counts; nccl reduces on the GPU alone
-    tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+    tensor = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(tensor)
     return tensor.tolist()
 
 
 def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-    """Replace every gradient by the sum over the ranks.
+    """Replace every gradient by the sum over the ranks, in one exchange.
 
     A parameter without gradient on every rank stays without, as on one process, and SGD does not change it.
     """
     if ranks.world == 1:
         return
     parameters = list(parameters)
-    if not parameters:
+    used = add_up([p.grad is not None for p in parameters], ranks)
+    taken = [p for p, count in zip(parameters, used) if count]
+    if not taken:
         return
-    device = parameters[0].device
-    used = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
-    flat = torch.cat([used, *parts])
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in taken])
     dist.all_reduce(flat)
-    counts, rest = flat[: len(parameters)].tolist(), flat[len(parameters) :]
-    for parameter, count in zip(parameters, counts):
-        values, rest = rest[: parameter.numel()], rest[parameter.numel() :]
-        if count:
-            parameter.grad = values.view_as(parameter).to(parameter.dtype)
+    for parameter, values in zip(taken, flat.split([p.numel() for p in taken])):
+        # laid out in memory as the weight is, which the optimiser's kernels ask for
+        parameter.grad = torch.empty_like(parameter).copy_(values.view(parameter.shape))

@@ -248,7 +248,7 @@ class Scoring:
         scores: list[PooledScore] = []
         distances: list[float | None] = []
         for _ in range(math.ceil(len(specs) / ((cfg.eval.batch_size or 8) * ranks.world))):
-            batch = distributed.next_batch(batches, run.should_stop, ranks, device)
+            batch = distributed.next_batch(batches, run.should_stop, ranks)
             if batch is None:
                 continue  # in the last turn only some processes have a batch
             batch = batch.to(device)

@@ -105,7 +105,7 @@ class Room:
 
 def room_of(model: nn.Module, cfg: Config, cell: Cell) -> Room:
     """While a checkpoint is written there are three of them: the last, the one before it, and the new one."""
-    one = size_of(model) if cfg.train.enabled and trains(cfg) else 0
+    one = size_of(model, cfg.train.optimizer) if cfg.train.enabled and trains(cfg) else 0
     there = 0 if cfg.redo else sum(path.is_file() for path in (cell.checkpoint, cell.previous_checkpoint))
     free = shutil.disk_usage(nearest(cell.directory)).free
     return Room(Path(cfg.output_dir), one, SMALL_FILES + one * (3 - there), free)

@@ -1,4 +1,6 @@
-"""The training loop: SGD with a poly schedule over episodes, resumable at every step. Called by `fsseg.run`.
+"""The training loop: a poly schedule over episodes, resumable at every step. Called by `fsseg.run`.
+
+Within a step this process never waits for a GPU: numbers are read some steps later (`fsseg.engine.pending`).
 
 On several processes (`fsseg.engine.distributed`) each loads its part of every batch; the loss stays the mean over all
 valid pixels of the whole batch, and only the first process writes.
@@ -10,11 +12,10 @@ import logging
 import math
 import statistics
 import time
-from contextlib import nullcontext, suppress
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fsseg.cell.metrics_file import MetricsFile
 from fsseg.cell.models import Training
@@ -22,9 +23,13 @@ from fsseg.cell.record import Cell
 from fsseg.config.schema import Config
 from fsseg.data.loader import TrainingPlan, training_loader
 from fsseg.data.source import IGNORE_INDEX, Source
-from fsseg.engine import checkpoint, distributed
+from fsseg.data.types import Batch
+from fsseg.engine import checkpoint, distributed, precision
+from fsseg.engine.compiled import compiled, uncompiled
 from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
+from fsseg.engine.optimiser import make_optimiser, restore, set_rate
+from fsseg.engine.pending import Pending
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import steps_of
 from fsseg.engine.validation import BaseValidation
@@ -59,18 +64,15 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
     cfg, cell, ranks, device = run.cfg, run.cell, run.ranks, run.device
     assert device is not None
     total = steps_of(plan, cfg)
+    positions = distributed.share(plan.batch_size, ranks, cfg.train.accumulate)
+    amp = precision.usable(cfg.train.amp, device)
+    precision.prepare(model, device, amp)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(
-        parameters, lr=cfg.train.lr, momentum=cfg.train.momentum, weight_decay=cfg.train.weight_decay
-    )
-    amp = cfg.train.amp if device.type == "cuda" else "off"
-    if amp != cfg.train.amp:
-        log.warning("train.amp=%s needs a GPU: this run is in float32", cfg.train.amp)
+    optimiser = make_optimiser(model, cfg.train, device)
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
-    positions = distributed.share(plan.batch_size, ranks)
     validation = BaseValidation(run, model, source, plan, total)
 
-    step, seconds, rows, last_loss = 0, 0.0, 0, math.nan
+    step, seconds, rows, last_loss, waited = 0, 0.0, 0, math.nan, 0.0
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
     images = source.images_fingerprint("train")
     state = _resumable(run, total, (plan.index_fingerprint, images))
@@ -82,13 +84,41 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
 
+    earlier = seconds
     started = time.monotonic() - seconds - validation.seconds
     metrics = MetricsLog(cell, cfg.logger.tensorboard, rows) if ranks.first else None
 
     def trained_seconds() -> float:
         return time.monotonic() - started - validation.seconds
 
+    def read(everything: bool = False) -> None:
+        """Record the steps whose numbers are there; all ranks call it at the same steps."""
+        nonlocal last_loss, window
+        for done, numbers in pending.read(everything):
+            last_loss, terms = _whole(done, numbers, ranks)
+            if not math.isfinite(last_loss):
+                raise UserError(
+                    f"the loss is {last_loss} at step {done.step} (train.lr={cfg.train.lr}, "
+                    f"train.lr_scale={cfg.train.lr_scale})",
+                    "lower train.lr or train.lr_scale, or set train.clip_grad_norm=1",
+                )
+            window.append(last_loss)
+            progress.step(f"loss {last_loss:.3f}")
+            if done.has_row:
+                if metrics is not None:
+                    metrics.add({
+                        "step": done.step, "epoch": round(done.step / plan.steps_per_epoch, 4),
+                        "train/loss": statistics.fmean(window),
+                        **{f"train/{name}": value for name, value in terms.items()},
+                        "lr": done.rate, "seconds_per_step": progress.seconds_per_step,
+                    })  # fmt: skip
+                window = []
+            left = progress.eta_seconds + validation.seconds_left
+            run.status.update(step=done.step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
+                              eta_seconds=round(left, 1))  # fmt: skip
+
     def save() -> None:
+        read(everything=True)
         if metrics is None:
             return
         run.still_ours()
@@ -122,68 +152,59 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
     model.train()
     saved_at, saved_step = time.monotonic(), step
     batches = iter(training_loader(source, cfg, step, total - step, plan, positions))
+    pending: Pending[_Step] = Pending(device)
     try:
-        with Progress("train", total, done=step) as progress:
+        with Progress("train", total, done=step) as progress, compiled(model, device, cfg.train.compile):
             while True:
                 try:
                     if validation.due(step):
-                        with progress.paused("validating"):
+                        read(everything=True)
+                        with progress.paused("validating"), uncompiled(cfg.train.compile):
                             row = validation.score(step)
                         if metrics is not None:
                             metrics.add(row)
                     every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
-                    old = time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes
+                    old = distributed.broadcast(time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes, ranks)
                     if saved_step < step and (old or (every and step % every == 0)):
                         save()
                         saved_at, saved_step = time.monotonic(), step
                     if step == total:
                         break
-                    batch = distributed.next_batch(batches, run.should_stop, ranks, device)
+                    asked = time.monotonic()
+                    batch = distributed.next_batch(batches, run.should_stop, ranks)
+                    waited += time.monotonic() - asked
                 except Preempted:
                     save()
                     raise
+                except UserError:
+                    if ranks.world == 1:  # of several processes some may be gone
+                        read(everything=True)
+                    raise
                 assert batch is not None
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(cfg, step, total)
-                target = training_target(batch, cfg.protocol.ignore_in_loss)
-                weight = _weight(target, ranks, device)
-                batch, target = batch.to(device), target.to(device, non_blocking=True)
-                kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-                with torch.autocast(device.type, dtype=kind) if kind else nullcontext():
-                    loss, parts = model.loss(model(batch), target)
+                step += 1
+                rate = learning_rate(cfg, step - 1, total)
+                has_row = step % cfg.logger.every_steps == 0 or step == total
+                set_rate(optimiser, rate)
                 optimiser.zero_grad(set_to_none=True)
-                scaler.scale(loss if ranks.world == 1 else loss * weight).backward()
+                # On the host each part's share of the step, on the device its loss, and for a row the terms of it.
+                batch_parts = batch.split(cfg.train.accumulate)
+                weights, names, numbers = _weights(batch_parts, cfg, ranks), [], []
+                for part, weight in zip(batch_parts, weights):
+                    part = part.to(device)
+                    with precision.autocast(device, amp):
+                        loss, terms = model.loss(model(part), training_target(part, cfg.protocol.ignore_in_loss))
+                    scaler.scale(loss * weight).backward()
+                    names.append(["loss", *(terms if has_row else ())])
+                    numbers += [loss.detach(), *(terms.values() if has_row else ())]
                 distributed.add_gradients(parameters, ranks)
                 if cfg.train.clip_grad_norm is not None:
                     scaler.unscale_(optimiser)
                     torch.nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad_norm)
                 scaler.step(optimiser)
                 scaler.update()
-                step += 1
-                last_loss = float(loss.detach())
-                if ranks.world > 1:
-                    (last_loss,) = distributed.add_up([last_loss * weight], ranks, device)
-                if not math.isfinite(last_loss):
-                    raise UserError(
-                        f"the loss is {last_loss} at step {step} (train.lr={cfg.train.lr}, "
-                        f"train.lr_scale={cfg.train.lr_scale})",
-                        "lower train.lr or train.lr_scale, or set train.clip_grad_norm=1",
-                    )
-                window.append(last_loss)
-                progress.step(f"loss {last_loss:.3f}")
-                if step % cfg.logger.every_steps == 0 or step == total:
-                    terms = _sum_terms({k: float(v.detach()) for k, v in parts.items()}, weight, ranks)
-                    if metrics is not None:
-                        metrics.add({
-                            "step": step, "epoch": round(step / plan.steps_per_epoch, 4),
-                            "train/loss": statistics.fmean(window),
-                            **{f"train/{k}": v for k, v in terms.items()},
-                            "lr": optimiser.param_groups[0]["lr"], "seconds_per_step": progress.seconds_per_step,
-                        })  # fmt: skip
-                    window = []
-                left = progress.eta_seconds + validation.seconds_left
-                run.status.update(step=step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
-                                  eta_seconds=round(left, 1))  # fmt: skip
+                pending.put(_Step(step, rate, has_row, weights, names), torch.stack([x.double() for x in numbers]))
+                read()
+            read(everything=True)
         if saved_step < step or total == 0:
             save()
     except ClaimLost:
@@ -198,7 +219,9 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
     if metrics is not None:
         metrics.close()
     seconds = trained_seconds()
-    log.info("trained %d steps in %s, last loss %.4f", total, duration(seconds), last_loss)
+    here = trained_seconds() - earlier
+    log.info("trained %d steps in %s, last loss %.4f; waiting for data %.1f %% of the time",
+             total, duration(seconds), last_loss, 100 * waited / max(here, 1e-9))  # fmt: skip
     made = Training(
         steps=total, epochs=total / plan.steps_per_epoch, images=plan.num_images, batch_size=cfg.train.batch_size,
         final_loss=last_loss, seconds=round(seconds, 2), base_validation=validation.record(),
@@ -218,20 +241,45 @@ def origin(cfg: Config, source: Source) -> dict[str, Any]:
     }
 
 
-def _weight(target: Tensor, ranks: Ranks, device: torch.device) -> float:
-    """This rank's share of the pixels that the whole batch trains: what its mean loss counts in the mean over all."""
-    if ranks.world == 1:
-        return 1.0
-    valid = int((target != IGNORE_INDEX).sum())
-    (everywhere,) = distributed.add_up([valid], ranks, device)
-    return valid / max(1.0, everywhere)
+class _Step(NamedTuple):
+    """What is known of a step before its numbers are there.
+
+    Attributes:
+        step: it and those before it, counted.
+        rate: learning rate of the schedule.
+        has_row: whether metrics.csv gets a row with this step.
+        weights: of each part of the batch, its share of the pixels that the whole batch trains.
+        names: of the numbers of each part: `loss`, and with a row those of its terms.
+    """
+
+    step: int
+    rate: float
+    has_row: bool
+    weights: list[float]
+    names: list[list[str]]
 
 
-def _sum_terms(terms: dict[str, float], weight: float, ranks: Ranks) -> dict[str, float]:
-    if ranks.world == 1:
-        return terms
-    weighted = distributed.gather({k: v * weight for k, v in terms.items()}, ranks)
-    return {k: sum(other.get(k, 0.0) for other in weighted) for k in terms}
+def _weights(parts: list[Batch], cfg: Config, ranks: Ranks) -> list[float]:
+    """Each part's share of the pixels that the whole batch trains: what its mean loss counts in the mean over all."""
+    if len(parts) == ranks.world == 1:
+        return [1.0]
+    valid = [int((training_target(part, cfg.protocol.ignore_in_loss) != IGNORE_INDEX).sum()) for part in parts]
+    (everywhere,) = distributed.add_up([sum(valid)], ranks)
+    return [number / max(1.0, everywhere) for number in valid]
+
+
+def _whole(done: _Step, numbers: list[float], ranks: Ranks) -> tuple[float, dict[str, float]]:
+    """Loss of the whole batch, and with a row its terms: the weighted sums over all parts on all ranks."""
+    sums: dict[str, float] = {}
+    values = iter(numbers)
+    for weight, names in zip(done.weights, done.names):
+        for name in names:
+            sums[name] = sums.get(name, 0.0) + weight * next(values)
+    (loss,) = distributed.add_up([sums.pop("loss")], ranks)
+    if done.has_row and ranks.world > 1:
+        everywhere = distributed.gather(sums, ranks)
+        sums = {name: sum(other.get(name, 0.0) for other in everywhere) for name in sums}
+    return loss, sums
 
 
 def _restore(
@@ -241,17 +289,15 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    settings = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in optimiser.param_groups]
     try:
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        same = restore(optimiser, state["optimiser"])
         scaler.load_state_dict(state["scaler"])
         checkpoint.set_rng_state(state["rng"])
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
     else:
-        restored = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in optimiser.param_groups]
-        reason = "" if restored == settings else "other settings of the optimiser"
+        reason = "" if same else "other settings of the optimiser"
     if reason:
         raise UserError(
             f"{cell.checkpoint} does not fit the model as it is now, although the settings are equal: {reason[:200]}",

@@ -113,7 +113,7 @@ def exchange() -> None:
         yield 1
 
     def batch(batches: Iterator[Any], should_stop: Any = lambda: None) -> Any:
-        return distributed.next_batch(batches, should_stop, ranks, torch.device("cpu"))
+        return distributed.next_batch(batches, should_stop, ranks)
 
     try:
         batch(iter([1]), stop)
@@ -188,4 +188,4 @@ def test_one_process_touches_nothing() -> None:
     assert model.weight.grad is None
     assert distributed.broadcast("x", Ranks()) == "x"
     assert distributed.gather(1, Ranks()) == [1]
-    assert distributed.add_up([1, 2], Ranks(), torch.device("cpu")) == [1, 2]
+    assert distributed.add_up([1, 2], Ranks()) == [1, 2]
