@@ -15,7 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fsseg.config.entry import plain
@@ -28,7 +31,8 @@ from fsseg.data.lists import FoldLists, eligible_pairs, images_needed, train_lis
 from fsseg.data.pixels import Sample
 from fsseg.data.source import Source, Split
 from fsseg.data.transforms import EvalTransform, TrainTransform
-from fsseg.data.types import Batch, Episode, EpisodeSpec, collate
+from fsseg.data.types import Batch, Episode, EpisodeSpec, Tasks, collate
+from fsseg.data.visits import Load, Visit
 from fsseg.errors import UserError
 from fsseg.process.signals import shield_worker
 
@@ -187,16 +191,24 @@ def training_loader(
     return make_loader(dataset, len(specs.positions), resolve_workers(cfg.num_workers))
 
 
-def evaluation_loader(
-    source: Source,
-    cfg: Config,
-    specs: Sequence[EpisodeSpec],
-    split: Split = "val",
-    ignore_classes: Sequence[int] = (),
-) -> EpisodeLoader:
-    """Batches of `eval.batch_size` of the given episodes, in the order given; the last batch may be smaller."""
-    dataset = EpisodeDataset(source, split, specs, evaluation_transform(cfg), ignore_classes=ignore_classes)
-    return make_loader(dataset, cfg.eval.batch_size or 8, resolve_workers(cfg.num_workers))
+def evaluation_loader(source: Source, cfg: Config, visits: Sequence[Visit], plan: EvaluationPlan) -> EpisodeLoader:
+    """What each visit needs, as `Loaded`, in the order given.
+
+    Args:
+        plan: of the evaluation, or one of its plans: they differ in episodes alone.
+    """
+    dataset = VisitDataset(source, cfg, visits, plan)
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=range(len(dataset)),
+        num_workers=resolve_workers(cfg.num_workers),
+        collate_fn=_as_it_is,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # see `make_loader`
+    )
+    return EpisodeLoader(loader)
 
 
 def train_transform(cfg: Config) -> TrainTransform:
@@ -222,14 +234,60 @@ def resolve_workers(num_workers: int) -> int:
     return min(8, cores - 1)
 
 
+class _Files:
+    """The images and masks of a split, checked against each other.
+
+    Args:
+        source: of the images and masks.
+        split: which split they are of.
+        ignore_classes: classes whose pixels become 255.
+    """
+
+    def __init__(self, source: Source, split: Split, ignore_classes: Sequence[int] = ()) -> None:
+        self.source, self.split, self.ignore_classes = source, split, tuple(ignore_classes)
+
+    def mask(self, image_id: str, class_id: int) -> NDArray[np.uint8]:
+        """At original size."""
+        return self.source.mask(self.split, image_id, class_id, self.ignore_classes)
+
+    def support_mask(self, image_id: str, spec: EpisodeSpec) -> NDArray[np.uint8]:
+        """
+        Raises:
+            UserError: it has no foreground.
+        """
+        mask = self.mask(image_id, spec.class_id)
+        if not (mask == 1).any():
+            raise UserError(
+                f"{self.source.name}, {self.split} image {image_id}: support mask of class "
+                f"{self.source.classes[spec.class_id]} has no foreground pixel (episode {spec.number})",
+                "the annotation differs from the index: run `fsseg prepare` again, or replace the file",
+            )
+        return mask
+
+    def image(self, image_id: str, size: tuple[int, ...], longer_side: int | None) -> NDArray[np.uint8]:
+        """The image of a mask of `size`; `longer_side` as in `Source.image`.
+
+        Raises:
+            UserError: it is of another size.
+        """
+        image = self.source.image(self.split, image_id, longer_side)
+        if not reduction(image.shape, size):
+            raise UserError(
+                f"{self.source.name}, {self.split} image {image_id}: image of {image.shape[1]} x {image.shape[0]} "
+                f"pixels, mask of {size[1]} x {size[0]}",
+                "replace the file that is not the official one; `fsseg verify` lists all such images",
+            )
+        return image
+
+
 class EpisodeDataset(Dataset[Episode]):
-    """Episode number i of a sequence of specs, read and transformed.
+    """Training episode number i of a sequence of specs, read and transformed.
 
     Args:
         source: of the images and masks.
         split: which split the specs are of.
         specs: the episodes; a list, or anything with the same indexing.
-        transform: `TrainTransform` (random, no truth at original size) or `EvalTransform`.
+        transform: the random one of training.
         seed: of the training augmentation.
         ignore_classes: classes whose pixels become 255.
     """
@@ -239,12 +297,12 @@ class EpisodeDataset(Dataset[Episode]):
         source: Source,
         split: Split,
         specs: Sequence[EpisodeSpec] | _Steps,
-        transform: TrainTransform | EvalTransform,
+        transform: TrainTransform,
         seed: int = 0,
         ignore_classes: Sequence[int] = (),
     ) -> None:
-        self.source, self.split, self.specs = source, split, specs
-        self.transform, self.seed, self.ignore_classes = transform, seed, tuple(ignore_classes)
+        self.files, self.specs = _Files(source, split, ignore_classes), specs
+        self.transform, self.seed = transform, seed
 
     def __len__(self) -> int:
         return len(self.specs)
@@ -254,9 +312,12 @@ class EpisodeDataset(Dataset[Episode]):
         Raises:
             UserError: a faulty image or mask, or a support mask without foreground; the file is named.
         """
-        spec = self.specs[i]
-        supports = [self._load(spec, image_id, f"support {k}")[0] for k, image_id in enumerate(spec.support_ids)]
-        query, truth = self._load(spec, spec.query_id, "query")
+        spec, files = self.specs[i], self.files
+        supports = [
+            self._sample(spec, image_id, files.support_mask(image_id, spec), f"support {k}")
+            for k, image_id in enumerate(spec.support_ids)
+        ]
+        query = self._sample(spec, spec.query_id, files.mask(spec.query_id, spec.class_id), "query")
         return Episode(
             support_images=torch.stack([s.image for s in supports]),
             support_masks=torch.stack([s.mask for s in supports]),
@@ -266,33 +327,87 @@ class EpisodeDataset(Dataset[Episode]):
             query_picture=query.picture,
             spec=spec,
             valid_size=query.valid_size,
-            query_truth=truth if isinstance(self.transform, EvalTransform) else None,
         )
 
-    def _load(self, spec: EpisodeSpec, image_id: str, role: str) -> tuple[Sample, Any]:
-        image = self.source.image(self.split, image_id, self.transform.longer_side)
-        mask = self.source.mask(self.split, image_id, spec.class_id, self.ignore_classes)
-        if not reduction(image.shape, mask.shape):
-            raise UserError(
-                f"{self.source.name}, {self.split} image {image_id}: image of {image.shape[1]} x {image.shape[0]} "
-                f"pixels, mask of {mask.shape[1]} x {mask.shape[0]}",
-                "replace the file that is not the official one; `fsseg verify` lists all such images",
-            )
-        is_support = role != "query"
-        if is_support and not (mask == 1).any():
-            raise UserError(
-                f"{self.source.name}, {self.split} image {image_id}: support mask of class "
-                f"{self.source.classes[spec.class_id]} has no foreground pixel (episode {spec.number})",
-                "the annotation differs from the index: run `fsseg prepare` again, or replace the file",
-            )
-        if isinstance(self.transform, EvalTransform):
-            return self.transform(image, mask, keep_foreground=is_support), mask
-        random = Random(f"fsseg transform {self.seed} {spec.number} {role}")
-        return self.transform(image, mask, random), None
+    def _sample(self, spec: EpisodeSpec, image_id: str, mask: NDArray[np.uint8], role: str) -> Sample:
+        image = self.files.image(image_id, mask.shape, self.transform.longer_side)
+        return self.transform(image, mask, Random(f"fsseg transform {self.seed} {spec.number} {role}"))
+
+
+@dataclass
+class Loaded:
+    """A visit, with all that it needs from the data set.
+
+    Attributes:
+        images: (N, 3, H, W) float32, those to be encoded, and `pictures` (N, H, W) bool; None if there is none.
+        tasks: of its episodes.
+    """
+
+    visit: Visit
+    tasks: Tasks
+    images: Tensor | None = None
+    pictures: Tensor | None = None
+
+    def pin_memory(self) -> Loaded:
+        return self if self.images is None else replace(self, images=self.images.pin_memory())
+
+
+class VisitDataset(Dataset[Loaded]):
+    """Visit number i of an evaluation: the images that are to be encoded for it, and the masks of its episodes.
+
+    Args:
+        source, cfg: of the evaluation.
+        visits: `fsseg.data.visits.schedule`.
+        plan: see `evaluation_loader`.
+    """
+
+    def __init__(self, source: Source, cfg: Config, visits: Sequence[Visit], plan: EvaluationPlan) -> None:
+        self.files = _Files(source, plan.split, plan.ignore_classes)
+        self.transform, self.visits = evaluation_transform(cfg), visits
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def __getitem__(self, i: int) -> Loaded:
+        """
+        Raises:
+            UserError: as of `EpisodeDataset`.
+        """
+        visit = self.visits[i]
+        tasks = self._tasks([listed.spec for listed in visit.episodes])
+        if not visit.loads:
+            return Loaded(visit, tasks)
+        found = [self.image(load) for load in visit.loads]
+        images, pictures = (torch.stack(part) for part in zip(*found))
+        return Loaded(visit, tasks, images, pictures)
+
+    def image(self, load: Load) -> tuple[Tensor, Tensor]:
+        """One image (3, H, W), and which of its pixels are picture (H, W).
+
+        Raises:
+            UserError: a faulty image; the file is named.
+        """
+        size = self.files.mask(load.image_id, load.class_id).shape
+        return self.transform.image(self.files.image(load.image_id, size, self.transform.longer_side), size)
+
+    def _tasks(self, specs: list[EpisodeSpec]) -> Tasks:
+        truths = [self.files.mask(spec.query_id, spec.class_id) for spec in specs]
+        supports = [
+            torch.stack([self.transform.mask(self.files.support_mask(i, spec), keep_foreground=True)
+                         for i in spec.support_ids])
+            for spec in specs
+        ]  # fmt: skip
+        return Tasks(
+            support_masks=torch.stack(supports),
+            query_mask=torch.stack([self.transform.mask(truth) for truth in truths]),
+            specs=specs,
+            valid_sizes=[self.transform.place(truth.shape).window for truth in truths],
+            query_truths=list(truths),
+        )
 
 
 class EpisodeLoader:
-    """Iterates over `Batch`es; a `UserError` of a worker process is raised here unchanged.
+    """Iterates over `Batch`es or `Loaded`; a `UserError` of a worker process is raised here unchanged.
 
     Whoever may stop before the end closes the iterator: otherwise the traceback of a failure keeps the workers.
     """
@@ -303,7 +418,7 @@ class EpisodeLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[Any, None, None]:
         for item in self.loader:
             if isinstance(item, _Fault):
                 raise UserError(item.what, item.fix)
@@ -340,13 +455,13 @@ class _Fault:
 
 
 class _Guarded:
-    def __init__(self, dataset: EpisodeDataset) -> None:
+    def __init__(self, dataset: EpisodeDataset | VisitDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, i: int) -> Episode | _Fault:
+    def __getitem__(self, i: int) -> Episode | Loaded | _Fault:
         try:
             return self.dataset[i]
         except UserError as error:
@@ -358,6 +473,10 @@ def _collate(items: Sequence[Episode | _Fault]) -> Batch | _Fault:
         if isinstance(item, _Fault):
             return item
     return collate([item for item in items if isinstance(item, Episode)])
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def start_worker(worker: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,33 +65,71 @@ def render(
         keep_foreground: if the window holds foreground that nearest neighbour skips altogether, its middle pixel is
             marked.
     """
+    if not plan.angle:
+        pixels, picture = render_image(image, plan, image_size)
+        return Sample(pixels, render_mask(mask, plan, image_size, keep_foreground), picture, plan.window)
     assert reduction(image.shape, plan.source), (image.shape, plan.source)
-    height, width = plan.window
-    pixels, cut = (_turned if plan.angle else _straight)(image, mask, plan)
+    planes, cut = _turned(image, mask, plan)
+    cut = _finished(cut, mask, plan, keep_foreground)
+    inside = cut != _PADDING
+    return Sample(
+        _normalised(planes, plan, image_size, inside),
+        _placed(np.where(inside, cut, np.uint8(IGNORE_INDEX)), plan, image_size, IGNORE_INDEX),
+        _placed(inside, plan, image_size, False),
+        plan.window,
+    )
+
+
+def render_image(image: NDArray[np.uint8], plan: Placement, image_size: int) -> tuple[Tensor, Tensor]:
+    """`Sample.image` and `Sample.picture` of a placement without rotation, which needs no mask; see `render`."""
+    assert reduction(image.shape, plan.source), (image.shape, plan.source)
+    picture = _placed(np.ones(plan.window, dtype=np.bool_), plan, image_size, False)
+    return _normalised(_straight(image, plan), plan, image_size), picture
+
+
+def render_mask(mask: NDArray[np.uint8], plan: Placement, image_size: int, keep_foreground: bool) -> Tensor:
+    """`Sample.mask` of a placement without rotation, which needs no image; see `render`."""
+    (height, width), (high, wide), (tall, broad) = plan.source, plan.scaled, plan.window
+    rows = ((np.arange(plan.top, plan.top + tall) + 0.5) * height / high).astype(np.int64)
+    columns = ((np.arange(plan.left, plan.left + broad) + 0.5) * width / wide).astype(np.int64)
+    cut = _finished(mask.take(rows, axis=0).take(columns, axis=1), mask, plan, keep_foreground)
+    return _placed(cut, plan, image_size, IGNORE_INDEX)
+
+
+def _finished(
+    cut: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement, keep_foreground: bool
+) -> NDArray[np.uint8]:
+    """The window of a mask with what has to be kept of its foreground, and mirrored."""
     if keep_foreground and not (cut == 1).any():
         _mark_one(cut, mask, plan)
-    if plan.flip:
-        cut = np.ascontiguousarray(cut[:, ::-1])
-    (top, left), (bottom, right) = plan.corner, (plan.corner[0] + height, plan.corner[1] + width)
+    return np.ascontiguousarray(cut[:, ::-1]) if plan.flip else cut
+
+
+def _placed(window: NDArray[Any], plan: Placement, image_size: int, padding: int) -> Tensor:
+    """A window in its square."""
+    (top, left), (height, width) = plan.corner, plan.window
+    out = np.full((image_size, image_size), padding, dtype=window.dtype)
+    out[top : top + height, left : left + width] = window
+    return torch.from_numpy(out)
+
+
+def _normalised(planes: Tensor, plan: Placement, image_size: int, inside: NDArray[np.bool_] | None = None) -> Tensor:
+    """The channels of a window as floats, in their square; 0 where the window is not `inside` the image."""
+    (top, left), (bottom, right) = plan.corner, (plan.corner[0] + plan.window[0], plan.corner[1] + plan.window[1])
     out = torch.empty(3, image_size, image_size)
     padding = torch.tensor(BLACK if plan.black else (0.0, 0.0, 0.0))[:, None, None]
     for strip in (out[:, :top], out[:, bottom:], out[:, top:bottom, :left], out[:, top:bottom, right:]):
         strip.copy_(padding)
     region = out[:, top:bottom, left:right]
-    for channel, plane in enumerate(pixels):  # one by one: a channel stays in the processor's cache
+    for channel, plane in enumerate(planes):  # one by one: a channel stays in the processor's cache
         if plan.blur:
             levels = torch.from_numpy(blurred(plane.numpy()))
             torch.mul(levels, _SCALE[channel] / 256, out=region[channel]).add_(_SHIFT[channel])
         else:
             torch.mul(plane, _SCALE[channel], out=region[channel]).add_(_SHIFT[channel])
-    picture = np.zeros((image_size, image_size), dtype=np.bool_)
-    inside = picture[top:bottom, left:right]
-    inside[:] = cut != _PADDING
-    if plan.angle:
+    if inside is not None:
         np.copyto(region.numpy(), 0, where=~inside)
-    out_mask = np.full((image_size, image_size), IGNORE_INDEX, dtype=np.uint8)
-    np.copyto(out_mask[top:bottom, left:right], cut, where=inside)
-    return Sample(out, torch.from_numpy(out_mask), torch.from_numpy(picture), plan.window)
+    return out
 
 
 def blurred(plane: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -117,8 +156,8 @@ def blurred(plane: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float3
     return np.lib.stride_tricks.as_strided(flat, (height, width), (2 * row, 2)).astype(np.float32)
 
 
-def _straight(image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Window of the scaled image, (3, h, w) uint8, mirrored if the plan says so; of the mask, (h, w), unmirrored."""
+def _straight(image: NDArray[np.uint8], plan: Placement) -> Tensor:
+    """Window of the scaled image, (3, h, w) uint8, mirrored if the plan says so."""
     (height, width), (high, wide), (tall, broad) = plan.source, plan.scaled, plan.window
     bottom, right = plan.top + tall, plan.left + broad
     factor = reduction(image.shape, plan.source)
@@ -138,13 +177,12 @@ def _straight(image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement
         )
         picture = Image.fromarray(image).resize((broad, tall), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    rows = ((np.arange(plan.top, bottom) + 0.5) * height / high).astype(np.int64)
-    columns = ((np.arange(plan.left, right) + 0.5) * width / wide).astype(np.int64)
-    return pixels.flip(-1) if plan.flip else pixels, mask.take(rows, axis=0).take(columns, axis=1)
+    return pixels.flip(-1) if plan.flip else pixels
 
 
 def _turned(image: NDArray[np.uint8], mask: NDArray[np.uint8], plan: Placement) -> tuple[Tensor, NDArray[np.uint8]]:
-    """As `_straight` with rotation: one affine resampling, floats; `_PADDING` in the mask outside the image."""
+    """As `_straight` with rotation: one affine resampling, floats; and the mask (h, w), unmirrored, with `_PADDING`
+    outside the image."""
     (height, width), (high, wide) = plan.source, plan.scaled
     sin, cos = math.sin(math.radians(plan.angle)), math.cos(math.radians(plan.angle))
     # window -> scaled image, turned back about its centre -> original: x = a * column + b * row + c; d, e, f for y

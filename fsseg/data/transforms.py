@@ -27,8 +27,9 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fsseg.data.pixels import Sample, render
+from fsseg.data.pixels import Sample, render, render_image, render_mask
 from fsseg.data.placement import Foreground, Placement, fitted, floored
 
 CROP_TRIES = 30
@@ -130,12 +131,24 @@ class EvalTransform:
         return None if self.fit == "squash" else REDUCED_MARGIN * self.image_size
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], keep_foreground: bool = False) -> Sample:
-        """Transform as `TrainTransform` does; `keep_foreground` saves one pixel of an object that nearest
-        neighbour would lose (supports)."""
-        height, width = mask.shape
+        """Both as `TrainTransform` does."""
+        pixels, picture = self.image(image, mask.shape)
+        return Sample(pixels, self.mask(mask, keep_foreground), picture, self.place(mask.shape).window)
+
+    def image(self, image: NDArray[np.uint8], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """`Sample.image` and `Sample.picture` of an image (H, W, 3) uint8 of `size`, or the same reduced."""
+        return render_image(image, self.place(size), self.image_size)
+
+    def mask(self, mask: NDArray[np.uint8], keep_foreground: bool = False) -> Tensor:
+        """`Sample.mask` of a mask; `keep_foreground` saves one pixel of an object that nearest neighbour would lose
+        (supports)."""
+        return render_mask(mask, self.place(mask.shape), self.image_size, keep_foreground)
+
+    def place(self, size: tuple[int, ...]) -> Placement:
+        """Where an image of `size` (height, width) lands."""
+        height, width = size
         if self.fit == "squash":
-            size = (self.image_size, self.image_size)
+            scaled = (self.image_size, self.image_size)
         else:
-            size = (floored if self.fit == "pfenet" else fitted)(height, width, self.image_size)
-        plan = Placement((height, width), size, 0, 0, size, black=self.fit == "pfenet")
-        return render(image, mask, plan, self.image_size, keep_foreground)
+            scaled = (floored if self.fit == "pfenet" else fitted)(height, width, self.image_size)
+        return Placement((height, width), scaled, 0, 0, scaled, black=self.fit == "pfenet")

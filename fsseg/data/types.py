@@ -1,4 +1,5 @@
-"""`Episode`, one few-shot task, and `Batch`, several of them stacked: what loaders hand to models and to the score."""
+"""`Episode`, one few-shot task, `Batch`, several of them stacked, and `Tasks`, these without images: what loaders
+hand to models and to the score."""
 
 from __future__ import annotations
 
@@ -33,7 +34,6 @@ class Episode:
         spec: where it comes from
         valid_size: (height, width) of the part of the H x W query that holds its image, rotated corners included: the
             upper left part, but as `query_picture` says in training with `protocol.fit=pfenet`
-        query_truth: (H0, W0) uint8, the query's mask at original size; None in training
     """
 
     support_images: Tensor
@@ -44,7 +44,6 @@ class Episode:
     query_picture: Tensor
     spec: EpisodeSpec
     valid_size: tuple[int, int]
-    query_truth: NDArray[np.uint8] | None = None
 
 
 @dataclass
@@ -54,7 +53,8 @@ class Tasks:
     Attributes:
         support_masks: (B, K, H, W) uint8 in {0, 1, 255}
         query_mask: (B, H, W) uint8 in {0, 1, 255}
-        specs, valid_sizes, query_truths: as in `Episode`, one each
+        specs, valid_sizes: as in `Episode`, one each
+        query_truths: (H0, W0) uint8, the queries' masks at original size; None in training
     """
 
     support_masks: Tensor
@@ -120,5 +120,5 @@ def collate(episodes: Sequence[Episode]) -> Batch:
         query_picture=torch.stack([e.query_picture for e in episodes]),
         specs=[e.spec for e in episodes],
         valid_sizes=[e.valid_size for e in episodes],
-        query_truths=[e.query_truth for e in episodes],
+        query_truths=[None] * len(episodes),
     )

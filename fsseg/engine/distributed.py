@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fsseg.data.types import Batch
 from fsseg.errors import UserError
 from fsseg.process.ranks import ALONE, Ranks, submitit_tasks
 from fsseg.process.signals import Preempted
@@ -83,13 +82,7 @@ def share(batch_size: int, ranks: Ranks, parts: int = 1) -> range:
     return range(batch_size * ranks.rank // ranks.world, batch_size * (ranks.rank + 1) // ranks.world)
 
 
-def batches_of_rank(items: Sequence[T], batch_size: int, ranks: Ranks) -> list[T]:
-    """The items of every world-th batch of `batch_size`: whole batches, so that each is the same as on one process."""
-    starts = range(ranks.rank * batch_size, len(items), ranks.world * batch_size)
-    return [item for start in starts for item in items[start : start + batch_size]]
-
-
-def next_batch(batches: Iterator[Batch], should_stop: Callable[[], str | None], ranks: Ranks) -> Batch | None:
+def next_batch(batches: Iterator[T], should_stop: Callable[[], str | None], ranks: Ranks) -> T | None:
     """The next batch of this rank; None where it has no more. All ranks call it equally often.
 
     Raises:

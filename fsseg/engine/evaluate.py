@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
+from fsseg.cell.episodes import OWN, EpisodeCounts, EpisodePart, PartHead, write_counts
 from fsseg.cell.models import EpisodesRecord, Metrics, SeedScore, Undrawn
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
-from fsseg.data.loader import EvaluationPlan, evaluation_loader
+from fsseg.data.loader import EvaluationPlan
 from fsseg.data.source import Source
-from fsseg.data.types import Batch, EpisodeSpec
-from fsseg.engine import diagnostics, distributed
+from fsseg.data.types import EpisodeSpec
+from fsseg.engine import diagnostics, distributed, precision
 from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import Plans
-from fsseg.errors import UserError
-from fsseg.model.base import FewShotModel, Prediction, upsample
-from fsseg.process.ranks import Ranks
+from fsseg.engine.scoring import Picture, Scoring, scope_of
+from fsseg.model.base import FewShotModel
 
 log = logging.getLogger("fsseg")
-
-
-@dataclass
-class Picture:
-    """One evaluated episode, kept for the figures: predicted foreground at scoring size and its IoU in percent.
-
-    `steps` are the intermediate predictions with their names (`logger.steps`).
-    """
-
-    spec: EpisodeSpec
-    prediction: NDArray[np.bool_]
-    iou: float
-    steps: list[tuple[str, NDArray[np.bool_]]] = field(default_factory=list)
 
 
 @dataclass
@@ -68,40 +52,6 @@ class EvaluationRecord:
     pictures: list[Picture] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
     episodes: EpisodesRecord | None = None
-
-
-def predicted_foreground(
-    logits: Tensor,
-    size: tuple[int, int],
-    valid_size: tuple[int, int],
-    truth_size: tuple[int, int] | None,
-    fit: str = "longer_side",
-) -> NDArray[np.bool_]:
-    """Foreground at the size used for scoring, by the rule of `protocol.fit`.
-
-    Args:
-        logits: (2, h, w) at feature size.
-        size: (H, W) of the network input.
-        valid_size: upper left part of the input that is image.
-        truth_size: original size, or None to stay at network size: the padding is then cut off.
-        fit: longer_side cuts the padding off before scaling, so that it has no influence; squash scales all of the
-            input, its corners aligned; pfenet likewise, to a square of the original's longer side, and cuts afterwards.
-
-    Returns:
-        bool, (H0, W0) or (valid height, valid width).
-    """
-    full = upsample(logits[None], size)
-    if fit == "longer_side" or truth_size is None:
-        full = full[..., : valid_size[0], : valid_size[1]]
-        if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
-            # images are fitted by pixel areas, not corners, so predictions are scaled back likewise
-            full = F.interpolate(full, size=truth_size, mode="bilinear", align_corners=False)
-    elif fit == "squash":
-        full = upsample(full, truth_size)
-    else:
-        longer = max(truth_size)
-        full = upsample(full, (longer, longer))[..., : truth_size[0], : truth_size[1]]
-    return (full[0, 1] > full[0, 0]).cpu().numpy()
 
 
 def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> EvaluationRecord:
@@ -128,12 +78,25 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
         )
 
     wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
+    plans_of = {OWN: plan, **shifted}
     model.eval()
-    with torch.inference_mode(), Progress("evaluate", total) as progress:
-        scoring = Scoring(run, model, source, progress)
-        metrics = scoring.score(plan, wanted)
-        if shifted:
-            metrics.by_background_shift = {shift: scoring.score(p) for shift, p in shifted.items()}
+    assert run.device is not None
+    precision.prepare(model, run.device, precision.usable(cfg.eval.amp, run.device, "eval.amp"))
+    part = _part(run, model, plans_of, source) if run.ranks.first else None
+    try:
+        done = 0 if part is None else len(part.have)
+        if done:
+            log.info("%d of %d episodes were evaluated before", done, total)
+        with torch.inference_mode(), Progress("evaluate", total, done) as progress:
+            scoring = Scoring(run, model, source, progress, part)
+            counts = scoring.counts(plans_of, wanted)
+    finally:
+        if part is not None:
+            part.close()
+    metrics = metrics_of(run.cfg, source, plan, counts)
+    metrics.by_background_shift = {s: metrics_of(run.cfg, source, p, counts, s) for s, p in shifted.items()}
+    run.still_ours()
+    record = write_counts(run.cell.episodes_file, counts) if run.ranks.first else None
 
     seconds = time.monotonic() - started
     log.info("mIoU %.2f (std %.2f over %d seeds; answering \"all foreground\" scores %.2f), FB-IoU %.2f, in %s",
@@ -148,6 +111,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
         missing_classes=[source.classes[c] for c in plan.missing_classes], protocol=_protocol_of_file(cfg, plan),
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
+        episodes=record,
     )  # fmt: skip
 
 
@@ -170,131 +134,75 @@ def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
     }
 
 
-@dataclass
-class Scoring:
-    """Scores plans with one model: the arguments of `evaluate`, and the state kept from one plan to the next.
-
-    `progress` counts the episodes, and the run's status shows it; None counts and shows nothing.
-    """
-
-    run: Run
-    model: FewShotModel
-    source: Source
-    progress: Progress | None = None
-    pictures: list[Picture] = field(default_factory=list)
-
-    def score(self, plan: EvaluationPlan, wanted: Sequence[int] = ()) -> Metrics:
-        """The metrics of all seeds of a plan; episodes `wanted` of its first seed are added to `pictures`."""
-        classes, names, ranks = list(plan.classes), self.source.classes, self.run.ranks
-        per_seed: list[SeedScore] = []
-        ious: list[list[float]] = []
-        rounds: list[list[float]] = []
-        distances: list[float | None] = []
-        for position, (seed, specs) in enumerate(plan.episodes.items()):
-            scores, own_distances = self._seed(plan, specs, wanted if position == 0 else ())
-            scores = _pool(scores, len(names), ranks)
-            share = self._share(scores[-1], classes)
-            per_seed.append(self._seed_score(seed, specs, scores[-1], classes))
-            ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
-            rounds.append([score.miou(_drawn(score, classes)) * share for score in scores])
-            distances += [d for part in distributed.gather(own_distances, ranks) for d in part]
-        miou, foreground = [s.miou for s in per_seed], [s.fb_iou or 0.0 for s in per_seed]
-        return Metrics(
-            miou=statistics.fmean(miou),
-            miou_std=_deviation(miou),
-            miou_all_foreground=statistics.fmean(s.miou_all_foreground or 0.0 for s in per_seed),
-            fb_iou=statistics.fmean(foreground),
-            fb_iou_std=_deviation(foreground),
-            per_seed=per_seed,
-            per_class={names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
-            miou_per_round=[statistics.fmean(column) for column in zip(*rounds)],
-            miou_undrawn=_undrawn(per_seed),
-            foreground_distance=diagnostics.distance_summary(distances) if self.run.cfg.eval.diagnostics else None,
-        )  # fmt: skip
-
-    def _share(self, score: PooledScore, classes: Sequence[int]) -> float:
-        """What makes of a mean over the drawn classes the mIoU of `classes` under `protocol.undrawn`, if multiplied."""
-        return len(_drawn(score, classes)) / len(classes) if self.run.cfg.protocol.undrawn == "zero" else 1.0
-
-    def _seed_score(self, seed: int, specs: list[EpisodeSpec], score: PooledScore, classes: Sequence[int]) -> SeedScore:
-        drawn, share = _drawn(score, classes), self._share(score, classes)
-        absent = [self.source.classes[c] for c in classes if c not in drawn]
-        both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes), absent) if absent else None
-        if both is not None:
-            log.warning("seed %d drew no episode of %s: mIoU %.2f if left out, %.2f if counted 0 (protocol.undrawn=%s)",
-                        seed, ", ".join(absent), both.left_out, both.zero, self.run.cfg.protocol.undrawn)  # fmt: skip
-        return SeedScore(
-            seed=seed, miou=score.miou(drawn) * share, fb_iou=score.fb_iou(),
-            miou_all_foreground=score.miou_all_foreground(drawn) * share,
-            num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint({seed: specs}),
-            classes_without_episode=absent, miou_undrawn=both,
-        )  # fmt: skip
-
-    def _seed(
-        self, plan: EvaluationPlan, specs: list[EpisodeSpec], wanted: Sequence[int]
-    ) -> tuple[list[PooledScore], list[float | None]]:
-        """Scores of every round, and foreground distances if asked for, over this process's share of one seed."""
-        own = distributed.batches_of_rank(specs, (self.run.cfg.eval.batch_size or 8), self.run.ranks)
-        loader = evaluation_loader(self.source, self.run.cfg, own, plan.split, plan.ignore_classes)
-        with closing(iter(loader)) as batches:
-            return self._scores(batches, specs, plan.classes, wanted)
-
-    def _scores(
-        self, batches: Iterator[Batch], specs: list[EpisodeSpec], classes: Sequence[int], wanted: Sequence[int]
-    ) -> tuple[list[PooledScore], list[float | None]]:
-        run = self.run
-        cfg, ranks, device, fit = run.cfg, run.ranks, run.device, run.cfg.protocol.fit
-        assert device is not None
-        scores: list[PooledScore] = []
-        distances: list[float | None] = []
-        for _ in range(math.ceil(len(specs) / ((cfg.eval.batch_size or 8) * ranks.world))):
-            batch = distributed.next_batch(batches, run.should_stop, ranks)
-            if batch is None:
-                continue  # in the last turn only some processes have a batch
-            batch = batch.to(device)
-            prediction: Prediction = self.model(batch)
-            _check_finite(prediction, batch.specs)
-            size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
-            scores += [PooledScore(len(self.source.classes)) for _ in range(len(prediction.rounds) - len(scores))]
-            if cfg.eval.diagnostics:
-                distances += diagnostics.foreground_distances(prediction, batch.query_mask)
-            for b, spec in enumerate(batch.specs):
-                truth = batch.query_truths[b]
-                assert truth is not None
-                valid = batch.valid_sizes[b]
-                own_size: tuple[int, int] | None = (truth.shape[0], truth.shape[1])
-                if cfg.protocol.scoring_size == "network":
-                    truth, own_size = batch.query_mask[b, : valid[0], : valid[1]].cpu().numpy(), None
-                for logits, score in zip(prediction.rounds, scores, strict=True):
-                    mask = predicted_foreground(logits[b], size, valid, own_size, fit)
-                    iou = score.add(spec.class_id, mask, truth)
-                if spec.number in wanted:
-                    ways = diagnostics.steps(prediction) if cfg.logger.steps else []
-                    drawn = [(name, predicted_foreground(p[b], size, valid, own_size, fit)) for name, p in ways]
-                    self.pictures.append(Picture(spec, mask, iou, drawn))
-            self._show(scores[-1], classes, len(batch) * ranks.world)
-        return scores, distances
-
-    def _show(self, so_far: PooledScore, classes: Sequence[int], episodes: int) -> None:
-        if (progress := self.progress) is None:
-            return
-        miou = so_far.miou([c for c in classes if so_far.episodes[c]])
-        progress.step(f"mIoU {miou:.1f}", min(episodes, progress.total - progress.done))
-        self.run.status.update(
-            phase="evaluate", step=progress.done, steps=progress.total, miou=round(miou, 3),
-            seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
-        )  # fmt: skip
+def _part(run: Run, model: FewShotModel, plans: Mapping[str, EvaluationPlan], source: Source) -> EpisodePart:
+    """The record of what was evaluated so far, of these weights on these episodes."""
+    plan = next(iter(plans.values()))
+    head = PartHead(
+        run=run.id, fingerprint=run.cell.fingerprint, weights=weights_digest(model), data=plan.index_fingerprint,
+        episodes={shift: of_shift.fingerprint for shift, of_shift in plans.items()},
+    )  # fmt: skip
+    return EpisodePart(run.cell.episodes_part, head, scope_of(plans, source))
 
 
-def _check_finite(prediction: Prediction, specs: Sequence[EpisodeSpec]) -> None:
-    """Raises: UserError: an answer holds NaN or infinity; its arg max would be scored like any other."""
-    for logits in prediction.rounds:
-        if not bool(torch.isfinite(logits).all()):
-            sick = next(b for b in range(len(logits)) if not bool(torch.isfinite(logits[b]).all()))
-            raise UserError(
-                f"the answer to evaluation episode {specs[sick].number} holds numbers that are not finite",
-                "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
-            )
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and numbers of all weights and statistics."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def metrics_of(cfg: Config, source: Source, plan: EvaluationPlan, counts: EpisodeCounts, shift: str = OWN) -> Metrics:
+    """The metrics of all seeds of a plan, from the counts of its episodes, which are those of `shift`."""
+    classes, names = list(plan.classes), source.classes
+    per_seed: list[SeedScore] = []
+    ious: list[list[float]] = []
+    rounds: list[list[float]] = []
+    for seed, specs in plan.episodes.items():
+        scores = PooledScore.of_rounds(counts.select(shift, seed), len(names))
+        share = _share(cfg, scores[-1], classes)
+        per_seed.append(_seed_score(cfg, source, {seed: specs}, scores[-1], classes))
+        ious.append([scores[-1].iou(c) if scores[-1].episodes[c] else float("nan") for c in classes])
+        rounds.append([score.miou(_drawn(score, classes)) * share for score in scores])
+    miou, foreground = [s.miou for s in per_seed], [s.fb_iou or 0.0 for s in per_seed]
+    distances = [None if math.isnan(d) else d for d in counts.select(shift)["distance"].tolist()]
+    return Metrics(
+        miou=statistics.fmean(miou),
+        miou_std=_deviation(miou),
+        miou_all_foreground=statistics.fmean(s.miou_all_foreground or 0.0 for s in per_seed),
+        fb_iou=statistics.fmean(foreground),
+        fb_iou_std=_deviation(foreground),
+        per_seed=per_seed,
+        per_class={names[c]: _mean_of([row[i] for row in ious]) for i, c in enumerate(classes)},
+        miou_per_round=[statistics.fmean(column) for column in zip(*rounds)],
+        miou_undrawn=_undrawn(per_seed),
+        foreground_distance=diagnostics.distance_summary(distances) if cfg.eval.diagnostics else None,
+    )
+
+
+def _share(cfg: Config, score: PooledScore, classes: Sequence[int]) -> float:
+    """What makes of a mean over the drawn classes the mIoU of `classes` under `protocol.undrawn`, if multiplied."""
+    return len(_drawn(score, classes)) / len(classes) if cfg.protocol.undrawn == "zero" else 1.0
+
+
+def _seed_score(
+    cfg: Config, source: Source, episodes: dict[int, list[EpisodeSpec]], score: PooledScore, classes: Sequence[int]
+) -> SeedScore:
+    """The score of one seed, whose episodes are given."""
+    ((seed, specs),) = episodes.items()
+    drawn, share = _drawn(score, classes), _share(cfg, score, classes)
+    absent = [source.classes[c] for c in classes if c not in drawn]
+    both = Undrawn(score.miou(drawn), score.miou(drawn) * len(drawn) / len(classes), absent) if absent else None
+    if both is not None:
+        log.warning("seed %d drew no episode of %s: mIoU %.2f if left out, %.2f if counted 0 (protocol.undrawn=%s)",
+                    seed, ", ".join(absent), both.left_out, both.zero, cfg.protocol.undrawn)  # fmt: skip
+    return SeedScore(
+        seed=seed, miou=score.miou(drawn) * share, fb_iou=score.fb_iou(),
+        miou_all_foreground=score.miou_all_foreground(drawn) * share,
+        num_episodes=len(specs), episodes_fingerprint=episodes_fingerprint(episodes),
+        classes_without_episode=absent, miou_undrawn=both,
+    )  # fmt: skip
 
 
 def _undrawn(per_seed: Sequence[SeedScore]) -> Undrawn | None:
@@ -310,16 +218,6 @@ def _undrawn(per_seed: Sequence[SeedScore]) -> Undrawn | None:
 def _drawn(score: PooledScore, classes: Sequence[int]) -> list[int]:
     """Those of the classes that have an episode."""
     return [c for c in classes if score.episodes[c]]
-
-
-def _pool(scores: list[PooledScore], num_classes: int, ranks: Ranks) -> list[PooledScore]:
-    """The scores of every round over all processes: sums of integers. A process without a batch adds none."""
-    parts = distributed.gather(scores, ranks)
-    pooled = [PooledScore(num_classes) for _ in range(max(len(part) for part in parts))]
-    for part in parts:
-        for score, counts in zip(pooled, part):
-            score.merge(counts)
-    return pooled
 
 
 def _deviation(values: list[float]) -> float:

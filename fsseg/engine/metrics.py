@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fsseg.cell.episodes import EpisodeCounts
 from fsseg.data.source import IGNORE_INDEX
@@ -37,22 +39,35 @@ class PixelCounts(NamedTuple):
         return 100.0 * self.intersection / self.union if self.union else float("nan")
 
 
-def pixel_counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> PixelCounts:
-    """Count an answer.
+def count_pixels(predictions: Tensor, truth: Tensor) -> Tensor:
+    """Count the answers of R rounds to one episode, where they were computed.
 
     Args:
-        prediction: (H, W) bool, predicted foreground.
-        truth: (H, W) uint8 in {0, 1, 255}.
+        predictions: (R, H, W) bool, predicted foreground.
+        truth: (H, W) uint8 in {0, 1, 255}, on the same device.
+
+    Returns:
+        (R, 5) int64, the columns of `PixelCounts`.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in size")
+    if predictions.shape[1:] != truth.shape:
+        raise ValueError(f"prediction {tuple(predictions.shape[1:])} and truth {tuple(truth.shape)} differ in size")
     counted = truth != IGNORE_INDEX
     positive = truth == 1
-    predicted = prediction & counted
-    both = int(np.count_nonzero(predicted & positive))
-    either = int(np.count_nonzero(predicted | positive))
-    total = int(np.count_nonzero(counted))
-    return PixelCounts(int(np.count_nonzero(positive)), both, either, total - either, total - both)
+    predicted = predictions & counted
+    both, either = _each(predicted & positive), _each(predicted | positive)
+    true, total = torch.count_nonzero(positive), torch.count_nonzero(counted)
+    return torch.stack((true.expand_as(both), both, either, total - either, total - both), 1)
+
+
+def _each(masks: Tensor) -> Tensor:
+    """True pixels of each of (R, H, W); one by one, which on a CPU is several times as fast as a sum."""
+    return torch.stack([torch.count_nonzero(mask) for mask in masks])
+
+
+def pixel_counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> PixelCounts:
+    """`count_pixels` of one answer, (H, W) bool."""
+    found = count_pixels(torch.from_numpy(np.ascontiguousarray(prediction))[None], torch.from_numpy(truth))
+    return PixelCounts(*found[0].tolist())
 
 
 class PooledScore:
@@ -98,6 +113,11 @@ class PooledScore:
             IoU of this episode alone, in percent (nan without any foreground); for figures, never for the score.
         """
         pixels = pixel_counts(prediction, truth)
+        self.count(class_id, pixels)
+        return pixels.iou
+
+    def count(self, class_id: int, pixels: PixelCounts) -> None:
+        """Add the counts of one episode."""
         self.intersection[class_id] += pixels.intersection
         self.union[class_id] += pixels.union
         self.episodes[class_id] += 1
@@ -105,7 +125,6 @@ class PooledScore:
         self.counted[class_id] += pixels.union + pixels.background_intersection
         self.background_intersection += pixels.background_intersection
         self.background_union += pixels.background_union
-        return pixels.iou
 
     def merge(self, other: PooledScore) -> None:
         """Add the counts of another part of the same run."""

@@ -15,13 +15,15 @@ from typing import Any
 import msgspec
 import torch
 
+from fsseg.cell.episodes import OWN
 from fsseg.cell.models import BaseScore, BaseScores
 from fsseg.data.loader import TrainingPlan
 from fsseg.data.source import Source
 from fsseg.engine import checkpoint
 from fsseg.engine.context import Run
-from fsseg.engine.evaluate import Scoring
+from fsseg.engine.evaluate import metrics_of
 from fsseg.engine.progress import duration
+from fsseg.engine.scoring import Scoring
 from fsseg.model.base import FewShotModel
 from fsseg.process.words import every
 
@@ -78,7 +80,8 @@ class BaseValidation:
         try:
             # No inference mode: what a method keeps from one call to the next must be of use in training.
             with torch.no_grad():
-                found = Scoring(self.run, self.model, self.source).score(self.plan.validation)
+                counts = Scoring(self.run, self.model, self.source).counts({OWN: self.plan.validation})
+            found = metrics_of(self.run.cfg, self.source, self.plan.validation, counts)
         finally:
             self.model.train()
             checkpoint.set_rng_state(random)
