@@ -191,8 +191,9 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                 weights, names, numbers = _weights(batch_parts, cfg, ranks), [], []
                 for part, weight in zip(batch_parts, weights):
                     part = part.to(device)
+                    target = training_target(part, cfg.protocol.ignore_in_loss).to(device, non_blocking=True)
                     with precision.autocast(device, amp):
-                        loss, terms = model.loss(model(part), training_target(part, cfg.protocol.ignore_in_loss))
+                        loss, terms = model.loss(model(part), target)
                     scaler.scale(loss * weight).backward()
                     names.append(["loss", *(terms if has_row else ())])
                     numbers += [loss.detach(), *(terms.values() if has_row else ())]
