@@ -16,7 +16,7 @@ from torch import nn
 
 from fsseg.cell.record import RunDirectory
 from fsseg.engine import distributed
-from fsseg.engine.distributed import batches_of_rank, share
+from fsseg.engine.distributed import share
 from fsseg.errors import UserError
 from fsseg.process.ranks import Ranks, several_expected
 from fsseg.process.signals import Preempted
@@ -159,14 +159,6 @@ def test_shares_cover_each_batch_once() -> None:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(UserError, match=r"train\.batch_size=2 cannot be shared by 3"):
         share(2, Ranks(0, 3))
-
-
-def test_whole_batches_go_to_the_processes_in_turn() -> None:
-    items = list("abcdefg")
-    assert batches_of_rank(items, 2, Ranks(0, 2)) == list("abef")
-    assert batches_of_rank(items, 2, Ranks(1, 2)) == list("cdg")
-    assert batches_of_rank(items, 2, Ranks(0, 1)) == items
-    assert batches_of_rank(items, 4, Ranks(2, 3)) == []
 
 
 def test_several_processes_are_expected_only_where_somebody_started_them(monkeypatch: Any) -> None:
