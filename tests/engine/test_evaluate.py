@@ -282,16 +282,16 @@ def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
 def test_each_fit_trains_and_is_scored_by_its_own_rule(
     fit: str, scoring: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fsseg.engine import scoring
+    from fsseg.engine import scoring as module
 
     seen: list[tuple[Any, ...]] = []
-    rule = scoring.predicted_foreground
+    rule = module.predicted_foreground
 
     def noting(logits: torch.Tensor, *arguments: Any) -> torch.Tensor:
         seen.append(arguments)
         return rule(logits, *arguments)
 
-    monkeypatch.setattr(scoring, "predicted_foreground", noting)
+    monkeypatch.setattr(module, "predicted_foreground", noting)
     lines = (f"protocol.fit={fit}", f"protocol.scoring_size={scoring}", "train.max_steps=1", "logger.figures=2")
     c = composed(root, tmp_path, *lines, "logger.steps=true", "dataset.image_size=24")
     result = done(c)

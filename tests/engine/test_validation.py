@@ -152,7 +152,7 @@ def test_how_often_it_validates_changes_no_weight(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
 ) -> None:
     """Not even if training and evaluation draw random numbers, as a method with dropout would."""
-    rate, check = train_module.learning_rate, evaluate._check_finite
+    rate, check = train_module.learning_rate, scoring._check_finite
     drawn: list[tuple[float, ...]] = []
 
     def draw() -> tuple[float, ...]:
@@ -191,16 +191,16 @@ class Statistics(nn.Module):
 def test_statistics_mode_and_random_numbers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Statistics().train()
 
-    def score(*_: Any) -> Metrics:
+    def counts(*_: Any) -> None:
         assert not model.training
         assert not torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         model.net(torch.randn(4, 3))
         random.random()
         np.random.rand()
-        return Metrics(50.0, fb_iou=60.0)
 
-    monkeypatch.setattr(validation_module.Scoring, "score", score)
+    monkeypatch.setattr(validation_module, "Scoring", lambda *_: SimpleNamespace(counts=counts))
+    monkeypatch.setattr(validation_module, "metrics_of", lambda *_: Metrics(50.0, fb_iou=60.0))
     cfg = SimpleNamespace(eval=SimpleNamespace(every_epochs=1, base_episodes=3))
     plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=()), held_out=1,
                            steps_per_epoch=4)  # fmt: skip
@@ -226,7 +226,7 @@ def test_stopped_during_a_validation_it_ends_as_if_never_stopped(
     kind: str, step: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
 ) -> None:
     c = composed(root, tmp_path, *SETTINGS)
-    check, calls = evaluate._check_finite, []
+    check, calls = scoring._check_finite, []
 
     def stopping(*arguments: Any) -> None:
         calls.append(1)
