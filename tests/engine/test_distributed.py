@@ -79,14 +79,15 @@ def test_two_processes_train_on_the_same_batches_and_score_the_same(root: Path, 
 def test_a_score_that_depends_on_every_pixel_is_the_same_on_three_processes(root: Path, tmp_path: Path) -> None:
     settings = ("method=prototype", "backbone.pretrained=false", "protocol.num_episodes=11", "eval.batch_size=2")
     one = composed(root, tmp_path / "one", *settings)
-    alone = done(one).metrics
-    assert alone is not None
-    assert 1 < alone.miou != alone.miou_all_foreground  # it answers neither nothing nor everything
+    alone = done(one)
+    assert alone.metrics is not None
+    assert 1 < alone.metrics.miou != alone.metrics.miou_all_foreground  # it answers neither nothing nor everything
     three = composed(root, tmp_path / "three", *settings)
     fork_ranks(run_and_print, three, folder=tmp_path / "logs", world=3)
     apart = cell_of(three).result()
     assert apart is not None
-    assert apart.metrics == alone
+    assert apart.metrics == alone.metrics
+    assert apart.episodes == alone.episodes  # the same counts of every episode
 
 
 def exchange() -> None:
