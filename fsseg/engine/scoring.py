@@ -313,19 +313,14 @@ class Scoring:
         """Take the counts that are there.
 
         Raises:
-            UserError: an answer holds NaN or infinity; its arg max would be scored like any other.
+            UserError: an answer is not finite.
         """
-        for answer, numbers in pending.read(everything):
+        for answer, found in pending.read(everything):
+            numbers: Any = found
+            _check_finite(answer.episodes, numbers)
             new = 0
             for b, listed in enumerate(answer.episodes):
-                rounds: Any = numbers[b]
-                if not all(finite for *_, finite in rounds):
-                    raise UserError(
-                        f"the answer to evaluation episode {listed.spec.number} of seed {listed.seed} holds numbers "
-                        "that are not finite",
-                        "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
-                    )
-                pixels = [PixelCounts(*row[:-1]) for row in rounds]
+                pixels = [PixelCounts(*row[:-1]) for row in numbers[b]]
                 if b in answer.drawn:
                     mask, steps = answer.drawn[b]
                     drawn = [(name, step.cpu().numpy()) for name, step in steps]
@@ -369,6 +364,17 @@ class Scoring:
             phase="evaluate", step=progress.done, steps=progress.total, miou=round(miou, 3),
             seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
         )  # fmt: skip
+
+
+def _check_finite(episodes: Sequence[Listed], numbers: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raises: UserError: an answer holds NaN or infinity; its arg max would be scored like any other."""
+    for listed, rounds in zip(episodes, numbers):
+        if not all(finite for *_, finite in rounds):
+            raise UserError(
+                f"the answer to evaluation episode {listed.spec.number} of seed {listed.seed} holds numbers that are "
+                "not finite",
+                "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
+            )
 
 
 def scope_of(plans: Mapping[str, EvaluationPlan], source: Source) -> EpisodeScope:
