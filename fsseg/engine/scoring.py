@@ -77,6 +77,11 @@ class Spent:
     kept_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def text(self) -> str:
+        took = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())
+        again = f" of {self.distinct} different ones" if self.images != self.distinct else ""
+        return f"{count(self.images, 'image')}{again} encoded, {size(self.kept_bytes)} kept at most; {took}"
+
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -194,6 +199,8 @@ class Scoring:
             finally:
                 self.spent.kept_bytes = store.peak
                 store.close()
+        if self.progress is not None:
+            log.info("%s", self.spent.text())
 
     def _prepared(
         self, plan: EvaluationPlan, every: Episodes, left: Sequence[Listed]
