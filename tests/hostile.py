@@ -23,7 +23,7 @@ import numpy as np
 from run_directories import KEY, make_run
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import State
+from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import look_at
 from fsseg.errors import UserError
 
@@ -368,9 +368,49 @@ def checkpoint(draw: random.Random, folder: Path) -> str:
     return "ok"
 
 
+# ------------------------------------------------------------------------------------------------- counts of episodes
+
+
+def episodes(draw: random.Random, folder: Path) -> str:
+    """Counts of episodes, finished or in part, with damaged bytes: those that are believed are right ones."""
+    from fsseg.cell.episodes import (
+        EpisodeCounts,
+        EpisodePart,
+        EpisodeScope,
+        PartHead,
+        Scored,
+        read_counts,
+        write_counts,
+    )
+
+    scope = EpisodeScope((3, 1), (2,), ("cat",))
+    sound = EpisodeCounts.of(scope, [Scored(s, n, 2, "", 9, [(n, 9, 1, 10 - n)] * 2) for s in (3, 1) for n in range(9)])
+    head = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e"}, data="d")
+    file = folder / "episodes"
+    finished = draw.random() < 0.5
+    if finished:
+        write_counts(file, sound)
+    else:
+        part = EpisodePart(file, head, scope)
+        part._open(2, sound.rows)
+        part.close()
+    file.write_bytes(damaged(draw, file.read_bytes()))
+    try:
+        found = read_counts(file) if finished else EpisodePart(file, head, scope).counts()
+    except Unreadable:
+        return "refused"
+    if not len(found):
+        return "refused"
+    wanted = {row.tobytes() for row in sound.rows}
+    assert {row.tobytes() for row in found.rows} <= wanted
+    assert not finished or (found.scope == scope and len(found) == len(sound))
+    return "ok"
+
+
 KINDS: dict[str, tuple[Callable[[random.Random, Path], str], int]] = {
     "config": (config, 500),
-    "record": (record, 500),
+    "record": (record, 400),
+    "episodes": (episodes, 100),
     "coco": (coco, 300),
     "checkpoint": (checkpoint, 400),
     "tree": (tree, 150),

@@ -1,20 +1,19 @@
 """How fast a data set is loaded, as training reads it: the measurement behind `fsseg bench data`.
 
-Episodes per second and memory per worker for several shots and numbers of workers, and where the time goes. Called by
-the `fsseg` command.
+Episodes per second and memory per worker for several shots and numbers of workers, in turn, and where the time goes.
+Called by the `fsseg` command.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from fsseg.bench.common import Spread, in_turn
 from fsseg.config.schema import Config
 from fsseg.data.episodes import EpisodeSampler
 from fsseg.data.lists import train_lists
@@ -33,6 +33,7 @@ from fsseg.data.source import Source
 from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import Episode, collate
 from fsseg.errors import UserError
+from fsseg.process.tables import aligned
 
 _BATCH = 4
 
@@ -46,7 +47,7 @@ class LoadingRow:
         image_size: side of the network input in pixels.
         shot: K.
         workers: loader processes; 0 loads in the main one.
-        episodes_per_second: after every worker has started and filled its queue.
+        seconds_per_episode: after every worker has started and filled its queue.
         worker_mb: most memory that one worker (with 0 workers: this process) held, in 2**20 bytes: private pages only,
             sampled every few episodes. Without /proc it is the process's peak, which counts shared pages too.
         decode_ms, mask_ms, transform_ms: mean milliseconds an episode inside a worker, by kind of work.
@@ -56,11 +57,24 @@ class LoadingRow:
     image_size: int
     shot: int
     workers: int
-    episodes_per_second: float
+    seconds_per_episode: Spread
     worker_mb: float
     decode_ms: float
     mask_ms: float
     transform_ms: float
+
+    @property
+    def episodes_per_second(self) -> float:
+        """From the median."""
+        return 1 / self.seconds_per_episode.median
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: episodes timed per combination (rounded up to whole batches), and how often."""
+
+    episodes: int = 48
+    repeats: int = 3
 
 
 def bench_loading(
@@ -68,19 +82,20 @@ def bench_loading(
     cfg: Config,
     shots: Sequence[int] = (1, 5),
     workers: Sequence[int] = (0, 1, 2, 3, 4),
-    episodes: int = 48,
+    size: Size = Size(),  # it cannot be changed
 ) -> list[LoadingRow]:
     """Time training episodes of one data set at its training size.
 
     Args:
         source, cfg: the data set and the configuration with its fold, protocol, image size and augmentation.
         shots, workers: every combination is measured. A shot that the lists are too small for is left out.
-        episodes: episodes timed per combination (rounded up to whole batches).
+        size: how much of each. All combinations are measured once, then all once more, and so on.
 
     Raises:
         UserError: the data set is faulty, or too small for any of the shots.
     """
-    rows, refused = [], None
+    refused = None
+    sides: dict[tuple[int, int], _Loading] = {}
     for shot in shots:
         try:
             lists = train_lists(
@@ -90,14 +105,47 @@ def bench_loading(
             refused = error
             continue
         sampler = EpisodeSampler(lists, shot, cfg.seed, cfg.protocol)
-        for count in workers:
-            rows.append(_measure(source, sampler, cfg, count, episodes))
-    if not rows and refused is not None:
+        sides |= {(shot, count): _Loading(source, sampler, cfg, count, size.episodes) for count in workers}
+    if not sides and refused is not None:
         raise refused
-    return rows
+    times = in_turn(sides, size.repeats, warm_up=0)  # each side has a warm-up of its own
+    return [side.row(times[name]) for name, side in sides.items()]
 
 
-def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int) -> LoadingRow:
+@dataclass
+class _Loading:
+    """One combination: a call loads its episodes once, and takes the seconds of one."""
+
+    source: Source
+    sampler: EpisodeSampler
+    cfg: Config
+    workers: int
+    episodes: int
+    splits: list[_Clock] = field(default_factory=list)
+
+    def __call__(self) -> float:
+        taken, splits = _measure(self.source, self.sampler, self.cfg, self.workers, self.episodes)
+        self.splits += splits
+        return taken
+
+    def row(self, times: list[float]) -> LoadingRow:
+        return LoadingRow(
+            dataset=self.source.name,
+            image_size=self.cfg.dataset.image_size,
+            shot=self.sampler.shot,
+            workers=self.workers,
+            seconds_per_episode=Spread.of(times),
+            worker_mb=max(s.megabytes for s in self.splits),
+            decode_ms=1e3 * statistics.fmean(s.decode for s in self.splits),
+            mask_ms=1e3 * statistics.fmean(s.mask for s in self.splits),
+            transform_ms=1e3 * statistics.fmean(s.transform for s in self.splits),
+        )
+
+
+def _measure(
+    source: Source, sampler: EpisodeSampler, cfg: Config, workers: int, episodes: int
+) -> tuple[float, list[_Clock]]:
+    """Seconds an episode, and what each one timed took."""
     # every worker loads two batches ahead of the first one it delivers: those are not timed
     warm = max(1, 2 * workers)
     timed = math.ceil(episodes / _BATCH)
@@ -124,17 +172,7 @@ def _measure(source: Source, sampler: EpisodeSampler, cfg: Config, workers: int,
         seconds = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
-    return LoadingRow(
-        dataset=source.name,
-        image_size=transform.image_size,
-        shot=sampler.shot,
-        workers=workers,
-        episodes_per_second=timed * _BATCH / seconds,
-        worker_mb=max(s.megabytes for s in splits),
-        decode_ms=1e3 * statistics.fmean(s.decode for s in splits),
-        mask_ms=1e3 * statistics.fmean(s.mask for s in splits),
-        transform_ms=1e3 * statistics.fmean(s.transform for s in splits),
-    )
+    return seconds / (timed * _BATCH), splits
 
 
 @dataclass
@@ -201,14 +239,13 @@ def own_megabytes() -> float:
 
 def format_loading(rows: Sequence[LoadingRow]) -> str:
     """The rows as a table in plain text."""
+    title = ("dataset", "px", "shot", "workers", "ms an episode", "episodes/s", "MB/worker", "decode ms", "mask ms",
+             "transform ms")  # fmt: skip
     lines = [
-        f"{'dataset':<10} {'size':>4} {'shot':>4} {'workers':>7} {'episodes/s':>10} {'MB/worker':>9}   "
-        f"{'decode':>7} {'mask':>7} {'transform':>9}  (ms an episode)"
-    ]
-    for r in rows:
-        lines.append(
-            f"{r.dataset:<10} {r.image_size:>4} {r.shot:>4} {r.workers:>7} {r.episodes_per_second:>10.1f} "
-            f"{r.worker_mb:>9.0f}   {r.decode_ms:>7.1f} {r.mask_ms:>7.1f} {r.transform_ms:>9.1f}"
-        )
-    lines.append(f"{os.cpu_count()} cores; every worker computes on one thread")
-    return "\n".join(lines)
+        (r.dataset, str(r.image_size), str(r.shot), str(r.workers), str(r.seconds_per_episode.times(1e3)),
+         f"{r.episodes_per_second:.1f}", f"{r.worker_mb:.0f}", f"{r.decode_ms:.1f}", f"{r.mask_ms:.1f}",
+         f"{r.transform_ms:.1f}")
+        for r in rows
+    ]  # fmt: skip
+    note = "ms an episode: median (quartiles); decode, mask, transform: inside a worker, which computes on one thread"
+    return f"{aligned([title, *lines])}\n{note}"

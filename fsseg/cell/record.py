@@ -51,7 +51,8 @@ log = logging.getLogger("fsseg")
 
 _NUMBER = re.compile("[0-9]{1,9}")
 _REASON_LENGTH = 2000  # characters shown of why a run ended
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by"))  # folders of a run: no runs there
+# folders of a run: no runs there
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by", "profile"))
 _RECORDS = frozenset(("result.json", "status.json", "identity.json", "config.yaml"))  # a folder of this name is a fault
 
 
@@ -114,6 +115,11 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.directory / "tensorboard"
+
+    @property
+    def profile_folder(self) -> Path:
+        """Where the time of the training went (`train.profile`)."""
+        return self.directory / "profile"
 
     @property
     def curves_figure(self) -> Path:

@@ -1,7 +1,7 @@
 """The `fsseg` command: runs cells and looks after them. Each subcommand imports what it needs when it is called.
 
-`fsseg.cli.sweep`, `fsseg.cli.data` and `fsseg.cli.report` add their commands to the `app` made here. Its help must be
-quick: nothing but typer is imported before a command is called.
+`fsseg.cli.sweep`, `fsseg.cli.data`, `fsseg.cli.bench` and `fsseg.cli.report` add their commands to the `app` made here.
+Its help must be quick: nothing but typer is imported before a command is called.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fsseg.cli import bench as bench_commands
 from fsseg.cli import data as data_commands
 from fsseg.cli import report as report_commands
 from fsseg.cli import sweep as sweep_commands
@@ -23,6 +24,7 @@ from fsseg.process.descriptors import open_standard_streams
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 sweep_commands.add_to(app)
 data_commands.add_to(app)
+bench_commands.add_to(app)
 report_commands.add_to(app)
 
 

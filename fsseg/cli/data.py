@@ -1,4 +1,4 @@
-"""The commands about data sets and models: where, prepare, verify, episodes, cost, bench. `app` adds them.
+"""The commands about data sets and models: where, prepare, verify, episodes, cost. `app` adds them.
 
 All of them take overrides as `python train.py` does (`dataset=pascal5i dataset.root=...`), for one configuration.
 """
@@ -24,13 +24,10 @@ Sheet = Annotated[Path | None, typer.Option(help="PNG to draw sample masks over 
 def add_to(app: typer.Typer) -> None:
     for function in (where, prepare, verify, episodes, cost):
         app.command()(takes_line(function))
-    bench = typer.Typer(no_args_is_help=True, help="Measure how quick data and model are on this machine.")
-    bench.command("data")(takes_line(bench_data))
-    bench.command("model")(takes_line(bench_model))
-    app.add_typer(bench, name="bench")
 
 
-def _config(line: list[str] | None, of_a_run: bool = False) -> Config:
+def loaded(line: list[str] | None, of_a_run: bool = False) -> Config:
+    """The one configuration of a line, checked."""
     from fsseg.config.checks import validate
     from fsseg.config.compose import compose
     from fsseg.process.logs import configure_logging
@@ -62,7 +59,7 @@ def prepare(
         return _prepare_weights(line)
     from fsseg.data.setup.prepare import prepare as prepare_data
 
-    report = prepare_data(_config(line).dataset, download, keep_archives, sheet)
+    report = prepare_data(loaded(line).dataset, download, keep_archives, sheet)
     print(report.text())
     if not report.complete or (report.verified is not None and report.verified.faults):
         sys.exit(1)
@@ -102,7 +99,7 @@ def verify(
 
     if digests is not None and not deep:
         raise UserError(f"--digests {digests} is a list for --deep", "add --deep, or leave it out")
-    report = verify_data(build_source(_config(line)), sheet, decode=not quick, deep=deep, digests=digests)
+    report = verify_data(build_source(loaded(line)), sheet, decode=not quick, deep=deep, digests=digests)
     print(report.text(None if every else 20))
     if not report.ready:
         sys.exit(1)
@@ -117,7 +114,7 @@ def episodes(
     from fsseg.data.loader import evaluation_plan
     from fsseg.data.registry import build_source
 
-    cfg = _config(line, of_a_run=True)
+    cfg = loaded(line, of_a_run=True)
     source = build_source(cfg)
     plan = evaluation_plan(source, cfg)
     out = out or Path(f"{source.name}_fold{cfg.fold}_{cfg.shot}shot.tsv")
@@ -138,52 +135,10 @@ def cost(line: Line = None) -> None:
     """Parameters and MACs of each part of a method, beside the paper's; at 473 px unless `dataset=` is given."""
     from fsseg.model import cost as costs
 
-    print(costs.format_cost(costs.cost(_config(_paper_size(line)))))
+    print(costs.format_cost(costs.cost(loaded(paper_size(line)))))
 
 
-def bench_data(
-    line: Line = None,
-    shots: Annotated[str, typer.Option(help="Shots to measure")] = "1,5",
-    workers: Annotated[str, typer.Option(help="Numbers of loading processes to measure")] = "0,1,2,3,4",
-    episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Episodes timed for each")] = 48,
-) -> None:
-    """Training episodes a second, memory a worker, and where the time goes."""
-    shot_counts, worker_counts = _numbers("--shots", shots, 1, 1000), _numbers("--workers", workers, 0, 256)
-    from fsseg.bench import loading as bench
-    from fsseg.data.registry import build_source
-
-    cfg = _config(line)
-    source = build_source(cfg)
-    print(bench.format_loading(bench.bench_loading(source, cfg, shot_counts, worker_counts, episodes)))
-
-
-def bench_model(
-    line: Line = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Episodes a step")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, max=100_000, help="Steps timed")] = 5,
-) -> None:
-    """A training step beside the bare backbone on the same images; `device=`, `train.amp=` and all else as in a run.
-
-    At PASCAL's 473 px with ResNet-50 unless `dataset=` is given.
-    """
-    from fsseg.bench import step as bench
-
-    # Weights change no time, and where they are absent time can still be measured.
-    cfg = _config([*_paper_size(line), "backbone.pretrained=false"])
-    print(bench.format_step(bench.bench_model(cfg, batch, repeats)))
-
-
-def _paper_size(line: Line) -> list[str]:
+def paper_size(line: Line) -> list[str]:
     """The setting of the paper's Table 5, pascal5i, where the line names no data set."""
     line = list(line or [])
     return line if any(o.startswith("dataset=") for o in line) else ["dataset=pascal5i", *line]
-
-
-def _numbers(option: str, text: str, least: int, most: int) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < least or max(numbers) > most:
-        raise UserError(f"{option} {text[:200]!r} is no list of numbers from {least} to {most}", "write e.g. 1,5")
-    return numbers

@@ -87,17 +87,20 @@ def read_episodes(
     head = _checked_head(path, said, wanted)
     classes_of = _classes_of(index)
     episodes: dict[int, list[EpisodeSpec]] = {}
+    seen: set[tuple[int, int]] = set()
     found: list[str] = []
     for at, line in enumerate(lines[start + 1 :], start=start + 2):  # the line after the head names the columns
         try:
             seed, number, class_id, name, query_id, *supports = line.split("\t")
             spec = EpisodeSpec(int(number), int(class_id), query_id, tuple(supports))
-            episodes.setdefault(int(seed), []).append(spec)
+            key = (int(seed), spec.number)
         except ValueError:
             found.append(f"line {at}: not seed, episode, class_id, class, query, supports")
             continue
-        if fault := _fault(spec, name, head, novel, classes_of):
+        episodes.setdefault(key[0], []).append(spec)
+        if fault := _key_fault(key, seen) or _fault(spec, name, head, novel, classes_of):
             found.append(f"line {at}: {fault}")
+        seen.add(key)
     if found:
         merged = merge_errors([UserError(f"{path}, {fault}", _WRITE_AGAIN) for fault in found[:_SHOWN]])
         more = f"\n(and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
@@ -145,6 +148,14 @@ def _classes_of(index: ClassIndex) -> dict[str, set[int]]:
         if pixels:
             classes[index.image_ids[image]].add(class_id)
     return classes
+
+
+def _key_fault(key: tuple[int, int], seen: set[tuple[int, int]]) -> str | None:
+    """Why no single episode has this seed and number; its counts are kept by them."""
+    for name, number, most in zip(("seed", "episode"), key, (2**32 - 1, 2**31 - 1)):
+        if not 0 <= number <= most:
+            return f"{name} {number} is not within 0 and {most}"
+    return f"episode {key[1]} of seed {key[0]} comes twice" if key in seen else None
 
 
 def _fault(

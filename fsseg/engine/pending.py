@@ -42,7 +42,7 @@ class Pending(Generic[T]):
         if host.device.type == "cuda":
             host = host.to("cpu", non_blocking=True)  # into pinned memory
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(numbers.device))
         self._queue.append((note, host, event))
 
     def read(self, everything: bool = False) -> Iterator[tuple[T, list[float]]]:

@@ -30,6 +30,7 @@ from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
 from fsseg.engine.optimiser import make_optimiser, restore, set_rate
 from fsseg.engine.pending import Pending
+from fsseg.engine.profile import part, profiling
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import steps_of
 from fsseg.engine.validation import BaseValidation
@@ -154,7 +155,11 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
     batches = iter(training_loader(source, cfg, step, total - step, plan, positions))
     pending: Pending[_Step] = Pending(device)
     try:
-        with Progress("train", total, done=step) as progress, compiled(model, device, cfg.train.compile):
+        with (
+            Progress("train", total, done=step) as progress,
+            compiled(model, device, cfg.train.compile),
+            profiling(run, total - step) as profile,
+        ):
             while True:
                 try:
                     if validation.due(step):
@@ -171,7 +176,8 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                     if step == total:
                         break
                     asked = time.monotonic()
-                    batch = distributed.next_batch(batches, run.should_stop, ranks)
+                    with part("data"):
+                        batch = distributed.next_batch(batches, run.should_stop, ranks)
                     waited += time.monotonic() - asked
                 except Preempted:
                     save()
@@ -189,21 +195,25 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                 # On the host each part's share of the step, on the device its loss, and for a row the terms of it.
                 batch_parts = batch.split(cfg.train.accumulate)
                 weights, names, numbers = _weights(batch_parts, cfg, ranks), [], []
-                for part, weight in zip(batch_parts, weights):
-                    part = part.to(device)
-                    with precision.autocast(device, amp):
-                        loss, terms = model.loss(model(part), training_target(part, cfg.protocol.ignore_in_loss))
-                    scaler.scale(loss * weight).backward()
+                for some, weight in zip(batch_parts, weights):
+                    with part("forward"), precision.autocast(device, amp):
+                        some = some.to(device)
+                        target = training_target(some, cfg.protocol.ignore_in_loss).to(device, non_blocking=True)
+                        loss, terms = model.loss(model(some), target)
+                    with part("backward"):
+                        scaler.scale(loss * weight).backward()
                     names.append(["loss", *(terms if has_row else ())])
                     numbers += [loss.detach(), *(terms.values() if has_row else ())]
-                distributed.add_gradients(parameters, ranks)
-                if cfg.train.clip_grad_norm is not None:
-                    scaler.unscale_(optimiser)
-                    torch.nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad_norm)
-                scaler.step(optimiser)
-                scaler.update()
+                with part("optimiser"):
+                    distributed.add_gradients(parameters, ranks)
+                    if cfg.train.clip_grad_norm is not None:
+                        scaler.unscale_(optimiser)
+                        torch.nn.utils.clip_grad_norm_(parameters, cfg.train.clip_grad_norm)
+                    scaler.step(optimiser)
+                    scaler.update()
                 pending.put(_Step(step, rate, has_row, weights, names), torch.stack([x.double() for x in numbers]))
                 read()
+                profile.step()
             read(everything=True)
         if saved_step < step or total == 0:
             save()

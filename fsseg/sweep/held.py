@@ -46,8 +46,9 @@ def shown(name: str) -> str:
 def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]], list[str]]:
     """The files of a copy, and what is left out of it.
 
-    What was evaluated so far goes where the checkpoints go, until there is a result. The result comes last, just before it the settings: until then the store holds the old ones of both, or none. A
-    link is followed only to a file inside the run.
+    The result comes last, just before it the settings: until then the store holds the old ones of both, or none. What
+    was evaluated so far (`RunDirectory.episodes_part`) goes along with the checkpoints, until there is a result. A link
+    is followed only to a file inside the run.
 
     Returns:
         Name -> [bytes, time of change in ns] in the order of sending, and the names of what cannot travel.

@@ -184,6 +184,8 @@ class _Source:
                     if not pulled.kept:
                         names = self._wanted(here, seen.state, checkpoints, missing)
                         pulled.fetched = self._bring(here, names, work)
+                        if seen.state == State.DONE:
+                            drop(here.episodes_part, work)
             finally:
                 claim.release()
 

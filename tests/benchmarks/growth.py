@@ -51,12 +51,11 @@ CASES: dict[str, Case] = {
 }
 
 
-_MEASURED = """
-import atexit, re, sys, time
-from pathlib import Path
-# Not `ru_maxrss`: that of a new process begins with what its parent takes.
-most = lambda: re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]
-atexit.register(lambda: print(time.process_time(), most(), file=sys.stderr))
+_MEASURED = f"""
+import atexit, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from peak import peak_megabytes
+atexit.register(lambda: print(time.process_time(), peak_megabytes(), file=sys.stderr))
 from fsseg.cli.app import main
 main()
 """
@@ -83,8 +82,8 @@ def measure(case: Case, count: int) -> Cost:
         )
     if done.returncode:
         raise RuntimeError(f"fsseg {arguments[0]} failed: {done.stderr}")
-    seconds, kibibytes = done.stderr.splitlines()[-1].split()
-    return Cost(float(seconds), float(kibibytes) * 1024 / 1e6)
+    seconds, megabytes = done.stderr.splitlines()[-1].split()
+    return Cost(float(seconds), float(megabytes))
 
 
 def main() -> None:

@@ -82,6 +82,11 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["bench", "data", "--workers", "1000000000000000000"], "--workers"),
         (["bench", "data", "--shots", "0"], "--shots"),
         (["bench", "data", "--shots", "x"], "--shots"),
+        (["bench", "step", "--formats", "bf16,half"], "--formats"),
+        (["bench", "step", "--layouts", ""], "--layouts"),
+        (["bench", "step", "dataset=shapes5i", "device=cpu", "--formats", "tf32"], "--formats"),
+        (["bench", "step", "dataset=shapes5i", "train.accumulate=2", "device=cpu", "--batch", "3"], "train.accumulate"),
+        (["bench", "step", "dataset=shapes5i", "fold=0,9"], "fold=9"),
         (["aggregate", "nosuchthing://a/b"], "nosuchthing://a/b"),
     ],
 )
@@ -96,7 +101,7 @@ def test_a_users_fault_ends_in_two_lines_and_status_1(words: list[str], named: s
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "1e18", "1000000000000000000", "inf", "nan", "text"])
-@pytest.mark.parametrize("words", [["data", "--episodes"], ["model", "--batch"], ["model", "--repeats"]])
+@pytest.mark.parametrize("words", [["data", "--episodes"], ["step", "--batch"], ["step", "--repeats"]])
 def test_a_number_out_of_range_is_refused_with_the_option(words: list[str], value: str) -> None:
     done = fsseg("bench", *words, value)
     assert done.returncode != 0

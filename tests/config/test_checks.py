@@ -19,8 +19,9 @@ from fsseg.errors import UserError
 CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "dataset."), ("method=baseline", "model."),
            ("method=prototype", "model."), ("backbone=resnet18", "backbone."))  # fmt: skip
 ANY_NUMBER = {"dataset.generator_seed"}
-ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "dataset.cache", "dataset.sbd_root", "dataset.train_list",
-            "dataset.val_list", "dataset.label_maps", "protocol.name", "protocol.train_pool"}  # fmt: skip
+ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "dataset.cache", "dataset.sbd_root",
+            "dataset.train_list", "dataset.val_list", "dataset.label_maps", "protocol.name",
+            "protocol.train_pool"}  # fmt: skip
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
     "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],

@@ -85,6 +85,11 @@ def edit(path: Path, line: int, column: int, value: str) -> None:
         (5, "j0", r"line 12: image j0 has no pixel of class\d"),
         (0, "x", "line 12: not seed"),
         (9, "", r"line 12: image  is not in"),
+        (0, "-1", "line 12: seed -1 is not within 0 and 4294967295"),
+        (0, str(2**32), "line 12: seed 4294967296 is not within"),
+        (1, "-1", "line 12: episode -1 is not within 0 and 2147483647"),
+        (1, str(2**31), "line 12: episode 2147483648 is not within"),
+        (1, "0", "line 12: episode 0 of seed 0 comes twice"),
     ],
 )
 def test_a_faulty_line_is_named(written, column: int, value: str, message: str) -> None:

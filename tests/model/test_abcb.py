@@ -14,6 +14,7 @@ from fsseg.data.types import Batch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
+from fsseg.model.blocks.attention import Keys, attend
 from fsseg.model.blocks.tokens import Positions, Tokens, inside_and_outside, tokens_under
 
 C, SIDE, CELLS = 8, 13, 4
@@ -464,3 +465,43 @@ def test_learns_to_copy_the_marked_colour() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"histogram_range": "minus_one_one"}, {"cleansing": False}])
+def test_tokens_in_place_and_gathered_tokens_give_the_same_answer_and_gradients(changes: dict) -> None:
+    """On a GPU all positions are tokens, and a mask says which take part; on a CPU those are gathered."""
+    torch.manual_seed(0)
+    model = build_model(samples.cell(samples.abcb(**changes))).double()
+    batch = samples.batch(samples.square_masks([[9], [20], [33]], 33), 33, dtype=torch.float64)
+    batch.query_picture[1, ..., 20:] = False
+    batch.query_image[2] = 0  # one answer everywhere: no foreground, or no background
+    first = model(batch).rounds[0]
+    with torch.no_grad():  # about half of the others is foreground
+        model.qp.second.bias[0] += (first[:2, 1] - first[:2, 0]).median()
+    found = []
+    for gathers in (True, False):
+        model.gathers = gathers
+        model.zero_grad()
+        prediction = model(batch)
+        loss, _ = model.loss(prediction, batch.query_mask)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((prediction.rounds, prediction.hats, gradients))
+    answer = found[0][0][0]
+    assert 0.3 < (answer[:2, 1] > answer[:2, 0]).double().mean() < 0.7
+    assert {name.split(".")[0] for name in found[0][2]} >= {"sm", "qp", "neck"}
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_key_that_takes_no_part_may_be_told_by_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of a GPU, where a mask would rule out the quickest kernel."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 5, 16, dtype=torch.float64).unbind(0)
+    valid = torch.tensor([[True, False, True, True, False], [False] * 5])
+    for bias in (None, torch.randn(2, 5, dtype=torch.float64)):
+        keys = Keys(key, value, valid, bias)
+        masked = attend(query, keys, 2)
+        monkeypatch.setattr("fsseg.model.blocks.attention.masks_by_bias", lambda _: True)
+        torch.testing.assert_close(attend(query, keys, 2), masked)
+        monkeypatch.undo()
+        assert (masked[1] == 0).all()

@@ -407,6 +407,9 @@ def test_a_part_of_the_evaluation_comes_until_there_is_a_result(finished: bool, 
     there.episodes_part.write_bytes(b"part")
     there.episodes_file.write_bytes(b"counts")
     shutil.copytree(tmp_path / "there", tmp_path / "store")
+    if finished:  # it was stopped here, and went on there
+        old = with_run(started(tmp_path / "here", "a"), "r")
+        old.episodes_part.write_bytes(b"less")
     here = RunDirectory(pulled(f"file://{tmp_path}/store", tmp_path / "here").directory)
     assert here.episodes_part.exists() is not finished
     assert here.episodes_file.read_bytes() == b"counts"

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_NEVER = -30_000.0
+"""Score before scaling of a key that takes no part: float16 holds it, and its exponential is 0."""
+
 
 @dataclass
 class Keys:
@@ -28,6 +31,11 @@ class Keys:
     value: Tensor
     valid: Tensor | None = None
     bias: Tensor | None = None
+
+
+def masks_by_bias(key: Tensor) -> bool:
+    """Whether keys that take no part are told by a bias: a mask would rule out the quickest kernel of a GPU."""
+    return key.is_cuda
 
 
 def attend(query: Tensor, keys: Keys, heads: int, scaled: bool = True) -> Tensor:
@@ -48,20 +56,26 @@ def attend(query: Tensor, keys: Keys, heads: int, scaled: bool = True) -> Tensor
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     depth = q.shape[3]
     scale = depth**-0.5 if scaled else 1.0
-    if bias is not None:
+    some = None if valid is None else valid.any(1)[:, None, None, None]
+    extra = None if bias is None else bias / scale
+    if valid is not None and masks_by_bias(key):
+        extra = key.new_zeros(valid.shape) if extra is None else extra
+        extra, valid = extra.masked_fill(~valid, _NEVER), None
+    if extra is not None:
         # A bias per key is one more channel: [q, 1] . [k, b / scale] * scale = q . k * scale + b. As attn_mask, a
         # bias that needs a gradient would push torch off its fused kernels and build the (B, heads, n, m) matrix. The
         # fused kernels want one depth for q, k and v, in steps of 8.
-        extra = F.pad(bias[:, None, :, None] / scale, (0, (-depth - 1) % 8)).expand(-1, heads, -1, -1)
+        extra = F.pad(extra[:, None, :, None], (0, (-depth - 1) % 8)).expand(-1, heads, -1, -1)
         k = torch.cat((k, extra.to(k.dtype)), 3)
         q = torch.cat((q, torch.ones_like(q[..., :1]), q.new_zeros(*q.shape[:3], k.shape[3] - depth - 1)), 3)
         v = F.pad(v, (0, k.shape[3] - depth))
     if valid is None:
         out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
-        some = valid.any(1)[:, None, None, None]
         # A sample without valid keys attends to its (zero) padding, and the result is dropped: an empty softmax is NaN.
-        out = F.scaled_dot_product_attention(q, k, v, valid[:, None, None, :] | ~some, scale=scale)
+        allowed = valid[:, None, None, :] | ~valid.any(1)[:, None, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, allowed, scale=scale)
+    if some is not None:
         out = out.masked_fill(~some, 0)
     return out[..., :depth].transpose(1, 2).flatten(2)
 

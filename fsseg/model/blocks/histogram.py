@@ -20,6 +20,7 @@ RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
 # Pairs in memory at once: as many as fit a CPU's cache, or as keep a GPU busy.
 _CHUNK = {"cpu": 2**16}
 _CHUNK_ELSEWHERE = 2**24
+_SIMILARITIES = 2**28  # likewise, where nobody looks at how many tokens there are: 1 GB
 
 
 def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tensor:
@@ -40,7 +41,10 @@ def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tenso
     low, high = RANGES[span]
     with torch.autocast(tokens.values.device.type, enabled=False):
         values = tokens.values if tokens.values.dtype == torch.float64 else tokens.values.float()
-        return _Histogram.apply(F.normalize(values, dim=2), tokens.counts, bins, low, high)
+        unit = F.normalize(values, dim=2)
+        if tokens.counts is None:
+            return _MaskedHistogram.apply(unit, tokens.valid, bins, low, high)
+        return _Histogram.apply(unit, tokens.counts, bins, low, high)
 
 
 def normalised_cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one", width: int = 1) -> Tensor:
@@ -102,18 +106,96 @@ class _Histogram(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (unit,) = ctx.saved_tensors
-        result = torch.zeros_like(unit)
-        # From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
-        scale = (ctx.bins - 1) / (ctx.high - ctx.low)
-        slopes = F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
-        for sample, into, slope, count in zip(unit, result, slopes, ctx.counts):
-            for start, stop in _blocks(count, unit.device.type):
-                place = ((sample[start:stop] @ sample[start:count].T) - ctx.low) * scale
-                pairs = slope[place.clamp_(-0.5, ctx.bins - 0.5).floor_().add_(1).long()]
-                # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
-                into[start:stop] += 2 * (pairs @ sample[start:count])
-                into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
+        result = _pull_back(unit, gradient, ctx.counts, ctx.bins, (ctx.low, ctx.high))
         return result, None, None, None, None
+
+
+def _pull_back(unit: Tensor, gradient: Tensor, counts: list[int], bins: int, span: tuple[float, float]) -> Tensor:
+    """Gradient of the unit vectors (B, N, C), given that of the histograms (B, L)."""
+    result = torch.zeros_like(unit)
+    scale = (bins - 1) / (span[1] - span[0])
+    for sample, into, slope, count in zip(unit, result, _slopes(gradient, scale), counts):
+        for start, stop in _blocks(count, unit.device.type):
+            place = ((sample[start:stop] @ sample[start:count].T) - span[0]) * scale
+            pairs = slope[_interval(place, bins)]
+            # A pair's cosine depends on both tokens, and (i, j) stands for (j, i) too.
+            into[start:stop] += 2 * (pairs @ sample[start:count])
+            into[stop:count] += 2 * (pairs[:, stop - start :].T @ sample[start:stop])
+    return result
+
+
+def _slopes(gradient: Tensor, scale: float) -> Tensor:
+    """(B, L + 1): what a cosine's change changes the loss by, in each interval between the centres.
+
+    From one centre to the next the count moves from bin to bin at a constant rate; the ends are flat.
+    """
+    return F.pad((gradient[:, 1:] - gradient[:, :-1]) * scale, (1, 1))
+
+
+def _interval(place: Tensor, bins: int) -> Tensor:
+    """Which interval each place (unbounded) lies in; 0 and L are the ends."""
+    return place.clamp_(-0.5, bins - 0.5).floor_().add_(1).long()
+
+
+class _MaskedHistogram(torch.autograd.Function):
+    """The same for tokens that stand anywhere among zero vectors, without a look at how many they are.
+
+    A pair with a zero vector is put at place 0, where it adds nothing to any S; S[-1] is the number of valid pairs. All
+    ordered pairs are computed, some samples at a time, by kernels of a GPU where there are any.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, valid: Tensor, bins: int, low: float, high: float) -> Tensor:
+        kernels = _kernels(unit)
+        sums = []
+        for some in _samples(unit):
+            cosine = unit[some] @ unit[some].transpose(1, 2)
+            if kernels is not None:
+                sums.append(kernels.passed_sums(cosine, valid[some], bins, low))
+            else:
+                place = _place(cosine, bins, low, high)
+                place.mul_(valid[some, :, None]).mul_(valid[some, None])
+                sums += [_passed(own, bins)[None] for own in place]
+        passed = F.pad(torch.cat(sums), (1, 1))
+        passed[:, 0] = valid.sum(1, dtype=torch.float64) ** 2
+        ctx.save_for_backward(unit, valid)
+        ctx.bins, ctx.low, ctx.high = bins, low, high
+        return (passed[:, :-1] - passed[:, 1:]).to(unit.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        unit, valid = ctx.saved_tensors
+        scale = (ctx.bins - 1) / (ctx.high - ctx.low)
+        slope = _slopes(gradient, scale)
+        kernels = _kernels(unit)
+        result = torch.empty_like(unit)
+        for some in _samples(unit):
+            cosine = unit[some] @ unit[some].transpose(1, 2)
+            if kernels is not None:
+                pairs = kernels.slopes_of(cosine, slope[some], ctx.low)
+            else:
+                interval = _interval((cosine - ctx.low) * scale, ctx.bins)
+                pairs = torch.stack([own[where] for own, where in zip(slope[some], interval)])
+            result[some] = 2 * (pairs @ unit[some])  # (i, j) and (j, i) each depend on both tokens
+        return result.masked_fill_(~valid[..., None], 0), None, None, None, None
+
+
+def _kernels(unit: Tensor) -> Any:
+    """`fsseg.model.blocks.histogram_kernels`, where they can run: on a GPU for which torch has brought Triton."""
+    if not unit.is_cuda or unit.dtype != torch.float32:
+        return None
+    try:
+        from fsseg.model.blocks import histogram_kernels
+    except ImportError:
+        return None
+    return histogram_kernels
+
+
+def _samples(unit: Tensor) -> Iterator[slice]:
+    """Samples (B, N, C) whose similarities are in memory together."""
+    step = max(1, _SIMILARITIES // unit.shape[1] ** 2)
+    return (slice(start, start + step) for start in range(0, len(unit), step))
 
 
 def _blocks(count: int, device: str) -> Iterator[tuple[int, int]]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fsseg.model.backbones import Features
 from fsseg.model.base import Kept, Role
 from fsseg.model.blocks.attention import Attention, attend
-from fsseg.model.blocks.tokens import Shots, Tokens, from_map, to_map, to_tokens, tokens_under
+from fsseg.model.blocks.tokens import Positions, Shots, Tokens, from_map, to_map, to_tokens
 
 if TYPE_CHECKING:
     from fsseg.config.schema import NeckConfig
@@ -144,7 +144,10 @@ def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """
     share = pool(masks[:, None].to(s.dtype), factor)
     means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
-    return tokens_under(share.flatten(1) > 0, to_tokens(means))
+    keys = share.flatten(1) > 0
+    # A GPU would have to be waited for to learn how many keys there are.
+    positions = Positions(None, keys, None) if s.is_cuda else Positions.under(keys)
+    return positions.gather(to_tokens(means))
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

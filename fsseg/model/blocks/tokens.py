@@ -22,19 +22,20 @@ class Tokens:
     """Feature vectors at the positions of a mask, in raster order, then padding.
 
     Attributes:
-        values: (B, N, C), zero at padding; N is the largest count of the batch and may be 0.
+        values: (B, N, C), zero at padding; N is at least the largest count of the batch and may be 0.
         valid: (B, N) bool, False at padding.
-        counts: B, how many tokens of each sample are valid.
+        counts: B, how many tokens of each sample are valid; None where only the device knows. They then stand anywhere
+            among the N, not in front.
     """
 
     values: Tensor
     valid: Tensor
-    counts: list[int]
+    counts: list[int] | None
 
     @property
     def full(self) -> bool:
         """Every token of every sample is valid, so no mask is needed."""
-        return min(self.counts) == self.values.shape[1]
+        return self.counts is not None and min(self.counts) == self.values.shape[1]
 
     def with_values(self, values: Tensor) -> Tokens:
         """Other features, (B, N, D), at the same positions; padding becomes zero."""
@@ -55,13 +56,13 @@ class Positions:
     """Where the tokens of a mask lie; gathers from any map of the same size.
 
     Attributes:
-        index: (B, N) long, flat positions in raster order, then arbitrary ones.
+        index: (B, N) long, flat positions in raster order, then arbitrary ones; None: all positions, as they are.
         valid, counts: as in `Tokens`.
     """
 
-    index: Tensor
+    index: Tensor | None
     valid: Tensor
-    counts: list[int]
+    counts: list[int] | None
 
     @classmethod
     def under(cls, mask: Tensor, counts: list[int] | None = None) -> Positions:
@@ -73,7 +74,9 @@ class Positions:
 
     def gather(self, features: Tensor) -> Tokens:
         """(B, n, C) -> its tokens."""
-        values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
+        values = features
+        if self.index is not None:
+            values = features.gather(1, self.index[..., None].expand(-1, -1, features.shape[2]))
         tokens = Tokens(values, self.valid, self.counts)
         return tokens if tokens.full else tokens.with_values(values)
 
@@ -83,10 +86,16 @@ def tokens_under(mask: Tensor, features: Tensor) -> Tokens:
     return Positions.under(mask).gather(features)
 
 
-def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
-    """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither."""
+def inside_and_outside(mask: Tensor, valid: Tensor | None = None, gathered: bool = True) -> tuple[Positions, Positions]:
+    """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither.
+
+    `gathered=False` takes all n positions as tokens and marks the valid ones: more work, but nobody has to wait until
+    the device has told how many there are.
+    """
     inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
-    counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()  # one wait for the device
+    if not gathered:
+        return Positions(None, inside, None), Positions(None, outside, None)
+    counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()
     return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
 
@@ -113,9 +122,10 @@ class Shots:
     def _positions(self) -> Positions:
         """Of the foreground in the maps of all shots of a sample one after the other."""
         positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts])
+        assert positions.index is not None
         device = next(iter(self.kept[0].values())).device
-        return replace(positions, index=positions.index.to(device, non_blocking=True),
-                       valid=positions.valid.to(device, non_blocking=True))  # fmt: skip
+        index, valid = (x.to(device, non_blocking=True) for x in (positions.index, positions.valid))
+        return replace(positions, index=index, valid=valid)
 
     def tokens(self, name: str) -> Tokens:
         """Features (..., h, w, C) under the masks, (B, M, C): each sample's shots one after the other."""

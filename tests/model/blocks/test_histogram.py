@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import model_reference as reference
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 
 from fsseg.model.blocks import histogram
 from fsseg.model.blocks.histogram import cosine_histogram, normalised_cosine_histogram
-from fsseg.model.blocks.tokens import tokens_under
+from fsseg.model.blocks.tokens import Positions, tokens_under
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
 
@@ -149,3 +153,54 @@ def test_no_tensor_grows_with_pairs_times_bins() -> None:
     with Watch():
         cosine_histogram(tokens_of(values, [1200]), 16).sum().backward()
     assert max(sizes) < 2 * 2**16
+
+
+@pytest.mark.parametrize("span", RANGES)
+def test_tokens_in_place_count_as_gathered_ones(span: str) -> None:
+    """Where they stand among how much padding, and how many samples are in memory together, changes nothing."""
+    torch.manual_seed(0)
+    features = torch.randn(4, 30, 3, dtype=torch.float64)
+    mask = torch.rand(4, 30) > torch.tensor([0.2, 0.9, 0.5, 2.0])[:, None]
+    weights = torch.randn(4, 16, dtype=torch.float64)
+    found = []
+    for in_place in (False, True):
+        leaf = features.clone().requires_grad_()
+        tokens = Positions(None, mask, None).gather(leaf) if in_place else tokens_under(mask, leaf)
+        histograms = cosine_histogram(tokens, 16, span)
+        (histograms * weights).sum().backward()
+        found.append((histograms.detach(), leaf.grad))
+    torch.testing.assert_close(found[1], found[0])
+
+
+_KERNELS = """
+import torch
+from fsseg.model.blocks import histogram, histogram_kernels
+torch.manual_seed(0)
+valid = torch.rand(2, 70) > 0.4
+leaf = torch.randn(2, 70, 8, dtype=torch.float64)
+weights = torch.randn(2, 16, dtype=torch.float64)
+for low, high in histogram.RANGES.values():
+    found = []
+    for kernels, kind in ((None, torch.float64), (histogram_kernels, torch.float32)):
+        histogram._kernels = lambda _: kernels
+        values = leaf.clone().to(kind).detach().requires_grad_()
+        unit = torch.nn.functional.normalize(values, dim=2) * valid[..., None]
+        result = histogram._MaskedHistogram.apply(unit, valid, 16, low, high)
+        (result * weights.to(kind)).sum().backward()
+        found.append((result.double(), values.grad.double()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-3)
+    # Single precision may see a cosine at a bin's centre on its other side, where the slope is another.
+    apart = ((found[1][1] - found[0][1]).abs() > 1e-3 * found[0][1].abs().max()).double().mean()
+    assert apart < 0.01, apart
+print("equal")
+"""
+
+
+def test_the_kernels_of_a_gpu_count_alike() -> None:
+    """In Triton's interpreter, which runs them on a CPU; it must be asked for before Triton is imported."""
+    pytest.importorskip("triton", reason="torch brings it for GPUs")
+    done = subprocess.run(
+        [sys.executable, "-c", _KERNELS], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "equal\n", done.stderr
