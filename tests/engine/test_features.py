@@ -281,9 +281,8 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
 
 def test_processes_agree_on_what_the_least_of_them_can_do() -> None:
     one, two = FeatureRoom("device", Path("x"), 10, 50, 4, 8), FeatureRoom("host", Path("x"), 10, 70, 8, 2)
-    assert (
-        FeatureRoom.of_all([one, two]) == FeatureRoom.of_all([two, one]) == FeatureRoom("host", Path("x"), 10, 50, 4, 2)
-    )
+    both = FeatureRoom.of_all([one, two])
+    assert both == FeatureRoom.of_all([two, one]) == FeatureRoom("host", Path("x"), 10, 50, 4, 2)
     assert one.for_need(50) == one
     assert one.for_need(51).images == 0
 
