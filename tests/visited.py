@@ -9,7 +9,7 @@ from typing import Any
 from fsseg.data.loader import EvaluationPlan, evaluation_loader
 from fsseg.data.source import Split
 from fsseg.data.types import Batch, EpisodeSpec, Tasks
-from fsseg.data.visits import Listed, schedule
+from fsseg.data.visits import Planned, schedule
 
 
 def evaluation_batches(
@@ -18,7 +18,7 @@ def evaluation_batches(
     """`eval.batch_size` episodes at a time, in the order given."""
     plan = EvaluationPlan({0: list(specs)}, (), (), "", "", split, tuple(ignore_classes))
     step = cfg.eval.batch_size
-    listed = [[Listed("", 0, spec) for spec in specs[start : start + step]] for start in range(0, len(specs), step)]
+    listed = [[Planned("", 0, spec) for spec in specs[start : start + step]] for start in range(0, len(specs), step)]
     for loaded in evaluation_loader(source, cfg, schedule(listed, 0), plan):
         tasks, place = loaded.tasks, {load.image_id: n for n, load in enumerate(loaded.visit.loads)}
         queries = [place[spec.query_id] for spec in tasks.specs]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fsseg.data import visits
 from fsseg.data.types import EpisodeSpec
-from fsseg.data.visits import Listed, Visit, distinct
+from fsseg.data.visits import Planned, Visit, distinct
 
 
 def drawn(images: int, shot: int, episodes: int, seeds: int = 2, classes: int = 3, key: int = 0) -> dict[int, list]:
@@ -33,7 +33,7 @@ def drawn(images: int, shot: int, episodes: int, seeds: int = 2, classes: int = 
 def planned(
     plans: Mapping[str, Mapping[int, Sequence[EpisodeSpec]]], capacity: int, batch: int = 1, ahead: int = 1
 ) -> list[Visit]:
-    found: list[Sequence[Listed]] = list(visits.batches(plans, batch))
+    found: list[Sequence[Planned]] = list(visits.batches(plans, batch))
     if capacity:
         found = visits.fitting(found, capacity)
         found = [found[i] for i in visits.visiting_order([distinct(b) for b in found], capacity)]
@@ -70,7 +70,7 @@ def test_any_room_down_to_one_episode_is_kept_to(
     assert peak <= capacity
     every = [listed for visit in found for listed in visit.episodes]
     expected = [(shift, seed, spec) for shift, p in plans.items() for seed, specs in p.items() for spec in specs]
-    assert sorted(every, key=repr) == sorted((Listed(*e) for e in expected), key=repr)
+    assert sorted(every, key=repr) == sorted((Planned(*e) for e in expected), key=repr)
     assert all(len(visit.episodes) <= batch for visit in found)
     if capacity >= len(encoded):
         assert set(encoded.values()) == {1}
@@ -96,7 +96,7 @@ def test_the_batch_that_lacks_fewest_comes_next_and_what_is_wanted_last_is_given
     assert visits.visiting_order([("a", "b"), ("d", "e"), ("b", "c"), ("a", "c")], 3) == [0, 2, 3, 1]
     assert visits.visiting_order([("a", "b"), ("d", "e"), ("b", "c")], 5) == [0, 1, 2]  # room for all
     batches = [
-        [Listed("", 0, EpisodeSpec(n, 0, pair[0], (pair[1],)))] for n, pair in enumerate(("ab", "cd", "bc", "ad"))
+        [Planned("", 0, EpisodeSpec(n, 0, pair[0], (pair[1],)))] for n, pair in enumerate(("ab", "cd", "bc", "ad"))
     ]
     found = visits.schedule(batches, 3)
     # cd needs two places: a, wanted at the end, goes, and b stays; then nothing is lacking; a comes back
@@ -106,7 +106,7 @@ def test_the_batch_that_lacks_fewest_comes_next_and_what_is_wanted_last_is_given
 
 def test_an_image_is_what_its_episodes_make_of_it() -> None:
     pairs = [("a", "b"), ("b", "c")]
-    batches = [[Listed("", 0, EpisodeSpec(n, 7, query, (support,)))] for n, (query, support) in enumerate(pairs)]
+    batches = [[Planned("", 0, EpisodeSpec(n, 7, query, (support,)))] for n, (query, support) in enumerate(pairs)]
     found = [load for visit in visits.schedule(batches, 9) for load in visit.loads]
     assert [(load.image_id, load.class_id, load.role) for load in found] == [
         ("a", 7, "query"), ("b", 7, "both"), ("c", 7, "support"),

@@ -44,6 +44,15 @@ def test_cells_lie_at_multiples_of_the_stride() -> None:
     assert columns(found) == list(range(6, 17))
 
 
+def test_the_rounds_of_an_episode_are_scaled_together_as_each_on_its_own() -> None:
+    logits = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    for fit in ("longer_side", "squash", "pfenet"):
+        where = ((33, 33), (24, 32), (41, 57), fit)
+        together = predicted_foreground(logits, *where).numpy()
+        assert together.shape == (3, 41, 57)
+        assert all(np.array_equal(own, foreground(one, *where)) for own, one in zip(together, logits))
+
+
 def test_padding_is_cut_off_before_anything_is_scaled() -> None:
     # Of 17 x 17 pixels 9 x 8 are image. Foreground begins at column 9: outside, and must not bleed in.
     found = foreground(half_plane(8.5), (17, 17), (9, 8), None)

@@ -23,7 +23,7 @@ from fsseg.config.schema import EvalConfig
 from fsseg.data.source import Source
 from fsseg.engine import features, scoring
 from fsseg.engine.evaluate import weights_digest
-from fsseg.engine.features import FeatureStore, Room, plan_room
+from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
 from fsseg.errors import UserError
 from fsseg.model.prototype import Prototype
 from fsseg.process.ranks import ALONE, Ranks
@@ -133,7 +133,7 @@ def test_each_image_is_read_and_encoded_once(root: Path, tmp_path: Path, monkeyp
 def test_half_formats_need_half_the_room_and_read_back_rounded(
     format: str, root: Path, tmp_path: Path, whole: Composed, stores: list[FeatureStore]
 ) -> None:
-    room = Room("host", tmp_path, 0, 5, 1, 1)
+    room = FeatureRoom("host", tmp_path, 0, 5, 1, 1)
     exact, half = (FeatureStore(room, torch.device("cpu"), f) for f in ("float32", format))
     kept = {"features": torch.randn(1, 7, 7, 64), "picture": torch.ones(1, 7, 7, dtype=torch.bool)}
     for store in (exact, half):
@@ -254,8 +254,8 @@ KEPT = {"features": torch.zeros(1, 10, 10, 25), "picture": torch.ones(1, 10, 10,
 CPU = torch.device("cpu")
 
 
-def room_of(ranks: Ranks = ALONE, distinct: int = 1000, **settings: Any) -> Room:
-    return plan_room(EvalConfig(**settings), CPU, KEPT, distinct, lambda: None, ranks)
+def room_of(ranks: Ranks = ALONE, distinct: int = 1000, **settings: Any) -> FeatureRoom:
+    return plan_room(EvalConfig(**settings), CPU, KEPT, distinct, Probe(bool, bool), ranks)
 
 
 def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
@@ -263,7 +263,7 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
 ) -> None:
     monkeypatch.setattr(features, "free_memory", lambda: 10_100 * 200)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert room_of() == Room("host", room_of().folder, 10_100, 100, 1, 1)
+    assert room_of() == FeatureRoom("host", room_of().folder, 10_100, 100, 1, 1)
     assert room_of(Ranks(0, 4)).images == 25
     assert room_of(distinct=40).images == 40
     assert room_of(feature_place="device").place == "host"
@@ -280,8 +280,9 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
 
 
 def test_processes_agree_on_what_the_least_of_them_can_do() -> None:
-    one, two = Room("device", Path("x"), 10, 50, 4, 8), Room("host", Path("x"), 10, 70, 8, 2)
-    assert Room.of_all([one, two]) == Room.of_all([two, one]) == Room("host", Path("x"), 10, 50, 4, 2)
+    one, two = FeatureRoom("device", Path("x"), 10, 50, 4, 8), FeatureRoom("host", Path("x"), 10, 70, 8, 2)
+    both = FeatureRoom.of_all([one, two])
+    assert both == FeatureRoom.of_all([two, one]) == FeatureRoom("host", Path("x"), 10, 50, 4, 2)
     assert one.for_need(50) == one
     assert one.for_need(51).images == 0
 
@@ -298,12 +299,12 @@ def test_a_folder_without_room_is_named_before_the_first_episode(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=f"no file of 200 kB can be made in {tmp_path} .No space left on device."):
-        FeatureStore(Room("disk", tmp_path, 20_000, 10, 1, 1), CPU, "float32")
+        FeatureStore(FeatureRoom("disk", tmp_path, 20_000, 10, 1, 1), CPU, "float32")
     assert not list(tmp_path.iterdir())
 
 
 def test_memory_that_ends_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FeatureStore(Room("host", Path(), 10_100, 10, 1, 1), CPU, "float32")
+    store = FeatureStore(FeatureRoom("host", Path(), 10_100, 10, 1, 1), CPU, "float32")
     parts = {name: value.repeat(2, 1, 1, 1)[:1] if value.ndim == 4 else value for name, value in KEPT.items()}
     store.put("a", parts)
 
@@ -317,7 +318,7 @@ def test_memory_that_ends_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_kept_holds_no_batch_in_memory() -> None:
-    store = FeatureStore(Room("host", Path(), 10_100, 10, 1, 1), CPU, "float32")
+    store = FeatureStore(FeatureRoom("host", Path(), 10_100, 10, 1, 1), CPU, "float32")
     store.put("a", {"features": torch.zeros(8, 10, 10, 25)[2:3]})
     assert store.get("a")["features"].untyped_storage().nbytes() == 10_000
     store.drop("a")
@@ -326,7 +327,7 @@ def test_what_is_kept_holds_no_batch_in_memory() -> None:
 
 
 def test_places_of_the_file_are_used_again(tmp_path: Path) -> None:
-    store = FeatureStore(Room("disk", tmp_path, 10_304, 2, 1, 1), CPU, "float32")
+    store = FeatureStore(FeatureRoom("disk", tmp_path, 10_304, 2, 1, 1), CPU, "float32")
     draw = torch.Generator().manual_seed(0)
     values = {n: torch.randn(1, 10, 10, 25, generator=draw) for n in "abcdef"}
     kept: list[str] = []
