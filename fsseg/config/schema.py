@@ -370,7 +370,7 @@ class TrainConfig:
     """Parts that a step's batch is computed in, one after the other, to save memory: the gradient stays that of the
     whole batch, up to rounding."""
     lr: Annotated[float, above(0, 1000)] = MISSING
-    """Learning rate of SGD at the start."""
+    """Learning rate at the start."""
     lr_scale: Annotated[float, above(0, 1000)] = 1.0
     """Multiplies `lr`. The published codes that ABCB builds on (PFENet, BAM, SCCAN) multiply the rate of their files by
     10 inside their schedule; whether the paper's rate carries that factor is OPEN."""

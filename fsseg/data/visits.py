@@ -26,7 +26,7 @@ Role = Literal["support", "query", "both"]
 _FAR = 64  # batches that are looked ahead for images to fill a batch of the backbone
 
 
-class Listed(NamedTuple):
+class Planned(NamedTuple):
     """An episode of an evaluation: of which shift (`fsseg.cell.episodes`) and which seed."""
 
     shift: str
@@ -60,12 +60,12 @@ class Visit:
         loads: images that are encoded then, for this visit or for one soon after it.
     """
 
-    episodes: tuple[Listed, ...]
+    episodes: tuple[Planned, ...]
     drops: tuple[str, ...]
     loads: tuple[Load, ...]
 
 
-def batches(plans: Mapping[str, Mapping[int, Sequence[EpisodeSpec]]], size: int) -> list[list[Listed]]:
+def batches(plans: Mapping[str, Mapping[int, Sequence[EpisodeSpec]]], size: int) -> list[list[Planned]]:
     """All episodes, `size` in a batch: by class and query, so that neighbours share images.
 
     Args:
@@ -73,7 +73,7 @@ def batches(plans: Mapping[str, Mapping[int, Sequence[EpisodeSpec]]], size: int)
         size: of a batch; the last one may be smaller.
     """
     every = [
-        ((spec.class_id, spec.query_id, shift, seed, spec.number), Listed(name, number, spec))
+        ((spec.class_id, spec.query_id, shift, seed, spec.number), Planned(name, number, spec))
         for shift, (name, seeds) in enumerate(plans.items())
         for seed, (number, specs) in enumerate(seeds.items())
         for spec in specs
@@ -82,16 +82,16 @@ def batches(plans: Mapping[str, Mapping[int, Sequence[EpisodeSpec]]], size: int)
     return [[listed for _, listed in every[start : start + size]] for start in range(0, len(every), size)]
 
 
-def distinct(episodes: Iterable[Listed]) -> list[str]:
+def distinct(episodes: Iterable[Planned]) -> list[str]:
     """The images of some episodes, each once, in the order in which they come."""
     return list(dict.fromkeys(image for listed in episodes for image in listed.images))
 
 
-def fitting(found: Sequence[Sequence[Listed]], capacity: int) -> list[Sequence[Listed]]:
+def fitting(found: Sequence[Sequence[Planned]], capacity: int) -> list[Sequence[Planned]]:
     """The batches, cut where one has more images than can be kept; `capacity` is at least what one episode needs."""
-    out: list[Sequence[Listed]] = []
+    out: list[Sequence[Planned]] = []
     for batch in found:
-        part: list[Listed] = []
+        part: list[Planned] = []
         for listed in batch:
             if part and len(distinct([*part, listed])) > capacity:
                 out.append(part)
@@ -195,7 +195,9 @@ class _Kept:
         heapq.heappush(self._latest, (-self.uses[image][0], image))
 
 
-def schedule(found: Sequence[Sequence[Listed]], capacity: int, ahead: int = 1, held: Sequence[str] = ()) -> list[Visit]:
+def schedule(
+    found: Sequence[Sequence[Planned]], capacity: int, ahead: int = 1, held: Sequence[str] = ()
+) -> list[Visit]:
     """What to encode and what to give up, batch by batch in the order given.
 
     Args:
@@ -256,12 +258,12 @@ def _fill(sets: Sequence[Sequence[str]], now: int, kept: set[str], missing: list
                 missing.append(image)
 
 
-def _classes(found: Iterable[Iterable[Listed]]) -> dict[str, int]:
+def _classes(found: Iterable[Iterable[Planned]]) -> dict[str, int]:
     """A class that each image has in one of the episodes."""
     return {image: listed.spec.class_id for batch in found for listed in batch for image in listed.images}
 
 
-def _roles(found: Iterable[Iterable[Listed]]) -> dict[str, Role]:
+def _roles(found: Iterable[Iterable[Planned]]) -> dict[str, Role]:
     queries = {listed.spec.query_id for batch in found for listed in batch}
     supports = {image for batch in found for listed in batch for image in listed.spec.support_ids}
     return {image: "both" if image in queries and image in supports else "query" if image in queries else "support"

@@ -58,7 +58,8 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported for its name
             fault = UserError(
                 f"out of GPU memory: {(str(error).splitlines() or [''])[0]}",
-                "lower train.batch_size or eval.batch_size, or dataset.image_size",
+                "in training raise train.accumulate, which changes no number; in evaluation lower eval.batch_size, "
+                "eval.backbone_batch or eval.feature_cache_gb",
             )
         case _:
             return Ending(State.FAILED, f"{type(error).__name__}: {error}"[:500], error, trace)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ _FORMATS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float1
 
 
 @dataclass(frozen=True)
-class Room:
+class FeatureRoom:
     """Where and how much is kept, and how much is computed together.
 
     Attributes:
@@ -55,12 +54,12 @@ class Room:
     batch_size: int
     backbone_batch: int
 
-    def for_need(self, images: int) -> Room:
+    def for_need(self, images: int) -> FeatureRoom:
         """The same, or where there is no room for the images of one episode, without keeping any."""
         return self if self.images >= images else replace(self, images=0)
 
     @classmethod
-    def of_all(cls, rooms: Sequence[Room]) -> Room:
+    def of_all(cls, rooms: Sequence[FeatureRoom]) -> FeatureRoom:
         """What several processes can do alike: the smallest of all, and on the host if one has no room elsewhere."""
         least = min(rooms, key=lambda room: (room.place == "device", room.images))
         return replace(
@@ -71,6 +70,14 @@ class Room:
         )
 
 
+@dataclass(frozen=True)
+class Probe:
+    """The least that a device has to do at once: `encode` one image, `decode` the most costly episode that can be."""
+
+    encode: Callable[[], object]
+    decode: Callable[[], object]
+
+
 def stored(value: Tensor, format: str) -> Tensor:
     """A tensor in the number format of what is kept (`eval.feature_format`)."""
     kind = _FORMATS[format]
@@ -78,8 +85,8 @@ def stored(value: Tensor, format: str) -> Tensor:
 
 
 def plan_room(
-    settings: EvalConfig, device: torch.device, kept: Kept, distinct: int, decode: Callable[[], Any], ranks: Ranks
-) -> Room:
+    settings: EvalConfig, device: torch.device, kept: Kept, distinct: int, probe: Probe, ranks: Ranks
+) -> FeatureRoom:
     """Choose, for `null` and `auto` by what is free now.
 
     Args:
@@ -87,13 +94,14 @@ def plan_room(
         device: that computes.
         kept: of one image, in both roles.
         distinct: different images of all episodes.
-        decode: decodes one episode, the most costly that there can be; its memory is measured on a GPU.
+        probe: what its memory is measured by, on a GPU.
         ranks: that share this machine's memory.
     """
     entry = sum(stored(value[:0], settings.feature_format).element_size() * value.numel() for value in kept.values())
     folder = Path(settings.feature_folder or tempfile.gettempdir())
     if device.type == "cuda":
-        batch, backbone = _gpu_batches(settings, device, entry, decode)
+        batch = settings.batch_size or _fitting(device, probe.decode)
+        backbone = settings.backbone_batch or _fitting(device, probe.encode)
     else:
         batch, backbone = settings.batch_size or 1, settings.backbone_batch or 1
     place, wanted = settings.feature_place, distinct * entry
@@ -106,7 +114,7 @@ def plan_room(
     if place == "disk":
         entry = _padded(entry) + len(kept) * _ALIGNED
     budget = _budget(settings, place, device, folder, ranks)
-    return Room(place, folder, entry, min(distinct, int(budget // max(1, entry))), batch, backbone)
+    return FeatureRoom(place, folder, entry, min(distinct, int(budget // max(1, entry))), batch, backbone)
 
 
 def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path, ranks: Ranks) -> float:
@@ -130,14 +138,13 @@ def _gpu_free(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _gpu_batches(settings: EvalConfig, device: torch.device, entry: int, decode: Callable[[], Any]) -> tuple[int, int]:
-    """Episodes to decode and images to encode together: as many as fit into a quarter of what is free."""
+def _fitting(device: torch.device, one: Callable[[], object]) -> int:
+    """How many of these a GPU computes together: what fits into a quarter of what is free."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    decode()
-    one = max(entry, torch.cuda.max_memory_allocated(device) - before)
-    fits = max(1, min(LARGEST_BATCH, int(_gpu_free(device) / 4 // one)))
-    return settings.batch_size or fits, settings.backbone_batch or fits
+    one()
+    needed = max(1, torch.cuda.max_memory_allocated(device) - before)
+    return max(1, min(LARGEST_BATCH, _gpu_free(device) // 4 // needed))
 
 
 class FeatureStore:
@@ -152,7 +159,7 @@ class FeatureStore:
         bytes, peak: that are kept now, and that were kept at most. What is held for one visit alone is not counted.
     """
 
-    def __init__(self, room: Room, device: torch.device, format: str) -> None:
+    def __init__(self, room: FeatureRoom, device: torch.device, format: str) -> None:
         self.room, self.device, self.format = room, device, format
         self.bytes = self.peak = 0
         self._entries: dict[str, tuple[Kept, dict[str, torch.dtype]]] = {}
@@ -228,7 +235,7 @@ class _MappedFile:
         UserError: the folder has no room for it.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: FeatureRoom) -> None:
         self._entry = room.entry
         self._places: dict[str, int] = {}
         self._free = list(range(room.images))

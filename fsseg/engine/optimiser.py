@@ -28,7 +28,21 @@ def make_optimiser(model: nn.Module, train: TrainConfig, device: torch.device) -
     if train.optimizer == "adamw":
         betas = (train.betas[0], train.betas[1])
         return torch.optim.AdamW(groups, lr=train.lr, betas=betas, weight_decay=train.weight_decay, fused=fused)
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+    _start_momentum(sgd)
+    return sgd
+
+
+def _start_momentum(sgd: torch.optim.Optimizer) -> None:
+    """Give every weight of a fused SGD a momentum of zero, which the first gradient makes that gradient.
+
+    torch's own start leaves whatever was in memory if a `GradScaler` skips the first step, as in fp16 it does, and it
+    cannot take a weight whose first gradient comes later.
+    """
+    for group in sgd.param_groups:
+        if group["fused"] and group.get("momentum"):
+            for parameter in group["params"]:
+                sgd.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def parameter_groups(model: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -82,6 +96,7 @@ def restore(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> bool:
         for name, value in kept.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    _start_momentum(optimiser)
     return _settings(optimiser) == settings
 
 

@@ -26,10 +26,10 @@ from fsseg.data import visits
 from fsseg.data.loader import EvaluationPlan, Loaded, VisitDataset, evaluation_loader
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec, Tasks
-from fsseg.data.visits import Listed, Load, Visit
+from fsseg.data.visits import Load, Planned, Visit
 from fsseg.engine import diagnostics, distributed, precision
 from fsseg.engine.context import Run
-from fsseg.engine.features import FeatureStore, Room, plan_room
+from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
 from fsseg.engine.metrics import PixelCounts, PooledScore, count_pixels
 from fsseg.engine.pending import Pending
 from fsseg.engine.progress import Progress
@@ -77,6 +77,11 @@ class Spent:
     kept_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    def text(self) -> str:
+        took = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())
+        again = f" of {self.distinct} different ones" if self.images != self.distinct else ""
+        return f"{count(self.images, 'image')}{again} encoded, {size(self.kept_bytes)} kept at most; {took}"
+
     @contextmanager
     def on(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -90,7 +95,7 @@ class Spent:
 class _Answered:
     """A batch whose counts are on their way, with the masks of those episodes that are to be drawn."""
 
-    episodes: Sequence[Listed]
+    episodes: Sequence[Planned]
     distances: Sequence[float | None]
     drawn: dict[int, tuple[Tensor, list[tuple[str, Tensor]]]]
 
@@ -179,7 +184,7 @@ class Scoring:
         found = EpisodeCounts.of(scope, self._counted).in_order() if self.part is None else self.part.counts()
         return distributed.broadcast(found, ranks)
 
-    def _open(self, batch: Sequence[Listed]) -> bool:
+    def _open(self, batch: Sequence[Planned]) -> bool:
         """Whether a batch has an episode that is still to be counted, or drawn."""
         return any(listed.key not in self._have or listed.key in self._drawn for listed in batch)
 
@@ -194,30 +199,33 @@ class Scoring:
             finally:
                 self.spent.kept_bytes = store.peak
                 store.close()
+        if self.progress is not None:
+            log.info("%s", self.spent.text())
 
     def _prepared(
-        self, plan: EvaluationPlan, every: Episodes, left: Sequence[Listed]
+        self, plan: EvaluationPlan, every: Episodes, left: Sequence[Planned]
     ) -> tuple[FeatureStore, list[list[Visit]]]:
         """Encode a first image, by whose size the room is planned; it is kept. And the visits of each process."""
         run, spec = self.run, left[0].spec
         first = Load(spec.query_id, spec.class_id, "both")
         image, picture = VisitDataset(self.source, run.cfg, (), plan).image(first)
         (kept,) = self._encoded([first], image[None], picture[None])
-
-        def decode() -> None:
-            self._decoded([kept] * len(spec.support_ids), [kept], _all_foreground(spec, picture))
-
+        probe = Probe(
+            lambda: self._encoded([first], image[None], picture[None]),
+            lambda: self._decoded([kept] * len(spec.support_ids), [kept], _all_foreground(spec, picture)),
+        )
         distinct = len(visits.distinct(left))
-        rooms = distributed.gather(plan_room(run.cfg.eval, self.device, kept, distinct, decode, run.ranks), run.ranks)
-        room = Room.of_all(rooms).for_need(max(len(set(listed.images)) for listed in left))
+        rooms = distributed.gather(plan_room(run.cfg.eval, self.device, kept, distinct, probe, run.ranks), run.ranks)
+        self.spent.images = 1  # what a probe encodes is not kept
+        room = FeatureRoom.of_all(rooms).for_need(max(len(set(listed.images)) for listed in left))
         self._report(room, distinct)
         store = FeatureStore(room, self.device, run.cfg.eval.feature_format)
         store.put(first.image_id, kept)
         return store, self._visits(every, room, first.image_id)
 
-    def _visits(self, every: Episodes, room: Room, held: str) -> list[list[Visit]]:
+    def _visits(self, every: Episodes, room: FeatureRoom, held: str) -> list[list[Visit]]:
         """The visits of each process: neighbours in the order, so that each needs few images."""
-        found: list[Sequence[Listed]] = [b for b in visits.batches(every, room.batch_size) if self._open(b)]
+        found: list[Sequence[Planned]] = [b for b in visits.batches(every, room.batch_size) if self._open(b)]
         if room.images:
             found = visits.fitting(found, room.images)
             order = visits.visiting_order([visits.distinct(batch) for batch in found], room.images)
@@ -285,7 +293,7 @@ class Scoring:
             together = supports if self.device.type == "cpu" else [_joined(supports)]
             return self.model.decode(together, _joined(queries), tasks)
 
-    def _counts(self, episodes: Sequence[Listed], prediction: Prediction, tasks: Tasks) -> tuple[_Answered, Tensor]:
+    def _counts(self, episodes: Sequence[Planned], prediction: Prediction, tasks: Tasks) -> tuple[_Answered, Tensor]:
         """The counts of every episode and round, (B, R, 6): `PixelCounts`, and whether the answer is finite."""
         cfg, found = self.run.cfg, []
         answer = _Answered(episodes, [None] * len(tasks), {})
@@ -313,19 +321,14 @@ class Scoring:
         """Take the counts that are there.
 
         Raises:
-            UserError: an answer holds NaN or infinity; its arg max would be scored like any other.
+            UserError: an answer is not finite.
         """
-        for answer, numbers in pending.read(everything):
+        for answer, found in pending.read(everything):
+            numbers: Any = found
+            _check_finite(answer.episodes, numbers)
             new = 0
             for b, listed in enumerate(answer.episodes):
-                rounds: Any = numbers[b]
-                if not all(finite for *_, finite in rounds):
-                    raise UserError(
-                        f"the answer to evaluation episode {listed.spec.number} of seed {listed.seed} holds numbers "
-                        "that are not finite",
-                        "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
-                    )
-                pixels = [PixelCounts(*row[:-1]) for row in rounds]
+                pixels = [PixelCounts(*row[:-1]) for row in numbers[b]]
                 if b in answer.drawn:
                     mask, steps = answer.drawn[b]
                     drawn = [(name, step.cpu().numpy()) for name, step in steps]
@@ -348,7 +351,7 @@ class Scoring:
         else:
             self._counted += rows
 
-    def _report(self, room: Room, distinct: int) -> None:
+    def _report(self, room: FeatureRoom, distinct: int) -> None:
         self.spent.distinct = distinct
         if self.progress is None:
             return
@@ -369,6 +372,17 @@ class Scoring:
             phase="evaluate", step=progress.done, steps=progress.total, miou=round(miou, 3),
             seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
         )  # fmt: skip
+
+
+def _check_finite(episodes: Sequence[Planned], numbers: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raises: UserError: an answer holds NaN or infinity; its arg max would be scored like any other."""
+    for listed, rounds in zip(episodes, numbers):
+        if not all(finite for *_, finite in rounds):
+            raise UserError(
+                f"the answer to evaluation episode {listed.spec.number} of seed {listed.seed} holds numbers that are "
+                "not finite",
+                "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",
+            )
 
 
 def scope_of(plans: Mapping[str, EvaluationPlan], source: Source) -> EpisodeScope:

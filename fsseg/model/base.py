@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fsseg.data.source import IGNORE_INDEX
 from fsseg.data.types import Batch, Tasks
+from fsseg.data.visits import Role as Role  # for all that import it from here
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 Kept = dict[str, Tensor]
 """What a method keeps of N images, by name: tensors (N, ...) that depend on nothing but the image each is of."""
-
-Role = Literal["support", "query", "both"]
 
 
 @dataclass

@@ -12,12 +12,13 @@ import pytest
 from fake_source import FakeSource
 from hypothesis import given
 from hypothesis import strategies as st
+from visited import evaluation_batches
 
 from fsseg.config.schema import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig
 from fsseg.data import held_out
 from fsseg.data.held_out import hold_back
 from fsseg.data.lists import FoldLists
-from fsseg.data.loader import evaluation_loader, training_plan
+from fsseg.data.loader import training_plan
 from fsseg.errors import UserError
 
 # image -> its classes. Class 2 has three images: too few to train and to validate on, with one shot.
@@ -176,7 +177,7 @@ def test_novel_pixels_are_in_the_truth_what_they_are_in_training(rule: str, expe
     plan = training_plan(data, cfg).validation
     assert plan is not None
     seen: set[int] = set()
-    for batch in evaluation_loader(data, cfg, plan.episodes[0], plan.split, plan.ignore_classes):  # type: ignore[arg-type]
+    for batch in evaluation_batches(data, cfg, plan.episodes[0], plan.split, plan.ignore_classes):  # type: ignore[arg-type]
         for spec, truth in zip(batch.specs, batch.query_truths):
             assert truth is not None
             labels = data.labels("train", spec.query_id)

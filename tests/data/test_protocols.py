@@ -27,8 +27,8 @@ from fsseg.data.loader import evaluation_transform, train_transform
 from fsseg.data.source import ClassIndex
 from fsseg.data.transforms import TrainTransform
 from fsseg.data.types import EpisodeSpec
-from fsseg.engine.evaluate import predicted_foreground
 from fsseg.engine.metrics import PooledScore
+from fsseg.engine.scoring import predicted_foreground
 from fsseg.model.base import training_target
 
 PRESETS = ("hsnet", "pfenet", "bam", "hdmnet")
@@ -287,14 +287,14 @@ def _scoring(preset: str, dataset: str) -> None:
     own = (30, 50)
     if preset == "hsnet":
         assert rules.scoring_size == "network"
-        found = predicted_foreground(logits, (side, side), (side, side), None, rules.fit)
-        assert np.array_equal(found, (network[0, 1] > network[0, 0]).numpy())
+        found = predicted_foreground(logits[None], (side, side), (side, side), None, rules.fit)
+        assert torch.equal(found, network[:, 1] > network[:, 0])
         return
     assert rules.scoring_size == "original"
     square = own if preset == "hdmnet" else (50, 50)
     whole = functional.interpolate(network, square, mode="bilinear", align_corners=True)[..., :30, :50]
-    found = predicted_foreground(logits, (side, side), (24, 40), own, rules.fit)
-    assert np.array_equal(found, (whole[0, 1] > whole[0, 0]).numpy())
+    found = predicted_foreground(logits[None], (side, side), (24, 40), own, rules.fit)
+    assert torch.equal(found, whole[:, 1] > whole[:, 0])
 
 
 @point("pixels of 255")

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from trees import labels_of, make_coco, make_voc, write_jpeg, write_png
+from visited import evaluation_batches
 
 from fsseg.config.schema import CocoConfig, DatasetConfig, PascalConfig, ProtocolConfig, ShapesConfig
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.images import read_image, read_labels
-from fsseg.data.loader import evaluation_loader, evaluation_plan
+from fsseg.data.loader import evaluation_plan
 from fsseg.data.setup.download import Part
 from fsseg.data.setup.verify import verify
 from fsseg.data.source import SPLITS, ClassIndex, Source, Split
@@ -297,7 +298,7 @@ def test_episodes_are_drawn_from_and_loaded_of_a_further_data_set(tmp_path: Path
     source = FolderSource(data)
     plan = evaluation_plan(source, cfg)
     assert plan.classes == (2, 3)
-    batches = list(evaluation_loader(source, cfg, plan.episodes[0]))
+    batches = list(evaluation_batches(source, cfg, plan.episodes[0]))
     assert [batch.query_image.shape for batch in batches] == [(3, 3, 33, 33)] * 2
     assert all((batch.support_masks == 1).any() for batch in batches)
 

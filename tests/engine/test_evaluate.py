@@ -14,9 +14,15 @@ from runs import cell_of, composed, done
 
 from fsseg.data.transforms import EvalTransform
 from fsseg.data.types import EpisodeSpec
-from fsseg.engine.evaluate import figure_numbers, predicted_foreground
+from fsseg.engine.evaluate import figure_numbers
+from fsseg.engine.scoring import predicted_foreground
 from fsseg.errors import UserError
 from fsseg.run import run
+
+
+def foreground(logits: torch.Tensor, *where: Any) -> np.ndarray:
+    """Of one answer (2, h, w)."""
+    return predicted_foreground(logits[None], *where)[0].numpy()
 
 
 def half_plane(border: float, cells: int = 3, stride: int = 8) -> torch.Tensor:
@@ -33,19 +39,28 @@ def columns(mask: np.ndarray) -> list[int]:
 
 def test_cells_lie_at_multiples_of_the_stride() -> None:
     # 3 cells at pixels 0, 8, 16 of 17; foreground right of 5.5
-    found = predicted_foreground(half_plane(5.5), (17, 17), (17, 17), None)
+    found = foreground(half_plane(5.5), (17, 17), (17, 17), None)
     assert found.shape == (17, 17)
     assert columns(found) == list(range(6, 17))
 
 
+def test_the_rounds_of_an_episode_are_scaled_together_as_each_on_its_own() -> None:
+    logits = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    for fit in ("longer_side", "squash", "pfenet"):
+        where = ((33, 33), (24, 32), (41, 57), fit)
+        together = predicted_foreground(logits, *where).numpy()
+        assert together.shape == (3, 41, 57)
+        assert all(np.array_equal(own, foreground(one, *where)) for own, one in zip(together, logits))
+
+
 def test_padding_is_cut_off_before_anything_is_scaled() -> None:
     # Of 17 x 17 pixels 9 x 8 are image. Foreground begins at column 9: outside, and must not bleed in.
-    found = predicted_foreground(half_plane(8.5), (17, 17), (9, 8), None)
+    found = foreground(half_plane(8.5), (17, 17), (9, 8), None)
     assert found.shape == (9, 8)
     assert not found.any()
-    assert not predicted_foreground(half_plane(8.5), (17, 17), (9, 8), (36, 32)).any()
+    assert not foreground(half_plane(8.5), (17, 17), (9, 8), (36, 32)).any()
     # 4.5 is in the middle of the 9 x 9 pixels that are image: half of them, at twice the size too
-    assert columns(predicted_foreground(half_plane(4.5), (17, 17), (10, 10), (20, 20))) == list(range(10, 20))
+    assert columns(foreground(half_plane(4.5), (17, 17), (10, 10), (20, 20))) == list(range(10, 20))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +77,7 @@ def test_padding_is_cut_off_before_anything_is_scaled() -> None:
     ],
 )
 def test_the_way_back_to_original_size_keeps_borders_where_they_are(border: float, truth: int, first: int) -> None:
-    found = predicted_foreground(half_plane(border), (17, 17), (16, 16), (truth, truth))
+    found = foreground(half_plane(border), (17, 17), (16, 16), (truth, truth))
     assert columns(found) == list(range(first, truth))
 
 
@@ -72,7 +87,7 @@ def test_fitting_and_scaling_back_leave_a_mask_where_it_was() -> None:
     # keep the centre but scale by 127 / 63: a radius of 30.24, an area 1.6 % larger.
     y, x = torch.meshgrid(torch.arange(65.0), torch.arange(65.0), indexing="ij")
     inside = 15 - torch.hypot(y - 31.5, x - 23.5)
-    found = predicted_foreground(torch.stack((torch.zeros(65, 65), inside)), (65, 65), (64, 48), (128, 96))
+    found = foreground(torch.stack((torch.zeros(65, 65), inside)), (65, 65), (64, 48), (128, 96))
     rows, across = np.mgrid[:128, :96]
     expected = np.hypot(rows - 63.5, across - 47.5) < 30
     assert found.shape == expected.shape
@@ -81,27 +96,27 @@ def test_fitting_and_scaling_back_leave_a_mask_where_it_was() -> None:
 
 def test_squash_scales_the_whole_square_corners_aligned() -> None:
     # Pixel b of 17 lies at 2 b of 33: foreground right of 10.5. 17 rows become 20.
-    found = predicted_foreground(half_plane(5.25), (17, 17), (17, 17), (20, 33), "squash")
+    found = foreground(half_plane(5.25), (17, 17), (17, 17), (20, 33), "squash")
     assert found.shape == (20, 33)
     assert columns(found) == list(range(11, 33))
-    down = predicted_foreground(half_plane(5.25).transpose(1, 2), (17, 17), (17, 17), (33, 20), "squash")
+    down = foreground(half_plane(5.25).transpose(1, 2), (17, 17), (17, 17), (33, 20), "squash")
     assert columns(down.T) == list(range(11, 33))
-    assert columns(predicted_foreground(half_plane(5.25), (17, 17), (17, 17), None, "squash")) == list(range(6, 17))
+    assert columns(foreground(half_plane(5.25), (17, 17), (17, 17), None, "squash")) == list(range(6, 17))
 
 
 def test_pfenet_scales_the_square_to_the_longer_side_and_the_truth_lies_in_its_upper_left_corner() -> None:
     # 33 x 20 pixels lie in the square as 16 x 8 (9.7, floored). Pixel b of 17 goes to 2 b of 33, whatever is image.
-    found = predicted_foreground(half_plane(5.25), (17, 17), (16, 8), (33, 20), "pfenet")
+    found = foreground(half_plane(5.25), (17, 17), (16, 8), (33, 20), "pfenet")
     assert found.shape == (33, 20)
     assert columns(found) == list(range(11, 20))
     # the answer on the padding counts as well: pixel 8.75 is right of the 8 that are image, and goes to 17.5
-    assert columns(predicted_foreground(half_plane(8.75), (17, 17), (16, 8), (33, 20), "pfenet")) == [18, 19]
+    assert columns(foreground(half_plane(8.75), (17, 17), (16, 8), (33, 20), "pfenet")) == [18, 19]
     # landscape: the longer side is the width, and all of the square's is used
-    wide = predicted_foreground(half_plane(5.25), (17, 17), (8, 16), (20, 33), "pfenet")
+    wide = foreground(half_plane(5.25), (17, 17), (8, 16), (20, 33), "pfenet")
     assert wide.shape == (20, 33)
     assert columns(wide) == list(range(11, 33))
     # at network size the part that is image is scored
-    near = predicted_foreground(half_plane(5.25), (17, 17), (16, 8), None, "pfenet")
+    near = foreground(half_plane(5.25), (17, 17), (16, 8), None, "pfenet")
     assert near.shape == (16, 8)
     assert columns(near) == [6, 7]
 
@@ -131,7 +146,7 @@ def test_the_published_ways_back_agree_with_a_plain_loop(truth: tuple[int, int],
         "pfenet": corners_aligned(square, (longer, longer))[: truth[0], : truth[1]],
     }
     for fit, values in expected.items():
-        found = predicted_foreground(logits, (side, side), (8, 8), truth, fit)
+        found = foreground(logits, (side, side), (8, 8), truth, fit)
         clear = np.abs(values) > 1e-5
         assert (found == (values > 0))[clear].all()
         assert clear.mean() > 0.9
@@ -144,10 +159,10 @@ def test_a_perfect_answer_scores_well_with_every_fit(fit: str, size: tuple[int, 
     mask = (np.hypot(rows - 0.5 * size[0], across - 0.6 * size[1]) < 0.3 * min(size)).astype(np.uint8)
     sample = EvalTransform(80, fit)(np.zeros((*size, 3), dtype=np.uint8), mask)
     answer = torch.where(sample.mask == 1, 1.0, -1.0)
-    found = predicted_foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, size, fit)
+    found = foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, size, fit)
     both, either = (found & (mask == 1)).sum(), (found | (mask == 1)).sum()
     assert both / either > 0.9
-    near = predicted_foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, None, fit)
+    near = foreground(torch.stack((-answer, answer)), (80, 80), sample.valid_size, None, fit)
     high, wide = sample.valid_size
     assert (near == (sample.mask[:high, :wide] == 1).numpy()).all()
 
@@ -248,16 +263,16 @@ def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answering foreground everywhere: pixels counted are those of the image, none of the padding."""
-    from fsseg.engine import evaluate
+    from fsseg.engine import scoring
 
     sizes: list[tuple[int, ...]] = []
-    add = evaluate.PooledScore.add
+    count_pixels = scoring.count_pixels
 
-    def noting(self: Any, class_id: int, prediction: np.ndarray, truth: np.ndarray) -> float:
-        sizes.append((*prediction.shape, *truth.shape))
-        return add(self, class_id, prediction, truth)
+    def noting(predictions: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        sizes.append((*predictions.shape[1:], *truth.shape))
+        return count_pixels(predictions, truth)
 
-    monkeypatch.setattr(evaluate.PooledScore, "add", noting)
+    monkeypatch.setattr(scoring, "count_pixels", noting)
     found = {}
     for size in ("network", "original"):
         sizes.clear()
@@ -276,16 +291,16 @@ def test_at_network_size_the_fitted_image_is_scored_at_original_size_all_of_it(
 def test_each_fit_trains_and_is_scored_by_its_own_rule(
     fit: str, scoring: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fsseg.engine import evaluate
+    from fsseg.engine import scoring as module
 
     seen: list[tuple[Any, ...]] = []
-    rule = evaluate.predicted_foreground
+    rule = module.predicted_foreground
 
-    def noting(logits: torch.Tensor, *arguments: Any) -> np.ndarray:
+    def noting(logits: torch.Tensor, *arguments: Any) -> torch.Tensor:
         seen.append(arguments)
         return rule(logits, *arguments)
 
-    monkeypatch.setattr(evaluate, "predicted_foreground", noting)
+    monkeypatch.setattr(module, "predicted_foreground", noting)
     lines = (f"protocol.fit={fit}", f"protocol.scoring_size={scoring}", "train.max_steps=1", "logger.figures=2")
     c = composed(root, tmp_path, *lines, "logger.steps=true", "dataset.image_size=24")
     result = done(c)
@@ -307,7 +322,7 @@ def test_exploded_weights_are_no_score_of_zero(factor: float, root: Path, tmp_pa
     state["model"] = {k: v * factor if v.is_floating_point() else v for k, v in state["model"].items()}
     torch.save(state, file)
     c = composed(root, tmp_path, "train.enabled=false", f"checkpoint={file}", "name=again")
-    with pytest.raises(UserError, match=r"the answer to evaluation episode 0 holds|are no finite numbers"):
+    with pytest.raises(UserError, match=r"the answer to evaluation episode \d of seed 0 holds|are no finite numbers"):
         run(c.config, c.task_overrides)
     assert not cell_of(c).result_file.exists()
 

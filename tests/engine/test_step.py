@@ -187,6 +187,46 @@ def test_the_room_for_a_checkpoint_counts_what_the_optimiser_keeps(name: str, ro
     assert expected <= written <= expected * 1.1 + 100_000  # names, generators, padding
 
 
+def test_a_first_step_that_is_skipped_leaves_no_trace() -> None:
+    """fp16 begins with a scale that overflows; a fused SGD of torch alone goes on from uninitialised memory then."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, plain = (nn.Linear(50, 50) for _ in range(2))
+        plain.load_state_dict(model.state_dict())
+        made = optimiser.make_optimiser(model, settings(), torch.device("cuda"))  # which decides for a fused one
+        assert made.param_groups[0]["fused"]
+        other = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.9, weight_decay=0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        junk = [torch.full((50, 50), torch.nan) for _ in range(50)]
+        del junk
+        for step, factor in enumerate((4.0, 1.0, 1.0)):
+            made.zero_grad()
+            scaler.scale(model(torch.ones(1, 50)).sum() * factor).backward()
+            scaler.step(made)
+            scaler.update(1.0)
+            if step > 0:
+                other.zero_grad()
+                plain(torch.ones(1, 50)).sum().backward()
+                other.step()
+            assert torch.allclose(model.weight, plain.weight), step
+
+
+def test_a_fused_step_takes_a_weight_whose_first_gradient_comes_late() -> None:
+    model = Small()
+    made = optimiser.make_optimiser(model, settings(), torch.device("cuda"))
+    model.neck.weight.grad = torch.ones(1, 1)
+    made.step()
+    state = made.state_dict()
+    assert model.step(made, 0.5)["backbone.layer3"] == pytest.approx(0.5)
+    del state["state"][0]  # as in a checkpoint of a run that was not fused
+    again = optimiser.make_optimiser(model, settings(), torch.device("cuda"))
+    assert optimiser.restore(again, state)
+    # half of the momentum: 1 anew; 0.9 + 1 after one gradient; 0.9 * 1.9 + 1 after two
+    assert model.step(again, 0.5) == pytest.approx(
+        {"backbone.layer3": 0.5, "backbone.layer4": 0.95, "backbone.layer40": 0.95, "neck": 1.355}
+    )
+
+
 def test_a_state_in_another_memory_layout_takes_that_of_the_weights() -> None:
     """A run of an earlier version, or on a CPU, goes on on a GPU, whose kernels want one layout for all."""
     plain = nn.Conv2d(4, 4, 3)
@@ -235,6 +275,8 @@ def test_bf16_on_a_cpu_computes_in_bf16_and_trains_much_the_same(root: Path, tmp
     layer = nn.Conv2d(3, 4, 3)
     precision.prepare(layer, CPU, "bf16")
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    precision.prepare(layer, CPU, "off")
+    assert layer.weight.is_contiguous()
     with precision.autocast(CPU, "bf16"):
         assert layer(torch.ones(1, 3, 5, 5)).dtype == torch.bfloat16
     with precision.autocast(CPU, "off"):

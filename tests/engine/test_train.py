@@ -249,7 +249,7 @@ def test_a_run_that_fails_leaves_no_process_that_loads_data(
         def fail(*_: object) -> None:
             raise UserError("no answer")
 
-        monkeypatch.setattr("fsseg.engine.evaluate._check_finite", fail)
+        monkeypatch.setattr("fsseg.engine.scoring._check_finite", fail)
     before = set(multiprocessing.active_children())
     with pytest.raises(UserError, match=r"the loss is|no answer"):
         run(composed(root, tmp_path, *line, "train.max_steps=30", "num_workers=2", "protocol.num_episodes=12").config)

@@ -18,13 +18,14 @@ import pytest
 import torch
 from runs import cell_of, composed, done, fork_ranks, numbers, run_and_print
 from torch import nn
+from visited import evaluation_batches
 
 from fsseg.cell.models import Metrics
 from fsseg.cell.record import Cell
 from fsseg.config.compose import Composed
-from fsseg.data.loader import evaluation_loader, training_plan
+from fsseg.data.loader import training_plan
 from fsseg.data.registry import build_source
-from fsseg.engine import checkpoint, evaluate
+from fsseg.engine import checkpoint, scoring
 from fsseg.engine import train as train_module
 from fsseg.engine import validation as validation_module
 from fsseg.engine.validation import BaseValidation
@@ -46,18 +47,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answer_something() -> None:
     """Foreground where the logits are above their mean: models of so few steps answer nothing, anywhere."""
-    original = evaluate.predicted_foreground
+    original = scoring.predicted_foreground
 
     def above_mean(logits: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        shift = (logits[1] - logits[0]).mean()
-        return original(torch.stack((logits[0] + shift, logits[1])), *rest, **more)
+        shift = (logits[:, 1] - logits[:, 0]).mean((1, 2), keepdim=True)
+        return original(torch.stack((logits[:, 0] + shift, logits[:, 1]), 1), *rest, **more)
 
-    evaluate.predicted_foreground = above_mean
+    scoring.predicted_foreground = above_mean
 
 
 @pytest.fixture(autouse=True)
 def answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "predicted_foreground", evaluate.predicted_foreground)  # put back afterwards
+    monkeypatch.setattr(scoring, "predicted_foreground", scoring.predicted_foreground)  # put back afterwards
     answer_something()
 
 
@@ -80,7 +81,7 @@ def assert_same_weights(one: Cell, other: Cell) -> None:
 @pytest.fixture(scope="module")
 def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Composed:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "predicted_foreground", evaluate.predicted_foreground)
+        patch.setattr(scoring, "predicted_foreground", scoring.predicted_foreground)
         answer_something()
         c = composed(root, tmp_path_factory.mktemp("whole"), *SETTINGS)
         done(c)
@@ -119,14 +120,14 @@ def test_the_values_are_those_of_an_independent_pooling(whole: Composed) -> None
     either: dict[int, int] = defaultdict(int)
     background = [0, 0]
     (specs,) = plan.episodes.values()
-    for batch in evaluation_loader(source, cfg, specs, "train"):
+    for batch in evaluation_batches(source, cfg, specs, "train"):
         with torch.no_grad():
             logits = model(batch).rounds[-1]
         for b, spec in enumerate(batch.specs):
             truth = batch.query_truths[b]
             assert truth is not None
             size = (batch.query_image.shape[-2], batch.query_image.shape[-1])
-            answer = evaluate.predicted_foreground(logits[b], size, batch.valid_sizes[b], truth.shape)  # type: ignore[arg-type]
+            (answer,) = scoring.predicted_foreground(logits[b : b + 1], size, batch.valid_sizes[b], truth.shape)  # type: ignore[arg-type]
             for said, true in zip(answer.ravel().tolist(), truth.ravel().tolist()):
                 if true != 255:
                     both[spec.class_id] += said and true == 1
@@ -151,7 +152,7 @@ def test_how_often_it_validates_changes_no_weight(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
 ) -> None:
     """Not even if training and evaluation draw random numbers, as a method with dropout would."""
-    rate, check = train_module.learning_rate, evaluate._check_finite
+    rate, check = train_module.learning_rate, scoring._check_finite
     drawn: list[tuple[float, ...]] = []
 
     def draw() -> tuple[float, ...]:
@@ -166,7 +167,7 @@ def test_how_often_it_validates_changes_no_weight(
         check(*arguments)
 
     monkeypatch.setattr(train_module, "learning_rate", in_training)
-    monkeypatch.setattr(evaluate, "_check_finite", in_evaluation)
+    monkeypatch.setattr(scoring, "_check_finite", in_evaluation)
     found = {}
     for every in (1, 3):
         drawn.clear()
@@ -190,16 +191,16 @@ class Statistics(nn.Module):
 def test_statistics_mode_and_random_numbers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Statistics().train()
 
-    def score(*_: Any) -> Metrics:
+    def counts(*_: Any) -> None:
         assert not model.training
         assert not torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         model.net(torch.randn(4, 3))
         random.random()
         np.random.rand()
-        return Metrics(50.0, fb_iou=60.0)
 
-    monkeypatch.setattr(validation_module.Scoring, "score", score)
+    monkeypatch.setattr(validation_module, "Scoring", lambda *_: SimpleNamespace(counts=counts))
+    monkeypatch.setattr(validation_module, "metrics_of", lambda *_: Metrics(50.0, fb_iou=60.0))
     cfg = SimpleNamespace(eval=SimpleNamespace(every_epochs=1, base_episodes=3))
     plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=()), held_out=1,
                            steps_per_epoch=4)  # fmt: skip
@@ -225,7 +226,7 @@ def test_stopped_during_a_validation_it_ends_as_if_never_stopped(
     kind: str, step: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
 ) -> None:
     c = composed(root, tmp_path, *SETTINGS)
-    check, calls = evaluate._check_finite, []
+    check, calls = scoring._check_finite, []
 
     def stopping(*arguments: Any) -> None:
         calls.append(1)
@@ -236,7 +237,7 @@ def test_stopped_during_a_validation_it_ends_as_if_never_stopped(
         check(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_check_finite", stopping)
+        patch.setattr(scoring, "_check_finite", stopping)
         with pytest.raises(SystemExit if kind == "asked to stop" else (MemoryError, UserError)):
             run(c.config, c.task_overrides)
     if kind == "asked to stop":

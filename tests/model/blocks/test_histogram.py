@@ -183,7 +183,7 @@ for low, high in histogram.RANGES.values():
     found = []
     for kernels, kind in ((None, torch.float64), (histogram_kernels, torch.float32)):
         histogram._kernels = lambda _: kernels
-        values = leaf.to(kind).requires_grad_()
+        values = leaf.clone().to(kind).detach().requires_grad_()
         unit = torch.nn.functional.normalize(values, dim=2) * valid[..., None]
         result = histogram._MaskedHistogram.apply(unit, valid, 16, low, high)
         (result * weights.to(kind)).sum().backward()

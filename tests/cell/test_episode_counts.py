@@ -33,6 +33,7 @@ from fsseg.cell.episodes import (
 from fsseg.cell.fence import fenced, set_aside
 from fsseg.cell.models import EpisodesRecord, Unreadable
 from fsseg.cell.record import Cell
+from fsseg.sweep.preflight import output_faults
 
 SCOPE = EpisodeScope((7, 3), (1, 4), ("cat", "dog"), ("", "0.5"))
 HEAD = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e", "0.5": "x"}, data="d")
@@ -383,3 +384,12 @@ def test_a_part_copied_from_another_run_of_the_cell_is_not_believed(tmp_path: Pa
     begun(tmp_path / "a.part")
     shutil.copy(tmp_path / "a.part", tmp_path / "b.part")
     assert EpisodePart(tmp_path / "b.part", msgspec.structs.replace(HEAD, run="new"), SCOPE).have == set()
+
+
+@pytest.mark.parametrize("name", ["episodes.npz", "episodes.part"])
+def test_a_folder_of_that_name_is_told_before_the_first_step(name: str, tmp_path: Path) -> None:
+    cell = Cell(tmp_path, KEY, "f", {})
+    (tmp_path / name).mkdir()
+    assert [fault.what for fault in output_faults(cell)] == [
+        f"{tmp_path / name} is a folder, and the run writes a file of this name"
+    ]
