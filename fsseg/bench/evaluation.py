@@ -25,7 +25,7 @@ from fsseg.data.loader import EvaluationPlan, Loaded, VisitDataset, evaluation_p
 from fsseg.data.registry import build_source
 from fsseg.data.source import Source
 from fsseg.data.spec import EpisodeSpec
-from fsseg.data.visits import Listed, Load, Role, Visit
+from fsseg.data.visits import Load, Planned, Role, Visit
 from fsseg.engine import checkpoint, precision
 from fsseg.engine.context import Run
 from fsseg.engine.progress import Progress
@@ -197,7 +197,7 @@ class _Sides:
         """Decoding alone and the backbone alone, one after the other, for each batch of the episodes."""
         cfg = self.composed.cfg
         size = cfg.eval.batch_size or (1 if self.device.type == "cpu" else _TOGETHER_ON_GPU)
-        listed = [Listed(OWN, seed, spec) for seed, specs in episodes.items() for spec in specs]
+        listed = [Planned(OWN, seed, spec) for seed, specs in episodes.items() for spec in specs]
         batches = [tuple(listed[start : start + size]) for start in range(0, len(listed), size)]
         loading = VisitDataset(self.source, cfg, [_visit(batch) for batch in batches], self.plan)
         for number in range(len(batches)):
@@ -209,7 +209,7 @@ class _Sides:
                     self.times[name].append(taken)
 
 
-def _visit(episodes: tuple[Listed, ...]) -> Visit:
+def _visit(episodes: tuple[Planned, ...]) -> Visit:
     """All images of some episodes: the supports, then the queries."""
     supports = [Load(i, e.spec.class_id, "support") for e in episodes for i in e.spec.support_ids]
     return Visit(episodes, (), (*supports, *(Load(e.spec.query_id, e.spec.class_id, "query") for e in episodes)))
