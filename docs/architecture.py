@@ -27,7 +27,7 @@ ROOMS = {
     "__main__": (1, "`python -m fsseg`: the command `fsseg`"),
     "cli": (1, "the command `fsseg`: one function a subcommand; `fsseg train` is `train.py`"),
     "run": (2, "one cell from its configuration to its result"),
-    "bench": (3, "how fast loading and a training step are on this machine"),
+    "bench": (0, "how fast loading, training steps, evaluations and sweeps are on this machine"),
     "engine": (2, "the training loop, the evaluation loop, the score, checkpoints, several processes"),
     "model": (2, "the methods, one file each; what they share in `blocks`, the networks in `backbones`"),
     "report": (0, "tables, statistics and plots from finished runs"),
@@ -127,7 +127,7 @@ def picture(graph: Graph) -> str:
     heights = levels(graph)
     top = max(heights.values())
     place = {room: (20 + ROOMS[room][0] * across, 20 + (top - heights[room]) * down) for room in graph}
-    w, h = 40 + 3 * across + width, 40 + top * down + height
+    w, h = 40 + 2 * across + width, 40 + top * down + height
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
         'font-family="sans-serif" font-size="14">',

@@ -22,7 +22,7 @@ from fsseg.bench.common import Spread, forget_peak, peak_bytes, seconds
 from fsseg.cell.episodes import OWN, EpisodeCounts
 from fsseg.cell.record import open_cell
 from fsseg.data.loader import EvaluationPlan, Loaded, VisitDataset, evaluation_plan
-from fsseg.data.registry import checked_source
+from fsseg.data.registry import build_source
 from fsseg.data.source import Source
 from fsseg.data.spec import EpisodeSpec
 from fsseg.data.visits import Load, Planned, Role, Visit
@@ -34,6 +34,7 @@ from fsseg.errors import UserError
 from fsseg.model import FewShotModel, build_model
 from fsseg.model.base import Kept
 from fsseg.process.tables import aligned
+from fsseg.process.words import count
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composed
@@ -108,7 +109,8 @@ def bench_evaluation(composed: Composed, device: torch.device, sample: int = 24)
         UserError: faulty data, or a method without a backbone.
     """
     cfg = composed.cfg
-    source = checked_source(cfg)
+    source = build_source(cfg)
+    source.check(["val"])
     plan = evaluation_plan(source, cfg)
     checkpoint.seed_everything(cfg.seed)
     model = build_model(cfg).to(device).eval()
@@ -144,10 +146,10 @@ Episodes = dict[int, list[EpisodeSpec]]
 def _halves(plan: EvaluationPlan, sample: int) -> tuple[Episodes, Episodes]:
     """Two parts of a sample that is spread evenly over all episodes of all seeds."""
     every = [(seed, spec) for seed, specs in plan.episodes.items() for spec in specs]
-    count = min(max(2, sample), len(every))
-    if count < 2:
+    size = min(max(2, sample), len(every))
+    if size < 2:
         raise UserError("there is one episode to evaluate: nothing can be compared", "raise protocol.num_episodes")
-    chosen = [every[number * len(every) // count] for number in range(count)]
+    chosen = [every[number * len(every) // size] for number in range(size)]
     halves: tuple[Episodes, Episodes] = ({}, {})
     for number, (seed, spec) in enumerate(chosen):
         halves[number % 2].setdefault(seed, []).append(spec)
@@ -221,12 +223,12 @@ class _Bare:
         assert item.pictures is not None
         self.model, self.amp, self.tasks, self.device = model, amp, item.tasks, device
         images, pictures = item.images.to(device), item.pictures
-        count = len(images) - len(item.tasks)
-        one = 1 if device.type == "cpu" else count  # as an evaluation hands supports to the method
-        parts = [slice(start, start + one) for start in range(0, count, one)]
+        number = len(images) - len(item.tasks)
+        one = 1 if device.type == "cpu" else number  # as an evaluation hands supports to the method
+        parts = [slice(start, start + one) for start in range(0, number, one)]
         self.supports = [self._encode(images[part], pictures[part], "support") for part in parts]
-        self.queries = images[count:]
-        self.query = self._encode(self.queries, pictures[count:], "query")
+        self.queries = images[number:]
+        self.query = self._encode(self.queries, pictures[number:], "query")
 
     def _encode(self, images: Tensor, pictures: Tensor, role: Role) -> Kept:
         with precision.autocast(self.device, self.amp):
@@ -273,8 +275,8 @@ def _block(row: EvaluationRow) -> str:
         line("bare decoding and backbone", row.bare_seconds, bare),
     ]
     notes = [
-        f"{n} episodes of {row.seeds} seeds, {row.images} different images; kept at most {row.kept_gb:.2f} GB, most "
-        f"memory {row.peak_gb:.2f} GB",
+        f"{n} episodes of {count(row.seeds, 'seed')}, {row.images} different images; kept at most {row.kept_gb:.2f} GB, "
+        f"most memory {row.peak_gb:.2f} GB",
         f"{row.over_bare:+.1%} over bare; {row.gain:.1f} times less than with nothing kept; the counts of {row.equal} "
         f"of {row.sample} episodes are equal",
     ]

@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.bench.common import Spread, forget_peak, in_turn, peak_bytes, seconds
 from fsseg.data.types import Batch, EpisodeSpec
+from fsseg.engine import precision
 from fsseg.engine.devices import choose_device
+from fsseg.engine.optimiser import make_optimiser, set_rate
 from fsseg.errors import UserError
 from fsseg.model import FewShotModel, build_model
 from fsseg.model.abcb import Abcb
@@ -33,12 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsseg")
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = ("run", "float32", "tf32", "bf16", "fp16")
 """What a step may compute in. `run` is what a run of the configuration does: `train.amp`, and without it torch's own
 choice, on newer GPUs TF32 for convolutions alone. float32 and tf32 hold for convolutions and matrix products."""
 LAYOUTS = ("usual", "channels_last")
-"""How the weights lie in memory, and so the features."""
+"""How the weights lie in memory, and so the features. A run takes what `precision.prepare` says."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,11 @@ class NumberFormat:
     @property
     def dtype(self) -> torch.dtype:
         """Of the tensors in a matrix product of this format."""
-        return _DTYPES.get(self.name, torch.float32)
+        return precision.DTYPES.get(self.name, torch.float32)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision, or nothing."""
-        return torch.autocast(self.device.type, dtype=self.dtype) if self.name in _DTYPES else contextlib.nullcontext()
+        return precision.autocast(self.device, self.name if self.name in precision.DTYPES else "off")
 
     @contextlib.contextmanager
     def flags(self) -> Iterator[None]:
@@ -203,9 +204,9 @@ def _format_on(device: torch.device, asked: str, amp: str) -> NumberFormat:
         UserError: the device has no such format.
     """
     if asked == "run":
-        if amp == "off" or (device.type == "cpu" and amp == "fp16"):
+        asked = precision.usable(amp, device)
+        if asked == "off":
             return NumberFormat(_own_float32(device), device)
-        asked = amp
     if device.type == "cpu" and asked in ("tf32", "fp16"):
         raise UserError(f"--formats {asked}: only a GPU computes in it", "take float32 or bf16, or device=cuda")
     return NumberFormat(asked, device, {"float32": False, "tf32": True}.get(asked))
@@ -329,7 +330,9 @@ def _sides(
         own = copy.deepcopy(model)
         if layout == "channels_last":
             own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = _optimiser(cfg, own) if own.trainable else None
+        optimiser = make_optimiser(own, cfg.train, device) if own.trainable else None
+        if optimiser is not None:
+            set_rate(optimiser, 0.0)
         head = _head(cfg, setting.batch_size, number_format.name)
         sides.append(_Side(head, layout, own, [part] * count, number_format, optimiser, shares))
     if sides[0].optimiser is not None:
@@ -338,13 +341,6 @@ def _sides(
         for side in sides:
             side.tflop = counter.get_total_flops() / 1e12
     return sides
-
-
-def _optimiser(cfg: Config, model: FewShotModel) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if cfg.train.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=0.0)
-    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
 
 
 def random_batch(size: int, shots: int, side: int, share: float) -> Batch:

@@ -43,13 +43,13 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:
 def prepare(model: nn.Module, device: torch.device, amp: str) -> None:
     """Put the weights into the memory layout that is quickest there; answers stay the same up to rounding.
 
-    Convolutions take their layout from the weights: images need no change. On a CPU float32 keeps the usual layout, in
-    which a run gives the same bits as in earlier versions. So it does on a GPU that is not allowed TF32: there
-    channels_last was up to 17 times slower (H100, ResNet-50, 48 images of 473 pixels).
+    Convolutions take their layout from the weights: images need no change. On two CPU cores a training step of
+    `method=baseline` (ResNet-50, 473 px, batch 1) takes in bf16 0.74 s with channels last and 1.96 s without. In
+    float32 it takes 2.1 s with both, and keeps the usual layout, in which a run gives the bits of earlier versions. So
+    it does on a GPU that is not allowed TF32: with channels last 48 images took the backbone 17 times as long (H100).
     """
-    quick = amp != "off" or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
-    if quick:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = amp != "off" or (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
+    model.to(memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _cpu_has_bf16() -> bool:

@@ -11,7 +11,7 @@ import torch
 from fsseg.bench import step as bench
 from fsseg.bench.common import Spread
 from fsseg.bench.step import NumberFormat, Setting, StepRow, bench_step, format_steps
-from fsseg.config.schema import BackboneConfig
+from fsseg.config.schema import BackboneConfig, TrainConfig
 from fsseg.errors import UserError
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def config(model, device: str = "cpu", accumulate: int = 1, optimizer: str = "sg
         dataset=SimpleNamespace(image_size=65),
         shot=1,
         device=device,
-        train=SimpleNamespace(amp="fp16", accumulate=accumulate, optimizer=optimizer),  # on a GPU only
+        train=TrainConfig(lr=0.1, amp="fp16", accumulate=accumulate, optimizer=optimizer),  # fp16: on a GPU only
     )
 
 

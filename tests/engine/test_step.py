@@ -275,6 +275,8 @@ def test_bf16_on_a_cpu_computes_in_bf16_and_trains_much_the_same(root: Path, tmp
     layer = nn.Conv2d(3, 4, 3)
     precision.prepare(layer, CPU, "bf16")
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    precision.prepare(layer, CPU, "off")
+    assert layer.weight.is_contiguous()
     with precision.autocast(CPU, "bf16"):
         assert layer(torch.ones(1, 3, 5, 5)).dtype == torch.bfloat16
     with precision.autocast(CPU, "off"):
