@@ -385,7 +385,7 @@ def episodes(draw: random.Random, folder: Path) -> str:
 
     scope = EpisodeScope((3, 1), (2,), ("cat",))
     sound = EpisodeCounts.of(scope, [Scored(s, n, 2, "", 9, [(n, 9, 1, 10 - n)] * 2) for s in (3, 1) for n in range(9)])
-    head = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e"}, data="d")
+    head = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e"}, data="d", images="i")
     file = folder / "episodes"
     finished = draw.random() < 0.5
     if finished:

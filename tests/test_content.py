@@ -17,6 +17,7 @@ from PIL import Image
 from run_directories import make_run
 from runs import SMALL, cell_of, done
 
+from fsseg.cell.episodes import EpisodePart
 from fsseg.cell.models import State, write_record
 from fsseg.config.compose import Composed, compose
 from fsseg.data import registry
@@ -271,3 +272,28 @@ def test_generated_data_that_are_not_there_are_not_made_to_be_compared(tmp_path:
     make_run(point.cell, result={"dataset": {"fingerprint_val": "0", "images_val": "0"}})
     assert build_grid(cells)[0].state == State.DONE
     assert not (tmp_path / "shapes").exists()
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_episodes_that_were_evaluated_on_other_images_do_not_count(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = compose(line(root, tmp_path / "outputs"))
+    append, left = EpisodePart.append, [3]
+
+    def stopping(part: EpisodePart, scored: Any) -> None:
+        append(part, scored)
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    monkeypatch.setattr(EpisodePart, "append", stopping)
+    with pytest.raises(Stopped):
+        run(c.config, c.task_overrides)
+    compress_more(root / "JPEGImages" / "val_00000.jpg")
+    done(c)
+    assert "episodes.part is of an evaluation with other images" in cell_of(c).log_file.read_text()
+    assert left[0] == -6  # all of the six episodes

@@ -197,7 +197,7 @@ class PartHead(msgspec.Struct, frozen=True, kw_only=True):
         run: id of the run, and `fingerprint` that of its cell.
         weights: digest of the weights that are evaluated.
         episodes: shift -> fingerprint of its episodes.
-        data: fingerprint of the images.
+        data: fingerprint of the split's index, and `images` that of the sizes of its image files.
     """
 
     run: str | None
@@ -205,6 +205,7 @@ class PartHead(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
     episodes: dict[str, str]
     data: str | None
+    images: str | None
     format: int = FORMAT
 
 

@@ -139,6 +139,7 @@ def _part(run: Run, model: FewShotModel, plans: Mapping[str, EvaluationPlan], so
     plan = next(iter(plans.values()))
     head = PartHead(
         run=run.id, fingerprint=run.cell.fingerprint, weights=weights_digest(model), data=plan.index_fingerprint,
+        images=source.images_fingerprint(plan.split),
         episodes={shift: of_shift.fingerprint for shift, of_shift in plans.items()},
     )  # fmt: skip
     return EpisodePart(run.cell.episodes_part, head, scope_of(plans, source))

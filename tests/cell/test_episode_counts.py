@@ -36,7 +36,7 @@ from fsseg.cell.record import Cell
 from fsseg.sweep.preflight import output_faults
 
 SCOPE = EpisodeScope((7, 3), (1, 4), ("cat", "dog"), ("", "0.5"))
-HEAD = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e", "0.5": "x"}, data="d")
+HEAD = PartHead(run="r", fingerprint="f", weights="w", episodes={"": "e", "0.5": "x"}, data="d", images="i")
 IN_ORDER = [("", 7, 0), ("", 7, 1), ("", 3, 0), ("", 3, 1), ("0.5", 7, 0), ("0.5", 3, 0)]
 """(shift, seed, number) of `SCORED`: seeds as the protocol lists them, not by size."""
 
@@ -157,7 +157,7 @@ def test_a_changed_byte_costs_no_more_than_its_record(path: Path) -> None:
         assert not len(part.counts()) or content(part.counts(), path.parent)
 
 
-@pytest.mark.parametrize("other", [{"run": "s"}, {"fingerprint": "g"}, {"weights": "v"}, {"data": None},
+@pytest.mark.parametrize("other", [{"run": "s"}, {"fingerprint": "g"}, {"weights": "v"}, {"data": None}, {"images": None},
                                    {"episodes": {"": "f", "0.5": "x"}}, {"format": 2}])  # fmt: skip
 def test_a_part_of_something_else_is_not_believed(
     other: dict[str, Any], path: Path, caplog: pytest.LogCaptureFixture
