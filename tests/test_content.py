@@ -282,12 +282,13 @@ def test_episodes_that_were_evaluated_on_other_images_do_not_count(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c = compose(line(root, tmp_path / "outputs"))
-    append, left = EpisodePart.append, [3]
+    append, evaluated = EpisodePart.append, 0
 
     def stopping(part: EpisodePart, scored: Any) -> None:
+        nonlocal evaluated
         append(part, scored)
-        left[0] -= 1
-        if not left[0]:
+        evaluated += len(scored)
+        if evaluated == 3:
             raise Stopped
 
     monkeypatch.setattr(EpisodePart, "append", stopping)
@@ -296,4 +297,4 @@ def test_episodes_that_were_evaluated_on_other_images_do_not_count(
     compress_more(root / "JPEGImages" / "val_00000.jpg")
     done(c)
     assert "episodes.part is of an evaluation with other images" in cell_of(c).log_file.read_text()
-    assert left[0] == -6  # all of the six episodes
+    assert evaluated == 3 + 6

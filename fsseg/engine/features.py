@@ -175,11 +175,13 @@ class FeatureStore:
             UserError: there is no memory left.
         """
         kinds = {name: value.dtype for name, value in kept.items()}
+        # Rounded also where nothing is kept: how much room there is must not change a count.
+        entry = {name: stored(value, self.format) for name, value in kept.items()}
         if not self.room.images:
-            self._entries[image] = (dict(kept), kinds)
+            self._entries[image] = (entry, kinds)
             return
         try:
-            entry = {name: self._placed(stored(value, self.format)) for name, value in kept.items()}
+            entry = {name: self._placed(value) for name, value in entry.items()}
             if self._file is not None:
                 entry = self._file.put(image, entry)
         except (RuntimeError, MemoryError) as error:

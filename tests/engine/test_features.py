@@ -145,6 +145,8 @@ def test_half_formats_need_half_the_room_and_read_back_rounded(
     assert torch.equal(half.get("a")["picture"], kept["picture"])
 
     found = done(composed(root, tmp_path, *SETTINGS, f"eval.feature_format={format}"))
+    nothing = composed(root, tmp_path, *SETTINGS, f"eval.feature_format={format}", "eval.feature_cache_gb=0", "name=no")
+    assert done(nothing).episodes == found.episodes  # whether an image is kept changes no count
     assert found.metrics is not None
     exactly = result_of(whole).metrics
     assert exactly is not None
