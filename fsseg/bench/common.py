@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fsseg.engine import devices
 from fsseg.engine.devices import choose_device, describe_device, peak_memory
 from fsseg.errors import UserError
 from fsseg.process.files import write_atomic
@@ -101,7 +102,7 @@ def in_turn(sides: Mapping[N, Callable[[], float]], repeats: int, warm_up: int =
 def forget_peak(device: torch.device) -> None:
     """Let `peak_bytes` begin anew; where the system has no such thing, it goes on."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        devices.forget_peak(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")

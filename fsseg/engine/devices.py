@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fsseg.errors import UserError
@@ -82,11 +83,34 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
 
 
+_EARLIER: dict[torch.device, int] = {}
+"""Peak of a GPU before `taken_by` began to count anew."""
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of the GPU, or on a CPU the largest resident size of this process."""
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return max(_EARLIER.get(device, 0), int(torch.cuda.max_memory_allocated(device)))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` of a GPU begin anew."""
+    import torch
+
+    _EARLIER.pop(device, None)
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def taken_by(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes of a GPU that `work` takes at most beyond those that are in use; `peak_memory` stays what it is."""
+    import torch
+
+    before, peak = int(torch.cuda.memory_allocated(device)), peak_memory(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    _EARLIER[device] = peak
+    work()
+    return int(torch.cuda.max_memory_allocated(device)) - before

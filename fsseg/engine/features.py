@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fsseg.config.schema import EvalConfig
+from fsseg.engine.devices import taken_by
 from fsseg.errors import UserError
 from fsseg.model.base import Kept
 from fsseg.process.memory import free_memory
@@ -140,10 +141,7 @@ def _gpu_free(device: torch.device) -> int:
 
 def _fitting(device: torch.device, one: Callable[[], object]) -> int:
     """How many of these a GPU computes together: what fits into a quarter of what is free."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    one()
-    needed = max(1, torch.cuda.max_memory_allocated(device) - before)
+    needed = max(1, taken_by(one, device))
     return max(1, min(LARGEST_BATCH, _gpu_free(device) // 4 // needed))
 
 

@@ -157,8 +157,8 @@ def test_a_changed_byte_costs_no_more_than_its_record(path: Path) -> None:
         assert not len(part.counts()) or content(part.counts(), path.parent)
 
 
-@pytest.mark.parametrize("other", [{"run": "s"}, {"fingerprint": "g"}, {"weights": "v"}, {"data": None}, {"images": None},
-                                   {"episodes": {"": "f", "0.5": "x"}}, {"format": 2}])  # fmt: skip
+@pytest.mark.parametrize("other", [{"run": "s"}, {"fingerprint": "g"}, {"weights": "v"}, {"data": None},
+                                   {"images": None}, {"episodes": {"": "f", "0.5": "x"}}, {"format": 2}])  # fmt: skip
 def test_a_part_of_something_else_is_not_believed(
     other: dict[str, Any], path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from runs import cell_of, composed
 
 from fsseg.cell.models import State
 from fsseg.engine import devices
-from fsseg.engine.devices import choose_device
+from fsseg.engine.devices import choose_device, forget_peak, peak_memory, taken_by
 from fsseg.errors import UserError
 from fsseg.run import run
 
@@ -69,3 +69,34 @@ def test_a_run_of_such_a_job_ends_before_it_trains(tmp_path: Path, monkeypatch: 
     assert (told.reason or "").startswith("SLURM_JOB_GPUS=0 says that this process was given a GPU")
     assert not cell_of(c).checkpoint.exists()
     assert not (tmp_path / "shapes5i").exists()  # no data were made
+
+
+def test_a_look_at_what_a_part_takes_leaves_the_peak_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that counts as torch does: what is in use, and the most of it since it was asked to begin anew."""
+    device, now, most = torch.device("cuda", 0), 0, 0
+
+    def use(change: int) -> None:
+        nonlocal now, most
+        now += change
+        most = max(most, now)
+
+    def anew(_: torch.device) -> None:
+        nonlocal most
+        most = now
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: most)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", anew)
+    forget_peak(device)
+    use(900)
+    use(-800)
+    assert taken_by(lambda: (use(50), use(-50)), device) == 50
+    assert taken_by(lambda: (use(20), use(-10)), device) == 20
+    assert peak_memory(device) == 900
+    use(1000)
+    assert peak_memory(device) == 1110
+    forget_peak(device)
+    assert peak_memory(device) == 1110 == now
+    use(-1110)
+    forget_peak(device)
+    assert peak_memory(device) == 0
