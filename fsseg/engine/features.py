@@ -6,6 +6,7 @@ every encoded image into a `FeatureStore`. Which images are kept when is decided
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from fsseg.model.base import Kept
 from fsseg.process.memory import free_memory
 from fsseg.process.ranks import Ranks
 from fsseg.process.words import size
+
+log = logging.getLogger("fsseg")
 
 SHARE = 0.5
 """Of the memory or disk that is free, the part that may be kept in if `eval.feature_cache_gb` says nothing."""
@@ -98,8 +102,8 @@ def plan_room(
         probe: what its memory is measured by, on a GPU.
         ranks: that share this machine's memory.
     """
-    entry = sum(stored(value[:0], settings.feature_format).element_size() * value.numel() for value in kept.values())
-    folder = Path(settings.feature_folder or tempfile.gettempdir())
+    sizes = [stored(value[:0], settings.feature_format).element_size() * value.numel() for value in kept.values()]
+    entry, folder = sum(sizes), Path(settings.feature_folder or tempfile.gettempdir())
     if device.type == "cuda":
         batch = settings.batch_size or _fitting(device, probe.decode)
         backbone = settings.backbone_batch or _fitting(device, probe.encode)
@@ -113,9 +117,14 @@ def plan_room(
         if device.type == "cuda" and wanted <= _budget(settings, "device", device, folder, ranks):
             place = "device"
     if place == "disk":
-        entry = _padded(entry) + len(kept) * _ALIGNED
+        entry = sum(map(_padded, sizes))
+    elif place == "host" and device.type == "cuda":
+        entry = sum(map(_pinned, sizes))
     budget = _budget(settings, place, device, folder, ranks)
-    return FeatureRoom(place, folder, entry, min(distinct, int(budget // max(1, entry))), batch, backbone)
+    images = min(distinct, int(budget // max(1, entry)))
+    if place == "host" and settings.feature_cache_gb is not None and ranks.first:
+        _warn_of_too_little(images * entry * _sharing(ranks))
+    return FeatureRoom(place, folder, entry, images, batch, backbone)
 
 
 def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path, ranks: Ranks) -> float:
@@ -124,13 +133,24 @@ def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path
         return settings.feature_cache_gb * 1e9
     if place == "device":
         return SHARE * _gpu_free(device)
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
     if place == "host":
-        return SHARE * free_memory() / sharing
+        return SHARE * free_memory() / _sharing(ranks)
     try:
-        return SHARE * shutil.disk_usage(folder).free / sharing
+        return SHARE * shutil.disk_usage(folder).free / _sharing(ranks)
     except OSError as error:
         raise _folder_fault(folder, error) from None
+
+
+def _sharing(ranks: Ranks) -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+
+
+def _warn_of_too_little(wanted: int) -> None:
+    """A system without memory kills the process, which then can say nothing."""
+    if wanted > (free := free_memory()):
+        kept = size(wanted)
+        log.warning("eval.feature_cache_gb: up to %s may be kept in memory, where %s are free", kept, size(free))
 
 
 def _gpu_free(device: torch.device) -> int:
@@ -190,7 +210,7 @@ class FeatureStore:
                 "lower eval.feature_cache_gb (0 keeps nothing), or set eval.feature_place=disk",
             ) from None
         self._entries[image] = (entry, kinds)
-        self.bytes += _bytes_of(entry)
+        self.bytes += self._taken(entry)
         self.peak = max(self.peak, self.bytes)
 
     def get(self, image: str) -> Kept:
@@ -204,7 +224,7 @@ class FeatureStore:
     def drop(self, image: str) -> None:
         entry, _ = self._entries.pop(image)
         if self.room.images:
-            self.bytes -= _bytes_of(entry)
+            self.bytes -= self._taken(entry)
         if self._file is not None:
             self._file.free(image)
 
@@ -214,6 +234,10 @@ class FeatureStore:
         self._file = None
         self.bytes = 0
 
+    def _taken(self, entry: Kept) -> int:
+        pinned = self.room.place == "host" and self.device.type == "cuda"
+        return sum(_pinned(value.nbytes) if pinned else value.nbytes for value in entry.values())
+
     def _placed(self, value: Tensor) -> Tensor:
         """The same in memory of its own, at its place."""
         if self.room.place == "host" and value.device.type == "cuda":
@@ -222,10 +246,6 @@ class FeatureStore:
         if self.room.place == "disk":
             return value.cpu()
         return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
-
-
-def _bytes_of(entry: Kept) -> int:
-    return sum(value.nbytes for value in entry.values())
 
 
 class _MappedFile:
@@ -242,8 +262,7 @@ class _MappedFile:
         total = self._entry * room.images
         try:
             with tempfile.TemporaryFile(dir=room.folder, prefix="fsseg-features-") as file:
-                # All of it at once: a mapped page for which the disk has no room would kill the process.
-                os.posix_fallocate(file.fileno(), 0, total)
+                _reserve(file, total)
                 self._bytes = np.memmap(file, dtype=np.uint8, mode="r+", shape=(total,))
         except OSError as error:
             raise _folder_fault(room.folder, error, total) from None
@@ -263,8 +282,24 @@ class _MappedFile:
             self._free.append(self._places.pop(image))
 
 
+def _reserve(file: BinaryIO, total: int) -> None:
+    """All of it at once: a mapped page for which the disk has no room would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, total)
+        return
+    part = bytes(2**20)  # macOS
+    for start in range(0, total, len(part)):
+        file.write(part[: total - start])
+    file.flush()
+
+
 def _padded(count: int) -> int:
     return -(-count // _ALIGNED) * _ALIGNED
+
+
+def _pinned(count: int) -> int:
+    """What torch takes for so many bytes of pinned memory: a power of two."""
+    return 1 << (count - 1).bit_length() if count else 0
 
 
 def _folder_fault(folder: Path, error: OSError, wanted: int | None = None) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import signal
@@ -281,6 +282,27 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
     assert disk.images == 10**6 // 2 // disk.entry
 
 
+def test_pinned_memory_counts_as_torch_takes_it() -> None:
+    """In powers of two: 10,000 and 100 bytes are 16,384 and 128."""
+    settings = EvalConfig(batch_size=1, backbone_batch=1, feature_place="host", feature_cache_gb=2 * 16_512 / 1e9)
+    room = plan_room(settings, torch.device("cuda"), KEPT, 9, Probe(bool, bool), ALONE)
+    assert (room.entry, room.images) == (16_512, 2)
+
+
+def test_a_budget_that_the_memory_does_not_have_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(features, "free_memory", lambda: 10_100 * 200)
+    room_of(distinct=200, feature_cache_gb=1)
+    room_of(Ranks(0, 4), distinct=50, feature_cache_gb=1)
+    room_of(Ranks(1, 4), feature_cache_gb=1)
+    assert not caplog.records
+    room_of(Ranks(0, 4), distinct=51, feature_cache_gb=1)
+    assert "eval.feature_cache_gb: up to 2.06 MB may be kept in memory, where 2.02 MB are free" in caplog.text
+
+
 def test_processes_agree_on_what_the_least_of_them_can_do() -> None:
     one, two = FeatureRoom("device", Path("x"), 10, 50, 4, 8), FeatureRoom("host", Path("x"), 10, 70, 8, 2)
     both = FeatureRoom.of_all([one, two])
@@ -328,7 +350,10 @@ def test_what_is_kept_holds_no_batch_in_memory() -> None:
     assert "a" not in store
 
 
-def test_places_of_the_file_are_used_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["linux", "macos"])
+def test_places_of_the_file_are_used_again(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if system == "macos":
+        monkeypatch.delattr(os, "posix_fallocate")
     store = FeatureStore(FeatureRoom("disk", tmp_path, 10_304, 2, 1, 1), CPU, "float32")
     draw = torch.Generator().manual_seed(0)
     values = {n: torch.randn(1, 10, 10, 25, generator=draw) for n in "abcdef"}
