@@ -101,6 +101,16 @@ def output_faults(run: RunDirectory) -> list[UserError]:
     ]
 
 
+def scratch_faults(cfg: Config) -> list[UserError]:
+    """What stands in the way of the file that an evaluation keeps features in: to be told before the training."""
+    folder = cfg.eval.feature_folder
+    if folder is None or cfg.eval.feature_place != "disk" or not (cfg.eval.enabled or cfg.eval.every_epochs):
+        return []
+    if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+        return []
+    return [UserError(f"eval.feature_folder={shown(folder)} is no folder that can be written to", "name another one")]
+
+
 def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
     """What is wrong with torchvision's weights in torch's cache; `download` as for `cell_faults`."""
     name = cfg.backbone.name

@@ -327,6 +327,14 @@ def test_a_folder_without_room_is_named_before_the_first_episode(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_a_scratch_folder_that_is_not_there_is_told_before_the_training(check: str, root: Path, tmp_path: Path) -> None:
+    c = composed(root, tmp_path, "eval.feature_place=disk", f"eval.feature_folder={tmp_path}/no", f"check={check}")
+    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no is no folder that can be written to"):
+        run(c.config, c.task_overrides)
+    assert not cell_of(c).directory.exists()
+
+
 def test_memory_that_ends_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FeatureStore(FeatureRoom("host", Path(), 10_100, 10, 1, 1), CPU, "float32")
     parts = {name: value.repeat(2, 1, 1, 1)[:1] if value.ndim == 4 else value for name, value in KEPT.items()}
