@@ -126,16 +126,6 @@ class PooledScore:
         self.background_intersection += pixels.background_intersection
         self.background_union += pixels.background_union
 
-    def merge(self, other: PooledScore) -> None:
-        """Add the counts of another part of the same run."""
-        self.intersection += other.intersection
-        self.union += other.union
-        self.episodes += other.episodes
-        self.foreground += other.foreground
-        self.counted += other.counted
-        self.background_intersection += other.background_intersection
-        self.background_union += other.background_union
-
     def iou(self, class_id: int) -> float:
         """IoU of a class in percent; 0 if it was neither predicted nor present."""
         return 100.0 * int(self.intersection[class_id]) / max(1, int(self.union[class_id]))

@@ -25,6 +25,7 @@ from fsseg.data.source import Source
 from fsseg.engine import features, scoring
 from fsseg.engine.evaluate import weights_digest
 from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
+from fsseg.engine.pending import Pending
 from fsseg.errors import UserError
 from fsseg.model.prototype import Prototype
 from fsseg.process.ranks import ALONE, Ranks
@@ -197,15 +198,18 @@ def test_twenty_crashes_at_random_moments_end_in_the_same_bytes(
     assert not cell_of(c).episodes_part.exists()
 
 
+@pytest.mark.parametrize("behind", [0, 1])
 def test_a_signal_saves_what_was_counted_and_figures_are_drawn_all_the_same(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
+    behind: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Composed
 ) -> None:
+    """Also where counts are read a batch late, as on a GPU."""
+    monkeypatch.setattr(scoring, "Pending", lambda device, **_: Pending(device, behind))
     c = composed(root, tmp_path, *SETTINGS, "logger.figures=3")
     with pytest.raises(SystemExit):
         interrupted(c, monkeypatch, 25, lambda: os.kill(os.getpid(), signal.SIGTERM))
     status = cell_of(c).status()
     assert status is not None
-    assert (status.step, status.steps) == (52, 80)
+    assert (status.step, status.steps) == (52 + 2 * behind, 80)
     drawn: list[Any] = []
     monkeypatch.setattr("fsseg.engine.pictures._sheets", lambda run, source, evaluation: drawn.append(evaluation))
     done(c)
