@@ -129,16 +129,16 @@ def plan_room(
 
 def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path, ranks: Ranks) -> float:
     """Bytes that this process may keep there."""
-    if settings.feature_cache_gb is not None:
-        return settings.feature_cache_gb * 1e9
-    if place == "device":
-        return SHARE * _gpu_free(device)
-    if place == "host":
-        return SHARE * free_memory() / _sharing(ranks)
-    try:
-        return SHARE * shutil.disk_usage(folder).free / _sharing(ranks)
-    except OSError as error:
-        raise _folder_fault(folder, error) from None
+    given = None if settings.feature_cache_gb is None else settings.feature_cache_gb * 1e9
+    if place == "disk":
+        try:
+            free = shutil.disk_usage(folder).free / _sharing(ranks)
+        except OSError as error:
+            raise _folder_fault(folder, error) from None
+        return SHARE * free if given is None else min(given, free)
+    if given is not None:
+        return given
+    return SHARE * (_gpu_free(device) if place == "device" else free_memory() / _sharing(ranks))
 
 
 def _sharing(ranks: Ranks) -> int:

@@ -284,6 +284,8 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
     assert (disk.place, disk.folder) == ("disk", tmp_path)
     assert 10_100 <= disk.entry <= 10_100 + 4 * 64
     assert disk.images == 10**6 // 2 // disk.entry
+    more = room_of(feature_place="disk", feature_folder=str(tmp_path), feature_cache_gb=1)
+    assert more.images == 10**6 // disk.entry  # what the disk has, and no error
 
 
 def test_pinned_memory_counts_as_torch_takes_it() -> None:
