@@ -16,6 +16,7 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from fsseg.data.spec import EpisodeSpec
@@ -151,6 +152,12 @@ def visiting_order(sets: Sequence[Sequence[str]], capacity: int) -> list[int]:
             else:
                 heapq.heappush(to_drop, (left[image], image))
     return visited
+
+
+def shares(found: Sequence[Sequence[Planned]], world: int) -> list[Sequence[Sequence[Planned]]]:
+    """The batches of each of `world` processes: neighbours in the order, so that each needs few images."""
+    bounds = [len(found) * rank // world for rank in range(world + 1)]
+    return [found[start:end] for start, end in pairwise(bounds)]
 
 
 class _Kept:

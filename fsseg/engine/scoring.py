@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -224,17 +223,15 @@ class Scoring:
         return store, self._visits(every, room, first.image_id)
 
     def _visits(self, every: Episodes, room: FeatureRoom, held: str) -> list[list[Visit]]:
-        """The visits of each process: neighbours in the order, so that each needs few images."""
+        """The visits of each process."""
         found: list[Sequence[Planned]] = [b for b in visits.batches(every, room.batch_size) if self._open(b)]
         if room.images:
             found = visits.fitting(found, room.images)
             order = visits.visiting_order([visits.distinct(batch) for batch in found], room.images)
             found = [found[place] for place in order]
-        world = self.run.ranks.world
-        bounds = [len(found) * rank // world for rank in range(world + 1)]
         return [
-            visits.schedule(found[start:end], room.images, room.backbone_batch, (held,))
-            for start, end in pairwise(bounds)
+            visits.schedule(share, room.images, room.backbone_batch, (held,))
+            for share in visits.shares(found, self.run.ranks.world)
         ]
 
     def _loop(self, loaded: Iterator[Loaded], store: FeatureStore, turns: int) -> None:

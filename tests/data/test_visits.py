@@ -104,6 +104,14 @@ def test_the_batch_that_lacks_fewest_comes_next_and_what_is_wanted_last_is_given
     assert [[load.image_id for load in visit.loads] for visit in found] == [["a", "b"], ["c", "d"], [], ["a"]]
 
 
+@pytest.mark.parametrize(("world", "lengths"), [(1, [7]), (2, [3, 4]), (3, [2, 2, 3]), (9, [0] * 2 + [1] * 7)])
+def test_each_batch_is_of_one_process(world: int, lengths: list[int]) -> None:
+    batches = visits.batches({"": drawn(12, 1, 7, seeds=1)}, 1)
+    found = visits.shares(batches, world)
+    assert [batch for share in found for batch in share] == batches
+    assert sorted(map(len, found)) == sorted(lengths)
+
+
 def test_an_image_is_what_its_episodes_make_of_it() -> None:
     pairs = [("a", "b"), ("b", "c")]
     batches = [[Planned("", 0, EpisodeSpec(n, 7, query, (support,)))] for n, (query, support) in enumerate(pairs)]

@@ -18,6 +18,7 @@ import pytest
 import torch
 from runs import cell_of, composed, done, numbers, start
 
+from fsseg.cell.episodes import EpisodePart, Scored
 from fsseg.cell.models import Result
 from fsseg.config.compose import Composed
 from fsseg.config.schema import EvalConfig
@@ -204,15 +205,20 @@ def test_a_signal_saves_what_was_counted_and_figures_are_drawn_all_the_same(
 ) -> None:
     """Also where counts are read a batch late, as on a GPU."""
     monkeypatch.setattr(scoring, "Pending", lambda device, **_: Pending(device, behind))
+    recorded: list[Scored] = []
+    append = EpisodePart.append
+    monkeypatch.setattr(EpisodePart, "append", lambda part, rows: (recorded.extend(rows), append(part, rows))[1])
     c = composed(root, tmp_path, *SETTINGS, "logger.figures=3")
     with pytest.raises(SystemExit):
         interrupted(c, monkeypatch, 25, lambda: os.kill(os.getpid(), signal.SIGTERM))
     status = cell_of(c).status()
     assert status is not None
     assert (status.step, status.steps) == (52 + 2 * behind, 80)
+    assert len(recorded) == status.step
     drawn: list[Any] = []
     monkeypatch.setattr("fsseg.engine.pictures._sheets", lambda run, source, evaluation: drawn.append(evaluation))
     done(c)
+    assert len(recorded) == 80  # those that were drawn again too count once
     fresh = composed(root, tmp_path, *SETTINGS, "logger.figures=3", "name=fresh")
     done(fresh)
     assert result_of(c).episodes == result_of(fresh).episodes == result_of(whole).episodes
