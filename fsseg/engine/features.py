@@ -245,7 +245,10 @@ class _MappedFile:
         try:
             with tempfile.TemporaryFile(dir=room.folder, prefix="fsseg-features-") as file:
                 # All of it at once: a mapped page for which the disk has no room would kill the process.
-                os.posix_fallocate(file.fileno(), 0, total)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, total)
+                else:  # not on every system
+                    file.truncate(total)
                 self._bytes = np.memmap(file, dtype=np.uint8, mode="r+", shape=(total,))
         except OSError as error:
             raise _folder_fault(room.folder, error, total) from None
