@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import cell_of, composed, done, numbers, start
+from runs import cell_of, composed, done, fork_ranks, numbers, run_and_print, start
 
 from fsseg.cell.episodes import OWN
 from fsseg.cell.models import Result
@@ -270,6 +270,35 @@ def test_killed_processes_end_in_the_same_bytes(root: Path, tmp_path: Path, whol
         process.join()
     done(c)
     assert killed >= 2
+    assert cell_of(c).episodes_file.read_bytes() == cell_of(whole).episodes_file.read_bytes()
+    assert numbers(result_of(c)) == numbers(result_of(whole))
+
+
+def run_until_a_signal(c: Composed, batches: int) -> None:
+    """The second of two processes is asked to stop."""
+    check, calls = scoring._check_finite, []
+
+    def counting(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == batches and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(*arguments)
+
+    scoring._check_finite = counting
+    run_and_print(c)
+
+
+@pytest.mark.process
+def test_several_processes_that_are_stopped_go_on_where_they_stood(root: Path, tmp_path: Path, whole: Composed) -> None:
+    c = composed(root, tmp_path, *SETTINGS)
+    ends = fork_ranks(run_until_a_signal, c, 6, folder=tmp_path / "stopped")
+    assert [status for status, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    status = cell_of(c).status()
+    assert status is not None
+    assert status.state == "preempted"
+    ends = fork_ranks(run_and_print, c, folder=tmp_path / "again")
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "24 of 80 episodes were evaluated before" in ends[0][1]  # of two processes six batches of two
     assert cell_of(c).episodes_file.read_bytes() == cell_of(whole).episodes_file.read_bytes()
     assert numbers(result_of(c)) == numbers(result_of(whole))
 
