@@ -168,7 +168,7 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What one benchmark found.
 
     Attributes:

@@ -275,8 +275,8 @@ def _block(row: EvaluationRow) -> str:
         line("bare decoding and backbone", row.bare_seconds, bare),
     ]
     notes = [
-        f"{n} episodes of {count(row.seeds, 'seed')}, {row.images} different images; kept at most {row.kept_gb:.2f} GB, "
-        f"most memory {row.peak_gb:.2f} GB",
+        f"{n} episodes of {count(row.seeds, 'seed')}, {row.images} different images; kept at most "
+        f"{row.kept_gb:.2f} GB, most memory {row.peak_gb:.2f} GB",
         f"{row.over_bare:+.1%} over bare; {row.gain:.1f} times less than with nothing kept; the counts of {row.equal} "
         f"of {row.sample} episodes are equal",
     ]

@@ -17,7 +17,6 @@ from pathlib import Path
 from fsseg.bench.common import Spread
 from fsseg.errors import UserError
 from fsseg.process.tables import aligned
-from fsseg.report.aggregate import aggregate
 from fsseg.sweep import plan, status
 
 LIGHT = (
@@ -47,6 +46,8 @@ class SweepRow:
 
 Start = Callable[[Sequence[str]], None]
 """Runs a line of `fsseg train`."""
+Aggregate = Callable[[Sequence[Path], Path], object]
+"""Makes tables of the runs below some folders, and writes them into another."""
 
 
 def start_process(line: Sequence[str]) -> None:
@@ -62,11 +63,12 @@ def start_process(line: Sequence[str]) -> None:
 
 
 def bench_sweep(
-    line: Sequence[str] = (), cells: int = 8, repeats: int = 3, start: Start = start_process
+    aggregate: Aggregate, line: Sequence[str] = (), cells: int = 8, repeats: int = 3, start: Start = start_process
 ) -> list[SweepRow]:
     """Time a grid of `cells` cells over `seed`, `repeats` times from nothing, after one time that is not kept.
 
     Args:
+        aggregate: what `fsseg aggregate` calls; this room does not know the reports.
         line: overrides in addition to `LIGHT`, or instead of some of it.
 
     Raises:
@@ -77,7 +79,9 @@ def bench_sweep(
     with tempfile.TemporaryDirectory(prefix="fsseg-bench-") as folder:
         if "dataset.root" not in given and "dataset" not in given:
             base.append(f"dataset.root={folder}/data")
-        rounds = [_Round(base, cells, Path(folder) / str(number), start).times() for number in range(repeats + 1)]
+        rounds = [
+            _Round(base, cells, Path(folder) / str(number), start, aggregate).times() for number in range(repeats + 1)
+        ]
     found = {what: [times[what] for times in rounds[1:]] for what in rounds[0]}
     rows = [SweepRow(what, n, Spread.of(found[what, n]), Spread.of(found[what, n]).times(1 / n)) for what, n in found]
     for what in (_RUN, _AGAIN):
@@ -97,6 +101,7 @@ class _Round:
     cells: int
     folder: Path
     start: Start
+    aggregate: Aggregate
 
     def times(self) -> dict[tuple[str, int], float]:
         """(what, cells) -> seconds, in the order in which it is done."""
@@ -113,7 +118,7 @@ class _Round:
             (_AGAIN, self.cells, lambda: self.start(["-m", *grid])),
             (f"{_EACH}, all done", self.cells, lambda: self._start_all(alone)),
             ("status", self.cells, lambda: status.text(status.look_around([self.folder / "one"]).cells)),
-            ("aggregate", self.cells, lambda: aggregate([self.folder / "one"], self.folder / "summary")),
+            ("aggregate", self.cells, lambda: self.aggregate([self.folder / "one"], self.folder / "summary")),
         ]
         return {(what, n): _seconds(run) for what, n, run in todo}
 

@@ -15,7 +15,7 @@ from fsseg.cli.line import config_dir, takes_line
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
-    from fsseg.bench.common import Report
+    from fsseg.bench.common import Findings
     from fsseg.config.compose import Composed
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here, too")]
@@ -42,14 +42,14 @@ def data(
     import torch
 
     from fsseg.bench import loading as bench
-    from fsseg.bench.common import Report, environment
+    from fsseg.bench.common import Findings, environment
     from fsseg.data.registry import build_source
 
     cfg = loaded(line)
     machine = environment(torch.device("cpu"))
     size = bench.Size(episodes, repeats)
     rows = bench.bench_loading(build_source(cfg), cfg, shot_counts, worker_counts, size)
-    _tell(Report("data", machine, rows, bench.format_loading(rows)), json)
+    _tell(Findings("data", machine, rows, bench.format_loading(rows)), json)
 
 
 def step(
@@ -71,7 +71,7 @@ def step(
     """
     given = None if batch is None else numbers("--batch", batch, 1, 4096)
     from fsseg.bench import step as bench
-    from fsseg.bench.common import Report, environment, set_up
+    from fsseg.bench.common import Findings, environment, set_up
 
     chosen, ways = words("--formats", formats, bench.FORMATS), words("--layouts", layouts, bench.LAYOUTS)
     # Weights change no time, and where they are absent time can still be measured.
@@ -82,7 +82,7 @@ def step(
         for size in given or ([1] if device.type == "cpu" else [cfg.train.batch_size]):
             for number_format in chosen:
                 rows += bench.bench_step(cfg, bench.Setting(size, number_format, ways, repeats))
-                report = Report("step", machine, rows, bench.format_steps(rows))
+                report = Findings("step", machine, rows, bench.format_steps(rows))
                 if json is not None:  # whatever stops the next one, this one is kept
                     report.write(json)
     _tell(report, json)
@@ -101,7 +101,7 @@ def evaluate(
     line names others (backbone.pretrained=, checkpoint=).
     """
     from fsseg.bench import evaluation as bench
-    from fsseg.bench.common import Report, environment, set_up
+    from fsseg.bench.common import Findings, environment, set_up
 
     line = list(line or [])
     cells = _cells([*line, *([] if any("backbone.pretrained=" in o for o in line) else ["backbone.pretrained=false"])])
@@ -109,7 +109,7 @@ def evaluate(
     machine, rows = environment(device), []
     for composed in cells:
         rows.append(bench.bench_evaluation(composed, device, sample))
-        report = Report("evaluate", machine, rows, bench.format_evaluation(rows))
+        report = Findings("evaluate", machine, rows, bench.format_evaluation(rows))
         if json is not None:
             report.write(json)
     _tell(report, json)
@@ -128,13 +128,14 @@ def sweep(
     import torch
 
     from fsseg.bench import sweep as bench
-    from fsseg.bench.common import Report, environment
+    from fsseg.bench.common import Findings, environment
     from fsseg.process.logs import configure_logging
+    from fsseg.report.aggregate import aggregate
 
     configure_logging("warning")
     machine = environment(torch.device("cpu"))
-    rows = bench.bench_sweep(line or [], cells, repeats)
-    _tell(Report("sweep", machine, rows, bench.format_sweep(rows)), json)
+    rows = bench.bench_sweep(aggregate, line or [], cells, repeats)
+    _tell(Findings("sweep", machine, rows, bench.format_sweep(rows)), json)
 
 
 def _cells(line: list[str]) -> list[Composed]:
@@ -159,7 +160,7 @@ def _cells(line: list[str]) -> list[Composed]:
     return cells
 
 
-def _tell(report: Report, json: Path | None) -> None:
+def _tell(report: Findings, json: Path | None) -> None:
     if json is not None:
         report.write(json)
     print(report.text())

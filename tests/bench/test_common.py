@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsseg.bench.common import Report, Spread, describe, environment, forget_peak, in_turn, peak_bytes
+from fsseg.bench.common import Findings, Spread, describe, environment, forget_peak, in_turn, peak_bytes
 from fsseg.errors import UserError
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ class Row:
 
 def test_the_report_is_text_and_json_with_machine_and_code(tmp_path: Path) -> None:
     machine = environment(CPU)
-    report = Report("step", machine, [Row("a", Spread.of([1.0, 2.0]))], "a table")
+    report = Findings("step", machine, [Row("a", Spread.of([1.0, 2.0]))], "a table")
     report.write(tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["benchmark"] == "step"
@@ -74,4 +74,4 @@ def test_a_gpu_is_named_first() -> None:
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        Report("step", environment(CPU), [], "").write(tmp_path / "file" / "out.json")
+        Findings("step", environment(CPU), [], "").write(tmp_path / "file" / "out.json")

@@ -11,6 +11,7 @@ from run_directories import KEY, make_run
 
 from fsseg.bench.sweep import LIGHT, bench_sweep, format_sweep, start_process
 from fsseg.errors import UserError
+from fsseg.report.aggregate import aggregate
 
 
 def test_every_way_is_measured_on_the_same_cells() -> None:
@@ -25,7 +26,7 @@ def test_every_way_is_measured_on_the_same_cells() -> None:
             if not (Path(given["output_dir"]) / key.path).exists():
                 make_run(Path(given["output_dir"]), key, result=40.0)
 
-    rows = bench_sweep(["dataset.image_size=65"], cells=3, repeats=2, start=start)
+    rows = bench_sweep(aggregate, ["dataset.image_size=65"], cells=3, repeats=2, start=start)
     assert [(row.what, row.cells, row.seconds.number) for row in rows] == [
         ("plan", 3, 2),
         ("one process (-m)", 1, 2),
@@ -54,7 +55,7 @@ def test_what_the_line_gives_replaces_what_is_light() -> None:
         raise UserError("enough", "")
 
     with pytest.raises(UserError, match="enough"):
-        bench_sweep(["method=baseline", "dataset.root=/data"], cells=2, repeats=1, start=stop)
+        bench_sweep(aggregate, ["method=baseline", "dataset.root=/data"], cells=2, repeats=1, start=stop)
     (line,) = lines
     assert [word for word in line if word.startswith(("method=", "dataset.root="))] == [
         "method=baseline",

@@ -16,6 +16,10 @@ from torch import Tensor
 from fsseg.errors import UserError
 from fsseg.model.base import Kept
 
+_MULTIPLE = 256
+"""Numbers of support tokens on a GPU are multiples of it: cuDNN plans its attention anew, for milliseconds, for every
+number that it has not seen."""
+
 
 @dataclass
 class Tokens:
@@ -65,12 +69,18 @@ class Positions:
     counts: list[int] | None
 
     @classmethod
-    def under(cls, mask: Tensor, counts: list[int] | None = None) -> Positions:
-        """The True positions of each sample's mask, (B, n) bool; `counts`: how many they are, where that is known."""
+    def under(cls, mask: Tensor, counts: list[int] | None = None, multiple: int = 1) -> Positions:
+        """The True positions of each sample's mask, (B, n) bool.
+
+        Args:
+            counts: how many they are, where that is known.
+            multiple: of which the number of tokens is one, as far as there are positions.
+        """
         counts = mask.sum(1).tolist() if counts is None else counts
+        size = min(mask.shape[1], -(-max(counts) // multiple) * multiple)
         order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-        valid = torch.arange(max(counts), device=mask.device) < mask.sum(1, keepdim=True)
-        return cls(order[:, : max(counts)], valid, counts)
+        valid = torch.arange(size, device=mask.device) < mask.sum(1, keepdim=True)
+        return cls(order[:, :size], valid, counts)
 
     def gather(self, features: Tensor) -> Tokens:
         """(B, n, C) -> its tokens."""
@@ -121,9 +131,10 @@ class Shots:
     @cached_property
     def _positions(self) -> Positions:
         """Of the foreground in the maps of all shots of a sample one after the other."""
-        positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts])
-        assert positions.index is not None
         device = next(iter(self.kept[0].values())).device
+        multiple = 1 if device.type == "cpu" else _MULTIPLE
+        positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts], multiple)
+        assert positions.index is not None
         index, valid = (x.to(device, non_blocking=True) for x in (positions.index, positions.valid))
         return replace(positions, index=index, valid=valid)
 

@@ -156,3 +156,14 @@ def test_split_leaves_out_what_is_not_valid() -> None:
     assert (inside.counts, outside.counts) == ([1, 1], [2, 1])
     assert inside.gather(values).values.flatten().tolist() == [0, 2]
     assert outside.gather(values).values[..., 0].tolist() == [[1, 3], [1, 0]]
+
+
+def test_the_number_of_tokens_may_be_rounded_up_as_far_as_there_are_positions() -> None:
+    mask = torch.tensor([[True, False, True, True, False, False, True], [False] * 6 + [True]])
+    features = torch.arange(14.0).view(2, 7, 1)
+    for multiple, size in ((1, 4), (3, 6), (5, 5), (8, 7)):
+        tokens = Positions.under(mask, multiple=multiple).gather(features)
+        assert tokens.values[0, :, 0].tolist() == [0, 2, 3, 6] + [0] * (size - 4)
+        assert tokens.values[1, :, 0].tolist() == [13] + [0] * (size - 1)
+        assert tokens.valid.sum(1).tolist() == [4, 1] == tokens.counts
+        assert not tokens.full
