@@ -96,8 +96,9 @@ def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
     if not cfg.redo:
         with found.noting():
             cell.check_same_settings()
-    found.faults += output_faults(cell) + (scratch_faults(cfg) if here else [])
+    found.faults += output_faults(cell)
     if here:
+        found.faults += scratch_faults(cfg)
         with found.noting():
             found.rows.append(("device", describe_device(choose_device(cfg.device))))
     source, plans = _data(cfg, found)

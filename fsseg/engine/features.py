@@ -6,7 +6,6 @@ every encoded image into a `FeatureStore`. Which images are kept when is decided
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -28,10 +27,10 @@ from fsseg.process.memory import free_memory
 from fsseg.process.ranks import Ranks
 from fsseg.process.words import size
 
-log = logging.getLogger("fsseg")
-
 SHARE = 0.5
 """Of the memory or disk that is free, the part that may be kept in if `eval.feature_cache_gb` says nothing."""
+MOST = 0.9
+"""Of the memory or disk that is free, the most that is kept in, whatever is asked for."""
 LARGEST_BATCH = 16
 """Episodes, and images, that a GPU computes together if the settings say nothing; more gain nothing at 473 pixels."""
 
@@ -121,36 +120,23 @@ def plan_room(
     elif place == "host" and device.type == "cuda":
         entry = sum(map(_pinned, sizes))
     budget = _budget(settings, place, device, folder, ranks)
-    images = min(distinct, int(budget // max(1, entry)))
-    if place == "host" and settings.feature_cache_gb is not None and ranks.first:
-        _warn_of_too_little(images * entry * _sharing(ranks))
-    return FeatureRoom(place, folder, entry, images, batch, backbone)
+    return FeatureRoom(place, folder, entry, min(distinct, int(budget // max(1, entry))), batch, backbone)
 
 
 def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path, ranks: Ranks) -> float:
-    """Bytes that this process may keep there."""
-    given = None if settings.feature_cache_gb is None else settings.feature_cache_gb * 1e9
-    if place == "disk":
+    """Bytes that this process may keep there. More than there is would be an error, or the end of the process: then
+    there are fewer hits."""
+    wanted, sharing = settings.feature_cache_gb, int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+    if place == "device":
+        free: float = _gpu_free(device)
+    elif place == "host":
+        free = free_memory() / sharing
+    else:
         try:
-            free = shutil.disk_usage(folder).free / _sharing(ranks)
+            free = shutil.disk_usage(folder).free / sharing
         except OSError as error:
             raise _folder_fault(folder, error) from None
-        return SHARE * free if given is None else min(given, free)
-    if given is not None:
-        return given
-    return SHARE * (_gpu_free(device) if place == "device" else free_memory() / _sharing(ranks))
-
-
-def _sharing(ranks: Ranks) -> int:
-    """Processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
-
-
-def _warn_of_too_little(wanted: int) -> None:
-    """A system without memory kills the process, which then can say nothing."""
-    if wanted > (free := free_memory()):
-        kept = size(wanted)
-        log.warning("eval.feature_cache_gb: up to %s may be kept in memory, where %s are free", kept, size(free))
+    return SHARE * free if wanted is None else min(wanted * 1e9, MOST * free)
 
 
 def _gpu_free(device: torch.device) -> int:

@@ -101,16 +101,6 @@ def output_faults(run: RunDirectory) -> list[UserError]:
     ]
 
 
-def scratch_faults(cfg: Config) -> list[UserError]:
-    """What stands in the way of the file that an evaluation keeps features in: to be told before the training."""
-    folder = cfg.eval.feature_folder
-    if folder is None or cfg.eval.feature_place != "disk" or not (cfg.eval.enabled or cfg.eval.every_epochs):
-        return []
-    if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
-        return []
-    return [UserError(f"eval.feature_folder={shown(folder)} is no folder that can be written to", "name another one")]
-
-
 def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
     """What is wrong with torchvision's weights in torch's cache; `download` as for `cell_faults`."""
     name = cfg.backbone.name
@@ -125,6 +115,17 @@ def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
             f"the pretrained weights of {name} are not in torch's cache: {file} is not there",
             f"fetch them once with `fsseg prepare --weights backbone={name}`, or name a file by backbone.weights=",
         )
+
+
+def scratch_faults(cfg: Config) -> list[UserError]:
+    """What stands in the way of `eval.feature_folder`, on the machine that evaluates."""
+    folder = cfg.eval.feature_folder
+    used = cfg.eval.feature_place == "disk" and (cfg.eval.enabled or cfg.eval.every_epochs > 0)
+    if folder is None or not used or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        return []
+    why = "nothing can be written there" if os.path.isdir(folder) else "there is no such folder"
+    fix = "make it, or set eval.feature_folder= to another one; without it the system's is taken"
+    return [UserError(f"eval.feature_folder={shown(folder)}: {why}", fix)]
 
 
 def nearest(directory: Path) -> Path:

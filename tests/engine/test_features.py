@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import signal
@@ -16,18 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import cell_of, composed, done, numbers, start
+from runs import cell_of, composed, done, fork_ranks, numbers, run_and_print, start
 
-from fsseg.cell.episodes import EpisodePart, Scored
+from fsseg.cell.episodes import OWN, EpisodePart, Scored
 from fsseg.cell.models import Result
 from fsseg.config.compose import Composed
 from fsseg.config.schema import EvalConfig
-from fsseg.data.source import Source
+from fsseg.data.loader import evaluation_plan
+from fsseg.data.registry import build_source
 from fsseg.engine import features, scoring
+from fsseg.engine.context import Run
 from fsseg.engine.evaluate import weights_digest
 from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
 from fsseg.engine.pending import Pending
 from fsseg.errors import UserError
+from fsseg.model import build_model
 from fsseg.model.prototype import Prototype
 from fsseg.process.ranks import ALONE, Ranks
 from fsseg.run import run
@@ -100,10 +102,46 @@ def test_budget_place_and_batches_change_no_count(
     assert not list(tmp_path.glob("fsseg-*"))
 
 
+def test_random_budgets_and_episodes_give_the_same_counts_within_the_budget(
+    root: Path, tmp_path: Path, stores: list[FeatureStore]
+) -> None:
+    draw = random.Random(11)
+    for shot in (1, 3):
+        c = composed(root, tmp_path, *SETTINGS[:5], f"shot={shot}", "protocol.min_pixels=0")
+        cfg, source = c.cfg, build_source(c.cfg)
+        plan = evaluation_plan(source, cfg)
+        model, here = build_model(cfg).eval(), Run(cfg, cell_of(c), CPU)
+        with torch.inference_mode():
+            cfg.eval.feature_cache_gb = 0.0
+            counts = scoring.Scoring(here, model, source).counts({OWN: plan}).rows
+            for _ in range(8):
+                budget = draw.randrange(ENTRY * (shot + 1), ENTRY * 30)
+                cfg.eval.feature_cache_gb, cfg.eval.backbone_batch = budget / 1e9, draw.choice([1, 3])
+                cfg.eval.batch_size = draw.choice([1, 2, 5])
+                found = scoring.Scoring(here, model, source).counts({OWN: plan})
+                assert found.rows.tobytes() == counts.tobytes()
+                assert 0 < stores[-1].peak <= budget
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_mixed_precision_keeps_what_it_computes_in(
+    format: str, root: Path, tmp_path: Path, stores: list[FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring.precision, "_cpu_has_bf16", lambda: True)
+    line = ("train.max_steps=3", "protocol.num_episodes=12", "eval.diagnostics=true", f"eval.feature_format={format}")
+    found = done(composed(root, tmp_path, *line, "eval.amp=bf16"))
+    assert found.metrics is not None
+    assert found.metrics.foreground_distance is not None
+    assert stores[-1].peak > 0
+    exact = done(composed(root, tmp_path, *line, "name=exact"))
+    assert exact.metrics is not None
+    assert found.metrics.miou == pytest.approx(exact.metrics.miou, abs=3.0)
+
+
 def test_each_image_is_read_and_encoded_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: Counter[bytes] = Counter()
     read: Counter[str] = Counter()
-    encode, image = Prototype.encode, Source.image
+    encode = Prototype.encode
 
     def counting(self: Any, images: torch.Tensor, *rest: Any) -> Any:
         encoded.update(one.numpy().tobytes() for one in images)
@@ -111,8 +149,6 @@ def test_each_image_is_read_and_encoded_once(root: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Prototype, "encode", counting)
     c = composed(root, tmp_path, *SETTINGS)
-    from fsseg.data.registry import build_source
-
     kind = type(build_source(c.cfg))
     image = kind.image
 
@@ -249,6 +285,35 @@ def test_killed_processes_end_in_the_same_bytes(root: Path, tmp_path: Path, whol
     assert numbers(result_of(c)) == numbers(result_of(whole))
 
 
+def run_until_a_signal(c: Composed, batches: int) -> None:
+    """The second of two processes is asked to stop."""
+    check, calls = scoring._check_finite, []
+
+    def counting(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == batches and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(*arguments)
+
+    scoring._check_finite = counting
+    run_and_print(c)
+
+
+@pytest.mark.process
+def test_several_processes_that_are_stopped_go_on_where_they_stood(root: Path, tmp_path: Path, whole: Composed) -> None:
+    c = composed(root, tmp_path, *SETTINGS)
+    ends = fork_ranks(run_until_a_signal, c, 6, folder=tmp_path / "stopped")
+    assert [status for status, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    status = cell_of(c).status()
+    assert status is not None
+    assert status.state == "preempted"
+    ends = fork_ranks(run_and_print, c, folder=tmp_path / "again")
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "24 of 80 episodes were evaluated before" in ends[0][1]  # of two processes six batches of two
+    assert cell_of(c).episodes_file.read_bytes() == cell_of(whole).episodes_file.read_bytes()
+    assert numbers(result_of(c)) == numbers(result_of(whole))
+
+
 def test_other_weights_have_another_digest_and_another_layout_has_not() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     before = weights_digest(model)
@@ -281,6 +346,7 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
     assert room_of(distinct=40).images == 40
     assert room_of(feature_place="device").place == "host"
     assert room_of(feature_cache_gb=10_100 * 7.9 / 1e9).images == 7
+    assert room_of(feature_cache_gb=1.0).images == 180  # more than there is
     assert room_of(feature_cache_gb=0).images == 0
     assert room_of(feature_format="bfloat16").entry == 5_100
     assert (room_of(batch_size=4, backbone_batch=3).batch_size, room_of(backbone_batch=3).backbone_batch) == (4, 3)
@@ -291,7 +357,7 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
     assert 10_100 <= disk.entry <= 10_100 + 4 * 64
     assert disk.images == 10**6 // 2 // disk.entry
     more = room_of(feature_place="disk", feature_folder=str(tmp_path), feature_cache_gb=1)
-    assert more.images == 10**6 // disk.entry  # what the disk has, and no error
+    assert more.images == 9 * 10**5 // disk.entry  # what the disk has, and no error
 
 
 def test_pinned_memory_counts_as_torch_takes_it() -> None:
@@ -299,20 +365,6 @@ def test_pinned_memory_counts_as_torch_takes_it() -> None:
     settings = EvalConfig(batch_size=1, backbone_batch=1, feature_place="host", feature_cache_gb=2 * 16_512 / 1e9)
     room = plan_room(settings, torch.device("cuda"), KEPT, 9, Probe(bool, bool), ALONE)
     assert (room.entry, room.images) == (16_512, 2)
-
-
-def test_a_budget_that_the_memory_does_not_have_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr(features, "free_memory", lambda: 10_100 * 200)
-    room_of(distinct=200, feature_cache_gb=1)
-    room_of(Ranks(0, 4), distinct=50, feature_cache_gb=1)
-    room_of(Ranks(1, 4), feature_cache_gb=1)
-    assert not caplog.records
-    room_of(Ranks(0, 4), distinct=51, feature_cache_gb=1)
-    assert "eval.feature_cache_gb: up to 2.06 MB may be kept in memory, where 2.02 MB are free" in caplog.text
 
 
 def test_processes_agree_on_what_the_least_of_them_can_do() -> None:
@@ -339,12 +391,17 @@ def test_a_folder_without_room_is_named_before_the_first_episode(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("check", ["true", "false"])
-def test_a_scratch_folder_that_is_not_there_is_told_before_the_training(check: str, root: Path, tmp_path: Path) -> None:
-    c = composed(root, tmp_path, "eval.feature_place=disk", f"eval.feature_folder={tmp_path}/no", f"check={check}")
-    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no is no folder that can be written to"):
+def test_a_scratch_folder_that_is_not_there_is_told_before_the_training(root: Path, tmp_path: Path) -> None:
+    line = ("eval.feature_place=disk", f"eval.feature_folder={tmp_path}/no")
+    c = composed(root, tmp_path, *line)
+    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no: there is no such folder"):
         run(c.config, c.task_overrides)
-    assert not cell_of(c).directory.exists()
+    assert not cell_of(c).status_file.exists()
+    checked = composed(root, tmp_path, *line, "check=true")
+    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no: there is no such folder"):
+        run(checked.config, checked.task_overrides)
+    (tmp_path / "no").mkdir()
+    run(checked.config, checked.task_overrides)
 
 
 def test_memory_that_ends_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
