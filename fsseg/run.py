@@ -36,7 +36,7 @@ from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
 from fsseg.process.ranks import first_of_several, several_expected
 from fsseg.process.signals import Preempted
-from fsseg.sweep.preflight import leaves, output_faults
+from fsseg.sweep.preflight import leaves, output_faults, scratch_faults
 from fsseg.sweep.sync import sync_cell
 
 log = logging.getLogger("fsseg")
@@ -125,7 +125,7 @@ def _lead(run: Run) -> Outcome:
         redo = cfg.redo and not redone_by_this_job(cell)
         if not redo and (result := cell.finished()) is not None:
             return _already_done(run, result)
-        if found := folder_faults(cfg) + output_faults(cell):
+        if found := folder_faults(cfg) + output_faults(cell) + scratch_faults(cfg):
             raise merge_errors(found)
         if not redo:
             cell.check_same_settings()

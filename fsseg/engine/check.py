@@ -29,7 +29,7 @@ from fsseg.errors import UserError, merge_errors, visible
 from fsseg.model import FewShotModel, build_model
 from fsseg.process.ranks import Ranks
 from fsseg.process.words import count, every, several, size
-from fsseg.sweep.preflight import output_faults, weights_faults
+from fsseg.sweep.preflight import output_faults, scratch_faults, weights_faults
 
 
 @dataclass
@@ -98,6 +98,7 @@ def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
             cell.check_same_settings()
     found.faults += output_faults(cell)
     if here:
+        found.faults += scratch_faults(cfg)
         with found.noting():
             found.rows.append(("device", describe_device(choose_device(cfg.device))))
     source, plans = _data(cfg, found)

@@ -1,4 +1,7 @@
-"""Evaluation on novel classes: every episode of every evaluation seed once, counts pooled. Called by `fsseg.run`."""
+"""Evaluation on novel classes: the counts of every episode of every seed, and the score that follows from them.
+
+Called by `fsseg.run`. `fsseg.engine.scoring` makes the counts.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
 
     A novel class with too few images for an episode is left out and named; the result is then partial. One that has
     the images and is not drawn in a seed has no score there; `protocol.undrawn` says what it counts. Each of several
-    processes takes whole batches in turn, so that the score is the same to the last digit on any number of them.
+    processes takes whole batches, so that the score is the same to the last digit on any number of them. What was
+    counted before an interruption is not counted again.
 
     Raises:
         UserError: the data is faulty.
@@ -80,15 +84,15 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
     wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
     plans_of = {OWN: plan, **shifted}
     model.eval()
-    assert run.device is not None
-    precision.prepare(model, run.device, precision.usable(cfg.eval.amp, run.device, "eval.amp"))
     part = _part(run, model, plans_of, source) if run.ranks.first else None
     try:
         done = 0 if part is None else len(part.have)
         if done:
             log.info("%d of %d episodes were evaluated before", done, total)
-        with torch.inference_mode(), Progress("evaluate", total, done) as progress:
-            scoring = Scoring(run, model, source, progress, part)
+        progress = Progress("evaluate", total, done)
+        scoring = Scoring(run, model, source, progress, part)
+        precision.prepare(model, scoring.device, scoring.amp)
+        with torch.inference_mode(), progress:
             counts = scoring.counts(plans_of, wanted)
     finally:
         if part is not None:

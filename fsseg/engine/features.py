@@ -27,6 +27,8 @@ from fsseg.process.words import size
 
 SHARE = 0.5
 """Of the memory or disk that is free, the part that may be kept in if `eval.feature_cache_gb` says nothing."""
+MOST = 0.9
+"""Of the memory that is free, the most that is kept in, whatever is asked for."""
 LARGEST_BATCH = 16
 """Episodes, and images, that a GPU computes together if the settings say nothing; more gain nothing at 473 pixels."""
 
@@ -118,18 +120,18 @@ def plan_room(
 
 
 def _budget(settings: EvalConfig, place: str, device: torch.device, folder: Path, ranks: Ranks) -> float:
-    """Bytes that this process may keep there."""
-    if settings.feature_cache_gb is not None:
-        return settings.feature_cache_gb * 1e9
-    if place == "device":
-        return SHARE * _gpu_free(device)
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
-    if place == "host":
-        return SHARE * free_memory() / sharing
-    try:
-        return SHARE * shutil.disk_usage(folder).free / sharing
-    except OSError as error:
-        raise _folder_fault(folder, error) from None
+    """Bytes that this process may keep there. More memory than there is would be no error but the end of the process:
+    then there are fewer hits."""
+    wanted, sharing = settings.feature_cache_gb, int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+    if place == "disk":
+        if wanted is not None:
+            return wanted * 1e9
+        try:
+            return SHARE * shutil.disk_usage(folder).free / sharing
+        except OSError as error:
+            raise _folder_fault(folder, error) from None
+    free = _gpu_free(device) if place == "device" else free_memory() / sharing
+    return SHARE * free if wanted is None else min(wanted * 1e9, MOST * free)
 
 
 def _gpu_free(device: torch.device) -> int:
@@ -243,7 +245,10 @@ class _MappedFile:
         try:
             with tempfile.TemporaryFile(dir=room.folder, prefix="fsseg-features-") as file:
                 # All of it at once: a mapped page for which the disk has no room would kill the process.
-                os.posix_fallocate(file.fileno(), 0, total)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, total)
+                else:  # not on every system
+                    file.truncate(total)
                 self._bytes = np.memmap(file, dtype=np.uint8, mode="r+", shape=(total,))
         except OSError as error:
             raise _folder_fault(room.folder, error, total) from None

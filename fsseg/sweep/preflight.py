@@ -117,6 +117,17 @@ def weights_faults(cfg: Config, download: bool) -> Iterator[UserError]:
         )
 
 
+def scratch_faults(cfg: Config) -> list[UserError]:
+    """What stands in the way of `eval.feature_folder`, on the machine that evaluates."""
+    folder = cfg.eval.feature_folder
+    used = cfg.eval.feature_place == "disk" and (cfg.eval.enabled or cfg.eval.every_epochs > 0)
+    if folder is None or not used or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        return []
+    why = "nothing can be written there" if os.path.isdir(folder) else "there is no such folder"
+    fix = "make it, or set eval.feature_folder= to another one; without it the system's is taken"
+    return [UserError(f"eval.feature_folder={shown(folder)}: {why}", fix)]
+
+
 def nearest(directory: Path) -> Path:
     """The folder itself, or the first above it that is there."""
     return next((place for place in (directory, *directory.parents) if os.path.lexists(place)), Path())

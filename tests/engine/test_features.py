@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import cell_of, composed, done, numbers, start
+from runs import cell_of, composed, done, fork_ranks, numbers, run_and_print, start
 
+from fsseg.cell.episodes import OWN
 from fsseg.cell.models import Result
 from fsseg.config.compose import Composed
 from fsseg.config.schema import EvalConfig
-from fsseg.data.source import Source
+from fsseg.data.loader import evaluation_plan
+from fsseg.data.registry import build_source
 from fsseg.engine import features, scoring
+from fsseg.engine.context import Run
 from fsseg.engine.evaluate import weights_digest
 from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
 from fsseg.errors import UserError
+from fsseg.model import build_model
 from fsseg.model.prototype import Prototype
 from fsseg.process.ranks import ALONE, Ranks
 from fsseg.run import run
@@ -97,10 +101,46 @@ def test_budget_place_and_batches_change_no_count(
     assert not list(tmp_path.glob("fsseg-*"))
 
 
+def test_random_budgets_and_episodes_give_the_same_counts_within_the_budget(
+    root: Path, tmp_path: Path, stores: list[FeatureStore]
+) -> None:
+    draw = random.Random(11)
+    for shot in (1, 3):
+        c = composed(root, tmp_path, *SETTINGS[:5], f"shot={shot}", "protocol.min_pixels=0")
+        cfg, source = c.cfg, build_source(c.cfg)
+        plan = evaluation_plan(source, cfg)
+        model, here = build_model(cfg).eval(), Run(cfg, cell_of(c), CPU)
+        with torch.inference_mode():
+            cfg.eval.feature_cache_gb = 0.0
+            counts = scoring.Scoring(here, model, source).counts({OWN: plan}).rows
+            for _ in range(8):
+                budget = draw.randrange(ENTRY * (shot + 1), ENTRY * 30)
+                cfg.eval.feature_cache_gb, cfg.eval.backbone_batch = budget / 1e9, draw.choice([1, 3])
+                cfg.eval.batch_size = draw.choice([1, 2, 5])
+                found = scoring.Scoring(here, model, source).counts({OWN: plan})
+                assert found.rows.tobytes() == counts.tobytes()
+                assert 0 < stores[-1].peak <= budget
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_mixed_precision_keeps_what_it_computes_in(
+    format: str, root: Path, tmp_path: Path, stores: list[FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring.precision, "_cpu_has_bf16", lambda: True)
+    line = ("train.max_steps=3", "protocol.num_episodes=12", "eval.diagnostics=true", f"eval.feature_format={format}")
+    found = done(composed(root, tmp_path, *line, "eval.amp=bf16"))
+    assert found.metrics is not None
+    assert found.metrics.foreground_distance is not None
+    assert stores[-1].peak > 0
+    exact = done(composed(root, tmp_path, *line, "name=exact"))
+    assert exact.metrics is not None
+    assert found.metrics.miou == pytest.approx(exact.metrics.miou, abs=3.0)
+
+
 def test_each_image_is_read_and_encoded_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: Counter[bytes] = Counter()
     read: Counter[str] = Counter()
-    encode, image = Prototype.encode, Source.image
+    encode = Prototype.encode
 
     def counting(self: Any, images: torch.Tensor, *rest: Any) -> Any:
         encoded.update(one.numpy().tobytes() for one in images)
@@ -108,8 +148,6 @@ def test_each_image_is_read_and_encoded_once(root: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Prototype, "encode", counting)
     c = composed(root, tmp_path, *SETTINGS)
-    from fsseg.data.registry import build_source
-
     kind = type(build_source(c.cfg))
     image = kind.image
 
@@ -236,6 +274,35 @@ def test_killed_processes_end_in_the_same_bytes(root: Path, tmp_path: Path, whol
     assert numbers(result_of(c)) == numbers(result_of(whole))
 
 
+def run_until_a_signal(c: Composed, batches: int) -> None:
+    """The second of two processes is asked to stop."""
+    check, calls = scoring._check_finite, []
+
+    def counting(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == batches and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(*arguments)
+
+    scoring._check_finite = counting
+    run_and_print(c)
+
+
+@pytest.mark.process
+def test_several_processes_that_are_stopped_go_on_where_they_stood(root: Path, tmp_path: Path, whole: Composed) -> None:
+    c = composed(root, tmp_path, *SETTINGS)
+    ends = fork_ranks(run_until_a_signal, c, 6, folder=tmp_path / "stopped")
+    assert [status for status, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+    status = cell_of(c).status()
+    assert status is not None
+    assert status.state == "preempted"
+    ends = fork_ranks(run_and_print, c, folder=tmp_path / "again")
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "24 of 80 episodes were evaluated before" in ends[0][1]  # of two processes six batches of two
+    assert cell_of(c).episodes_file.read_bytes() == cell_of(whole).episodes_file.read_bytes()
+    assert numbers(result_of(c)) == numbers(result_of(whole))
+
+
 def test_other_weights_have_another_digest_and_another_layout_has_not() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     before = weights_digest(model)
@@ -268,6 +335,7 @@ def test_room_is_what_the_setting_says_or_a_share_of_what_is_free(
     assert room_of(distinct=40).images == 40
     assert room_of(feature_place="device").place == "host"
     assert room_of(feature_cache_gb=10_100 * 7.9 / 1e9).images == 7
+    assert room_of(feature_cache_gb=1.0).images == 180  # more than there is
     assert room_of(feature_cache_gb=0).images == 0
     assert room_of(feature_format="bfloat16").entry == 5_100
     assert (room_of(batch_size=4, backbone_batch=3).batch_size, room_of(backbone_batch=3).backbone_batch) == (4, 3)
@@ -301,6 +369,19 @@ def test_a_folder_without_room_is_named_before_the_first_episode(
     with pytest.raises(UserError, match=f"no file of 200 kB can be made in {tmp_path} .No space left on device."):
         FeatureStore(FeatureRoom("disk", tmp_path, 20_000, 10, 1, 1), CPU, "float32")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_that_is_not_there_is_told_before_the_training(root: Path, tmp_path: Path) -> None:
+    line = ("eval.feature_place=disk", f"eval.feature_folder={tmp_path}/no")
+    c = composed(root, tmp_path, *line)
+    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no: there is no such folder"):
+        run(c.config, c.task_overrides)
+    assert not cell_of(c).status_file.exists()
+    checked = composed(root, tmp_path, *line, "check=true")
+    with pytest.raises(UserError, match=r"eval\.feature_folder=.*/no: there is no such folder"):
+        run(checked.config, checked.task_overrides)
+    (tmp_path / "no").mkdir()
+    run(checked.config, checked.task_overrides)
 
 
 def test_memory_that_ends_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
