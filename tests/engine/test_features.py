@@ -258,6 +258,8 @@ def test_a_signal_saves_what_was_counted_and_figures_are_drawn_all_the_same(
     fresh = composed(root, tmp_path, *SETTINGS, "logger.figures=3", "name=fresh")
     done(fresh)
     assert result_of(c).episodes == result_of(fresh).episodes == result_of(whole).episodes
+    shown = [status.miou for each in (c, fresh) if (status := cell_of(each).status()) is not None]
+    assert shown[0] == shown[1] is not None  # what was counted before the signal is in it
     again, once = (evaluation.pictures for evaluation in drawn)
     assert [p.spec for p in again] == [p.spec for p in once]
     assert [p.iou for p in again] == [p.iou for p in once]
