@@ -59,6 +59,12 @@ def test_no_two_classes_have_one_name() -> None:
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by that name, and collects nothing at all if two are the same."""
+    names = [path.name for path in (REPO / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_every_module_says_what_lives_there() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")

@@ -134,8 +134,9 @@ def bench_step(cfg: Config, setting: Setting) -> list[StepRow]:
     lr 0: its work is the same, and the share of predicted foreground stays as it is.
 
     Raises:
-        UserError: a device that is not there, or a number format that it has not.
+        UserError: see `check_setting`.
     """
+    check_setting(cfg, setting)
     device = choose_device(cfg.device)
     number_format = _format_on(device, setting.number_format, cfg.train.amp)
     model = build_model(cfg)
@@ -151,6 +152,22 @@ def bench_step(cfg: Config, setting: Setting) -> list[StepRow]:
     torch.cuda.empty_cache()  # here, where the traceback no longer holds the tensors
     return [StepRow(*_head(cfg, setting.batch_size, number_format.name), layout, fault=fault)
             for layout in setting.layouts]  # fmt: skip
+
+
+def check_setting(cfg: Config, setting: Setting) -> None:
+    """What can be refused before anything is measured.
+
+    Raises:
+        UserError: a device that is not there, a number format that it has not, or parts of a batch that are not equal.
+    """
+    device = choose_device(cfg.device)
+    if setting.number_format != "run":
+        _format_on(device, setting.number_format, cfg.train.amp)
+    if setting.batch_size % (count := cfg.train.accumulate):
+        raise UserError(
+            f"train.accumulate={count} does not divide a batch of {setting.batch_size}",
+            f"take a batch that is a multiple of {count}, or another train.accumulate",
+        )
 
 
 def _head(cfg: Config, batch_size: int, number_format: str) -> tuple[str, str, int, int, int, int, str, str]:
@@ -317,11 +334,6 @@ def _sides(
 ) -> list[_Side]:
     """One side a layout, with the same weights and images."""
     count = cfg.train.accumulate
-    if setting.batch_size % count:
-        raise UserError(
-            f"train.accumulate={count} does not divide a batch of {setting.batch_size}",
-            f"take a batch that is a multiple of {count}, or another train.accumulate",
-        )
     part = random_batch(setting.batch_size // count, cfg.shot, cfg.dataset.image_size, setting.share).to(device)
     model.to(device)
     shares = _predict_share(model, part, setting.share) if isinstance(model, Baseline) else ()

@@ -78,13 +78,19 @@ def step(
     cells = _cells([*paper_size(line), "backbone.pretrained=false"])
     device = set_up(cells[0].cfg)
     machine, rows = environment(device), []
-    for cfg in [composed.cfg for composed in cells]:
-        for size in given or ([1] if device.type == "cpu" else [cfg.train.batch_size]):
-            for number_format in chosen:
-                rows += bench.bench_step(cfg, bench.Setting(size, number_format, ways, repeats))
-                report = Findings("step", machine, rows, bench.format_steps(rows))
-                if json is not None:  # whatever stops the next one, this one is kept
-                    report.write(json)
+    todo = [
+        (composed.cfg, bench.Setting(size, number_format, ways, repeats))
+        for composed in cells
+        for size in given or ([1] if device.type == "cpu" else [composed.cfg.train.batch_size])
+        for number_format in chosen
+    ]
+    for cfg, setting in todo:
+        bench.check_setting(cfg, setting)
+    for cfg, setting in todo:
+        rows += bench.bench_step(cfg, setting)
+        report = Findings("step", machine, rows, bench.format_steps(rows))
+        if json is not None:  # whatever stops the next one, this one is kept
+            report.write(json)
     _tell(report, json)
 
 

@@ -392,8 +392,8 @@ class TrainConfig:
     amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
     """Mixed precision: off, bf16, or on a GPU fp16."""
     compile: bool = False
-    """Compile backbone and method with torch.compile: a minute at the start, then quicker steps on a GPU; the loss
-    stays the same up to rounding."""
+    """Compile the backbone with torch.compile for the training steps: a minute at the start, then quicker steps; the
+    loss stays the same up to rounding."""
     profile: bool = False
     """Trace some early steps of the training and write where their time goes into the run directory."""
     checkpoint_minutes: Annotated[float, within(0, 1_000_000)] = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from fsseg.config.schema import TrainConfig
 from fsseg.errors import UserError
+
+log = logging.getLogger("fsseg")
 
 _HOW = ("fused", "foreach", "capturable")
 """Settings of a parameter group that say how a step is computed, and not what: they follow the device of the day."""
@@ -66,6 +69,8 @@ def parameter_groups(model: nn.Module, factors: Mapping[str, float]) -> list[dic
             f"train.lr_factors: the model has no module {', '.join(strangers)}",
             f"name one of: {names}; or a part of one, as in backbone.layer4",
         )
+    for idle in (name for name in factors if not any(own.startswith(f"{name}.") for own, _ in trained)):
+        log.warning("train.lr_factors: nothing of %s trains, so its factor changes nothing", idle)
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in ("", *factors)}
     for name, parameter in trained:
         fitting = [prefix for prefix in factors if name.startswith(f"{prefix}.")]

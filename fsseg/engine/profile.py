@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from fsseg.engine.context import Run
 from fsseg.process.files import write_atomic
 from fsseg.process.tables import aligned
+from fsseg.process.words import count
 
 log = logging.getLogger("fsseg")
 
@@ -149,7 +150,8 @@ class Shares:
             figures = [column.get(name) for column in columns]
             cells = [("-", "-") if f is None else (f"{f:.1%}", f"{1e3 * f * self.seconds:.1f}") for f in figures]
             lines.append([name, *(text for cell in cells for text in cell)])
-        head = f"{self.steps} steps of {1e3 * self.seconds:.1f} ms each, while they are traced"
+        each = " each, while they are" if self.steps > 1 else ", while it is"
+        head = f"{count(self.steps, 'step')} of {1e3 * self.seconds:.1f} ms{each} traced"
         return f"{head}\n{aligned(lines)}"
 
 

@@ -144,14 +144,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class Abcb(Baseline):
-    """The whole method. With `modulation=false` it is the baseline, whatever `iterations` says.
-
-    Attributes:
-        gathers: whether SM sees the tokens of predicted foreground and background alone, or all with a mask (see
-            `inside_and_outside`). None: alone on a CPU, all on a GPU.
-    """
-
-    gathers: bool | None = None
+    """The whole method. With `modulation=false` it is the baseline, whatever `iterations` says."""
 
     def __init__(self, backbone: Backbone, cfg: AbcbConfig) -> None:
         super().__init__(backbone, cfg)
@@ -187,8 +180,7 @@ class Abcb(Baseline):
             if t == self.iterations or self.sm is None:
                 result.support_foreground = mean
                 break
-            gathered = not p.is_cuda if self.gathers is None else self.gathers
-            inside, outside = inside_and_outside((p[:, 1] > p[:, 0]).flatten(1), valid, gathered)
+            inside, outside = inside_and_outside((p[:, 1] > p[:, 0]).flatten(1), valid)
             active = (inside.valid.any(1) & outside.valid.any(1))[:, None, None]
             modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
             s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))

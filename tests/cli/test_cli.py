@@ -84,7 +84,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         (["bench", "data", "--shots", "x"], "--shots"),
         (["bench", "step", "--formats", "bf16,half"], "--formats"),
         (["bench", "step", "--layouts", ""], "--layouts"),
-        (["bench", "step", "dataset=shapes5i", "device=cpu", "--formats", "tf32"], "--formats"),
+        (["bench", "step", "dataset=shapes5i", "device=cpu", "--formats", "float32,tf32", "--json", "x.json"], "tf32"),
         (["bench", "step", "dataset=shapes5i", "train.accumulate=2", "device=cpu", "--batch", "3"], "train.accumulate"),
         (["bench", "step", "dataset=shapes5i", "fold=0,9"], "fold=9"),
         (["aggregate", "nosuchthing://a/b"], "nosuchthing://a/b"),
@@ -98,6 +98,7 @@ def test_a_users_fault_ends_in_two_lines_and_status_1(words: list[str], named: s
     assert named in what + fix
     assert fix.startswith("  -> ")
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.glob("*.json")) == []  # refused before the first measurement
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "1e18", "1000000000000000000", "inf", "nan", "text"])

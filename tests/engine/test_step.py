@@ -138,6 +138,14 @@ def test_a_module_that_is_not_there_is_told_with_those_that_are() -> None:
     assert "backbone, neck" in caught.value.fix
 
 
+def test_a_factor_of_what_does_not_train_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = Small()
+    model.backbone["layer3"].requires_grad_(False)
+    factors = {"backbone": 0.1, "backbone.layer3": 0.5, "backbone.layer4": 0.5, "backbone.layer40": 0.5}
+    optimiser.parameter_groups(model, factors)  # all of the backbone that trains has a longer name
+    assert caplog.messages == ["train.lr_factors: nothing of backbone.layer3 trains, so its factor changes nothing"]
+
+
 def test_adamw_goes_by_its_betas_and_decays_apart_from_the_gradient() -> None:
     """Kingma and Ba's first step is lr * sign(g); the decay takes lr * weight_decay of the weight beside it."""
     model = Small()

@@ -14,8 +14,9 @@ from fsseg.data.types import Batch
 from fsseg.model import build_model
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation, entropy
 from fsseg.model.base import Prediction
+from fsseg.model.blocks import attention, tokens
 from fsseg.model.blocks.attention import Keys, attend
-from fsseg.model.blocks.tokens import Positions, Tokens, inside_and_outside, tokens_under
+from fsseg.model.blocks.tokens import Positions, Tokens, inside_and_outside
 
 C, SIDE, CELLS = 8, 13, 4
 N = CELLS * CELLS
@@ -41,7 +42,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 def support_of(counts: list[int]) -> Tokens:
     width = max(counts)
-    return tokens_under(torch.arange(width) < torch.tensor(counts)[:, None], draw(len(counts), width, C))
+    return Positions.under(torch.arange(width) < torch.tensor(counts)[:, None]).gather(draw(len(counts), width, C))
 
 
 def vectors(x: torch.Tensor) -> list[np.ndarray]:
@@ -229,7 +230,7 @@ def test_a_batch_gives_each_sample_its_own_numbers() -> None:
     assert predicted[:3] == [0, N, 1]
     for b in range(4):
         part = slice(b, b + 1)
-        alone = model.rounds(tokens_under(support.valid[part], support.values[part]), f_q[part], image[part])
+        alone = model.rounds(Positions.under(support.valid[part]).gather(support.values[part]), f_q[part], image[part])
         for one, many in zip(alone.rounds + alone.hats, whole.rounds + whole.hats):
             torch.testing.assert_close(one[0], many[b], rtol=1e-9, atol=1e-9)
 
@@ -259,7 +260,7 @@ def gradcheck_modulation(sm: SupportModulation, foreground: torch.Tensor) -> boo
 
     def run(values: torch.Tensor, image: torch.Tensor, f_q: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         inside, outside = inside_and_outside(foreground)
-        return sm(tokens_under(where, values), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
+        return sm(Positions.under(where).gather(values), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
 
     leaves = [x.requires_grad_() for x in inputs] + list(sm.parameters())
     return samples.gradients_agree(run, leaves)
@@ -343,6 +344,7 @@ def test_shots_may_answer_one_by_one_and_their_logits_be_averaged() -> None:
     torch.manual_seed(0)
     model = build_model(samples.cell(samples.abcb(shot_fusion="logits"))).double()
     batch = samples.batch(samples.square_masks([[9, 20], [4, 12]], 33), 33, dtype=torch.float64)
+    batch.query_picture[1, ..., 16:, :] = False
     together = model(batch)
     names = ("support_images", "support_masks", "support_pictures")
     alone = [model(replace(batch, **{name: getattr(batch, name)[:, k : k + 1] for name in names})) for k in (0, 1)]
@@ -467,20 +469,31 @@ def test_learns_to_copy_the_marked_colour() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"histogram_range": "minus_one_one"}, {"cleansing": False}])
-def test_tokens_in_place_and_gathered_tokens_give_the_same_answer_and_gradients(changes: dict) -> None:
-    """On a GPU all positions are tokens, and a mask says which take part; on a CPU those are gathered."""
+@pytest.mark.parametrize("sides", [[[9], [20], [33]], [[9, 4], [20, 33], [33, 14]]])
+@pytest.mark.parametrize(
+    "changes", [{}, {"histogram_range": "minus_one_one"}, {"cleansing": False}, {"shot_fusion": "logits"}]
+)
+def test_tokens_in_place_and_gathered_tokens_give_the_same_answer_and_gradients(
+    changes: dict, sides: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU all positions are tokens, and a mask says which take part; on a CPU those are gathered.
+
+    Tokens of supports are gathered on both, and padded on a GPU to a multiple; no mask is a mask there, but a bias.
+    """
     torch.manual_seed(0)
     model = build_model(samples.cell(samples.abcb(**changes))).double()
-    batch = samples.batch(samples.square_masks([[9], [20], [33]], 33), 33, dtype=torch.float64)
+    batch = samples.batch(samples.square_masks(sides, 33), 33, dtype=torch.float64)
+    batch.support_pictures[0, ..., 28:] = False
     batch.query_picture[1, ..., 20:] = False
     batch.query_image[2] = 0  # one answer everywhere: no foreground, or no background
     first = model(batch).rounds[0]
     with torch.no_grad():  # about half of the others is foreground
         model.qp.second.bias[0] += (first[:2, 1] - first[:2, 0]).median()
     found = []
-    for gathers in (True, False):
-        model.gathers = gathers
+    monkeypatch.setattr(tokens, "_MULTIPLE", 16)
+    for as_on_a_gpu in (False, True):
+        monkeypatch.setattr(tokens, "waits_for_nothing", lambda _, on=as_on_a_gpu: on)
+        monkeypatch.setattr(attention, "masks_by_bias", lambda _, on=as_on_a_gpu: on)
         model.zero_grad()
         prediction = model(batch)
         loss, _ = model.loss(prediction, batch.query_mask)
@@ -501,7 +514,7 @@ def test_a_key_that_takes_no_part_may_be_told_by_a_bias(monkeypatch: pytest.Monk
     for bias in (None, torch.randn(2, 5, dtype=torch.float64)):
         keys = Keys(key, value, valid, bias)
         masked = attend(query, keys, 2)
-        monkeypatch.setattr("fsseg.model.blocks.attention.masks_by_bias", lambda _: True)
+        monkeypatch.setattr(attention, "masks_by_bias", lambda _: True)
         torch.testing.assert_close(attend(query, keys, 2), masked)
         monkeypatch.undo()
         assert (masked[1] == 0).all()

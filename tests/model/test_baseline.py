@@ -11,7 +11,7 @@ import torch
 from fsseg.errors import UserError
 from fsseg.model import build_model, method_class
 from fsseg.model.baseline import Baseline, QueryPrediction
-from fsseg.model.blocks.tokens import tokens_under
+from fsseg.model.blocks.tokens import Positions
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [5, 2], [16, 16]])
@@ -19,7 +19,7 @@ def test_query_prediction_equals_the_loops(counts: list[int]) -> None:
     torch.manual_seed(0)
     qp = QueryPrediction(6).double()
     support, f_q = torch.randn(2, 16, 6, dtype=torch.float64), torch.randn(2, 6, 3, 4, dtype=torch.float64)
-    tokens = tokens_under(torch.arange(16) < torch.tensor(counts)[:, None], support)
+    tokens = Positions.under(torch.arange(16) < torch.tensor(counts)[:, None]).gather(support)
     result = qp(tokens.mean(), qp.prepare(f_q))
     for b, count in enumerate(counts):
         expected = reference.query_prediction(qp, list(support[b, :count].numpy()), list(f_q[b].flatten(1).T.numpy()))

@@ -28,6 +28,7 @@ class Backbone(nn.Module):
         features: Features = {}
         x = images
         for number, stage in enumerate(STAGES):
+            # Not inference_mode: what follows trains, and torch saves none of its tensors for the backward pass.
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
                 x = getattr(self, stage)(x)
             if stage in LAYERS:

@@ -144,10 +144,7 @@ def pooled_under(s: Tensor, masks: Tensor, factor: int) -> Tokens:
     """
     share = pool(masks[:, None].to(s.dtype), factor)
     means = pool(s * masks[:, None], factor) / share.clamp_min(1e-6)
-    keys = share.flatten(1) > 0
-    # A GPU would have to be waited for to learn how many keys there are.
-    positions = Positions(None, keys, None) if s.is_cuda else Positions.under(keys)
-    return positions.gather(to_tokens(means))
+    return Positions.where(share.flatten(1) > 0).gather(to_tokens(means))
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

@@ -21,6 +21,15 @@ _MULTIPLE = 256
 number that it has not seen."""
 
 
+def waits_for_nothing(x: Tensor) -> bool:
+    """Whether work on `x` may not wait for the device to tell how many tokens there are: on a GPU.
+
+    All positions are tokens then, and a mask says which take part; and numbers that the host knows are rounded up.
+    Elsewhere tokens are gathered, which is less work.
+    """
+    return x.is_cuda
+
+
 @dataclass
 class Tokens:
     """Feature vectors at the positions of a mask, in raster order, then padding.
@@ -69,8 +78,13 @@ class Positions:
     counts: list[int] | None
 
     @classmethod
+    def where(cls, mask: Tensor) -> Positions:
+        """The True positions of each sample's mask, (B, n) bool, gathered or in place (see `waits_for_nothing`)."""
+        return cls(None, mask, None) if waits_for_nothing(mask) else cls.under(mask)
+
+    @classmethod
     def under(cls, mask: Tensor, counts: list[int] | None = None, multiple: int = 1) -> Positions:
-        """The True positions of each sample's mask, (B, n) bool.
+        """The True positions of each sample's mask, (B, n) bool, gathered.
 
         Args:
             counts: how many they are, where that is known.
@@ -91,20 +105,11 @@ class Positions:
         return tokens if tokens.full else tokens.with_values(values)
 
 
-def tokens_under(mask: Tensor, features: Tensor) -> Tokens:
-    """Tokens of (B, n, C) where the mask (B, n) is True."""
-    return Positions.under(mask).gather(features)
-
-
-def inside_and_outside(mask: Tensor, valid: Tensor | None = None, gathered: bool = True) -> tuple[Positions, Positions]:
-    """The True and the False positions of each sample's mask, (B, n) bool; those outside `valid` are neither.
-
-    `gathered=False` takes all n positions as tokens and marks the valid ones: more work, but nobody has to wait until
-    the device has told how many there are.
-    """
+def inside_and_outside(mask: Tensor, valid: Tensor | None = None) -> tuple[Positions, Positions]:
+    """`Positions.where` the mask (B, n) bool is True, and where it is False; those outside `valid` are neither."""
     inside, outside = (mask, ~mask) if valid is None else (mask & valid, ~mask & valid)
-    if not gathered:
-        return Positions(None, inside, None), Positions(None, outside, None)
+    if waits_for_nothing(mask):
+        return Positions.where(inside), Positions.where(outside)
     counts = torch.stack((inside.sum(1), outside.sum(1))).tolist()
     return Positions.under(inside, counts[0]), Positions.under(outside, counts[1])
 
@@ -131,8 +136,8 @@ class Shots:
     @cached_property
     def _positions(self) -> Positions:
         """Of the foreground in the maps of all shots of a sample one after the other."""
-        device = next(iter(self.kept[0].values())).device
-        multiple = 1 if device.type == "cpu" else _MULTIPLE
+        features = next(iter(self.kept[0].values()))
+        device, multiple = features.device, _MULTIPLE if waits_for_nothing(features) else 1
         positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts], multiple)
         assert positions.index is not None
         index, valid = (x.to(device, non_blocking=True) for x in (positions.index, positions.valid))

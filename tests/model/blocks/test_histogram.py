@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from fsseg.model.blocks import histogram
 from fsseg.model.blocks.histogram import cosine_histogram, normalised_cosine_histogram
-from fsseg.model.blocks.tokens import Positions, tokens_under
+from fsseg.model.blocks.tokens import Positions
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
 
 
 def tokens_of(values: torch.Tensor, counts: list[int]):
     """The first counts[b] rows of each sample."""
-    return tokens_under(torch.arange(values.shape[1]) < torch.tensor(counts)[:, None], values)
+    return Positions.under(torch.arange(values.shape[1]) < torch.tensor(counts)[:, None]).gather(values)
 
 
 @pytest.mark.parametrize("span", RANGES)
@@ -156,8 +156,10 @@ def test_no_tensor_grows_with_pairs_times_bins() -> None:
 
 
 @pytest.mark.parametrize("span", RANGES)
-def test_tokens_in_place_count_as_gathered_ones(span: str) -> None:
+@pytest.mark.parametrize("together", [2**28, 2 * 30**2, 1])
+def test_tokens_in_place_count_as_gathered_ones(span: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where they stand among how much padding, and how many samples are in memory together, changes nothing."""
+    monkeypatch.setattr(histogram, "_SIMILARITIES", together)
     torch.manual_seed(0)
     features = torch.randn(4, 30, 3, dtype=torch.float64)
     mask = torch.rand(4, 30) > torch.tensor([0.2, 0.9, 0.5, 2.0])[:, None]
@@ -165,7 +167,7 @@ def test_tokens_in_place_count_as_gathered_ones(span: str) -> None:
     found = []
     for in_place in (False, True):
         leaf = features.clone().requires_grad_()
-        tokens = Positions(None, mask, None).gather(leaf) if in_place else tokens_under(mask, leaf)
+        tokens = Positions(None, mask, None).gather(leaf) if in_place else Positions.under(mask).gather(leaf)
         histograms = cosine_histogram(tokens, 16, span)
         (histograms * weights).sum().backward()
         found.append((histograms.detach(), leaf.grad))

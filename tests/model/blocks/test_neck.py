@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fsseg.model.blocks import tokens
 from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map, unpool
 from fsseg.model.blocks.tokens import Shots
 
@@ -127,10 +128,13 @@ def neck_reference(
     return np.maximum(s + interpolate(own, factor, side), 0), f_q
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("form", ["together", "apart", "as on a GPU"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_equals_the_loops_for_every_shot(factor: int, padded: bool, apart: bool) -> None:
+def test_equals_the_loops_for_every_shot(factor: int, padded: bool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "as on a GPU":
+        monkeypatch.setattr(tokens, "waits_for_nothing", lambda _: True)
+        monkeypatch.setattr(tokens, "_MULTIPLE", 7)
     neck = neck_of(neck_pool=factor)
     side, shots = 5, 2
     support, query = features(2 * shots, side), features(2, side)
@@ -142,7 +146,7 @@ def test_equals_the_loops_for_every_shot(factor: int, padded: bool, apart: bool)
     if padded:
         pictures[0][1, 3:], pictures[0][2, :, 2:], pictures[1][1, 4:] = False, False, False
         masks &= pictures[0].unflatten(0, (2, shots))
-    f_s, f_q = correlate(neck, support, query, masks, *(pictures if padded else (None, None)), apart)
+    f_s, f_q = correlate(neck, support, query, masks, *(pictures if padded else (None, None)), form == "apart")
     for b in range(2):
         for k in range(shots):
             one = {name: x[b * shots + k].numpy() for name, x in support.items()}
@@ -241,6 +245,20 @@ def test_prior_map_of_a_batch_in_parts_is_that_of_each_sample(monkeypatch: pytes
         torch.testing.assert_close(prior_of(query[b : b + 1], support[b : b + 1], masks[b : b + 1])[0], whole[b])
     monkeypatch.setattr("fsseg.model.blocks.neck._SIMILARITIES", 1)
     torch.testing.assert_close(prior_of(query, support, masks), whole, rtol=0, atol=0)
+
+
+def test_prior_map_of_several_shots_is_that_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many samples are in memory together; shots have different numbers of cells."""
+    torch.manual_seed(0)
+    query, support = torch.randn(3, 6, 4, 4), torch.randn(3, 2, 6, 4, 4)
+    masks = torch.rand(3, 2, 4, 4) > torch.tensor([[0.9, 0.5], [0.1, 0.6], [0.3, 0.2]])[..., None, None]
+    masks[..., 0, 0] = True
+    alone = [prior_of(query, support[:, k], masks[:, k])[:, 0] for k in (0, 1)]
+    q, s = (torch.nn.functional.normalize(x.movedim(-3, -1), dim=-1) for x in (query, support))
+    shots = Shots([{"layer4": s.flatten(0, 1)}], masks)
+    for similarities in (2**26, 1):
+        monkeypatch.setattr("fsseg.model.blocks.neck._SIMILARITIES", similarities)
+        torch.testing.assert_close(prior_map(q, shots.tokens("layer4"), shots.counts), torch.stack(alone, 1))
 
 
 def test_prior_map_of_equal_features_is_finite() -> None:

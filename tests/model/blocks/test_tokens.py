@@ -17,7 +17,6 @@ from fsseg.model.blocks.tokens import (
     inside_and_outside,
     picture_cells,
     to_tokens,
-    tokens_under,
     unless_full,
 )
 
@@ -94,7 +93,7 @@ def test_an_empty_mask_is_an_error_that_names_the_image(value: int) -> None:
 def test_gather_keeps_raster_order_and_pads_with_zeros(data: st.DataObject, batch: int, count: int) -> None:
     rows = data.draw(st.lists(st.lists(st.booleans(), min_size=count, max_size=count), min_size=batch, max_size=batch))
     features = torch.arange(1.0, batch * count * 2 + 1).view(batch, count, 2)
-    tokens = tokens_under(torch.tensor(rows), features)
+    tokens = Positions.under(torch.tensor(rows)).gather(features)
     assert tokens.counts == [sum(row) for row in rows]
     assert tokens.values.shape[1] == max(tokens.counts)
     for b, row in enumerate(rows):
@@ -108,8 +107,8 @@ def test_gather_keeps_raster_order_and_pads_with_zeros(data: st.DataObject, batc
 
 def test_mask_is_none_only_if_nothing_is_padded() -> None:
     features = torch.randn(2, 3, 4)
-    assert tokens_under(torch.tensor([[True, False, True], [False, True, True]]), features).mask is None
-    assert tokens_under(torch.tensor([[True, False, True], [False, True, False]]), features).mask is not None
+    assert Positions.under(torch.tensor([[True, False, True], [False, True, True]])).gather(features).mask is None
+    assert Positions.under(torch.tensor([[True, False, True], [False, True, False]])).gather(features).mask is not None
 
 
 def test_with_values_clears_padding() -> None:
