@@ -17,13 +17,13 @@ import pytest
 import torch
 from runs import cell_of, composed, done, fork_ranks, numbers, run_and_print, start
 
-from fsseg.cell.episodes import OWN, EpisodePart, Scored
+from fsseg.cell.episodes import OWN, EpisodePart, PartHead, Scored
 from fsseg.cell.models import Result
 from fsseg.config.compose import Composed
 from fsseg.config.schema import EvalConfig
 from fsseg.data.loader import evaluation_plan
 from fsseg.data.registry import build_source
-from fsseg.engine import features, scoring
+from fsseg.engine import evaluate, features, scoring
 from fsseg.engine.context import Run
 from fsseg.engine.evaluate import weights_digest
 from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
@@ -258,6 +258,8 @@ def test_a_signal_saves_what_was_counted_and_figures_are_drawn_all_the_same(
     fresh = composed(root, tmp_path, *SETTINGS, "logger.figures=3", "name=fresh")
     done(fresh)
     assert result_of(c).episodes == result_of(fresh).episodes == result_of(whole).episodes
+    shown = [status.miou for each in (c, fresh) if (status := cell_of(each).status()) is not None]
+    assert shown[0] == shown[1] is not None  # what was counted before the signal is in it
     again, once = (evaluation.pictures for evaluation in drawn)
     assert [p.spec for p in again] == [p.spec for p in once]
     assert [p.iou for p in again] == [p.iou for p in once]
@@ -323,6 +325,39 @@ def test_other_weights_have_another_digest_and_another_layout_has_not() -> None:
     model[1].num_batches_tracked -= 1
     model[0].weight.data[0, 0, 0, 0] += 1e-6
     assert weights_digest(model) != before
+
+
+def test_a_part_names_the_weights_and_the_episodes_of_every_shift(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[PartHead] = []
+
+    def noting(path: Path, head: PartHead, scope: Any) -> None:
+        heads.append(head)
+        raise Crash
+
+    monkeypatch.setattr(evaluate, "EpisodePart", noting)
+    for name, line in {
+        "one": (),
+        "again": (),
+        "weights": ("seed=1",),
+        "episodes": ("protocol.num_episodes=19",),
+    }.items():
+        given = {o.partition("=")[0] for o in line}
+        c = composed(root, tmp_path, *(o for o in SETTINGS if o.partition("=")[0] not in given), f"name={name}", *line)
+        with pytest.raises(Crash):
+            run(c.config, c.task_overrides)
+    one, again, weights, episodes = heads
+    assert (one.weights, one.episodes, one.data, one.images) == (
+        again.weights,
+        again.episodes,
+        again.data,
+        again.images,
+    )
+    assert set(one.episodes) == {"", "1.0"}
+    assert (weights.weights != one.weights, weights.episodes) == (True, one.episodes)
+    assert (episodes.weights, episodes.episodes.keys()) == (one.weights, one.episodes.keys())
+    assert not set(episodes.episodes.values()) & set(one.episodes.values())
 
 
 # ---------------------------------------------------------------------------------------------- room
