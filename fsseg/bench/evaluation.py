@@ -261,7 +261,7 @@ def format_evaluation(rows: Sequence[EvaluationRow]) -> str:
 def _block(row: EvaluationRow) -> str:
     n = row.episodes
     kept = f"amp {row.amp}, kept in {row.feature_format}"
-    head = f"{row.method} on {row.backbone}, {row.dataset} at {row.image_size} px, {row.shot} shot, {kept}"
+    head = f"{row.method} on {row.backbone}, {row.dataset} at {row.image_size} px, {count(row.shot, 'shot')}, {kept}"
     parts = ", ".join(f"{name} {taken:.1f}" for name, taken in row.spent.items())
     bare = f"decode {row.bare_episode} an episode, backbone {row.bare_image} an image, from {row.sample} episodes"
 

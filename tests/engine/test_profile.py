@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from runs import cell_of, composed, done
 
 from fsseg.cell.record import find_runs
-from fsseg.engine.profile import shares
+from fsseg.engine.profile import Tracing, profiling, shares
+from fsseg.process.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,21 @@ def test_a_run_leaves_trace_and_summary_and_the_numbers_of_one_without(root: Pat
     assert losses[0] == losses[1]
     assert not (cell_of(plain).directory / "profile").exists()
     assert {run.directory for run in find_runs([tmp_path])} >= {cell_of(traced).directory}
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "left", "traces"),
+    [(True, 0, 5, True), (True, 1, 5, False), (True, 0, 0, False), (False, 0, 5, False)],
+)
+def test_the_first_of_several_processes_traces_if_it_is_asked_to(
+    asked: bool, rank: int, left: int, traces: bool, tmp_path: Path
+) -> None:
+    cfg = SimpleNamespace(train=SimpleNamespace(profile=asked))
+    cell = SimpleNamespace(profile_folder=tmp_path)
+    run: Any = SimpleNamespace(cfg=cfg, cell=cell, ranks=Ranks(rank, 2), device=torch.device("cpu"))
+    with profiling(run, left) as steps:
+        assert isinstance(steps, Tracing) is traces
+    assert list(tmp_path.iterdir()) == []  # no step was done
 
 
 def test_a_training_that_stops_early_leaves_none(root: Path, tmp_path: Path) -> None:
