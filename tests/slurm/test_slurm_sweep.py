@@ -285,7 +285,7 @@ def test_waiting_and_requeued_jobs_run_what_was_submitted(cluster: Cluster, tmp_
 
 def test_submitted_and_left_cells_are_known_cancelled_and_run_again(cluster: Cluster, tmp_path: Path) -> None:
     """No launcher is alive: the queue and the record tell everything; nothing is submitted twice."""
-    folder, acts = str(tmp_path / "outputs/s"), {"FAKE_0": "part:go", "FAKE_GO": str(tmp_path), "FAKE_1": "raise"}
+    folder, acts = str(tmp_path / "outputs/s"), {"FAKE_0": "part:go", "FAKE_GO": str(tmp_path), "FAKE_1": "raise:fail"}
     line = ("fold=0,1,2,3", f"dataset.root={tmp_path}", "hydra.launcher.wait=false",
             "hydra.launcher.array_parallelism=2")  # fmt: skip
     one = Sweep(cluster, tmp_path, FAKE, *line)
@@ -293,6 +293,7 @@ def test_submitted_and_left_cells_are_known_cancelled_and_run_again(cluster: Clu
     starts = [one.start(**acts), other.start(**acts)]  # at once, and with other places for their jobs
     outputs = [process.communicate(timeout=120)[0] for process in starts]
     assert [process.returncode for process in starts] == [0, 0], outputs
+    (tmp_path / "fail").write_text("")  # not before both are through: the later one would submit what has failed
     assert [bool(re.search("submitted to SLURM", output)) for output in outputs].count(True) == 1
     assert all(f"look again: fsseg status {folder} --watch" in output for output in outputs)
     assert all({"pending", "running"} >= set(states(output).values()) for output in outputs)

@@ -1,7 +1,8 @@
 """`train.py` whose cells do not train: the real configuration, sweeper, launchers, claims and signals, without torch.
 
 What a cell does is asked of FAKE_<fold>: nothing special, raise, raise_early, usererror, nothing, exit, kill,
-hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>).
+hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>),
+raise:<name> (waits likewise, then raises).
 """
 
 from __future__ import annotations
@@ -71,8 +72,6 @@ def main(config: DictConfig) -> None:
 
 def act(what: str, cell: Cell, signals: Signals) -> bool:
     """Misbehave; whether a signal stopped the cell."""
-    if what == "raise":
-        raise RuntimeError("a bad image")
     if what == "usererror":
         raise UserError("the image is bad", "mend it")
     if what == "exit":
@@ -81,11 +80,13 @@ def act(what: str, cell: Cell, signals: Signals) -> bool:
         os.kill(os.getpid(), signal.SIGKILL)
     if what.startswith("sleep:"):
         time.sleep(float(what[6:]))
-    if what.startswith("part:"):
-        while not Path(os.environ["FAKE_GO"], what[5:]).exists():
+    if what.startswith(("part:", "raise:")):
+        while not Path(os.environ["FAKE_GO"], what.partition(":")[2]).exists():
             if signals.reason() is not None:
                 return True
             time.sleep(0.05)
+    if what.partition(":")[0] == "raise":
+        raise RuntimeError("a bad image")
     if what == "hang" and not (cell.directory / "hung").exists():
         (cell.directory / "hung").write_text(str(os.getpid()))
         while signals.reason() is None:
