@@ -1,8 +1,9 @@
 """`method=abcb`: the baseline with support modulation (SM) and information cleansing (IC) in T rounds.
 
 Zhu, Chen, Yin, See, Liu, "Addressing Background Context Bias in Few-Shot Segmentation through Iterative Modulation",
-CVPR 2024. Exact shortcuts: QP's share of f_q and IC's keys and values are computed once for all rounds, SM and IC do
-not run in round T, similarities are taken between the tokens concerned only. `fsseg cost` prints what they save.
+CVPR 2024. Exact shortcuts: what f_q alone gives (QP's share, SM's queries, IC's keys and values) is computed once for
+all rounds, SM and IC do not run in round T, similarities are taken between the tokens concerned only, and of two linear
+layers in a row the product is applied. `fsseg cost` prints what they save.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
+Layer = tuple[Tensor, Tensor, Tensor]
+"""A linear layer of image and f_q side by side: weights of the image (D, 3) and of f_q (D, C), bias (D)."""
+
+
 class PixelEvolution(nn.Module):
     """E_p: the query's foreground pixel by pixel, without context (the image) and with it (f_q).
 
-    1x1 convolutions of the image at feature size and of f_q, concatenated, two-layer MLP of hidden width 2C.
+    1x1 convolutions of the image at feature size and of f_q, concatenated, two-layer MLP of hidden width 2C. Nothing
+    stands between the convolutions and the MLP's first layer, so their products are applied: the same sum, with fewer
+    multiply-adds for each token.
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,9 +50,17 @@ class PixelEvolution(nn.Module):
         self.features = nn.Linear(channels, channels)
         self.mlp = mlp(2 * channels, 2 * channels, channels)
 
-    def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        """Tokens at predicted foreground, image (B, Nf, 3) and f_q (B, Nf, C) -> (B, Nf, C)."""
-        return self.mlp(torch.cat((self.image(image), self.features(features)), 2))
+    def first_layer(self) -> Layer:
+        """The MLP's first layer after the convolutions."""
+        first = self.mlp[0]
+        of_image, of_features = first.weight.chunk(2, 1)
+        bias = first.bias + of_image @ self.image.bias + of_features @ self.features.bias
+        return of_image @ self.image.weight, of_features @ self.features.weight, bias
+
+    def forward(self, image: Tensor, features: Tensor, layer: Layer) -> Tensor:
+        """Tokens at predicted foreground, image (B, Nf, 3) and f_q (B, Nf, C), and `first_layer()` -> (B, Nf, C)."""
+        of_image, of_features, bias = layer
+        return self.mlp[1:](F.linear(features, of_features, bias) + F.linear(image, of_image))
 
 
 class StructureEvolution(nn.Module):
@@ -84,31 +99,37 @@ class SupportModulation(nn.Module):
         self.context = Attention(cfg.channels, cfg.heads)
         self.modulate = Attention(cfg.channels, cfg.heads)
 
-    def evolution(self, image: Tokens, features: Tokens) -> Tensor:
+    def prepare(self, f_q: Tensor) -> tuple[Tensor, Layer | None]:
+        """Once for all rounds: the queries to the context of f_q (B, n, C), likewise, and E_p's first layer."""
+        return self.context.query(f_q), None if self.pixel is None else self.pixel.first_layer()
+
+    def evolution(self, image: Tokens, features: Tokens, layer: Layer | None) -> Tensor:
         """E at the query's predicted foreground: (B, Nf, C); E_s is the same for all tokens of a sample."""
         e: Tensor | None = None
-        if self.pixel is not None:
-            e = self.pixel(image.values, features.values)
+        if self.pixel is not None and layer is not None:
+            e = self.pixel(image.values, features.values, layer)
         if self.structure is not None:
             same = self.structure(image, features)[:, None]
             e = same.expand(-1, features.values.shape[1], -1) if e is None else e + same
         assert e is not None
         return e
 
-    def forward(self, s_qp: Tokens, image: Tokens, features: Tokens, background: Tokens) -> Tensor:
+    def forward(self, s_qp: Tokens, image: Tokens, features: Tokens, background: Tokens, layer: Layer | None) -> Tensor:
         """One modulation.
 
         Args:
             s_qp: support foreground tokens (B, Ns, C).
             image: query image at feature size, where it is predicted foreground, (B, Nf, 3).
             features: f_q there, (B, Nf, C).
-            background: f_q where it is predicted background, (B, Nb, C).
+            background: queries from `prepare` where f_q is predicted background, (B, Nb, C).
+            layer: from `prepare`.
 
         Returns:
             S_SM (B, Ns, C). A sample without foreground or without background gets arbitrary values, which
             `Abcb.rounds` replaces.
         """
-        context = self.context(background.values, self.evolution(image, features), features.mask)
+        keys = self.context.project(self.evolution(image, features, layer), features.mask)
+        context = attend(background.values, keys, self.context.heads)
         return s_qp.values + self.modulate(s_qp.values, context, background.mask)
 
 
@@ -171,6 +192,7 @@ class Abcb(Baseline):
         image = to_tokens(area_average(query_image, (f_q.shape[2], f_q.shape[3]))).to(f_q.dtype)
         if self.rgb:
             image = image * image.new_tensor(STD) + image.new_tensor(MEAN)
+        asked, layer = self.sm.prepare(tokens) if self.sm is not None and self.iterations > 1 else (tokens, None)
         keys = self.ic.prepare(tokens, valid) if self.ic is not None and self.iterations > 1 else None
         result = Prediction([], (query_image.shape[-2], query_image.shape[-1]), query_features=f_q)
         for t in range(1, self.iterations + 1):
@@ -182,7 +204,7 @@ class Abcb(Baseline):
                 break
             inside, outside = inside_and_outside((p[:, 1] > p[:, 0]).flatten(1), valid)
             active = (inside.valid.any(1) & outside.valid.any(1))[:, None, None]
-            modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(tokens))
+            modulated = self.sm(s_qp, inside.gather(image), inside.gather(tokens), outside.gather(asked), layer)
             s_sm = s_qp.with_values(torch.where(active, modulated, s_qp.values))
             if self.ic is not None and keys is not None:
                 p_hat = self.qp(s_sm.mean(), prepared)

@@ -128,18 +128,18 @@ def _method_rows(model: Baseline, scene: _Scene, backbone: int) -> list[CostRow]
     if not isinstance(model, Abcb) or model.sm is None:
         return [*rows, total]
 
-    sm, sm_dense = _modulation(model.sm, scene), _modulation_dense(model.sm, scene)
-    rows.append(CostRow("SM", _parameters(model.sm), sm, sm_dense))
+    (sm_once, sm_each), sm_dense = _modulation(model.sm, scene), _modulation_dense(model.sm, scene)
+    rows.append(CostRow("SM", _parameters(model.sm), sm_once + sm_each, sm_dense))
     ic_once = ic_each = ic_dense = 0
     if model.ic is not None:
         ic_once, ic_each = _cleansing(model.ic, scene)
         ic_dense = ic_once + ic_each
         rows.append(CostRow("IC", _parameters(model.ic), ic_once + ic_each, ic_dense))
     predictions = 2 if model.ic is not None else 1
-    more, more_dense = sm + ic_each + predictions * qp_each, sm_dense + ic_dense + qp_dense
+    more, more_dense = sm_each + ic_each + predictions * qp_each, sm_dense + ic_dense + qp_dense
     rows += [total, CostRow("one more round", None, more, more_dense)]
     for t in range(1, max(5, model.iterations) + 1):
-        ours = base + (t - 1) * more + (ic_once if t > 1 else 0)
+        ours = base + (t - 1) * more + (sm_once + ic_once if t > 1 else 0)
         parameters = _parameters(model) if t == model.iterations else None
         rows.append(CostRow(f"T = {t}", parameters, ours, base_dense + t * more_dense))
     return rows
@@ -231,11 +231,14 @@ def _query_prediction(qp: QueryPrediction, scene: _Scene) -> tuple[int, int, int
     return _macs(lambda: qp.prepare(scene.f_q)), _macs(lambda: qp(mean, torch.empty_like(scene.f_q))), _macs(dense)
 
 
-def _modulation(sm: SupportModulation, scene: _Scene) -> int:
+def _modulation(sm: SupportModulation, scene: _Scene) -> tuple[int, int]:
+    """Once for all rounds, and once a round."""
     channels, size, inside = scene.f_q.shape[1], scene.image.shape[1], scene.num_foreground
     support = _tokens(scene.shots * inside, channels)
     background = _tokens(size - inside, channels)
-    return _macs(lambda: sm(support, _tokens(inside, 3), _tokens(inside, channels), background))
+    once = _macs(lambda: sm.prepare(to_tokens(scene.f_q)))
+    layer = sm.prepare(to_tokens(scene.f_q))[1]
+    return once, _macs(lambda: sm(support, _tokens(inside, 3), _tokens(inside, channels), background, layer))
 
 
 def _modulation_dense(sm: SupportModulation, scene: _Scene) -> int:

@@ -81,7 +81,8 @@ def test_support_modulation_equals_the_loops(mask: str, changes: dict) -> None:
     support, image, f_q = support_of([6, 3]), draw(2, N, 3), draw(2, N, C)
     foreground = torch.stack((MASKS[mask], MASKS["half"]))
     inside, outside = inside_and_outside(foreground)
-    result = sm(support, inside.gather(image), inside.gather(f_q), outside.gather(f_q))
+    asked, layer = sm.prepare(f_q)
+    result = sm(support, inside.gather(image), inside.gather(f_q), outside.gather(asked), layer)
     for b, count in enumerate(support.counts):
         expected = reference.support_modulation(
             sm, vectors(support.values[b, :count]), vectors(image[b]), vectors(f_q[b]), foreground[b].tolist()
@@ -99,10 +100,12 @@ def test_both_evolutions_equal_the_loops(mask: str) -> None:
     where = Positions.under(MASKS[mask][None])
     tokens, features = where.gather(image), where.gather(f_q)
     expected = reference.pixel_evolution(sm.pixel, vectors(tokens.values[0]), vectors(features.values[0]))
-    np.testing.assert_allclose(sm.pixel(tokens.values, features.values)[0].detach(), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        sm.pixel(tokens.values, features.values, sm.pixel.first_layer())[0].detach(), expected, atol=1e-6
+    )
     same = reference.structure_evolution(sm.structure, vectors(tokens.values[0]), vectors(features.values[0]))
     np.testing.assert_allclose(sm.structure(tokens, features)[0].detach(), same, atol=1e-6)
-    both = sm.evolution(tokens, features)[0].detach()
+    both = sm.evolution(tokens, features, sm.pixel.first_layer())[0].detach()
     np.testing.assert_allclose(both, [e + same for e in expected], atol=1e-6)
 
 
@@ -260,7 +263,9 @@ def gradcheck_modulation(sm: SupportModulation, foreground: torch.Tensor) -> boo
 
     def run(values: torch.Tensor, image: torch.Tensor, f_q: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         inside, outside = inside_and_outside(foreground)
-        return sm(Positions.under(where).gather(values), inside.gather(image), inside.gather(f_q), outside.gather(f_q))
+        asked, layer = sm.prepare(f_q)
+        support = Positions.under(where).gather(values)
+        return sm(support, inside.gather(image), inside.gather(f_q), outside.gather(asked), layer)
 
     leaves = [x.requires_grad_() for x in inputs] + list(sm.parameters())
     return samples.gradients_agree(run, leaves)

@@ -18,7 +18,7 @@ from fsseg.model.blocks.tokens import Tokens
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
 # Pairs in memory at once: as many as fit a CPU's cache, or as keep a GPU busy.
-_CHUNK = {"cpu": 2**16}
+_CHUNK = {"cpu": 2**17}
 _CHUNK_ELSEWHERE = 2**24
 _SIMILARITIES = 2**28  # likewise, where nobody looks at how many tokens there are: 1 GB
 
