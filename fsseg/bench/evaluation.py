@@ -9,6 +9,7 @@ Called by the `fsseg` command.
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fsseg.bench.common import Spread, forget_peak, peak_bytes, seconds
+from fsseg.bench.foreground import predict_share, shares
 from fsseg.cell.episodes import OWN, EpisodeCounts
 from fsseg.cell.record import open_cell
 from fsseg.data.loader import EvaluationPlan, Loaded, VisitDataset, evaluation_plan
@@ -32,7 +34,9 @@ from fsseg.engine.progress import Progress
 from fsseg.engine.scoring import Scoring, Spent
 from fsseg.errors import UserError
 from fsseg.model import FewShotModel, build_model
-from fsseg.model.base import Kept
+from fsseg.model.base import Kept, Prediction
+from fsseg.model.baseline import Baseline
+from fsseg.model.cost import OBJECT_SHARE
 from fsseg.process.tables import aligned
 from fsseg.process.words import count
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
 _TOGETHER_ON_GPU = 8  # bare episodes, if eval.batch_size says nothing
+_FITTED = 12  # episodes on which random weights are made to predict the wanted share
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class EvaluationRow:
         bare_episode: seconds an episode of the decoding alone.
         bare_image: seconds an image of the backbone alone.
         equal: episodes of the sample of which all counts are the same with and without.
+        predicted_share: foreground share of the query that each round predicts, mean of the sample; the cost of SM
+            depends on it.
     """
 
     method: str
@@ -81,6 +88,7 @@ class EvaluationRow:
     bare_episode: Spread
     bare_image: Spread
     equal: int
+    predicted_share: tuple[float, ...]
 
     @property
     def bare_seconds(self) -> float:
@@ -98,12 +106,15 @@ class EvaluationRow:
         return self.without.mean * self.episodes / self.kept_seconds
 
 
-def bench_evaluation(composed: Composed, device: torch.device, sample: int = 24) -> EvaluationRow:
+def bench_evaluation(
+    composed: Composed, device: torch.device, sample: int = 24, share: float = OBJECT_SHARE
+) -> EvaluationRow:
     """Measure the evaluation of one cell; nothing is written.
 
     Args:
         composed: the cell; its `protocol.seeds` and `protocol.num_episodes` say how many episodes are evaluated.
         sample: episodes of the sides that are not measured in full; two at least.
+        share: foreground that random weights are made to predict; a checkpoint's stay as they are.
 
     Raises:
         UserError: faulty data, or a method without a backbone.
@@ -122,7 +133,10 @@ def bench_evaluation(composed: Composed, device: torch.device, sample: int = 24)
     sides = _Sides(composed, device, source, model, plan)
     before, after = _halves(plan, sample)
     with torch.inference_mode():
-        sides.bare(dict([next(iter(before.items()))]), keep=False)  # a warm-up
+        if cfg.checkpoint is None and isinstance(model, Baseline):
+            for _ in range(2):  # rounds after the first depend on what the first one predicts
+                predict_share(model, share, lambda: sides.bare(_first(before, _FITTED), keep=False))
+        sides.bare(_first(before, 1), keep=False)  # a warm-up
         sides.bare(before)
         sides.without(before)
         counts, spent, taken, peak = sides.kept()
@@ -136,6 +150,7 @@ def bench_evaluation(composed: Composed, device: torch.device, sample: int = 24)
         kept_gb=spent.kept_bytes / 1e9, peak_gb=peak / 1e9, spent=dict(spent.seconds), sample=len(others),
         without=Spread.of(sides.times["without"]), bare_episode=Spread.of(sides.times["episode"]),
         bare_image=Spread.of(sides.times["image"]), equal=_equal(counts, others),
+        predicted_share=tuple(map(statistics.fmean, zip(*sides.shares))),
     )  # fmt: skip
 
 
@@ -156,14 +171,24 @@ def _halves(plan: EvaluationPlan, sample: int) -> tuple[Episodes, Episodes]:
     return halves
 
 
+def _first(episodes: Episodes, number: int) -> Episodes:
+    """At most so many of them."""
+    chosen: Episodes = {}
+    for seed, spec in [(seed, spec) for seed, specs in episodes.items() for spec in specs][:number]:
+        chosen.setdefault(seed, []).append(spec)
+    return chosen
+
+
 class _Sides:
-    """The sides of one cell, and what was measured of them: `times` in seconds, an episode or an image each."""
+    """The sides of one cell, and what was measured of them: `times` in seconds, an episode or an image each, and
+    `shares` of foreground by round, a batch each."""
 
     def __init__(
         self, composed: Composed, device: torch.device, source: Source, model: FewShotModel, plan: EvaluationPlan
     ) -> None:
         self.composed, self.device, self.source, self.model, self.plan = composed, device, source, model, plan
         self.times: dict[str, list[float]] = {"without": [], "episode": [], "image": []}
+        self.shares: list[tuple[float, ...]] = []
         self.others: list[EpisodeCounts] = []
         self.amp = precision.usable(composed.cfg.eval.amp, device, "eval.amp")
 
@@ -207,6 +232,8 @@ class _Sides:
                 taken = seconds(run, self.device) / len(item.tasks)
                 if keep:
                     self.times[name].append(taken)
+            if keep and bare.prediction is not None:
+                self.shares.append(shares(bare.prediction))
 
 
 def _visit(episodes: tuple[Planned, ...]) -> Visit:
@@ -222,6 +249,7 @@ class _Bare:
         assert item.images is not None
         assert item.pictures is not None
         self.model, self.amp, self.tasks, self.device = model, amp, item.tasks, device
+        self.prediction: Prediction | None = None
         images, pictures = item.images.to(device), item.pictures
         number = len(images) - len(item.tasks)
         one = 1 if device.type == "cpu" else number  # as an evaluation hands supports to the method
@@ -236,7 +264,7 @@ class _Bare:
 
     def decode(self) -> None:
         with precision.autocast(self.device, self.amp):
-            self.model.decode(self.supports, self.query, self.tasks)
+            self.prediction = self.model.decode(self.supports, self.query, self.tasks)
 
     def backbone(self) -> None:
         network = self.model.backbone
@@ -280,4 +308,5 @@ def _block(row: EvaluationRow) -> str:
         f"{row.over_bare:+.1%} over bare; {row.gain:.1f} times less than with nothing kept; the counts of {row.equal} "
         f"of {row.sample} episodes are equal",
     ]
+    notes.append("predicted foreground by round: " + ", ".join(f"{share:.0%}" for share in row.predicted_share))
     return "\n".join([head, aligned(lines, left=(0, 3)), *notes])

@@ -14,10 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.bench.common import Spread, forget_peak, in_turn, peak_bytes, seconds
+from fsseg.bench.foreground import predict_share, shares
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.engine import precision
 from fsseg.engine.devices import choose_device
@@ -379,9 +379,8 @@ def random_batch(size: int, shots: int, side: int, share: float) -> Batch:
 def _predict_share(model: Baseline, batch: Batch, share: float) -> tuple[float, ...]:
     """Make every round predict `share` of the batch as foreground; returns the shares reached.
 
-    phi_p's last layer is made to answer 0 to the mean of its inputs, and 1 to a standard deviation, so that a threshold
-    means the same in every number format. The layers through which SM and IC change S_QP become zero, so that random
-    weights do not move the share of later rounds. These layers are still computed.
+    The layers through which SM and IC change S_QP become zero, so that random weights do not move the share of later
+    rounds. These layers are still computed.
     """
     layers = []
     if isinstance(model, Abcb) and model.sm is not None:
@@ -391,20 +390,8 @@ def _predict_share(model: Baseline, batch: Batch, share: float) -> tuple[float, 
     for layer in layers:
         layer.weight.zero_()
         layer.bias.zero_()
-    seen: list[Tensor] = []
-    watch = model.qp.second.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
-    model(batch)
-    watch.remove()
-    inputs = seen[0].movedim(1, -1).flatten(0, -2)
-    mean = inputs.mean(0)
-    weight, bias = model.qp.second.weight[:, :, 0, 0], model.qp.second.bias
-    assert isinstance(bias, Tensor)
-    weight -= (weight @ mean / (mean @ mean))[:, None] * mean
-    margin = inputs @ (weight[1] - weight[0])
-    weight /= margin.std()
-    bias.zero_()
-    bias[0] = (margin / margin.std()).sort(descending=True).values[round(share * margin.numel())]
-    return tuple((p[:, 1] > p[:, 0]).float().mean().item() for p in model(batch).rounds)
+    predict_share(model, share, lambda: model(batch))
+    return shares(model(batch))
 
 
 # --------------------------------------------------------------------------------------------------------------- table

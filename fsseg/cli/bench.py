@@ -99,12 +99,16 @@ def evaluate(
     sample: Annotated[
         int, typer.Option(min=2, max=1_000_000, help="Episodes of the sides that are not measured in full")
     ] = 24,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of foreground that weights of no checkpoint predict")
+    ] = 0.16,
     json: Json = None,
 ) -> None:
     """An evaluation beside the same code that keeps nothing, and beside its bare decoding and backbone.
 
     The line may be one of several cells (shot=1,5): each is measured. Weights of the backbone are random unless the
-    line names others (backbone.pretrained=, checkpoint=).
+    line sets backbone.pretrained=, and all are the checkpoint's if it sets checkpoint=. Other weights are made to
+    predict --share of each image as foreground, which is what objects of PASCAL take: a round's time depends on it.
     """
     from fsseg.bench import evaluation as bench
     from fsseg.bench.common import Findings, environment, set_up
@@ -114,7 +118,7 @@ def evaluate(
     device = set_up(cells[0].cfg)
     machine, rows = environment(device), []
     for composed in cells:
-        rows.append(bench.bench_evaluation(composed, device, sample))
+        rows.append(bench.bench_evaluation(composed, device, sample, share))
         report = Findings("evaluate", machine, rows, bench.format_evaluation(rows))
         if json is not None:
             report.write(json)

@@ -53,6 +53,7 @@ class PixelEvolution(nn.Module):
     def first_layer(self) -> Layer:
         """The MLP's first layer after the convolutions."""
         first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
         of_image, of_features = first.weight.chunk(2, 1)
         bias = first.bias + of_image @ self.image.bias + of_features @ self.features.bias
         return of_image @ self.image.weight, of_features @ self.features.weight, bias

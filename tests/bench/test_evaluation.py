@@ -60,7 +60,7 @@ def test_the_ratios_follow_from_the_times() -> None:
         method="abcb", backbone="tiny", dataset="shapes5i", image_size=81, shot=1, amp="off", feature_format="float32",
         seeds=5, episodes=1000, images=400, kept_seconds=990.0, encoded=400, kept_gb=1.0, peak_gb=3.0,
         spent={"wait": 10.0, "encode": 420.0}, sample=2, without=Spread.of([2.0, 4.0]),
-        bare_episode=Spread.of([0.4, 0.6]), bare_image=Spread.of([1.0, 1.0]), equal=2,
+        bare_episode=Spread.of([0.4, 0.6]), bare_image=Spread.of([1.0, 1.0]), equal=2, predicted_share=(0.2, 0.3),
     )  # fmt: skip
     assert row.bare_seconds == pytest.approx(1000 * 0.5 + 400)
     assert row.over_bare == pytest.approx(0.1)
@@ -68,3 +68,25 @@ def test_the_ratios_follow_from_the_times() -> None:
     assert asdict(row)["spent"] == {"wait": 10.0, "encode": 420.0}
     text = format_evaluation([row, replace(row, shot=5)])
     assert text.count("+10.0% over bare; 3.0 times less than with nothing kept") == 2
+    assert text.count("predicted foreground by round: 20%, 30%") == 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_random_weights_predict_the_wanted_share(share: float, root: Path, tmp_path: Path) -> None:
+    row = bench_evaluation(cell(root, tmp_path, "method=abcb"), CPU, sample=12, share=share)
+    assert len(row.predicted_share) == 3
+    assert sum(row.predicted_share) / 3 == pytest.approx(share, abs=0.08)  # set on half of the sample
+
+
+def test_weights_of_a_checkpoint_stay_as_they_are(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsseg.bench import evaluation
+
+    def never(*_: object) -> None:
+        raise AssertionError("these weights were trained")
+
+    monkeypatch.setattr(evaluation, "predict_share", never)
+    monkeypatch.setattr(evaluation.checkpoint, "start_from", lambda *_: None)
+    weights = tmp_path / "some.pt"
+    weights.write_bytes(b"")
+    row = bench_evaluation(cell(root, tmp_path, f"checkpoint={weights}"), CPU, sample=4)
+    assert row.equal == 4
