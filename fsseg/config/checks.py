@@ -190,6 +190,16 @@ def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
 
 
+@_relates("model.name", "backbone.name")
+def _the_backbone_has_what_the_method_needs(cfg: Config) -> Iterator[UserError]:
+    """What a method asks of its backbone besides the three stages is there."""
+    needs, name = MethodConfig.named(cfg.model.name).NEEDS, cfg.backbone.name
+    if lacking := sorted(needs - BackboneConfig.named(name).PROVIDES):
+        fitting = [other for other, schema in BackboneConfig.choices().items() if needs <= schema.PROVIDES]
+        what = f"method={cfg.model.name} needs {' and '.join(lacking)} of its backbone, which {name} does not provide"
+        yield UserError(what, f"choose backbone= one of: {', '.join(fitting)}")
+
+
 @_relates("eval.background_shifts")
 def _the_data_set_has_backgrounds_to_shift(cfg: Config) -> Iterator[UserError]:
     """The images of the data set are known to stand on families of backgrounds."""

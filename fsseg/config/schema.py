@@ -190,6 +190,9 @@ class BackboneConfig(Choice):
     GROUP = "backbone"
     STRIDE: ClassVar[int] = 8
     """Pixels per feature cell; an image side fits if it, or (side - 1), is a multiple of it."""
+    PROVIDES: ClassVar[frozenset[str]] = frozenset()
+    """What it can do besides giving its three stages: `stages` (layer4 is a module that can run again on other input),
+    `blocks` (the output of every residual block, without dilation)."""
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
@@ -207,6 +210,7 @@ class TinyConfig(BackboneConfig):
     NAMES = ("tiny",)
     TARGET = "fsseg.model.backbones.tiny:TinyBackbone"
     STRIDE = 4
+    PROVIDES = frozenset({"stages", "blocks"})
 
 
 @dataclass
@@ -215,6 +219,7 @@ class ResNetConfig(BackboneConfig):
 
     NAMES = ("resnet18", "resnet50", "resnet101")
     TARGET = "fsseg.model.backbones.torchvision:ResNetBackbone"
+    PROVIDES = frozenset({"stages", "blocks"})
 
 
 @dataclass
@@ -224,6 +229,8 @@ class MethodConfig(Choice):
     GROUP = "method"
     TRAINS: ClassVar[bool] = True
     """Whether the method has anything to train."""
+    NEEDS: ClassVar[frozenset[str]] = frozenset()
+    """What its backbone must provide (`BackboneConfig.PROVIDES`)."""
     name: Annotated[str, NAME] = MISSING
     """Name of the method: one of `NAMES`; part of the cell's identity."""
 
@@ -560,4 +567,6 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 def trains(cfg: Config) -> bool:
     """Whether the method has anything to train."""
+    NEEDS: ClassVar[frozenset[str]] = frozenset()
+    """What its backbone must provide (`BackboneConfig.PROVIDES`)."""
     return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))
