@@ -57,14 +57,15 @@ class Prototype(FewShotModel):
         features = self.backbone(images)[self.layer]
         return {
             "features": from_map(features),
-            "picture": picture_cells(pictures, (features.shape[2], features.shape[3])),
+            "picture": picture_cells(pictures, (features.shape[2], features.shape[3]), self.backbone.patches),
         }
 
     @torch.no_grad()
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         features = to_map(query["features"])
         cells = (features.shape[2], features.shape[3])
-        masks = downsample_masks(tasks.support_masks, cells, names=[spec.support_ids for spec in tasks.specs])
+        names, patches = [spec.support_ids for spec in tasks.specs], self.backbone.patches
+        masks = downsample_masks(tasks.support_masks, cells, names=names, patches=patches)
         foreground = Shots(supports, masks).tokens("features").mean()
         similarity = _cosine(features, foreground)
         if self.threshold == "otsu":
@@ -73,10 +74,10 @@ class Prototype(FewShotModel):
             cuts = [otsu(values.reshape(1, -1)) for values in seen]
             other = torch.cat(cuts)[:, None, None].expand_as(similarity)
         else:
-            background = area_average((tasks.support_masks == 0).to(torch.float32), cells) >= 0.5
+            background = area_average((tasks.support_masks == 0).to(torch.float32), cells, patches) >= 0.5
             other = _cosine(features, Shots(supports, background & ~masks).tokens("features").mean())
         logits = torch.stack((other, similarity), 1) * _SCALE
-        return Prediction([logits], tasks.size, support_foreground=foreground, query_features=features)
+        return Prediction([logits], tasks.size, [], foreground, features, patches)
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
