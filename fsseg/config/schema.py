@@ -197,13 +197,12 @@ class BackboneConfig(Choice):
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
-    """Start from published weights, of a ResNet torchvision's IMAGENET1K_V1; false starts from random ones (no published
-    result does)."""
+    """Start from published weights (of a ResNet torchvision's IMAGENET1K_V1); false starts from random ones, which no
+    published result does."""
     weights: Annotated[str | None, FILE_PATH] = None
     """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
-
 
     @classmethod
     def cells(cls, backbone: BackboneConfig) -> tuple[int, bool]:
@@ -237,7 +236,7 @@ class TimmConfig(BackboneConfig):
     NAMES = ("timm", "mobilenet", "convnext_tiny", "dinov2_s", "dinov2_b", "dinov3_b")
     TARGET = "fsseg.model.backbones.timm_models:TimmBackbone"
     model: Annotated[str, NAME] = MISSING
-    """Name of the model in timm, with or without the tag of its weights: mobilenetv1_100, vit_base_patch14_dinov2, ..."""
+    """Name of the model in timm, with or without the tag of its weights, e.g. vit_base_patch14_dinov2.lvd142m."""
     depths: Annotated[list[int] | None, constraints.DEPTHS] = None
     """Of a transformer: after how many blocks its three maps are taken; null: half, three quarters, and all."""
     normalisation: Annotated[str, one_of("model", "imagenet")] = "model"
@@ -597,6 +596,4 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 def trains(cfg: Config) -> bool:
     """Whether the method has anything to train."""
-    NEEDS: ClassVar[frozenset[str]] = frozenset()
-    """What its backbone must provide (`BackboneConfig.PROVIDES`)."""
     return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))

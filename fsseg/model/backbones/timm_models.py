@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FITTING = "choose a convolutional model that timm builds with output_stride=8, or a plain vision transformer"
+
 
 class TimmBackbone(Backbone):
     """Three maps of one size of a timm model, frozen (`trainable_layers` 0) or training as a whole (5).
@@ -77,7 +79,8 @@ class TimmBackbone(Backbone):
                 maps = self.network(x)[-len(LAYERS) :]
             else:
                 indices = sorted({depth - 1 for depth in self.depths})
-                found = self.network.forward_intermediates(x, indices=indices, norm=True, intermediates_only=True)  # type: ignore[operator]
+                intermediates: Any = self.network.forward_intermediates
+                found = intermediates(x, indices=indices, norm=True, intermediates_only=True)
                 maps = [found[indices.index(depth - 1)] for depth in self.depths]
         return dict(zip(LAYERS, maps))
 
@@ -105,7 +108,7 @@ class TimmBackbone(Backbone):
             shown = ", ".join(f"{height} x {width}" for height, width in sizes)
             raise UserError(
                 f"backbone.model={model} gives maps of {shown} cells for {side} pixels, not three of {cells} x {cells}",
-                "choose a convolutional model that timm builds with output_stride=8, or a plain vision transformer",
+                _FITTING,
             )
         return {layer: maps.shape[1] for layer, maps in found.items()}
 
@@ -148,16 +151,16 @@ def _network(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool) -> n
     Raises:
         UserError: it cannot be built in this form, or its weights cannot be had.
     """
-    if patches and "patch" in cfg.model:
-        options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-    else:
-        options = {"features_only": True, "output_stride": stride}
+    convolutional: dict[str, Any] = {"features_only": True, "output_stride": stride}
+    transformer = patches and "patch" in cfg.model
+    options = {"num_classes": 0, "dynamic_img_size": True} if transformer else convolutional
     try:
         network: nn.Module = timm.create_model(cfg.model, pretrained=False, **options)
+        if transformer and not is_transformer(network):
+            raise TypeError("it is no plain row of blocks over patches")
     except Exception as error:  # timm raises many types for what a model does not take
         raise UserError(
-            f"backbone.model={cfg.model} cannot be built as a backbone: {_reason(error)}",
-            "choose a convolutional model that timm builds with output_stride=8, or a plain vision transformer",
+            f"backbone.model={cfg.model} cannot be built as a backbone: {_reason(error)}", _FITTING
         ) from error
     if not cfg.pretrained:
         if cfg.weights is not None:
@@ -188,7 +191,9 @@ def _load(network: nn.Module, model: str, path: str) -> None:
     own = network.state_dict()
     state = read_state(file, fix)
     # timm's feature extractors write `stages_0.` where the whole model has `stages.0.`.
-    renamed = {key if key in own else re.sub(r"^(\w+?)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()}
+    renamed = {
+        key if key in own else re.sub(r"^(\w+?)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
+    }
     beyond = [key for key in renamed if key not in own]
     if beyond and len(beyond) < len(renamed):
         log.info("%s: %d tensors of layers that a backbone lacks are left out (%s, ...)", file, len(beyond), beyond[0])

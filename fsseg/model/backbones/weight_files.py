@@ -1,4 +1,4 @@
-"""Weights of other programs: reading a state dict from a file, and filling a network with it, or saying what is wrong."""
+"""Weights of other programs: reading a state dict from a file, and filling a network with it."""
 
 from __future__ import annotations
 

@@ -193,8 +193,9 @@ def to_tokens(maps: Tensor) -> Tensor:
 def _strides(maps: Tensor, size: tuple[int, int], patches: bool) -> list[int]:
     """Pixels from one feature cell to the next, down and across: maps (..., H, W) at size (h, w).
 
-    Of patches, which cover the map, the side of one. Else the backbone's stride for sides of stride * m + 1. For stride * m, m > stride is needed as well: of smaller images,
-    which are at most stride ** 2 pixels wide, the cells count as spread from corner to corner.
+    Of patches, which cover the map, the side of one. Else the backbone's stride for sides of stride * m + 1. For
+    stride * m, m > stride is needed as well: of smaller images, which are at most stride ** 2 pixels wide, the cells
+    count as spread from corner to corner.
     """
     sides = zip(maps.shape[-2:], size)
     if patches:
@@ -203,7 +204,7 @@ def _strides(maps: Tensor, size: tuple[int, int], patches: bool) -> list[int]:
 
 
 def picture_cells(pictures: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
-    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i, or a patch at its
+    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i, of patches at its
     middle.
 
     If an image is so thin or so rotated that no cell lies on its picture, all its cells count as picture: attention and

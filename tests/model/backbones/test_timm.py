@@ -61,7 +61,9 @@ def test_a_transformers_last_map_is_what_timm_computes() -> None:
     network = backbone.network
     with torch.no_grad():
         raw = images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-        tokens = network.forward_features((raw - 0.5) / 0.5)[:, 1:]  # timm's configuration of this model; no class token
+        tokens = network.forward_features((raw - 0.5) / 0.5)[
+            :, 1:
+        ]  # timm's configuration of this model; no class token
     expected = tokens.transpose(1, 2).unflatten(2, (3, 3))
     torch.testing.assert_close(backbone(images)["layer4"], expected, rtol=1e-4, atol=1e-4)
 
