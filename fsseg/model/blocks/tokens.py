@@ -204,8 +204,9 @@ def _strides(maps: Tensor, size: tuple[int, int], patches: bool) -> list[int]:
 
 
 def picture_cells(pictures: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
-    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i, of patches at its
-    middle.
+    """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
+
+    A patch lies where its middle does.
 
     If an image is so thin or so rotated that no cell lies on its picture, all its cells count as picture: attention and
     prior map need at least one.

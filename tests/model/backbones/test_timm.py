@@ -20,6 +20,7 @@ from fsseg.model.backbones import Backbone, build_backbone
 
 timm = pytest.importorskip("timm")  # a part of the test extra
 VIT, CONV, PATCHED = "vit_tiny_patch16_224", "mobilenetv1_100", "convnext_atto"
+SMALL = "mobilenetv3_small_050"
 
 
 def config(model: str, **more: Any) -> TimmConfig:
@@ -221,8 +222,16 @@ def test_what_does_not_fit_is_told_before_anything_is_read(line: str, what: str)
     assert what in found[0].what
 
 
-@pytest.mark.parametrize("line", ["backbone=mobilenet protocol.image_size=472", "backbone=mobilenet", "backbone=dinov2_b protocol.image_size=476",
-                                  "backbone=dinov3_b protocol.image_size=480", "backbone=convnext_tiny protocol.image_size=472"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backbone=mobilenet protocol.image_size=472",
+        "backbone=mobilenet",
+        "backbone=dinov2_b protocol.image_size=476",
+        "backbone=dinov3_b protocol.image_size=480",
+        "backbone=convnext_tiny protocol.image_size=472",
+    ],
+)
 def test_sizes_that_fit(line: str) -> None:
     found = [fault for fault in faults(compose([*line.split(), "dataset=pascal5i"]).cfg) if "root" not in fault.what]
     assert found == []
@@ -234,9 +243,9 @@ def test_sizes_that_fit(line: str) -> None:
         ("method=abcb", f"backbone.model={VIT}", "dataset.image_size=48"),
         ("method=abcb", f"backbone.model={PATCHED}", "dataset.image_size=32"),
         ("method=prototype", f"backbone.model={VIT}", "dataset.image_size=64"),
-        ("method=baseline", "backbone.model=mobilenetv3_small_050", "dataset.image_size=33", "backbone.trainable_layers=5"),
+        ("method=baseline", f"backbone.model={SMALL}", "dataset.image_size=33", "backbone.trainable_layers=5"),
     ],
-)  # fmt: skip
+)
 def test_methods_train_and_score(line: tuple[str, ...], tmp_path: Path) -> None:
     common = ("backbone=timm", "backbone.pretrained=false", "train.max_steps=2", "eval.diagnostics=true")
     result = done(composed(tmp_path / "data", tmp_path / "out", *common, *line))
