@@ -11,7 +11,7 @@ import pytest
 from coco_size import FULL, STAGES, make_annotations, sizes
 from test_growth import lines_run
 
-SHARES = (0.002, 0.005, 0.0125)  # from one to the next 2.5 times as large
+SHARES = (0.0016, 0.004, 0.01)  # from one to the next 2.5 times as large
 
 
 def test_the_work_grows_with_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
