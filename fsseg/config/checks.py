@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -180,14 +181,32 @@ def _fold_exists(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, f"set fold to one of: {', '.join(map(str, folds))}")
 
 
-@_relates("dataset.image_size", "backbone.name")
+@_relates("dataset.image_size", "backbone.name", "backbone.model")
 def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
-    """The side of an image, or the side less 1, is a multiple of the backbone's stride."""
-    size, name, stride = cfg.dataset.image_size, cfg.backbone.name, BackboneConfig.named(cfg.backbone.name).STRIDE
-    if size % stride > 1:
-        what = f"dataset.image_size={size} does not fit backbone {name}: it must be a multiple of {stride}, or one more"
-        low = size // stride * stride + 1  # these have a feature cell on each corner
-        yield UserError(what, f"set dataset.image_size to {low} or {low + stride}")
+    """The side of an image is a multiple of the backbone's stride, or one more where cells are points."""
+    size, name = cfg.dataset.image_size, _get(cfg, "backbone.model") or cfg.backbone.name
+    stride, patches = BackboneConfig.named(cfg.backbone.name).cells(cfg.backbone)
+    if size % stride > (0 if patches else 1):
+        more = "" if patches else ", or one more"
+        what = f"dataset.image_size={size} does not fit backbone {name}: it must be a multiple of {stride}{more}"
+        low = size // stride * stride + (0 if patches else 1)  # of points, one lies on each corner
+        yield UserError(what, f"set dataset.image_size to {low or stride} or {low + stride}")
+
+
+@_relates("backbone.name")
+def _timm_is_installed(cfg: Config) -> Iterator[UserError]:
+    """The package of the backbone's models is there."""
+    if hasattr(cfg.backbone, "model") and find_spec("timm") is None:
+        what = f"backbone={cfg.backbone.name} is a model of the package timm, which is not installed"
+        yield UserError(what, "pip install 'fsseg[timm]', or choose another backbone")
+
+
+@_relates("backbone.trainable_layers", "backbone.name")
+def _timm_models_train_whole_or_not(cfg: Config) -> Iterator[UserError]:
+    """The stages of timm's models are not told apart."""
+    if hasattr(cfg.backbone, "model") and (number := cfg.backbone.trainable_layers) not in (0, 5):
+        what = f"backbone.trainable_layers={number}: backbone={cfg.backbone.name} is frozen or trains as a whole"
+        yield UserError(what, "set backbone.trainable_layers to 0 or 5")
 
 
 @_relates("model.name", "backbone.name")

@@ -117,6 +117,10 @@ BETAS = Constraint(
     "is not two numbers from 0 to below 1",
     "e.g. [0.9,0.999]",
 )
+DEPTHS = Constraint(
+    lambda v: len(v) == 3 and 0 < v[0] <= v[1] <= v[2] <= 1000,
+    "is not three numbers of blocks, none smaller than the one before", "e.g. [6,9,12]",
+)  # fmt: skip
 FACTORS = Constraint(
     lambda v: len(v) <= 100 and all(is_plain(name) and 0 <= factor <= 1000 for name, factor in v.items()),
     "has a factor that is not within 0 and 1000, or more than 100", "e.g. {backbone: 0.1}",

@@ -8,6 +8,7 @@ grid of hundreds of cells must be quick.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -196,11 +197,17 @@ class BackboneConfig(Choice):
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
     pretrained: bool = True
-    """Start from torchvision's IMAGENET1K_V1 weights; false starts from random ones (no published result does)."""
+    """Start from published weights (of a ResNet torchvision's IMAGENET1K_V1); false starts from random ones, which no
+    published result does."""
     weights: Annotated[str | None, FILE_PATH] = None
-    """A file with the pretrained state dict; null takes torch's cache, or downloads there."""
+    """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
+
+    @classmethod
+    def cells(cls, backbone: BackboneConfig) -> tuple[int, bool]:
+        """Pixels from one feature cell to the next, and whether cells are patches (`fsseg.model.Backbone.patches`)."""
+        return cls.STRIDE, False
 
 
 @dataclass
@@ -220,6 +227,28 @@ class ResNetConfig(BackboneConfig):
     NAMES = ("resnet18", "resnet50", "resnet101")
     TARGET = "fsseg.model.backbones.torchvision:ResNetBackbone"
     PROVIDES = frozenset({"stages", "blocks"})
+
+
+@dataclass
+class TimmConfig(BackboneConfig):
+    """Models of the package timm: convolutional ones at stride 8, and plain vision transformers."""
+
+    NAMES = ("timm", "mobilenet", "convnext_tiny", "dinov2_s", "dinov2_b", "dinov3_b")
+    TARGET = "fsseg.model.backbones.timm_models:TimmBackbone"
+    model: Annotated[str, NAME] = MISSING
+    """Name of the model in timm, with or without the tag of its weights, e.g. vit_base_patch14_dinov2.lvd142m."""
+    depths: Annotated[list[int] | None, constraints.DEPTHS] = None
+    """Of a transformer: after how many blocks its three maps are taken; null: half, three quarters, and all."""
+    normalisation: Annotated[str, one_of("model", "imagenet")] = "model"
+    """Mean and deviation that images are normalised with: those that timm states for the model, or ImageNet's."""
+
+    @classmethod
+    def cells(cls, backbone: BackboneConfig) -> tuple[int, bool]:
+        """By the model's name, for nothing here may import timm; `TimmBackbone` compares it with the model."""
+        name = str(getattr(backbone, "model", ""))
+        if (patch := re.search(r"patch(\d+)", name)) is not None:
+            return int(patch[1]), True
+        return cls.STRIDE, name.startswith("convnext")  # its first layers cut the image into patches
 
 
 @dataclass
@@ -588,6 +617,4 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 def trains(cfg: Config) -> bool:
     """Whether the method has anything to train."""
-    NEEDS: ClassVar[frozenset[str]] = frozenset()
-    """What its backbone must provide (`BackboneConfig.PROVIDES`)."""
     return bool(getattr(OmegaConf.get_type(cfg.model), "TRAINS", True))

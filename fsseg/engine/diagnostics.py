@@ -44,7 +44,8 @@ def foreground_distances(prediction: Prediction, query_mask: Tensor) -> list[flo
     present = (query_mask == 1).flatten(1).any(1).nonzero().flatten()
     if support is None or features is None or not len(present):
         return found
-    inside = downsample_masks(query_mask[present, None], (features.shape[2], features.shape[3]))[:, 0]
+    cells = (features.shape[2], features.shape[3])
+    inside = downsample_masks(query_mask[present, None], cells, patches=prediction.patches)[:, 0]
     weights = inside.to(features.device, torch.float32)
     total = torch.einsum("bchw,bhw->bc", features[present].float(), weights)
     mean = total / weights.sum((1, 2))[:, None]

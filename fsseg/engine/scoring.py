@@ -105,6 +105,7 @@ def predicted_foreground(
     valid_size: tuple[int, int],
     truth_size: tuple[int, int] | None,
     fit: str = "longer_side",
+    patches: bool = False,
 ) -> Tensor:
     """Foreground at the size used for scoring, by the rule of `protocol.fit`; where the logits are.
 
@@ -115,11 +116,12 @@ def predicted_foreground(
         truth_size: original size, or None to stay at network size: the padding is then cut off.
         fit: longer_side cuts the padding off before scaling, so that it has no influence; squash scales all of the
             input, its corners aligned; pfenet likewise, to a square of the original's longer side, and cuts afterwards.
+        patches: what the cells of the logits are, see `Backbone.patches`.
 
     Returns:
         bool, (R, H0, W0) or (R, valid height, valid width).
     """
-    full = upsample(logits, size)
+    full = upsample(logits, size, patches)
     if fit == "longer_side" or truth_size is None:
         full = full[..., : valid_size[0], : valid_size[1]]
         if truth_size is not None and tuple(full.shape[-2:]) != tuple(truth_size):
@@ -303,7 +305,7 @@ class Scoring:
             true, own_size = torch.from_numpy(truth), (truth.shape[0], truth.shape[1])
             if cfg.protocol.scoring_size == "network":
                 true, own_size = tasks.query_mask[b, : valid[0], : valid[1]], None  # type: ignore[assignment]
-            where = (tasks.size, valid, own_size, cfg.protocol.fit)
+            where = (tasks.size, valid, own_size, cfg.protocol.fit, prediction.patches)
             masks = predicted_foreground(logits, *where)
             pixels = count_pixels(masks, true.to(self.device, non_blocking=True))
             finite = torch.isfinite(logits).flatten(1).all(1)

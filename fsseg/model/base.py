@@ -37,6 +37,7 @@ class Prediction:
         size: (H, W) of the images.
         support_foreground: (B, C) mean support foreground feature that the last round used (Figure 5 of the paper).
         query_features: (B, C, h, w) features f_q that the last round used (Figure 5 of the paper).
+        patches: what the cells of the logits are, see `Backbone.patches`.
     """
 
     rounds: list[Tensor]
@@ -44,6 +45,7 @@ class Prediction:
     hats: list[Tensor] = field(default_factory=list)
     support_foreground: Tensor | None = None
     query_features: Tensor | None = None
+    patches: bool = False
 
     @property
     def logits(self) -> Tensor:
@@ -57,24 +59,24 @@ class Prediction:
             return x.unflatten(0, (-1, count)).mean(1)
 
         features = (None if x is None else mean(x) for x in (self.support_foreground, self.query_features))
-        return Prediction([mean(p) for p in self.rounds], self.size, [mean(p) for p in self.hats], *features)
+        rounds, hats = [mean(p) for p in self.rounds], [mean(p) for p in self.hats]
+        return Prediction(rounds, self.size, hats, *features, self.patches)
 
     def logits_of_round(self, t: int) -> Tensor:
         """P_t at image size, (B, 2, H, W); t counts from 1, as in the paper."""
         if not 1 <= t <= len(self.rounds):
             raise IndexError(f"round {t} of {len(self.rounds)}")
-        return upsample(self.rounds[t - 1], self.size)
+        return upsample(self.rounds[t - 1], self.size, self.patches)
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W); cell i lies at pixel stride * i, so corners are aligned.
+def upsample(logits: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W); cell i lies at pixel stride * i, so corners are aligned; not so those of `patches`.
 
     They are aligned in images of stride * m pixels too (HSNet's 400), whose last cell lies stride - 1 pixels off the
     edge: the published codes scale so.
     """
-    return F.interpolate(
-        logits.float() if logits.dtype != torch.float64 else logits, size, mode="bilinear", align_corners=True
-    )
+    wide = logits.float() if logits.dtype != torch.float64 else logits
+    return F.interpolate(wide, size, mode="bilinear", align_corners=not patches)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class FewShotModel(nn.Module):
         total = target.new_zeros((), dtype=torch.float32)
         for name, weight, maps in (("p", 1.0, prediction.rounds), ("p_hat", self.loss_weight, prediction.hats)):
             for t, logits in enumerate(maps, start=1):
-                term = cross_entropy(upsample(logits, prediction.size), target)
+                term = cross_entropy(upsample(logits, prediction.size, prediction.patches), target)
                 terms[f"{name}_{t}"] = term.detach()
                 total = total + weight * term
         return total, terms

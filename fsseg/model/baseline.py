@@ -74,19 +74,19 @@ class Baseline(FewShotModel):
             features = self.backbone(images)
         with record_function("fsseg: neck"):
             cells = (features["layer2"].shape[2], features["layer2"].shape[3])
-            picture = picture_cells(pictures, cells)
+            picture = picture_cells(pictures, cells, self.backbone.patches)
             valid = unless_full(picture)
             valid = None if valid is None else valid.to(images.device, non_blocking=True)
             kept = self.neck.encode(features, valid, role) | {"picture": picture}
             if role != "support":
-                kept["image"] = from_map(area_average(images, cells))
+                kept["image"] = from_map(area_average(images, cells, self.backbone.patches))
         return kept
 
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         cells = (query["embedded"].shape[1], query["embedded"].shape[2])
         device = query["embedded"].device
         names = [spec.support_ids for spec in tasks.specs]
-        masks = downsample_masks(tasks.support_masks, cells, self.vanished_mask, names)
+        masks = downsample_masks(tasks.support_masks, cells, self.vanished_mask, names, self.backbone.patches)
         picture = unless_full(query["picture"])
         picture = None if picture is None else picture.to(device, non_blocking=True)
         image, count = to_map(query["image"]), masks.shape[1]
@@ -100,7 +100,7 @@ class Baseline(FewShotModel):
                 found = self.rounds(shots.alone().tokens("refined"), f_q.flatten(0, 1), images, pictures).mean_of(count)
             else:
                 found = self.rounds(shots.tokens("refined"), f_q.mean(1) if count > 1 else f_q[:, 0], image, picture)
-        return replace(found, size=tasks.size)
+        return replace(found, size=tasks.size, patches=self.backbone.patches)
 
     def rounds(self, s_qp: Tokens, f_q: Tensor, query_image: Tensor, picture: Tensor | None = None) -> Prediction:
         """Predict from support foreground tokens S_QP, f_q (B, C, h, w) and the query image (B, 3, H, W), whole or at

@@ -53,16 +53,17 @@ class Dino(TrainingFree):
         features = features.to(torch.promote_types(features.dtype, torch.float32))  # also with eval.amp
         kept = {"features": from_map(F.normalize(features, dim=1))}
         if role != "support":
-            kept["picture"] = picture_cells(pictures, (features.shape[2], features.shape[3]))
+            kept["picture"] = picture_cells(pictures, (features.shape[2], features.shape[3]), self.backbone.patches)
         return kept
 
     @torch.no_grad()
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         features, picture = query["features"], query["picture"].flatten(1)
         cells = (features.shape[1], features.shape[2])
-        masks = downsample_masks(tasks.support_masks, cells, names=[spec.support_ids for spec in tasks.specs])
+        names, patches = [spec.support_ids for spec in tasks.specs], self.backbone.patches
+        masks = downsample_masks(tasks.support_masks, cells, names=names, patches=patches)
         foreground = Shots(supports, masks).tokens("features")
-        background = Shots(supports, background_cells(tasks.support_masks, masks))
+        background = Shots(supports, background_cells(tasks.support_masks, masks, patches))
         valid = unless_full(picture)
         valid = None if valid is None else valid.to(features.device, non_blocking=True)
         unit = features.flatten(1, 2)
@@ -73,7 +74,7 @@ class Dino(TrainingFree):
                 answer = spread(unit, answer, self.gram_temperature, valid)
         answer = answer.unflatten(1, cells)
         logits = torch.stack((torch.zeros_like(answer), answer), 1) * SCALE
-        return Prediction([logits], tasks.size, support_foreground=foreground.mean(), query_features=to_map(features))
+        return Prediction([logits], tasks.size, [], foreground.mean(), to_map(features), patches)
 
     def _similarity(self, unit: Tensor, tokens: Tokens, number: int) -> Tensor:
         """Largest cosine of each query cell (B, n, C) with one of the tokens' prototypes, (B, n)."""

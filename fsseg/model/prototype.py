@@ -69,23 +69,24 @@ class Prototype(TrainingFree):
         features = self.backbone(images)[self.layer]
         return {
             "features": from_map(features),
-            "picture": picture_cells(pictures, (features.shape[2], features.shape[3])),
+            "picture": picture_cells(pictures, (features.shape[2], features.shape[3]), self.backbone.patches),
         }
 
     @torch.no_grad()
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         features = to_map(query["features"])
         cells = (features.shape[2], features.shape[3])
-        masks = downsample_masks(tasks.support_masks, cells, names=[spec.support_ids for spec in tasks.specs])
+        names, patches = [spec.support_ids for spec in tasks.specs], self.backbone.patches
+        masks = downsample_masks(tasks.support_masks, cells, names=names, patches=patches)
         foreground = Shots(supports, masks).tokens("features").mean()
         similarity = _cosine(features, foreground)
         if self.threshold == "otsu":
             other = otsu_cuts(similarity, query["picture"])[:, None, None].expand_as(similarity)
         else:
-            background = background_cells(tasks.support_masks, masks)
+            background = background_cells(tasks.support_masks, masks, patches)
             other = _cosine(features, Shots(supports, background).tokens("features").mean())
         logits = torch.stack((other, similarity), 1) * SCALE
-        return Prediction([logits], tasks.size, support_foreground=foreground, query_features=features)
+        return Prediction([logits], tasks.size, [], foreground, features, patches)
 
 
 def _cosine(features: Tensor, vector: Tensor) -> Tensor:
@@ -93,18 +94,19 @@ def _cosine(features: Tensor, vector: Tensor) -> Tensor:
     return torch.einsum("bchw,bc->bhw", F.normalize(features, dim=1), F.normalize(vector, dim=1))
 
 
-def background_cells(masks: Tensor, foreground: Tensor) -> Tensor:
+def background_cells(masks: Tensor, foreground: Tensor, patches: bool = False) -> Tensor:
     """Cells of the supports that show background: at least half of their area is 0 in the mask, not 255, not padding.
 
     Args:
         masks: (B, K, H, W) in {0, 1, 255}.
         foreground: (B, K, h, w) bool, `downsample_masks` of them; these cells are none.
+        patches: what the cells are, see `Backbone.patches`.
 
     Returns:
         (B, K, h, w) bool; a shot may have no such cell.
     """
     size = (foreground.shape[2], foreground.shape[3])
-    return (area_average((masks == 0).to(torch.float32), size) >= 0.5) & ~foreground
+    return (area_average((masks == 0).to(torch.float32), size, patches) >= 0.5) & ~foreground
 
 
 def otsu_cuts(similarity: Tensor, picture: Tensor) -> Tensor:

@@ -307,7 +307,8 @@ def test_each_fit_trains_and_is_scored_by_its_own_rule(
     assert result.protocol["fit"] == fit
     assert cell_of(c).episodes_figure.is_file()
     assert len(seen) > 6  # 6 episodes, and the steps of the figures
-    for size, valid, truth, own_fit in seen:
+    for size, valid, truth, own_fit, patches in seen:
+        assert not patches
         assert (size, own_fit) == ((24, 24), fit)
         assert valid == (24, 24) if fit == "squash" else max(valid) == 24 and min(valid) % 8 == 0
         assert (truth is None) == (scoring == "network")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from runs import composed, done
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsseg.config.schema import DinoConfig
 from fsseg.data.types import Batch
@@ -32,15 +32,8 @@ SETTINGS = [
 ]
 
 
-class Corners(nn.Module):
-    """Stands in for a backbone: the image's own channels at every 8th pixel."""
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return dict.fromkeys(("layer2", "layer3", "layer4"), images[..., ::8, ::8])
-
-
 def model(**changes) -> Dino:
-    return Dino(Corners(), samples.dino(**changes))  # type: ignore[arg-type]
+    return Dino(samples.Pixels(), samples.dino(**changes))
 
 
 def unit(vector: Vector) -> Vector:
@@ -116,13 +109,16 @@ def scene(shots: int = 2, seed: int = 0) -> tuple[Batch, Tensor]:
     return batch, labels
 
 
-def expected(cfg: DinoConfig, batch: Batch, labels: Tensor, b: int) -> list[float]:
+def expected(cfg: DinoConfig, batch: Batch, labels: Tensor, b: int, first: int = 0) -> list[float]:
+    """Cells lie at pixels `first`, `first` + 8, ..."""
+    places = range(first, batch.query_mask.shape[1], 8)
+
     def cells(image: Tensor) -> list[Vector]:
-        return [image[:, y, x].numpy() for y in range(0, SIDE, 8) for x in range(0, SIDE, 8)]
+        return [image[:, y, x].numpy() for y in places for x in places]
 
     marks = labels[b].flatten().tolist()
     seen = [x for image in batch.support_images[b] for x in cells(image)]
-    shown = batch.query_picture[b, ::8, ::8].flatten().tolist()
+    shown = batch.query_picture[b, first::8, first::8].flatten().tolist()
     parts = ([x for x, mark in zip(seen, marks) if mark == value] for value in (1, 0))
     return answer(cfg, *parts, cells(batch.query_image[b]), shown)
 
@@ -150,6 +146,18 @@ def test_the_answer_equals_the_loops(changes: dict, form: str, monkeypatch: pyte
             found[b].flatten(), expected(samples.dino(**changes), batch, labels, b), rtol=1e-9, atol=1e-12
         )
     assert 0 < (found > 0).double().mean() < 1
+
+
+def test_cells_that_are_patches_lie_side_by_side() -> None:
+    labels = torch.randint(0, 2, (1, 2, CELLS, CELLS), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    labels[0, :, 3] = 255
+    batch = samples.batch(labels.repeat_interleave(8, 2).repeat_interleave(8, 3), 40, dtype=torch.float64)
+    batch.query_picture[:, :, 29:] = False  # of the fourth patch the middle, pixel 28, is picture
+    prediction = Dino(samples.Pixels(patches=True), samples.dino())(batch)
+    by_hand = expected(samples.dino(), batch, labels, 0, first=4)
+    np.testing.assert_allclose(logit(prediction)[0].flatten(), by_hand, rtol=1e-9, atol=1e-12)
+    assert prediction.patches
+    assert prediction.logits.shape == (1, 2, 40, 40)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])

@@ -57,3 +57,10 @@ def test_cells_lie_at_multiples_of_the_stride(side: int, stride: int) -> None:
 def test_answers_of_400_pixels_reach_from_corner_to_corner() -> None:
     line = torch.arange(50.0)[None, None, None].expand(1, 1, 50, 50)
     assert upsample(line, (400, 400))[0, 0, 0].tolist() == pytest.approx((np.arange(400) * 49 / 399).tolist(), abs=1e-4)
+
+
+def test_answers_of_patches_lie_at_their_middles() -> None:
+    line = torch.tensor([0.0, 1.0, 2.0])[None, None, None].expand(1, 1, 3, 3)
+    # patches of 4 pixels have their middles at 1.5, 5.5 and 9.5; nothing is known beyond the first and the last
+    expected = [min(2.0, max(0.0, (pixel - 1.5) / 4)) for pixel in range(12)]
+    assert upsample(line, (12, 12), patches=True)[0, 0, 0].tolist() == pytest.approx(expected)

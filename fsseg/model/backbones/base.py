@@ -18,10 +18,13 @@ class Backbone(nn.Module):
     Attributes:
         channels: stage name -> its channels.
         num_frozen: how many stages, from the first on, do not train.
+        patches: cells are areas that lie side by side and cover the image, as those of vision transformers. Else they
+            are points at every stride-th pixel, the first on the image's corner, as those of strided convolutions.
     """
 
     channels: dict[str, int]
     num_frozen: int
+    patches: bool = False
 
     def forward(self, images: Tensor) -> Features:
         """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
@@ -16,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from fsseg.cell.weights import FILES, cached, digest, mismatch, url
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import Backbone
+from fsseg.model.backbones.weight_files import fill, read_state
 from fsseg.process.files import sha256_of
 
 if TYPE_CHECKING:
@@ -102,19 +102,15 @@ def load_weights(backbone: ResNetBackbone, name: str, path: str | None = None) -
         file = fetch_weights(name)
     elif not (file := Path(path)).is_file():
         raise UserError(f"backbone.weights={path} is not a file", f"give the path of {FILES[name]}, or leave it out")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it as code
-            reason = "it holds other objects than tensors"
-        raise UserError(
-            f"{file} cannot be read as weights: {reason}",
-            f"replace it by a whole {FILES[name]} (from {url(name)}), or name another file by backbone.weights=",
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    _fill(backbone, name, file, state)
+    advice = f"replace it by a whole {FILES[name]} (from {url(name)}), or name another file by backbone.weights="
+    state = read_state(file, advice)
+    renamed = {}
+    for key, value in state.items():
+        for old, new in (("conv1.", "stem.0."), ("bn1.", "stem.1.")):
+            key = new + key.removeprefix(old) if key.startswith(old) else key
+        if not key.startswith("fc."):  # the classifier of ImageNet's 1000 classes
+            renamed[key] = value
+    fill(backbone, renamed, file, name, f"give torchvision's IMAGENET1K_V1 weights of {name} by backbone.weights=")
 
 
 def fetch_weights(name: str) -> Path:
@@ -146,30 +142,3 @@ def _download(name: str, file: Path) -> None:
             f"run `fsseg prepare --weights backbone={name}` where there is a network, put {file.name} (from "
             f"{url(name)}) into {file.parent}, or name its place by backbone.weights=/path/to/{file.name}",
         ) from error
-
-
-def _fill(backbone: ResNetBackbone, name: str, file: Path, state: object) -> None:
-    """Copy a torchvision state dict into the backbone, whose stem has other names; every tensor must have a place."""
-    fix = f"give torchvision's IMAGENET1K_V1 weights of {name} by backbone.weights="
-    if not isinstance(state, dict):
-        raise UserError(f"{file} holds no state dict", fix)
-    renamed = {}
-    for key, value in state.items():
-        plain = str(key).removeprefix("module.")
-        for old, new in (("conv1.", "stem.0."), ("bn1.", "stem.1.")):
-            if plain.startswith(old):
-                plain = new + plain.removeprefix(old)
-        if not plain.startswith("fc."):  # the classifier of ImageNet's 1000 classes
-            renamed[plain] = value
-    own = backbone.state_dict()
-    # Files from before 2018 lack num_batches_tracked; nothing here uses it.
-    missing = [k for k in own if k not in renamed and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in renamed if k not in own]
-    shapes = [k for k in own if k in renamed and tuple(getattr(renamed[k], "shape", ())) != tuple(own[k].shape)]
-    for keys, what in ((missing, "lacks"), (foreign, "has the foreign"), (shapes, "has another shape for")):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"{file} is not a {name}: it {what} {keys[0]}{more}", fix)
-    if sick := [k for k in own if k in renamed and not bool(torch.isfinite(renamed[k]).all())]:
-        raise UserError(f"{file}: the weights {sick[0]} are no finite numbers", fix)
-    backbone.load_state_dict(renamed, strict=False)

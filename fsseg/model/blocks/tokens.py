@@ -190,17 +190,23 @@ def to_tokens(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
-def _strides(maps: Tensor, size: tuple[int, int]) -> list[int]:
+def _strides(maps: Tensor, size: tuple[int, int], patches: bool) -> list[int]:
     """Pixels from one feature cell to the next, down and across: maps (..., H, W) at size (h, w).
 
-    The backbone's stride for sides of stride * m + 1. For stride * m, m > stride is needed as well: of smaller images,
-    which are at most stride ** 2 pixels wide, the cells count as spread from corner to corner.
+    Of patches, which cover the map, the side of one. Else the backbone's stride for sides of stride * m + 1. For
+    stride * m, m > stride is needed as well: of smaller images, which are at most stride ** 2 pixels wide, the cells
+    count as spread from corner to corner.
     """
-    return [(big - 1) // (small - 1) if small > 1 else big for big, small in zip(maps.shape[-2:], size)]
+    sides = zip(maps.shape[-2:], size)
+    if patches:
+        return [big // small for big, small in sides]
+    return [(big - 1) // (small - 1) if small > 1 else big for big, small in sides]
 
 
-def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def picture_cells(pictures: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
     """Feature cells that lie on the picture, not on padding; cell i of a side lies at pixel stride * i.
+
+    A patch lies where its middle does.
 
     If an image is so thin or so rotated that no cell lies on its picture, all its cells count as picture: attention and
     prior map need at least one.
@@ -212,8 +218,9 @@ def picture_cells(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (N, h, w) bool.
     """
-    rows, columns = _strides(pictures, size)
-    cells = pictures[..., ::rows, ::columns]
+    rows, columns = _strides(pictures, size, patches)
+    top, left = (rows // 2, columns // 2) if patches else (0, 0)
+    cells = pictures[..., top::rows, left::columns]
     return cells | ~cells.flatten(1).any(1)[:, None, None]
 
 
@@ -222,21 +229,26 @@ def unless_full(cells: Tensor) -> Tensor | None:
     return None if bool(cells.all()) else cells
 
 
-def area_average(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def area_average(maps: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
     """Average (B, C, H, W) over the area of each feature cell -> (B, C, h, w).
 
     Cell i of a side lies at pixel stride * i (as for strided convolutions), so its area is the stride + 1
-    pixels around that one, cut at the image's edge.
+    pixels around that one, cut at the image's edge. The areas of `patches` lie side by side.
     """
-    strides = _strides(maps, size)
-    kernel = [s + 1 - s % 2 for s in strides]
-    out = F.avg_pool2d(maps, kernel, strides, [k // 2 for k in kernel], count_include_pad=False)
+    strides = _strides(maps, size, patches)
+    kernel = strides if patches else [s + 1 - s % 2 for s in strides]
+    padding = [0, 0] if patches else [k // 2 for k in kernel]
+    out = F.avg_pool2d(maps, kernel, strides, padding, count_include_pad=False)
     assert tuple(out.shape[-2:]) == tuple(size), f"side {tuple(maps.shape[-2:])} does not fit {size} cells"
     return out
 
 
 def downsample_masks(
-    masks: Tensor, size: tuple[int, int], vanished: str = "best_cell", names: Sequence[Sequence[str]] | None = None
+    masks: Tensor,
+    size: tuple[int, int],
+    vanished: str = "best_cell",
+    names: Sequence[Sequence[str]] | None = None,
+    patches: bool = False,
 ) -> Tensor:
     """Support masks at feature size: a cell is foreground if at least half of its area is. 255 is not foreground.
 
@@ -245,6 +257,7 @@ def downsample_masks(
         size: (h, w).
         vanished: what a mask too small for any cell keeps: `best_cell` (the first of its best covered ones) or `error`.
         names: image names by sample and shot, for error messages.
+        patches: what the cells are, see `Backbone.patches`.
 
     Returns:
         (B, K, h, w) bool, at least one cell True for every shot.
@@ -254,7 +267,7 @@ def downsample_masks(
         image.
     """
     foreground = masks == 1
-    coverage = area_average(foreground.to(torch.float32), size)
+    coverage = area_average(foreground.to(torch.float32), size, patches)
     small = coverage >= 0.5
     lost = ~small.flatten(2).any(2)
     if lost.any():

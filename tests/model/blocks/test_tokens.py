@@ -166,3 +166,16 @@ def test_the_number_of_tokens_may_be_rounded_up_as_far_as_there_are_positions() 
         assert tokens.values[1, :, 0].tolist() == [13] + [0] * (size - 1)
         assert tokens.valid.sum(1).tolist() == [4, 1] == tokens.counts
         assert not tokens.full
+
+
+def test_patches_cover_the_image() -> None:
+    image = torch.arange(36.0).reshape(1, 1, 6, 6)
+    rows = [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5], [27.5, 29.5, 31.5]]  # means of 2 x 2: the first of 0, 1, 6, 7
+    assert area_average(image, (3, 3), patches=True)[0, 0].tolist() == rows
+    mask = torch.zeros(1, 1, 6, 6, dtype=torch.uint8)
+    mask[..., 1:4, 2:4] = 1  # half of the upper patch in the middle, all of the one below
+    found = downsample_masks(mask, (3, 3), patches=True)[0, 0]
+    assert found.nonzero().tolist() == [[0, 1], [1, 1]]
+    picture = torch.zeros(1, 6, 6, dtype=torch.bool)
+    picture[:, :3, :] = True  # the middle of the second row of patches is its pixel 3
+    assert picture_cells(picture, (3, 3), patches=True)[0].tolist() == [[True] * 3, [False] * 3, [False] * 3]

@@ -1,0 +1,220 @@
+"""`backbone=timm`: models of the package timm, convolutional ones at stride 8 and plain vision transformers.
+
+timm is an extra (`fsseg[timm]`), imported when such a backbone is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fsseg.config.schema import BackboneConfig
+from fsseg.data.pixels import MEAN, STD
+from fsseg.errors import UserError
+from fsseg.model.backbones.base import LAYERS, STAGES, Backbone, Features
+from fsseg.model.backbones.weight_files import fill, read_state
+from fsseg.process.files import sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fsseg.config.schema import TimmConfig
+
+log = logging.getLogger(__name__)
+
+_FITTING = "choose a convolutional model that timm builds with output_stride=8, or a plain vision transformer"
+
+
+class TimmBackbone(Backbone):
+    """Three maps of one size of a timm model, frozen (`trainable_layers` 0) or training as a whole (5).
+
+    Of a convolutional model the last three stages at stride 8; of a transformer its patches after three of its blocks,
+    normed. Images come normalised with ImageNet's mean and deviation, and are brought to the model's own.
+    BatchNorm uses its stored statistics, as in `ResNetBackbone`; a frozen model is in evaluation mode altogether.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, cfg: TimmConfig) -> None:
+        super().__init__()
+        stride, self.patches = BackboneConfig.named(cfg.name).cells(cfg)
+        self.whole = cfg.trainable_layers == len(STAGES)
+        self.num_frozen = 0 if self.whole else len(STAGES)
+        timm = _timm(cfg)
+        self.network = _network(timm, cfg, stride, self.patches)
+        self.depths = _depths(cfg, self.network) if is_transformer(self.network) else None
+        own = timm.data.resolve_model_data_config(self.network)
+        mean, std = (own["mean"], own["std"]) if cfg.normalisation == "model" else (MEAN, STD)
+        scale, shift = torch.tensor(STD) / torch.tensor(std), torch.tensor(MEAN) - torch.tensor(mean)
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        self.register_buffer("shift", (shift / torch.tensor(std))[:, None, None], persistent=False)
+        self.network.requires_grad_(self.whole)
+        self.train()
+        self.channels = self._measured(cfg.model, stride)
+
+    @classmethod
+    def from_config(cls, cfg: BackboneConfig) -> TimmBackbone:
+        """Build the model of `cfg` with its weights.
+
+        Raises:
+            UserError: timm is absent, does not know the model, or has no weights of it; the model has other maps than
+                its name says; weights are unreadable, or of another model.
+        """
+        return cls(cfg)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Features:
+        """(N, 3, S, S) -> stage name -> (N, C, n, n)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.whole):
+            x = images * self.scale + self.shift
+            if self.depths is None:
+                maps = self.network(x)[-len(LAYERS) :]
+            else:
+                indices = sorted({depth - 1 for depth in self.depths})
+                intermediates: Any = self.network.forward_intermediates
+                found = intermediates(x, indices=indices, norm=True, intermediates_only=True)
+                maps = [found[indices.index(depth - 1)] for depth in self.depths]
+        return dict(zip(LAYERS, maps))
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode and self.whole)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def _measured(self, model: str, stride: int) -> dict[str, int]:
+        """Channels of the three maps, by one small image.
+
+        Raises:
+            UserError: the maps are not of the size that `TimmConfig.cells` says.
+        """
+        cells = 4 if self.patches else 5
+        side = 4 * stride + (0 if self.patches else 1)
+        training = self.training
+        with torch.no_grad():
+            found = self.eval()(torch.zeros(1, 3, side, side))
+        self.train(training)
+        sizes = [tuple(maps.shape[2:]) for maps in found.values()]
+        if sizes != [(cells, cells)] * len(LAYERS):
+            shown = ", ".join(f"{height} x {width}" for height, width in sizes)
+            raise UserError(
+                f"backbone.model={model} gives maps of {shown} cells for {side} pixels, not three of {cells} x {cells}",
+                _FITTING,
+            )
+        return {layer: maps.shape[1] for layer, maps in found.items()}
+
+
+def is_transformer(network: nn.Module) -> bool:
+    """Whether a timm model is a row of blocks over patches."""
+    return hasattr(network, "patch_embed") and hasattr(network, "blocks") and hasattr(network, "forward_intermediates")
+
+
+def _timm(cfg: TimmConfig) -> ModuleType:
+    """The package.
+
+    Raises:
+        UserError: it cannot be imported, or does not know the model, or not these weights of it.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(
+            f"backbone={cfg.name} is a model of the package timm, which cannot be imported ({error})",
+            "pip install 'fsseg[timm]', or choose another backbone",
+        ) from None
+    plain, _, tag = cfg.model.partition(".")
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists what there is"
+        raise UserError(f"backbone.model={cfg.model} is no model of timm {timm.__version__}", advice)
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{plain}.*")]
+    if tag and tag not in tags:
+        raise UserError(
+            f"backbone.model={cfg.model}: timm {timm.__version__} knows no weights {tag} of {plain}",
+            f"choose one of: {', '.join(tags)}" if tags else "leave the tag out",
+        )
+    return timm
+
+
+def _network(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool) -> nn.Module:
+    """The network with its weights.
+
+    Raises:
+        UserError: it cannot be built in this form, or its weights cannot be had.
+    """
+    convolutional: dict[str, Any] = {"features_only": True, "output_stride": stride}
+    transformer = patches and "patch" in cfg.model
+    options = {"num_classes": 0, "dynamic_img_size": True} if transformer else convolutional
+    try:
+        network: nn.Module = timm.create_model(cfg.model, pretrained=False, **options)
+        if transformer and not is_transformer(network):
+            raise TypeError("it is no plain row of blocks over patches")
+    except Exception as error:  # timm raises many types for what a model does not take
+        raise UserError(
+            f"backbone.model={cfg.model} cannot be built as a backbone: {_reason(error)}", _FITTING
+        ) from error
+    if not cfg.pretrained:
+        if cfg.weights is not None:
+            log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
+        return network
+    if cfg.weights is not None:
+        _load(network, cfg.model, cfg.weights)
+        return network
+    try:
+        return timm.create_model(cfg.model, pretrained=True, **options)  # type: ignore[no-any-return]
+    except Exception as error:  # of the hub, the network and the file system
+        raise UserError(
+            f"the pretrained weights of {cfg.model} are not in timm's cache and cannot be fetched: {_reason(error)}",
+            "run the same line where there is a network, and copy the cache (HF_HOME); or name a file by "
+            "backbone.weights=; or set backbone.pretrained=false",
+        ) from error
+
+
+def _load(network: nn.Module, model: str, path: str) -> None:
+    """Fill the network from a file of the whole model, or of this part of it.
+
+    Raises:
+        UserError: the file is not there, unreadable, or of another model.
+    """
+    fix = f"give the state dict of timm's {model} by backbone.weights="
+    if not (file := Path(path)).is_file():
+        raise UserError(f"backbone.weights={path} is not a file", fix)
+    own = network.state_dict()
+    state = read_state(file, fix)
+    # timm's feature extractors write `stages_0.` where the whole model has `stages.0.`.
+    renamed = {
+        key if key in own else re.sub(r"^(\w+?)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
+    }
+    beyond = [key for key in renamed if key not in own]
+    if beyond and len(beyond) < len(renamed):
+        log.info("%s: %d tensors of layers that a backbone lacks are left out (%s, ...)", file, len(beyond), beyond[0])
+        renamed = {key: value for key, value in renamed.items() if key in own}
+    fill(network, renamed, file, model, fix)
+    log.info("weights from %s (SHA-256 %s...)", file, sha256_of(file)[:16])
+
+
+def _depths(cfg: TimmConfig, network: nn.Module) -> list[int]:
+    """After how many blocks the three maps are taken.
+
+    Raises:
+        UserError: the model has fewer blocks.
+    """
+    blocks = len(network.blocks)  # type: ignore[arg-type]
+    depths = list(cfg.depths) if cfg.depths is not None else [max(1, blocks // 2), max(1, blocks * 3 // 4), blocks]
+    if depths[-1] > blocks:
+        raise UserError(f"backbone.depths={depths}: {cfg.model} has {blocks} blocks", "lower the numbers")
+    return depths
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
