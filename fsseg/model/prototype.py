@@ -1,7 +1,7 @@
 """`method=prototype`, training-free: foreground is what resembles the mean support foreground feature.
 
 It shares data, engine and score with the learned methods and shows what the backbone's features are worth by
-themselves.
+themselves. What every training-free method needs is here too; `fsseg.model.dino` takes it.
 """
 
 from __future__ import annotations
@@ -28,28 +28,40 @@ from fsseg.model.blocks.tokens import (
 )
 
 if TYPE_CHECKING:
-    from fsseg.config.schema import Config, PrototypeConfig
+    from fsseg.config.schema import Config, DinoConfig, PrototypeConfig
 
-_SCALE = 20.0  # turns cosines into logits; changes no decision
+SCALE = 20.0
+"""Turns differences of cosines into logits; changes no decision."""
 
 
-class Prototype(FewShotModel):
+class TrainingFree(FewShotModel):
+    """A frozen backbone, of which one stage is matched (`layer`), and nothing to train."""
+
+    trainable = False
+
+    def __init__(self, backbone: Backbone, cfg: PrototypeConfig | DinoConfig) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.name, self.layer = cfg.name, cfg.layer
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> TrainingFree:
+        return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
+
+    def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        raise UserError(f"method={self.name} has nothing to train", "evaluate it with train.enabled=false")
+
+
+class Prototype(TrainingFree):
     """Cosine matching with the mean support foreground feature, all shots pooled.
 
     The map is cut by `threshold`: `otsu` finds each query's best two-class split; `background` compares with the mean
     support background feature instead. Neither uses padding or support pixels of 255.
     """
 
-    trainable = False
-
     def __init__(self, backbone: Backbone, cfg: PrototypeConfig) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.layer, self.threshold = cfg.layer, cfg.threshold
-
-    @classmethod
-    def from_config(cls, cfg: Config) -> Prototype:
-        return cls(build_backbone(cfg.backbone), cfg.model)  # type: ignore[arg-type]
+        super().__init__(backbone, cfg)
+        self.threshold = cfg.threshold
 
     @torch.no_grad()
     def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
@@ -69,23 +81,47 @@ class Prototype(FewShotModel):
         foreground = Shots(supports, masks).tokens("features").mean()
         similarity = _cosine(features, foreground)
         if self.threshold == "otsu":
-            picture = unless_full(query["picture"])
-            seen = similarity if picture is None else [own[valid] for own, valid in zip(similarity, picture)]
-            cuts = [otsu(values.reshape(1, -1)) for values in seen]
-            other = torch.cat(cuts)[:, None, None].expand_as(similarity)
+            other = otsu_cuts(similarity, query["picture"])[:, None, None].expand_as(similarity)
         else:
-            background = area_average((tasks.support_masks == 0).to(torch.float32), cells, patches) >= 0.5
-            other = _cosine(features, Shots(supports, background & ~masks).tokens("features").mean())
-        logits = torch.stack((other, similarity), 1) * _SCALE
+            background = background_cells(tasks.support_masks, masks, patches)
+            other = _cosine(features, Shots(supports, background).tokens("features").mean())
+        logits = torch.stack((other, similarity), 1) * SCALE
         return Prediction([logits], tasks.size, [], foreground, features, patches)
-
-    def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        raise UserError("method=prototype has nothing to train", "evaluate it with train.enabled=false")
 
 
 def _cosine(features: Tensor, vector: Tensor) -> Tensor:
     """(B, C, h, w), (B, C) -> (B, h, w)."""
     return torch.einsum("bchw,bc->bhw", F.normalize(features, dim=1), F.normalize(vector, dim=1))
+
+
+def background_cells(masks: Tensor, foreground: Tensor, patches: bool = False) -> Tensor:
+    """Cells of the supports that show background: at least half of their area is 0 in the mask, not 255, not padding.
+
+    Args:
+        masks: (B, K, H, W) in {0, 1, 255}.
+        foreground: (B, K, h, w) bool, `downsample_masks` of them; these cells are none.
+        patches: what the cells are, see `Backbone.patches`.
+
+    Returns:
+        (B, K, h, w) bool; a shot may have no such cell.
+    """
+    size = (foreground.shape[2], foreground.shape[3])
+    return (area_average((masks == 0).to(torch.float32), size, patches) >= 0.5) & ~foreground
+
+
+def otsu_cuts(similarity: Tensor, picture: Tensor) -> Tensor:
+    """Each query's `otsu` threshold, of the cells on its picture alone.
+
+    Args:
+        similarity: (B, ...).
+        picture: the same shape, bool, on the host.
+
+    Returns:
+        (B,).
+    """
+    valid = unless_full(picture)
+    seen = similarity if valid is None else [own[cells] for own, cells in zip(similarity, valid)]
+    return torch.cat([otsu(values.reshape(1, -1)) for values in seen])
 
 
 def otsu(values: Tensor) -> Tensor:

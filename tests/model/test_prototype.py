@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fake_source import FakeSource
-from torch import nn
+from model_samples import Pixels
 
 from fsseg.config.schema import BackboneConfig
 from fsseg.data.loader import EpisodeDataset
@@ -18,13 +18,6 @@ from fsseg.data.types import EpisodeSpec, collate
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.model.prototype import Prototype, otsu
-
-
-class Pixels(nn.Module):
-    """Stands in for a backbone: the image's own channels at every 8th pixel."""
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return dict.fromkeys(("layer2", "layer3", "layer4"), images[..., ::8, ::8])
 
 
 def example() -> tuple:
