@@ -108,6 +108,10 @@ SHARES = Constraint(
     lambda v: len(v) <= 100 and all(0 <= share <= 1 for share in v),
     "are not within 0 and 1, or more than 100", "e.g. [0,1]",
 )  # fmt: skip
+SIDES = Constraint(
+    lambda v: 0 < len(v) <= 16 and all(0 < share <= 1 for share in v),
+    "are not shares above 0 and at most 1, at least one, at most 16", "e.g. [1,0.5,0.25,0.125]",
+)  # fmt: skip
 SCALES = Constraint(
     lambda v: len(v) == 2 and 0.1 <= v[0] <= v[1] <= 10,
     "is not [smallest, largest], each from 0.1 to 10", "e.g. [0.9,1.1]",

@@ -329,6 +329,22 @@ class AbcbConfig(NeckConfig):
 
 
 @dataclass
+class PfenetConfig(MethodConfig):
+    """`method=pfenet`: prior map, prototype, and feature enrichment at several sizes."""
+
+    NAMES = ("pfenet",)
+    TARGET = "fsseg.model.pfenet:Pfenet"
+    NEEDS = frozenset({"stages"})
+    channels: Annotated[int, within(1, 4096)] = 256
+    """Width of the features after the neck; the published one is 256."""
+    sides: Annotated[list[float], constraints.SIDES] = field(default_factory=lambda: [1.0, 0.5, 0.25, 0.125])
+    """Sides of the maps that the features are enriched at, one after the other, as shares of the feature map's side:
+    with 60 cells (473 pixels) 60, 30, 15 and 8."""
+    dropout: Share = 0.5
+    """Share of the reduced features' channels that training drops; the published one is 0.5."""
+
+
+@dataclass
 class PrototypeConfig(MethodConfig):
     """`method=prototype`: training-free cosine matching with the mean support foreground feature."""
 

@@ -32,8 +32,8 @@ class Prediction:
 
     Attributes:
         rounds: logits P_1..P_T at feature size, (B, 2, h, w) each; the last is the answer.
-        hats: logits P_hat_1..P_hat_{T-1} after support modulation (ABCB, equation of information cleansing); often
-            empty.
+        hats: logits that are no answer and stand in the loss only: P_hat_1..P_hat_{T-1} after support modulation (ABCB,
+            equation of information cleansing), or those of PFENet's sides, (B, 2, ...) of any size; often empty.
         size: (H, W) of the images.
         support_foreground: (B, C) mean support foreground feature that the last round used (Figure 5 of the paper).
         query_features: (B, C, h, w) features f_q that the last round used (Figure 5 of the paper).

@@ -202,9 +202,10 @@ def test_each_schema_builds_the_class_of_its_name() -> None:
     assert source_class("pascal5i").__name__ == "PascalSource"
     assert source_class("coco20i").__name__ == "CocoSource"
     assert source_class("shapes5i").__name__ == "ShapesSource"
-    assert [method_class(name).__name__ for name in ("abcb", "baseline", "prototype")] == [
+    assert [method_class(name).__name__ for name in ("abcb", "baseline", "pfenet", "prototype")] == [
         "Abcb",
         "Baseline",
+        "Pfenet",
         "Prototype",
     ]
 

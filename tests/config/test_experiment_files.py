@@ -24,8 +24,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
-    "learning_rate": 2, "dino_paper": 2 * 2 * 4,
+    "learning_rate": 2, "pfenet_paper": 2 * 2 * 2 * 4, "dino_paper": 2 * 2 * 4,
 }  # fmt: skip
+OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino"}
+"""Those that are no table or figure of the paper, and something that tells their rows in the summary."""
 
 
 def cells(*line: str) -> list[Composed]:
@@ -53,7 +55,7 @@ def test_an_experiment_is_one_line(experiment: str) -> None:
     assert len(set(keys)) == len(keys)
     assert {key.name for key in keys} == {experiment}
     # The folder's name says so already; but a file that is no table of the paper must not look like a default run.
-    others = ("smoke", "learning_rate", "dino_paper")
+    others = ("smoke", *OTHERS)
     assert [key for key in keys if "experiment" in key.variant] == (keys if experiment in others else [])
 
 
@@ -108,11 +110,10 @@ def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
 
 SMOKE = {
     "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
-    "table5_iterations": ["model.iterations=1,3"], "dino_paper": ["fold=0", "shot=1,2"],
+    "table5_iterations": ["model.iterations=1,3"], "pfenet_paper": ["fold=0", "shot=2"], "dino_paper": ["fold=0", "shot=1,2"],
 }  # fmt: skip
 
 
-SUMMARY = {"paper": "2-shot", "learning_rate": "train.lr_scale-10", "dino_paper": "dino"}
 """Those without a table of their own, and what the summary says of them."""
 
 
@@ -125,12 +126,12 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
     small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
     made = cells(f"experiment={experiment}", *own, *small)
     for cell in made:
-        assert done(cell).report == (None if experiment in SUMMARY else experiment)
+        assert done(cell).report == (None if experiment in ("paper", *OTHERS) else experiment)
     folder = tmp_path / experiment
     text = aggregate([folder])
     assert len(find_runs([folder])) == len(made)
-    if experiment in SUMMARY:
-        assert SUMMARY[experiment] in text
+    if experiment in ("paper", *OTHERS):
+        assert {"paper": "2-shot", **OTHERS}[experiment] in text
         return
     table = [line for line in (folder / f"{experiment}.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) >= 3

@@ -111,10 +111,10 @@ def test_so_are_the_settings_of_launchers(kind: type[Any]) -> None:
         check(cfg, f"launch.{name}", null)
 
 
-@pytest.mark.parametrize("key", ["protocol.seeds", "eval.background_shifts", "dataset.scale_range"])
+@pytest.mark.parametrize("key", ["protocol.seeds", "eval.background_shifts", "dataset.scale_range", "model.sides"])
 def test_so_are_the_elements_of_a_list(key: str) -> None:
     with composer() as c:
-        cfg = c.compose(())
+        cfg = c.compose(("method=pfenet",) if key.startswith("model.") else ())
     for element in BAD:
         found = found_in(cfg, f"{key}=[{element},{element}]")
         if key == "eval.background_shifts" and element == "0":

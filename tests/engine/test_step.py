@@ -63,6 +63,14 @@ def test_four_parts_of_four_train_as_a_batch_of_sixteen(clip: str, root: Path, t
     assert_same(whole, parts)
 
 
+def test_parts_of_a_batch_draw_the_dropout_of_the_batch(root: Path, tmp_path: Path) -> None:
+    line = ("method=pfenet", *TURNED, "train.batch_size=4", "train.max_steps=3")
+    whole, parts = (composed(root, tmp_path, *line, f"train.accumulate={n}", f"name=in{n}") for n in (1, 4))
+    done(whole)
+    done(parts)
+    assert_same(whole, parts)
+
+
 @pytest.mark.process
 def test_parts_of_two_processes_train_as_one_batch(root: Path, tmp_path: Path) -> None:
     line = (*TURNED, "train.batch_size=7")

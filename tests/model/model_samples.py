@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, DinoConfig, PrototypeConfig
+from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, DinoConfig, PfenetConfig, PrototypeConfig
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.model.backbones import LAYERS, Backbone, Features
 
@@ -70,6 +70,10 @@ def baseline(**changes) -> BaselineConfig:
     return BaselineConfig(**{"name": "baseline", "channels": 16, "heads": 2, **changes})
 
 
+def pfenet(**changes) -> PfenetConfig:
+    return PfenetConfig(**{"name": "pfenet", "channels": 16, **changes})
+
+
 def prototype(**changes) -> PrototypeConfig:
     return PrototypeConfig(**{"name": "prototype", **changes})
 
@@ -90,5 +94,5 @@ def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:
 def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:
     """What `build_model` reads of a whole configuration."""
     return SimpleNamespace(
-        model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5)
+        model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5), seed=0
     )

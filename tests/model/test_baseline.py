@@ -73,8 +73,13 @@ def test_features_kept_from_before_give_the_same_answer() -> None:
 
 
 def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:
-    configs = {"abcb": samples.abcb(), "baseline": samples.baseline(), "prototype": samples.prototype(),
-               "dino": samples.dino()}  # fmt: skip
+    configs = {
+        "abcb": samples.abcb(),
+        "baseline": samples.baseline(),
+        "pfenet": samples.pfenet(),
+        "dino": samples.dino(),
+        "prototype": samples.prototype(),
+    }
     for name, config in configs.items():
         assert type(build_model(samples.cell(config))) is method_class(name)
     with pytest.raises(UserError, match=r"model\.name=panet"):

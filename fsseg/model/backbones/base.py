@@ -26,11 +26,14 @@ class Backbone(nn.Module):
     num_frozen: int
     patches: bool = False
 
-    def forward(self, images: Tensor) -> Features:
-        """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m."""
+    def forward(self, images: Tensor, last: str = "layer4") -> Features:
+        """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m.
+
+        Stages after the `last` do not run.
+        """
         features: Features = {}
         x = images
-        for number, stage in enumerate(STAGES):
+        for number, stage in enumerate(STAGES[: STAGES.index(last) + 1]):
             # Not inference_mode: what follows trains, and torch saves none of its tensors for the backward pass.
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
                 x = getattr(self, stage)(x)

@@ -165,7 +165,9 @@ def _to_map(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
 
-def prior_map(query: Tensor, foreground: Tokens, counts: list[list[int]], valid: Tensor | None = None) -> Tensor:
+def prior_map(
+    query: Tensor, foreground: Tokens, counts: list[list[int]], valid: Tensor | None = None, added: float = 0.0
+) -> Tensor:
     """Largest cosine similarity of each query position with the foreground of each shot (CANet, PFENet).
 
     Only the foreground's columns of the similarity matrix are computed, and only some samples at a time.
@@ -175,6 +177,7 @@ def prior_map(query: Tensor, foreground: Tokens, counts: list[list[int]], valid:
         foreground: support features (B, M, C) of length 1, all shots of a sample one after the other.
         counts: how many of them are of each shot, at least one: B lists of K.
         valid: (B, h, w) bool, query positions that are picture, at least one for every sample; None: all are.
+        added: to the range of a map, which divides it.
 
     Returns:
         (B, K, h, w), each map scaled linearly to [0, 1] over the picture; 0 on padding.
@@ -196,4 +199,4 @@ def prior_map(query: Tensor, foreground: Tokens, counts: list[list[int]], valid:
     padding = torch.zeros_like(best, dtype=torch.bool) if valid is None else ~valid.flatten(1)[:, None]
     low = best.masked_fill(padding, 2).amin(2, keepdim=True)  # beyond every cosine, as above
     high = best.masked_fill(padding, -2).amax(2, keepdim=True)
-    return ((best - low) / (high - low).clamp_min(1e-6)).masked_fill(padding, 0).unflatten(2, size)
+    return ((best - low) / ((high - low).clamp_min(1e-6) + added)).masked_fill(padding, 0).unflatten(2, size)
