@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
-    "learning_rate": 2,
+    "learning_rate": 2, "hsnet_paper": 2 * 2 * 4,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_an_experiment_is_one_line(experiment: str) -> None:
     assert len(set(keys)) == len(keys)
     assert {key.name for key in keys} == {experiment}
     # The folder's name says so already; but a file that is no table of the paper must not look like a default run.
-    others = ("smoke", "learning_rate")
+    others = ("smoke", "learning_rate", "hsnet_paper")
     assert [key for key in keys if "experiment" in key.variant] == (keys if experiment in others else [])
 
 
@@ -108,8 +108,10 @@ def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
 
 SMOKE = {
     "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
-    "table5_iterations": ["model.iterations=1,3"],
+    "table5_iterations": ["model.iterations=1,3"], "hsnet_paper": ["fold=0", "model.channels=32"],
 }  # fmt: skip
+SUMMARISED = {"paper": "2-shot", "learning_rate": "train.lr_scale-10", "hsnet_paper": "hsnet"}
+"""Experiments without a table of their own, and what the summary says of them."""
 
 
 @pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke"}))
@@ -119,12 +121,12 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
     small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
     made = cells(f"experiment={experiment}", *own, *small)
     for cell in made:
-        assert done(cell).report == (None if experiment in ("paper", "learning_rate") else experiment)
+        assert done(cell).report == (None if experiment in SUMMARISED else experiment)
     folder = tmp_path / experiment
     text = aggregate([folder])
     assert len(find_runs([folder])) == len(made)
-    if experiment in ("paper", "learning_rate"):
-        assert {"paper": "2-shot", "learning_rate": "train.lr_scale-10"}[experiment] in text
+    if experiment in SUMMARISED:
+        assert SUMMARISED[experiment] in text
         return
     table = [line for line in (folder / f"{experiment}.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) >= 3

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, PrototypeConfig
+from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, HsnetConfig, PrototypeConfig
 from fsseg.data.types import Batch, EpisodeSpec
 
 
@@ -59,6 +59,10 @@ def baseline(**changes) -> BaselineConfig:
 
 def prototype(**changes) -> PrototypeConfig:
     return PrototypeConfig(**{"name": "prototype", **changes})
+
+
+def hsnet(**changes) -> HsnetConfig:
+    return HsnetConfig(**{"name": "hsnet", "channels": 32, **changes})
 
 
 def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:

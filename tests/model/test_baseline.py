@@ -73,7 +73,8 @@ def test_features_kept_from_before_give_the_same_answer() -> None:
 
 
 def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:
-    configs = {"abcb": samples.abcb(), "baseline": samples.baseline(), "prototype": samples.prototype()}
+    configs = {"abcb": samples.abcb(), "baseline": samples.baseline(), "prototype": samples.prototype(),
+               "hsnet": samples.hsnet()}  # fmt: skip
     for name, config in configs.items():
         assert type(build_model(samples.cell(config))) is method_class(name)
     with pytest.raises(UserError, match=r"model\.name=panet"):
