@@ -345,6 +345,17 @@ class PfenetConfig(MethodConfig):
 
 
 @dataclass
+class HsnetConfig(MethodConfig):
+    """`method=hsnet`: 4D convolutions over correlations of all residual blocks' features (Min et al., ICCV 2021)."""
+
+    NAMES = ("hsnet",)
+    TARGET = "fsseg.model.hsnet:Hsnet"
+    NEEDS = frozenset({"blocks"})
+    channels: Annotated[int, one_of(32, 64, 128, 256)] = 128
+    """Width of the 4D maps after squeezing; an eighth and a half of it on the way there. 128 as published."""
+
+
+@dataclass
 class PrototypeConfig(MethodConfig):
     """`method=prototype`: training-free cosine matching with the mean support foreground feature."""
 
@@ -606,7 +617,7 @@ def register() -> None:
         for name, schema in group.choices().items():
             store.store(group=f"schema/{group.GROUP}", name=name, node=schema)
     store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
-    for node in ("dataset", "backbone"):
+    for node in ("dataset", "backbone", "model"):
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
     OmegaConf.register_new_resolver("given", _given, replace=True)

@@ -96,7 +96,7 @@ def cost_summary(cfg: Config) -> Cost | None:
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:  # a method that the count does not know
         log.warning("the model's cost is not recorded: %s", error)
         return None
-    row = rows.get(f"T = {iterations}") or rows.get("baseline")
+    row = rows.get(f"T = {iterations}") or rows.get(cfg.model.name) or rows.get("baseline")
     if row is None:
         return None
     return Cost(row.parameters, row.macs / 1e9, row.dense_macs / 1e9)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsseg.config.schema import BackboneConfig
-from fsseg.model import method_class
+from fsseg.data.types import EpisodeSpec, Tasks
+from fsseg.model import FewShotModel, method_class
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
 from fsseg.model.backbones import Features, build_backbone
 from fsseg.model.baseline import Baseline, QueryPrediction
@@ -75,6 +77,9 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     Returns:
         Rows from the parts to the sums. The paper's figures stand only beside its own setting (`PAPER_SETTING`).
     """
+    whole = method_class(cfg.model.name)
+    if whole.trainable and not issubclass(whole, Baseline):
+        return _halves(whole, cfg, share)
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
         backbone = build_backbone(BackboneConfig(cfg.backbone.name, pretrained=False))
         method: Callable = method_class(cfg.model.name)
@@ -150,6 +155,38 @@ def _beside_paper(row: CostRow) -> CostRow:
     parameters = PAPER_PARAMETERS.get("full" if rounds and row.parameters else row.part)
     gmacs = PAPER_GMACS.get(rounds or row.part)
     return CostRow(row.part, row.parameters, row.macs, row.dense_macs, parameters, gmacs)
+
+
+def _halves(method: type[FewShotModel], cfg: Config, share: float) -> list[CostRow]:
+    """A method whose parts are not known here: `encode` of all images, `decode`, and the sum, which bears its name.
+
+    Its tensors have shapes alone (torch's device `meta`); masks lie on the host, as in a run. The parameters beside
+    `encode` are the backbone's.
+    """
+    side, shots = cfg.dataset.image_size, cfg.shot
+    settings: Any = SimpleNamespace(backbone=BackboneConfig(cfg.backbone.name, pretrained=False), model=cfg.model)
+    with torch.device("meta"):
+        model: Any = method.from_config(settings).eval().requires_grad_(False)
+        images = torch.empty(1 + shots, 3, side, side)
+    pictures = torch.ones(1 + shots, side, side, dtype=torch.bool)
+    masks = torch.zeros(1, shots, side, side, dtype=torch.uint8)
+    masks[..., : max(1, round(share * side)), :] = 1
+    tasks = Tasks(masks, masks[:, 0], [EpisodeSpec(0, 0, "query", ("support",) * shots)], [(side, side)], [None])
+    kept = []
+
+    def encode() -> None:
+        kept.append(model.encode(images[:shots], pictures[:shots], "support"))
+        kept.append(model.encode(images[shots:], pictures[shots:], "query"))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        for_images = _macs(encode)
+        for_episode = _macs(lambda: model.decode(kept[:1], kept[1], tasks))
+    backbone, total = _parameters(model.backbone), _parameters(model)
+    return [
+        CostRow(f"encode, {1 + shots} images", backbone, for_images, for_images),
+        CostRow("decode", total - backbone, for_episode, for_episode),
+        CostRow(cfg.model.name, total, for_images + for_episode, for_images + for_episode),
+    ]
 
 
 def _parameters(module: nn.Module) -> int:

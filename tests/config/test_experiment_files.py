@@ -24,9 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
-    "learning_rate": 2, "pfenet_paper": 2 * 2 * 2 * 4, "dino_paper": 2 * 2 * 4,
+    "learning_rate": 2, "pfenet_paper": 2 * 2 * 2 * 4, "hsnet_paper": 2 * 2 * 4, "dino_paper": 2 * 2 * 4,
 }  # fmt: skip
-OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino"}
+OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino", "hsnet_paper": "hsnet"}
 """Those that are no table or figure of the paper, and something that tells their rows in the summary."""
 
 
@@ -110,11 +110,9 @@ def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
 
 SMOKE = {
     "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
-    "table5_iterations": ["model.iterations=1,3"], "pfenet_paper": ["fold=0", "shot=2"], "dino_paper": ["fold=0", "shot=1,2"],
+    "table5_iterations": ["model.iterations=1,3"], "hsnet_paper": ["fold=0", "model.channels=32"],
+    "pfenet_paper": ["fold=0", "shot=2"], "dino_paper": ["fold=0", "shot=1,2"],
 }  # fmt: skip
-
-
-"""Those without a table of their own, and what the summary says of them."""
 
 
 @pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke"}))

@@ -9,7 +9,15 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from fsseg.config.schema import AbcbConfig, BackboneConfig, BaselineConfig, DinoConfig, PfenetConfig, PrototypeConfig
+from fsseg.config.schema import (
+    AbcbConfig,
+    BackboneConfig,
+    BaselineConfig,
+    DinoConfig,
+    HsnetConfig,
+    PfenetConfig,
+    PrototypeConfig,
+)
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.model.backbones import LAYERS, Backbone, Features
 
@@ -80,6 +88,10 @@ def prototype(**changes) -> PrototypeConfig:
 
 def dino(**changes) -> DinoConfig:
     return DinoConfig(**{"name": "dino", **changes})
+
+
+def hsnet(**changes) -> HsnetConfig:
+    return HsnetConfig(**{"name": "hsnet", "channels": 32, **changes})
 
 
 def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:

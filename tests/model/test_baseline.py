@@ -78,6 +78,7 @@ def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:
         "baseline": samples.baseline(),
         "pfenet": samples.pfenet(),
         "dino": samples.dino(),
+        "hsnet": samples.hsnet(),
         "prototype": samples.prototype(),
     }
     for name, config in configs.items():

@@ -8,13 +8,18 @@ from fsseg.model.backbones.tiny import TinyBackbone
 from fsseg.model.backbones.torchvision import ResNetBackbone, fetch_weights, load_weights
 
 
-def build_backbone(cfg: BackboneConfig) -> Backbone:
+def build_backbone(cfg: BackboneConfig, dilated: bool = True) -> Backbone:
     """The backbone that `cfg` names, with its weights.
+
+    Args:
+        dilated: False lets layer3 and layer4 keep their strides; only of a backbone that provides `blocks`
+            (`BackboneConfig.PROVIDES`). It is the method's choice, not a setting.
 
     Raises:
         UserError: an unknown name, or weights that are missing, unreadable or of another network.
     """
-    backbone: Backbone = BackboneConfig.target(cfg.name).from_config(cfg)
+    make = BackboneConfig.target(cfg.name).from_config
+    backbone: Backbone = make(cfg) if dilated else make(cfg, dilated=False)
     return backbone
 
 

@@ -1,8 +1,11 @@
-"""`Backbone`: an image in, the maps of its stages `layer2`, `layer3`, `layer4` out, all of one size."""
+"""`Backbone`: an image in, the maps of its stages `layer2`, `layer3`, `layer4` out, all of one size if dilated."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Features = dict[str, Tensor]
@@ -40,6 +43,31 @@ class Backbone(nn.Module):
             if stage in LAYERS:
                 features[stage] = x
         return features
+
+    def residual_blocks(self, stage: str) -> Sequence[Callable[[Tensor], Tensor]]:
+        """The residual blocks of one of `LAYERS` in their order, each without its last ReLU.
+
+        Only of a backbone that provides `blocks` (`BackboneConfig.PROVIDES`).
+        """
+        raise NotImplementedError
+
+    def blocks(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """(N, 3, S, S) -> stage name -> the output of each of its residual blocks before the last ReLU, (N, C, n, n).
+
+        Only of a backbone that has `residual_blocks`. If it is not dilated, n halves from stage to stage, rounded up.
+        """
+        found: dict[str, list[Tensor]] = {}
+        x = images
+        for number, stage in enumerate(STAGES):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.num_frozen):
+                if stage not in LAYERS:
+                    x = getattr(self, stage)(x)
+                    continue
+                found[stage] = []
+                for block in self.residual_blocks(stage):
+                    found[stage].append(block(x))
+                    x = F.relu(found[stage][-1])  # not in place: what was found stays as it is
+        return found
 
     def freeze(self, trainable_layers: int) -> None:
         """Let only the last `trainable_layers` stages train; called when all stages are there."""

@@ -1,16 +1,19 @@
-"""torchvision's ResNets at stride 8, frozen unless `backbone.trainable_layers` says otherwise, and their weights."""
+"""torchvision's ResNets, at stride 8 or as they are, frozen or as `backbone.trainable_layers` says; their weights."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 import torch
+import torch.nn.functional as F
 import torchvision
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fsseg.cell.weights import FILES, cached, digest, mismatch, url
 from fsseg.errors import UserError
@@ -27,13 +30,14 @@ log = logging.getLogger(__name__)
 class ResNetBackbone(Backbone):
     """torchvision's ResNet at stride 8: layer3 and layer4 keep their resolution by dilations 2 and 4.
 
+    With `dilated=False` it is the ResNet as it is: layer3 has stride 16, layer4 stride 32. The weights are the same.
     BatchNorm uses its stored statistics in every stage, training or not: a batch of 8 or 16 is too small to replace
     them. The first 5 - `trainable_layers` of stem, layer1, ..., layer4 are frozen and build no graph.
     """
 
-    def __init__(self, name: str, trainable_layers: int = 0) -> None:
+    def __init__(self, name: str, trainable_layers: int = 0, dilated: bool = True) -> None:
         super().__init__()
-        network = _dilated_resnet(name)
+        network = _dilated_resnet(name) if dilated else getattr(torchvision.models, name)(weights=None)
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
@@ -43,18 +47,21 @@ class ResNetBackbone(Backbone):
         self.train()
 
     @classmethod
-    def from_config(cls, cfg: BackboneConfig) -> ResNetBackbone:
+    def from_config(cls, cfg: BackboneConfig, dilated: bool = True) -> ResNetBackbone:
         """Build the ResNet of `cfg` with its weights.
 
         Raises:
             UserError: they are missing, unreadable or of another network.
         """
-        backbone = cls(cfg.name, cfg.trainable_layers)
+        backbone = cls(cfg.name, cfg.trainable_layers, dilated)
         if cfg.pretrained:
             load_weights(backbone, cfg.name, cfg.weights)
         elif cfg.weights is not None:
             log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
         return backbone
+
+    def residual_blocks(self, stage: str) -> list[Callable[[Tensor], Tensor]]:
+        return [partial(_before_relu, block) for block in getattr(self, stage)]
 
     def train(self, mode: bool = True) -> ResNetBackbone:
         super().train(mode)
@@ -62,6 +69,15 @@ class ResNetBackbone(Backbone):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def _before_relu(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    """A residual block without its last ReLU (He et al., 2016)."""
+    y = F.relu(block.bn1(block.conv1(x)))
+    y = block.bn2(block.conv2(y))
+    if isinstance(block, Bottleneck):
+        y = block.bn3(block.conv3(F.relu(y)))
+    return y + (x if block.downsample is None else block.downsample(x))
 
 
 def _dilated_resnet(name: str) -> ResNet:

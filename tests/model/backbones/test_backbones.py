@@ -298,3 +298,72 @@ def test_a_file_that_is_not_the_weights_is_refused_by_name(
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="vgg16"):
         build_backbone(BackboneConfig("vgg16"))
+
+
+@pytest.mark.parametrize(("name", "counts"), [("resnet18", [2, 2, 2]), ("resnet50", [4, 6, 3])])
+def test_blocks_are_those_of_the_strided_network_before_their_last_relu(
+    name: str, counts: list[int], tmp_path: Path
+) -> None:
+    """Of torchvision's own network with the same weights: what the last ReLU of each residual block gets."""
+    state = save_resnet(tmp_path / "weights.pth", name)
+    backbone = build_backbone(BackboneConfig(name, weights=str(tmp_path / "weights.pth")), dilated=False)
+    with torch.device("meta"):
+        original = getattr(torchvision.models, name)().eval()
+    original.load_state_dict(state, assign=True)
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+    for stage in ("layer2", "layer3", "layer4"):
+        for number, block in enumerate(getattr(original, stage)):
+
+            def keep(_: nn.Module, inputs: tuple, key: tuple[str, int] = (stage, number)) -> None:
+                seen[key] = inputs[0].clone()  # a block's ReLUs are one module, and work in place: the last call stays
+
+            block.relu.register_forward_pre_hook(keep)
+    images = torch.randn(2, 3, 72, 72)
+    with torch.no_grad():
+        original(images)
+    found = backbone.blocks(images)
+    assert {stage: len(maps) for stage, maps in found.items()} == dict(zip(("layer2", "layer3", "layer4"), counts))
+    for (stage, number), expected in seen.items():
+        torch.testing.assert_close(found[stage][number], expected, rtol=1e-4, atol=1e-4)
+        assert (found[stage][number] < 0).any()
+        assert not found[stage][number].requires_grad
+    assert [maps[0].shape[2] for maps in found.values()] == [9, 5, 3]
+    for stage, maps in backbone(images).items():
+        torch.testing.assert_close(maps, found[stage][-1].relu())
+
+
+def test_weights_are_the_same_dilated_or_not(tmp_path: Path) -> None:
+    save_resnet(tmp_path / "weights.pth")
+    for name in ("resnet18", "tiny"):
+        cfg = BackboneConfig(name, weights=str(tmp_path / "weights.pth"))
+        dilated, strided = build_backbone(cfg), build_backbone(cfg, dilated=False)
+        if name == "tiny":  # it has none
+            strided.load_state_dict(dilated.state_dict())
+        for key, x in dilated.state_dict().items():
+            assert torch.equal(x, strided.state_dict()[key])
+        images = torch.randn(1, 3, 33, 33)
+        assert torch.equal(dilated(images)["layer2"], strided(images)["layer2"])  # no stride before that
+
+
+@pytest.mark.parametrize(("layers", "trained"), [(0, set()), (1, {"layer4"}), (2, {"layer3", "layer4"})])
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_blocks_of_frozen_stages_build_no_graph(name: str, layers: int, trained: set[str]) -> None:
+    cfg = BackboneConfig(name, pretrained=False, trainable_layers=layers)
+    found = build_backbone(cfg, dilated=False).blocks(torch.randn(1, 3, 33, 33))
+    assert {stage for stage, maps in found.items() for x in maps if x.requires_grad} == trained
+
+
+def test_tiny_has_one_block_a_stage_and_strides_where_it_is_not_dilated() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig("tiny", trainable_layers=0), dilated=False)
+    images = torch.randn(2, 3, 33, 33)
+    found = {stage: maps[0] for stage, maps in backbone.blocks(images).items()}
+    assert {stage: tuple(x.shape) for stage, x in found.items()} == {
+        "layer2": (2, 48, 9, 9), "layer3": (2, 64, 5, 5), "layer4": (2, 64, 3, 3)
+    }  # fmt: skip
+    for stage, maps in backbone(images).items():
+        assert torch.equal(maps, found[stage].relu())
+    # The second norm starts at zero, so that a new stage is its shortcut: every second cell of the stage before.
+    torch.testing.assert_close(found["layer4"], found["layer3"].relu()[..., ::2, ::2])
+    dilated = build_backbone(BackboneConfig("tiny"))
+    assert [maps[0].shape[2] for maps in dilated.blocks(images).values()] == [9, 9, 9]
