@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
-    "learning_rate": 2,
+    "learning_rate": 2, "methods_common": 3 * 4 * 3,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_an_experiment_is_one_line(experiment: str) -> None:
     assert len(set(keys)) == len(keys)
     assert {key.name for key in keys} == {experiment}
     # The folder's name says so already; but a file that is no table of the paper must not look like a default run.
-    others = ("smoke", "learning_rate")
+    others = ("smoke", "learning_rate", "methods_common")
     assert [key for key in keys if "experiment" in key.variant] == (keys if experiment in others else [])
 
 
@@ -108,8 +108,23 @@ def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
 
 SMOKE = {
     "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
-    "table5_iterations": ["model.iterations=1,3"],
+    "table5_iterations": ["model.iterations=1,3"], "methods_common": ["method=baseline,abcb", "fold=0", "seed=0"],
 }  # fmt: skip
+
+
+IN_THE_SUMMARY = {"paper": "2-shot", "learning_rate": "train.lr_scale-10", "methods_common": "baseline tiny"}
+"""What a row of those says that have no table of their own."""
+
+
+def test_the_common_recipe_is_the_same_for_all_methods() -> None:
+    """Beside the model's own settings the identities differ in fold and seed; the untrained one trains nothing."""
+    for dataset in ("shapes5i", "pascal5i"):
+        found = cells("experiment=methods_common", f"dataset={dataset}", "fold=1", "seed=2")
+        kept = [open_cell(made.cfg, made.resolved, made.task_overrides).identity for made in found]
+        alike = [{k: v for k, v in of_cell.items() if not k.startswith("model.")} for of_cell in kept]
+        assert [of_cell.pop("train.enabled") for of_cell in alike] == [False, True, True]
+        assert alike[0] == alike[1] == alike[2]
+        assert [of_cell["model.name"] for of_cell in kept] == ["prototype", "baseline", "abcb"]
 
 
 @pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke"}))
@@ -119,12 +134,12 @@ def test_an_experiment_runs_and_ends_in_its_table(experiment: str, root: Path, t
     small = [o for o in (*SMALL, f"dataset.root={root}", f"output_dir={tmp_path}") if o.partition("=")[0] not in keys]
     made = cells(f"experiment={experiment}", *own, *small)
     for cell in made:
-        assert done(cell).report == (None if experiment in ("paper", "learning_rate") else experiment)
+        assert done(cell).report == (None if experiment in IN_THE_SUMMARY else experiment)
     folder = tmp_path / experiment
     text = aggregate([folder])
     assert len(find_runs([folder])) == len(made)
-    if experiment in ("paper", "learning_rate"):
-        assert {"paper": "2-shot", "learning_rate": "train.lr_scale-10"}[experiment] in text
+    if experiment in IN_THE_SUMMARY:
+        assert IN_THE_SUMMARY[experiment] in text
         return
     table = [line for line in (folder / f"{experiment}.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) >= 3
