@@ -106,6 +106,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "data_val": table.key.data_val,
             "rows": rows(table),
             "notes": table.notes,
+            "paired": [asdict(pair) for pair in table.pairs],
             "differences": table.differences,
             "missing": [{"cell": label, "reason": reason} for label, reason in table.missing],
         }

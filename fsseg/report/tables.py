@@ -21,6 +21,7 @@ from fsseg.config.history import completed
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.pairs import Paired, paired
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_data
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
@@ -113,7 +114,8 @@ class TableKey(NamedTuple):
 class Table:
     """Rows with the same scoring: data set, every field of the protocol, evaluation images.
 
-    `differs` are rules in which it differs from other tables, `differences` settings in which its rows differ.
+    `differs` are rules in which it differs from other tables, `differences` settings in which its rows differ. `pairs`
+    are its methods against each other.
     `twice` names the results that lie in two directories, as after a copy of the folder.
     """
 
@@ -124,6 +126,7 @@ class Table:
     differs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     differences: Differences = field(default_factory=dict)
+    pairs: list[Paired] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
@@ -165,7 +168,7 @@ class Table:
         if any(entry.std is not None for entry in found):
             text.notes.append("±: sample standard deviation over training seeds")
         text.notes += [note for kind, note in _OF_BEST.items() if any(kind in row.best for row in self.rows)]
-        text.notes += in_words(self.differences)
+        text.notes += [*map(str, self.pairs), *in_words(self.differences)]
         text.notes += self.notes
         return text
 
@@ -318,7 +321,8 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         _list_missing(row, done[row.key], pending[row.key], table)
         table.notes += mixed(row)
     table.notes += edited(table.rows)
-    table.differences = differences({row.label: row.counted for row in table.rows if row.counted})
+    counted = {row.label: row.counted for row in table.rows if row.counted}
+    table.pairs, table.differences = paired(counted), differences(counted)
     if unlike := table.protocol.get("unlike"):
         table.notes.append(f"protocol {table.protocol['name']} is not all that its code does: {'; '.join(unlike)}")
     if table.twice:
