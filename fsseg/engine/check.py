@@ -145,10 +145,10 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
                 "validation", f"{cfg.eval.base_episodes} episodes of {len(watched.classes)} base classes on "
                 f"{training.held_out} training images held back, {every(cfg.eval.every_epochs, 'epoch')}",
             ))  # fmt: skip
-        if (novel := training.novel) is not None:
-            episodes = sum(map(len, novel.episodes.values()))
+        if (choosing := training.novel) is not None:
+            episodes = sum(map(len, choosing.episodes.values()))
             found.rows.append((
-                "selection", f"{episodes} episodes of {len(novel.classes)} novel classes choose a checkpoint, "
+                "selection", f"{episodes} episodes of {len(choosing.classes)} novel classes choose a checkpoint, "
                 f"{every(cfg.train.select_epochs, 'epoch')}; the last one is the result",
             ))  # fmt: skip
         with found.noting():

@@ -109,7 +109,7 @@ class Validation:
         epoch = round(step / self.plan.steps_per_epoch, 4)
         assert found.fb_iou is not None
         best = self._best
-        if self.kept and (best is None or found.miou > best.miou):  # the counts, and so all this, are alike on all ranks
+        if self.kept and (best is None or found.miou > best.miou):  # on all ranks alike, as the counts are
             self.weights = checkpoint.changing_weights(self.model)
         self._scores.append(ValidationScore(step, epoch, found.miou, found.fb_iou))
         log.info("%s classes after %.1f epochs: mIoU %.2f, FB-IoU %.2f, in %s", self.classes,

@@ -83,10 +83,14 @@ def to_json(report: Report) -> dict[str, Any]:
     def block(row: Row, shot: int) -> dict[str, Any]:
         entries = {fold: None if entry is None else _figures(entry) for fold, entry in _entries(row, shot).items()}
         paper = {"paper": asdict(row.published[shot]) if shot in row.published else None}
-        return entries | paper | {
-            kind: {fold: _figures(entry) for fold, entry in _by_column(of_kind, shot).items() if entry is not None}
-            for kind, of_kind in row.best.items()
-        }
+        return (
+            entries
+            | paper
+            | {
+                kind: {fold: _figures(entry) for fold, entry in _by_column(of_kind, shot).items() if entry is not None}
+                for kind, of_kind in row.best.items()
+            }
+        )
 
     def rows(table: Table) -> list[dict[str, Any]]:
         keys = ("name", "method", "backbone", "variant", "data_train")

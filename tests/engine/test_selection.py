@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,9 +53,7 @@ class Scores:
             return score(validation, step)
 
         patch.setattr(validation_module.Validation, "score", noting)
-        patch.setattr(
-            validation_module, "metrics_of", lambda *_: Metrics(SCORES[now.classes][now.step], fb_iou=50.0)
-        )
+        patch.setattr(validation_module, "metrics_of", lambda *_: Metrics(SCORES[now.classes][now.step], fb_iou=50.0))
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +67,13 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Scores:
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Composed, Scores]]:
+def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Composed, Scores]:
     """A run with both kinds, and the weights that its validations saw."""
     with pytest.MonkeyPatch.context() as patch:
         seen = Scores(patch)
         c = composed(root, tmp_path_factory.mktemp("whole"), *SETTINGS, *SELECT)
         done(c)
-    yield c, seen
+    return c, seen
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def test_it_scores_what_its_file_scores(
     assert f"{path} is not the last of its training, but best on {kind.removeprefix('best_')} classes" in caplog.text
 
 
-@pytest.mark.parametrize("crash", [("base", 3), ("novel", 6), ("novel", 8), "step 7"])
+@pytest.mark.parametrize("crash", [("novel", 6), ("novel", 8), "step 7"])
 def test_a_run_that_was_killed_ends_with_the_same_best(
     crash: Any, whole: tuple[Composed, Scores], root: Path, tmp_path: Path, scores: Scores,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,36 +163,48 @@ def test_a_run_that_was_killed_ends_with_the_same_best(
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-def cut(root: Path, folder: Path, *line: str) -> None:
-    """The run of a line, which fails after the checkpoint of step 6."""
-    c = composed(root, folder, *SETTINGS, *line)
-    with pytest.MonkeyPatch.context() as patch:
-        rate = train_module.learning_rate
-        patch.setattr(train_module, "learning_rate", lambda cfg, step, total: rate(cfg, step, total) / (step != 7))
-        with pytest.raises(ZeroDivisionError):
-            run(c.config, c.task_overrides)
+@pytest.fixture(scope="module")
+def begun(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Output folders of two runs, without a choice and with one, that failed after the checkpoint of step 6."""
+    folders, rate = {}, train_module.learning_rate
+    for name, line in (("plain", ()), ("select", SELECT)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        c = composed(root, folders[name], *SETTINGS, *line)
+        with pytest.MonkeyPatch.context() as patch:
+            Scores(patch)
+            patch.setattr(train_module, "learning_rate", lambda cfg, step, total: rate(cfg, step, total) / (step != 7))
+            with pytest.raises(ZeroDivisionError):
+                run(c.config, c.task_overrides)
+    return folders
 
 
 @pytest.mark.parametrize(
     ("before", "after", "kind"),
     [
-        ([], ["train.select=[best_novel]"], "best_novel"),
-        ([], ["train.select=[best_base]"], "best_base"),
-        (SELECT, [SELECT[0], "train.select_episodes=3"], "best_novel"),
-        (SELECT, [*SELECT, "train.select_epochs=2"], "best_novel"),
+        ("plain", ["train.select=[best_novel]"], "best_novel"),
+        ("plain", ["train.select=[best_base]"], "best_base"),
+        ("select", [SELECT[0], "train.select_episodes=3"], "best_novel"),
+        ("select", [*SELECT, "train.select_epochs=2"], "best_novel"),
     ],
 )
 def test_another_choice_in_the_middle_of_a_training_is_refused(
-    before: list[str], after: list[str], kind: str, root: Path, tmp_path: Path, scores: Scores
+    before: str, after: list[str], kind: str, root: Path, begun: dict[str, Path]
 ) -> None:
-    cut(root, tmp_path, *before)
-    c = composed(root, tmp_path, *SETTINGS, *after)
+    c = composed(root, begun[before], *SETTINGS, *after)
     with pytest.raises(UserError, match=f"until step 6 this training has not looked for {kind} as") as caught:
         run(c.config, c.task_overrides)
     assert "redo=true" in caught.value.fix
     assert [fault.what for fault in check_cell(c.cfg, cell_of(c), here=True).faults] == [caught.value.what]
-    cut_off = done(composed(root, tmp_path, *SETTINGS))  # without a choice there is nothing that could be wrong
-    assert cut_off.best == {}
+
+
+def test_a_training_that_goes_on_without_a_choice_has_none(
+    root: Path, begun: dict[str, Path], tmp_path: Path, scores: Scores
+) -> None:
+    folder = shutil.copytree(begun["select"], tmp_path / "copy")
+    result = done(composed(root, folder, *SETTINGS))
+    assert result.best == {}
+    assert result.training is not None
+    assert result.training.novel_validation is msgspec.UNSET
 
 
 def test_a_cell_that_is_done_stays_as_it_is_and_says_what_it_lacks(

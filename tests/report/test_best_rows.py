@@ -84,7 +84,9 @@ def test_a_column_whose_runs_do_not_all_have_it_has_none(tmp_path: Path, make_ce
 def test_a_run_of_a_chosen_checkpoint_is_a_row_of_its_own_that_says_so(tmp_path: Path, make_cell: MakeCell) -> None:
     for fold in range(4):
         make_cell(fold, 60.0, variant="v")
-    make_cell(0, 80.0, seed=1, episodes="e0", variant="v", result={"checkpoint": {"path": "x", "selected": "best_novel"}})
+    make_cell(
+        0, 80.0, seed=1, episodes="e0", variant="v", result={"checkpoint": {"path": "x", "selected": "best_novel"}}
+    )
     make_cell(0, 62.0, seed=2, episodes="e0", variant="v", result={"checkpoint": {"path": "x"}})
     last, chosen = one_table(tmp_path).rows
     assert (last.label, last.entries[1, 0].miou) == ("abcb resnet50 [v]", 61.0)
@@ -94,5 +96,6 @@ def test_a_run_of_a_chosen_checkpoint_is_a_row_of_its_own_that_says_so(tmp_path:
 def test_it_is_told_if_runs_of_a_row_were_not_looked_at_alike(tmp_path: Path, make_cell: MakeCell) -> None:
     for fold in range(4):
         make_cell(fold, 60.0, result=best(70.0, every_epochs=5 if fold == 3 else 1))
-    told = "differs: best on novel classes, looked for: every 5 epochs, 40 episodes or every epoch, 40 episodes (abcb resnet50)"
+    how = "every 5 epochs, 40 episodes or every epoch, 40 episodes"
+    told = f"differs: best on novel classes, looked for: {how} (abcb resnet50)"
     assert f"  {told}\n" in aggregate([tmp_path])
