@@ -125,7 +125,7 @@ class CellResult:
     def selected(self) -> str:
         """The kind of `train.select` by which the checkpoint was chosen that the cell began from; empty without."""
         origin = self.result.checkpoint
-        return origin.selected or "" if origin is not None else ""
+        return origin.selected if origin is not None and isinstance(origin.selected, str) else ""
 
     @property
     def partial(self) -> bool:
