@@ -24,6 +24,7 @@ from fsseg.cell.models import Result, State, write_record
 from fsseg.cell.record import open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.checks import faults
+from fsseg.config.constraints import BEST
 from fsseg.config.entry import resolved, typed
 from fsseg.data.registry import DataNow, checked_source, folder_faults
 from fsseg.engine.context import Run
@@ -204,6 +205,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         with suppress(OSError, ClaimLost):
             drop(cell.previous_checkpoint, run.work)
             drop(cell.episodes_part, run.work)
+            for kind in BEST:
+                drop(cell.best_part(kind), run.work)
             drop(cell.replaced, run.work)
         sync_cell(run.cfg, cell)
         log.info("done: %s%s", cell.directory, _score(result))
@@ -273,7 +276,7 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         import torch
 
         from fsseg.engine import checkpoint
-        from fsseg.engine.evaluate import evaluate
+        from fsseg.engine.evaluate import evaluate, evaluate_chosen
         from fsseg.engine.pictures import draw_figures
         from fsseg.engine.ready import make_plans, room_of
         from fsseg.engine.train import train
@@ -298,14 +301,18 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         cfg.model.name, cfg.backbone.name, describe_device(device), sum(sizes[0]) / 1e6, sum(sizes[1]) / 1e6,
     )  # fmt: skip
 
+    trained = None
     if plans.training is not None and model.trainable:
         run.status.update(phase="train")
-        done.training, done.train_data = train(run, model, source, plans.training)
-        done.timing.train_seconds = done.training.seconds
+        trained = train(run, model, source, plans.training)
+        done.training, done.train_data = trained.record, trained.data
+        done.timing.train_seconds = trained.record.seconds
     if cfg.eval.enabled:
         run.status.update(phase="evaluate")
         done.evaluation = evaluate(run, model, source, plans)
         done.timing.evaluate_seconds = done.evaluation.seconds
+    if trained is not None:
+        done.best = evaluate_chosen(run, model, source, plans, trained.chosen, done.evaluation)
     if run.ranks.first:
         run.still_ours()
         started = time.monotonic()
@@ -334,6 +341,10 @@ def _announce(run: Run, work: bool) -> None:
 
 
 def _already_done(run: Run, result: Result) -> Outcome:
+    wanted = run.cfg.train.select if result.training is not None else []
+    if lacking := [kind for kind in wanted if kind not in result.best]:
+        log.warning("%s was trained without train.select=[%s]: redo=true trains it anew", run.cell.directory,
+                    ",".join(lacking))  # fmt: skip
     if (fault := DataNow().fault(run.cfg, resolved(run.cfg.dataset), result.dataset)) is not None:
         raise UserError(f"{run.cell.directory} is {fault.what}", fault.fix)
     log.info("already done: %s%s", run.cell.directory, _score(result))

@@ -62,8 +62,12 @@ def numbers(result: Result | None) -> str:
     plain = msgspec.to_builtins(result)
     if plain["training"] is not None:
         del plain["training"]["seconds"]
-        if plain["training"]["base_validation"] is not None:
-            del plain["training"]["base_validation"]["seconds"]
+        for timed in (plain["training"]["base_validation"], plain["training"].get("novel_validation")):
+            if timed is not None:
+                del timed["seconds"]
+    for kind in ("best_novel", "best_base"):
+        if kind in plain:
+            del plain[kind]["seconds"]
     left_out = ("timing", "provenance", "finished_at", "peak_memory_bytes", "run", "checksum")
     return json.dumps({k: v for k, v in plain.items() if k not in left_out}, sort_keys=True)
 

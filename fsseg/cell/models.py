@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from fsseg.cell.key import CellKey
+from fsseg.config.constraints import BEST
 from fsseg.process.files import RECORD_BYTES, json_text, read_file, write_atomic
 
 SCHEMA_VERSION = 3
@@ -227,8 +228,8 @@ class DataRecord(Struct):
     episodes_fingerprint: str | None = None
 
 
-class BaseScore(Struct):
-    """The score of one validation on base classes, in percent."""
+class ValidationScore(Struct):
+    """The score of one validation during training, in percent."""
 
     step: Count
     epoch: Annotated[float, Meta(ge=0)]
@@ -254,11 +255,49 @@ class BaseScores(Struct):
     episodes_fingerprint: str | None = None
     classes_without_episode: list[str] = []
     seconds: Seconds | None = None
-    scores: list[BaseScore] = []
+    scores: list[ValidationScore] = []
+
+
+class NovelScores(Struct):
+    """The scores of the novel classes during training, by which `train.select=[best_novel]` chooses.
+
+    The attributes are as of `BaseScores`; `every_epochs` is `train.select_epochs`.
+    """
+
+    every_epochs: Count
+    episodes: Count
+    episodes_fingerprint: str | None = None
+    classes_without_episode: list[str] = []
+    seconds: Seconds | None = None
+    scores: list[ValidationScore] = []
+
+
+class BestCheckpoint(Struct):
+    """The checkpoint that scored best in the validations of one kind (`train.select`). The last one is the result.
+
+    Attributes:
+        step, epoch: of the checkpoint; of several that score alike, the first.
+        chosen_by: the mIoU that it was chosen by, which is the best of `validations`.
+        every_epochs, episodes: how often was looked, and on how many episodes.
+        metrics: under the protocol, on the same episodes as `Result.metrics`; None without evaluation.
+        seconds: that this evaluation took; it is no part of `Timing`.
+    """
+
+    step: Count
+    epoch: Annotated[float, Meta(ge=0)]
+    chosen_by: Percent
+    validations: Count
+    every_epochs: Count
+    episodes: Count
+    metrics: Metrics | None = None
+    seconds: Seconds | None = None
 
 
 class Training(Struct):
-    """What was trained; `seconds` is None in version 1, where `Timing.train_seconds` says it."""
+    """What was trained; `seconds` is None in version 1, where `Timing.train_seconds` says it.
+
+    A field of type `UnsetType` is in the file of those runs alone that have it, here and below.
+    """
 
     steps: Count
     epochs: Annotated[float, Meta(ge=0)] | None = None
@@ -267,6 +306,7 @@ class Training(Struct):
     final_loss: float | None = None
     seconds: Seconds | None = None
     base_validation: BaseScores | None = None
+    novel_validation: NovelScores | UnsetType = UNSET
 
 
 class Timing(Struct):
@@ -285,7 +325,10 @@ class Cost(Struct):
 
 
 class Origin(Struct):
-    """The checkpoint that a run began from, and what it had been trained on."""
+    """The checkpoint that a run began from, and what it had been trained on.
+
+    `selected` says that it was chosen, and how: a kind of `train.select`.
+    """
 
     path: str
     step: int | None = None
@@ -295,6 +338,7 @@ class Origin(Struct):
     method: str | None = None
     backbone: str | None = None
     base_classes: list[str] = []
+    selected: str | UnsetType = UNSET
 
 
 class EpisodesRecord(Struct):
@@ -310,6 +354,7 @@ class Result(Versioned):
 
     Attributes:
         episodes: the counts of the single episodes; None without evaluation, and of earlier versions.
+        best_novel, best_base: other checkpoints of the same training (`train.select`); `metrics` is of the last one.
         run: see `Identity`.
         checksum: of everything else in it (`checksum`); None before version 3.
     """
@@ -321,6 +366,8 @@ class Result(Versioned):
     model: dict[str, Any] = {}
     metrics: Metrics | None = None
     episodes: EpisodesRecord | None = None
+    best_novel: BestCheckpoint | UnsetType = UNSET
+    best_base: BestCheckpoint | UnsetType = UNSET
     partial: bool = False
     missing_classes: list[str] = []
     dataset: DataRecord = msgspec.field(default_factory=DataRecord)
@@ -341,6 +388,11 @@ class Result(Versioned):
     @property
     def miou(self) -> float | None:
         return None if self.metrics is None else self.metrics.miou
+
+    @property
+    def best(self) -> dict[str, BestCheckpoint]:
+        """The checkpoints beside the last one, by kind."""
+        return {kind: found for kind in BEST if isinstance(found := getattr(self, kind), BestCheckpoint)}
 
     @property
     def is_partial(self) -> bool:

@@ -146,6 +146,14 @@ class RunDirectory:
         """The checkpoint before the last, for the case that the last one is damaged."""
         return self.checkpoints / "previous.pt"
 
+    def best_checkpoint(self, kind: str) -> Path:
+        """The checkpoint that scored best in training, of a kind of `train.select`."""
+        return self.checkpoints / f"{kind}.pt"
+
+    def best_part(self, kind: str) -> Path:
+        """What of its episodes was evaluated so far, until there is a result; it travels as checkpoints do."""
+        return self.checkpoints / f"{kind}.part"
+
     def result(self) -> Result | None:
         """Raises: Unreadable."""
         return read(self.result_file, Result)

@@ -246,6 +246,22 @@ def _the_data_set_has_training_pools(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, f"leave protocol.train_pool out{other}")
 
 
+@_relates("train.select", "eval.every_epochs")
+def _base_classes_are_scored_to_choose_by(cfg: Config) -> Iterator[UserError]:
+    """The best on base classes is known where these are validated; a method that trains nothing has none."""
+    if cfg.train.enabled and trains(cfg) and "best_base" in cfg.train.select and not cfg.eval.every_epochs:
+        what = "train.select=[best_base] chooses by base classes, which eval.every_epochs=0 does not score"
+        yield UserError(what, "set eval.every_epochs=1 as well, which holds training images back, or leave it out")
+
+
+@_relates("train.select", "eval.enabled")
+def _novel_classes_are_scored_to_choose_by(cfg: Config) -> Iterator[UserError]:
+    """The best on novel classes needs their episodes."""
+    if cfg.train.enabled and trains(cfg) and "best_novel" in cfg.train.select and not cfg.eval.enabled:
+        what = "train.select=[best_novel] chooses by novel classes, which eval.enabled=false does not score"
+        yield UserError(what, "set eval.enabled=true, or leave best_novel out")
+
+
 @_relates("dataset.label_maps", "dataset.coco_masks")
 def _label_maps_are_read(cfg: Config) -> Iterator[UserError]:
     """A folder of label maps is given to be used."""

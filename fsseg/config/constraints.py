@@ -121,6 +121,13 @@ BETAS = Constraint(
     "is not two numbers from 0 to below 1",
     "e.g. [0.9,0.999]",
 )
+BEST = {"best_novel": "best on novel classes", "best_base": "best on base classes"}
+"""Checkpoints that may be kept beside the last one (`train.select`), with their names in tables."""
+SELECT = Constraint(
+    lambda v: len(set(v)) == len(v) and set(v) <= set(BEST),
+    f"is no list of {' and '.join(BEST)}, each once at most (the last checkpoint is the result always)",
+    "e.g. [best_novel], or [] for none",
+)
 DEPTHS = Constraint(
     lambda v: len(v) == 3 and 0 < v[0] <= v[1] <= v[2] <= 1000,
     "is not three numbers of blocks, none smaller than the one before", "e.g. [6,9,12]",

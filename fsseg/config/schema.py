@@ -484,6 +484,14 @@ class TrainConfig:
     """A checkpoint is written when the last one is this old; 0 writes one after every step."""
     checkpoint_epochs: Annotated[int, within(0, 1_000_000)] = 1
     """A checkpoint is also written at the end of every n-th epoch; 0 leaves it to checkpoint_minutes alone."""
+    select: Annotated[list[str], constraints.SELECT] = field(default_factory=list)
+    """Checkpoints that are kept and scored beside the last one, which is the result always: best_novel (the best on the
+    novel test classes, which published codes report: optimistic) and best_base (the best on the images that
+    `eval.every_epochs` holds back)."""
+    select_epochs: Annotated[int, within(1, 1_000_000)] = 1
+    """With best_novel: the novel classes are scored every n-th epoch, and after the last step."""
+    select_episodes: Annotated[int | None, within(1, 1_000_000)] = None
+    """With best_novel: on how many episodes of the first evaluation seed; null takes all of that seed."""
 
 
 @dataclass
@@ -604,7 +612,11 @@ NEUTRAL_KEYS = (
     "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
     "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
     "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
+    "train.select", "train.select_epochs", "train.select_episodes",
 )  # fmt: skip
+# What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
+# fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by
+# `fsseg.engine.validation`.
 # Of weights, episodes and a checkpoint only the path is neutral: the fingerprint includes a digest of the file
 # (see `fsseg.cell.key`).
 

@@ -47,6 +47,7 @@ class TrainingPlan:
         ignore_classes: classes whose pixels are 255 in training masks (`protocol.novel_in_training=ignore`).
         index_fingerprint: of the training split's index.
         held_out: number of images held back from training, and `validation` the episodes of them, if there are any.
+        novel: episodes of novel classes that a checkpoint is chosen by, if one is (`train.select`).
     """
 
     sampler: EpisodeSampler
@@ -55,6 +56,7 @@ class TrainingPlan:
     index_fingerprint: str
     held_out: int = 0
     validation: EvaluationPlan | None = None
+    novel: EvaluationPlan | None = None
 
     @property
     def lists(self) -> FoldLists:
@@ -92,6 +94,19 @@ class EvaluationPlan:
     index_fingerprint: str
     split: Split = "val"
     ignore_classes: tuple[int, ...] = ()
+
+    def beginning(self, number: int | None) -> EvaluationPlan:
+        """The first so many episodes of the first seed, None for all, and of the classes those that they draw."""
+        seed, specs = next(iter(self.episodes.items()))
+        episodes = {seed: specs[:number]}
+        drawn = {spec.class_id for spec in episodes[seed]}
+        return replace(
+            self,
+            episodes=episodes,
+            classes=tuple(c for c in self.classes if c in drawn),
+            missing_classes=tuple(c for c in (*self.classes, *self.missing_classes) if c not in drawn),
+            fingerprint=episodes_fingerprint(episodes),
+        )
 
 
 def undrawn_classes(plan: EvaluationPlan) -> list[int]:

@@ -25,6 +25,7 @@ from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.optimiser import parameter_groups
 from fsseg.engine.ready import Plans, make_plans, room_of, steps_of
 from fsseg.engine.train import check_state
+from fsseg.engine.validation import check_kept
 from fsseg.errors import UserError, merge_errors, visible
 from fsseg.model import FewShotModel, build_model
 from fsseg.process.ranks import Ranks
@@ -144,6 +145,12 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
                 "validation", f"{cfg.eval.base_episodes} episodes of {len(watched.classes)} base classes on "
                 f"{training.held_out} training images held back, {every(cfg.eval.every_epochs, 'epoch')}",
             ))  # fmt: skip
+        if (choosing := training.novel) is not None:
+            episodes = sum(map(len, choosing.episodes.values()))
+            found.rows.append((
+                "selection", f"{episodes} episodes of {len(choosing.classes)} novel classes choose a checkpoint, "
+                f"{every(cfg.train.select_epochs, 'epoch')}; the last one is the result",
+            ))  # fmt: skip
         with found.noting():
             ranks = Ranks(world=int(os.environ.get("WORLD_SIZE", "1")))
             distributed.share(cfg.train.batch_size, ranks, cfg.train.accumulate)
@@ -210,6 +217,7 @@ def _would(cfg: Config, cell: Cell, source: Source, plans: Plans) -> str:
         if state is not None:
             marks = plans.training.index_fingerprint, source.images_fingerprint("train")
             check_state(state, cell, total, marks)
+            check_kept(state, cell, cfg, plans.training)
             start = state["step"]
         parts.append(f"train {total - start} steps from step {start}")
     if plans.evaluation is not None:

@@ -9,17 +9,19 @@ import pickle
 import random
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
+from msgspec import UNSET, Meta
 from torch import Tensor, nn
 
-from fsseg.cell.models import BaseScore, Origin, Unreadable
+from fsseg.cell.models import BestCheckpoint, Origin, Unreadable, ValidationScore
 from fsseg.cell.record import RunDirectory
+from fsseg.config.constraints import BEST
 from fsseg.errors import UserError
 from fsseg.process.files import open_regular, prepared, write_atomic
 
@@ -65,8 +67,14 @@ class _Content(msgspec.Struct):
     run: str | None = None
     steps: _NotNegative | None = None
     images_fingerprint: str | None = None
-    base_scores: list[BaseScore] = []
+    base_scores: list[ValidationScore] = []
     base_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    novel_scores: list[ValidationScore] = []
+    novel_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    novel_rule: list[Any] = []
+    best_novel: dict[str, Any] = {}
+    best_base: dict[str, Any] = {}
+    selected: str | None = None
 
 
 class Damaged(UserError):
@@ -99,13 +107,35 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         os.replace(new, path)
 
 
-def size_of(model: nn.Module, optimizer: str = "sgd") -> int:
+def size_of(model: nn.Module, optimizer: str = "sgd", best: int = 0) -> int:
     """Bytes of a checkpoint of this model: all its weights, and what the optimiser keeps of those that train.
 
-    That is the momentum of SGD, or AdamW's two running means.
+    That is the momentum of SGD, or AdamW's two running means. `best` is how often it holds those that train once more
+    (`train.select`).
     """
-    kept = [p for p in model.parameters() if p.requires_grad] * {"sgd": 1, "adamw": 2}[optimizer]
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *kept))
+    kept = [p for p in model.parameters() if p.requires_grad] * ({"sgd": 1, "adamw": 2}[optimizer] + best)
+    return size_of_weights(model) + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def size_of_weights(model: nn.Module) -> int:
+    """Bytes of all weights and statistics."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best checkpoint of a kind of `train.select`, with the weights in which it may differ from the last one."""
+
+    kind: str
+    record: BestCheckpoint
+    weights: dict[str, Tensor]
+
+
+def changing_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies on the host of what a training may change: the parameters that train, and all statistics."""
+    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    state = model.state_dict().items()
+    return {name: value.detach().to("cpu", copy=True) for name, value in state if name not in still}
 
 
 _DIVERGED = "lower train.lr, or set train.clip_grad_norm=1, and start anew with redo=true"
@@ -159,8 +189,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         msgspec.convert(state, _Content)
     except msgspec.ValidationError as error:
         raise Damaged(f"{path}: the checkpoint makes no sense ({error})", _REPLACE) from None
-    if (name := _not_finite(state["model"])) is not None:
-        raise Damaged(f"{path}: the weights {name} are no finite numbers", _REPLACE)
+    for held in ("model", *BEST):
+        if (name := _not_finite(state.get(held, {}))) is not None:
+            raise Damaged(f"{path}: the weights {name} are no finite numbers", _REPLACE)
     return state
 
 
@@ -191,9 +222,15 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
             "give the method, backbone and model.* settings it was trained with",
         ) from None
     log.info("weights from %s (step %s)", path, state["step"])
-    if (total := state.get("steps")) is not None and state["step"] < total:
+    selected = state.get("selected")
+    if selected is not None:
+        log.warning("checkpoint=%s is not the last of its training, but %s", path, BEST.get(selected, selected))
+    elif (total := state.get("steps")) is not None and state["step"] < total:
         log.warning("checkpoint=%s is of an unfinished training: step %d of %d", path, state["step"], total)
-    return Origin(path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"])
+    return Origin(
+        path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"],
+        selected=UNSET if selected is None else selected,
+    )  # fmt: skip
 
 
 def _check_with_result(path: Path, state: dict[str, Any]) -> None:
@@ -208,7 +245,10 @@ def _check_with_result(path: Path, state: dict[str, Any]) -> None:
         return
     if result is None or result.training is None:
         return
-    ours, theirs = (state.get("run"), state["step"]), (result.run, result.training.steps)
+    step: int | None = result.training.steps
+    if (selected := state.get("selected")) is not None:
+        step = best.step if (best := result.best.get(selected)) is not None else None
+    ours, theirs = (state.get("run"), state["step"]), (result.run, step)
     if ours[1] != theirs[1] or (None not in (ours[0], theirs[0]) and ours[0] != theirs[0]):  # None: of earlier versions
         raise UserError(
             f"{path}: run {ours[0]}, step {ours[1]}, but result.json beside it: run {theirs[0]}, step {theirs[1]}",

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from fsseg.cell.episodes import OWN, EpisodeCounts, EpisodePart, PartHead, write_counts
-from fsseg.cell.models import EpisodesRecord, Metrics, SeedScore, Undrawn
+from fsseg.cell.models import BestCheckpoint, EpisodesRecord, Metrics, SeedScore, Undrawn
+from fsseg.config.constraints import BEST
 from fsseg.config.schema import Config
 from fsseg.data.episode_file import head_of
 from fsseg.data.episodes import episodes_fingerprint
@@ -27,10 +29,11 @@ from fsseg.data.loader import EvaluationPlan
 from fsseg.data.source import Source
 from fsseg.data.types import EpisodeSpec
 from fsseg.engine import diagnostics, distributed, precision
+from fsseg.engine.checkpoint import Chosen
 from fsseg.engine.context import Run
 from fsseg.engine.metrics import PooledScore
 from fsseg.engine.progress import Progress, duration
-from fsseg.engine.ready import Plans
+from fsseg.engine.ready import Plans, steps_of
 from fsseg.engine.scoring import Picture, Scoring, scope_of
 from fsseg.model.base import FewShotModel
 
@@ -82,21 +85,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
         )
 
     wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
-    plans_of = {OWN: plan, **shifted}
-    model.eval()
-    part = _part(run, model, plans_of, source) if run.ranks.first else None
-    try:
-        done = 0 if part is None else len(part.have)
-        if done:
-            log.info("%d of %d episodes were evaluated before", done, total)
-        progress = Progress("evaluate", total, done)
-        scoring = Scoring(run, model, source, progress, part)
-        precision.prepare(model, scoring.device, scoring.amp)
-        with torch.inference_mode(), progress:
-            counts = scoring.counts(plans_of, wanted)
-    finally:
-        if part is not None:
-            part.close()
+    counts, drawn = _counted(run, model, source, {OWN: plan, **shifted}, wanted)
     metrics = metrics_of(run.cfg, source, plan, counts)
     metrics.by_background_shift = {s: metrics_of(run.cfg, source, p, counts, s) for s, p in shifted.items()}
     run.still_ours()
@@ -108,7 +97,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
              duration(seconds))  # fmt: skip
     for shift, of_shift in metrics.by_background_shift.items():
         log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift.miou, of_shift.miou_std)
-    pictures = [picture for part in distributed.gather(scoring.pictures, run.ranks) for picture in part]
+    pictures = [picture for part in distributed.gather(drawn, run.ranks) for picture in part]
     order = {number: i for i, number in enumerate(wanted)}
     pictures.sort(key=lambda p: order[p.spec.number])
     return EvaluationRecord(
@@ -117,6 +106,62 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
         dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
         episodes=record,
     )  # fmt: skip
+
+
+def evaluate_chosen(
+    run: Run, model: FewShotModel, source: Source, plans: Plans, chosen: Sequence[Chosen],
+    last: EvaluationRecord | None,
+) -> dict[str, BestCheckpoint]:  # fmt: skip
+    """Score the best checkpoints of a training (`train.select`), each on the protocol's own episodes.
+
+    The model is left with other weights than its last ones, so this comes after `evaluate`.
+
+    Args:
+        last: what `evaluate` found of the last checkpoint; None scores nothing.
+
+    Raises:
+        UserError, Preempted: as of `evaluate`.
+    """
+    if last is not None and plans.evaluation is not None and plans.training is not None:
+        known = {steps_of(plans.training, run.cfg): structs.replace(last.metrics, by_background_shift={})}
+        for best in chosen:
+            record, started = best.record, time.monotonic()
+            log.info("the checkpoint of step %d is the %s", record.step, BEST[best.kind])
+            if record.step not in known:
+                model.load_state_dict(best.weights, strict=False)  # all that it lacks is frozen
+                counts, _ = _counted(run, model, source, {OWN: plans.evaluation}, kind=best.kind)
+                known[record.step] = metrics_of(run.cfg, source, plans.evaluation, counts)
+            record.metrics, record.seconds = known[record.step], round(time.monotonic() - started, 2)
+            log.info("mIoU %.2f, beside %.2f of the last checkpoint, which is the result",
+                     record.metrics.miou, last.metrics.miou)  # fmt: skip
+    return {best.kind: best.record for best in chosen}
+
+
+def _counted(
+    run: Run, model: FewShotModel, source: Source, plans: Mapping[str, EvaluationPlan], wanted: Sequence[int] = (),
+    kind: str | None = None,
+) -> tuple[EpisodeCounts, list[Picture]]:  # fmt: skip
+    """The counts of all episodes of the plans, and this process's pictures of those `wanted`.
+
+    Args:
+        kind: of a checkpoint beside the last one.
+    """
+    total = sum(len(specs) for plan in plans.values() for specs in plan.episodes.values())
+    model.eval()
+    place = run.cell.episodes_part if kind is None else run.cell.best_part(kind)
+    part = _part(run, place, model, plans, source) if run.ranks.first else None
+    try:
+        done = 0 if part is None else len(part.have)
+        if done:
+            log.info("%d of %d episodes were evaluated before", done, total)
+        progress = Progress("evaluate", total, done)
+        scoring = Scoring(run, model, source, progress, part, beside=kind is not None)
+        precision.prepare(model, scoring.device, scoring.amp)
+        with torch.inference_mode(), progress:
+            return scoring.counts(plans, wanted), scoring.pictures
+    finally:
+        if part is not None:
+            part.close()
 
 
 def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
@@ -138,7 +183,9 @@ def _protocol_of_file(cfg: Config, plan: EvaluationPlan) -> dict[str, Any]:
     }
 
 
-def _part(run: Run, model: FewShotModel, plans: Mapping[str, EvaluationPlan], source: Source) -> EpisodePart:
+def _part(
+    run: Run, place: Path, model: FewShotModel, plans: Mapping[str, EvaluationPlan], source: Source
+) -> EpisodePart:
     """The record of what was evaluated so far, of these weights on these episodes."""
     plan = next(iter(plans.values()))
     head = PartHead(
@@ -146,7 +193,7 @@ def _part(run: Run, model: FewShotModel, plans: Mapping[str, EvaluationPlan], so
         images=source.images_fingerprint(plan.split),
         episodes={shift: of_shift.fingerprint for shift, of_shift in plans.items()},
     )  # fmt: skip
-    return EpisodePart(run.cell.episodes_part, head, scope_of(plans, source))
+    return EpisodePart(place, head, scope_of(plans, source))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from fsseg.cell.record import Cell
 from fsseg.config.schema import Config, trains
 from fsseg.data.loader import EvaluationPlan, TrainingPlan, evaluation_plan, training_plan
 from fsseg.data.source import Source
-from fsseg.engine.checkpoint import size_of
+from fsseg.engine.checkpoint import size_of, size_of_weights
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.words import size
 from fsseg.sweep.preflight import SMALL_FILES, nearest, room_fault
@@ -67,6 +67,8 @@ def make_plans(source: Source, cfg: Config) -> Plans:
     shifted = {str(float(shift)): evaluation_plan(source, _shifted(cfg, shift)) for shift in shifts}
     if found:
         raise merge_errors(found)
+    if training is not None and evaluation is not None and "best_novel" in cfg.train.select:
+        training = replace(training, novel=evaluation.beginning(cfg.train.select_episodes))
     return Plans(training, evaluation, shifted)
 
 
@@ -104,8 +106,14 @@ class Room:
 
 
 def room_of(model: nn.Module, cfg: Config, cell: Cell) -> Room:
-    """While a checkpoint is written there are three of them: the last, the one before it, and the new one."""
-    one = size_of(model, cfg.train.optimizer) if cfg.train.enabled and trains(cfg) else 0
+    """While a checkpoint is written there are three of them: the last, the one before it, and the new one.
+
+    Each holds the best weights so far of every kind in `train.select`, which have a file of their own in the end.
+    """
+    one = best = 0
+    if cfg.train.enabled and trains(cfg):
+        one = size_of(model, cfg.train.optimizer, len(cfg.train.select))
+        best = size_of_weights(model) * len(cfg.train.select)
     there = 0 if cfg.redo else sum(path.is_file() for path in (cell.checkpoint, cell.previous_checkpoint))
     free = shutil.disk_usage(nearest(cell.directory)).free
-    return Room(Path(cfg.output_dir), one, SMALL_FILES + one * (3 - there), free)
+    return Room(Path(cfg.output_dir), one, SMALL_FILES + one * (3 - there) + best, free)

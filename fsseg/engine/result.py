@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from fsseg.cell.attempt import now
-from fsseg.cell.models import DataRecord, Origin, Result, Timing, Training
+from fsseg.cell.models import BestCheckpoint, DataRecord, Origin, Result, Timing, Training
 from fsseg.config.entry import resolved
 from fsseg.config.history import ACT_ELSEWHERE, STANDARD_POOL
 from fsseg.engine.context import Run
@@ -26,6 +28,7 @@ class Work:
         came_from: the checkpoint it started from.
         training: None if nothing was trained.
         train_data: fingerprint of the training split's index.
+        best: checkpoints beside the last one, by kind (`train.select`).
     """
 
     source: Source
@@ -33,6 +36,7 @@ class Work:
     training: Training | None = None
     train_data: str | None = None
     evaluation: EvaluationRecord | None = None
+    best: dict[str, BestCheckpoint] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
 
@@ -50,6 +54,8 @@ def build_result(run: Run, done: Work) -> Result:
         protocol=rules_followed(run) | (evaluation.protocol if evaluation else {}),
         metrics=evaluation.metrics if evaluation else None,
         episodes=evaluation.episodes if evaluation else None,
+        best_novel=done.best.get("best_novel", UNSET),
+        best_base=done.best.get("best_base", UNSET),
         partial=bool(evaluation and evaluation.missing_classes),
         missing_classes=evaluation.missing_classes if evaluation else [],
         dataset=DataRecord(

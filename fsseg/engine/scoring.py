@@ -142,6 +142,7 @@ class Scoring:
         run, model, source: of the evaluation.
         progress: counts the episodes, and the run's status shows it; None counts and shows nothing.
         part: the record that is kept meanwhile, in the process that writes; what it holds is not counted again.
+        beside: the score is not that of the run, so its status does not show it.
 
     Attributes:
         pictures: of the episodes that were asked for.
@@ -150,10 +151,11 @@ class Scoring:
 
     def __init__(
         self, run: Run, model: FewShotModel, source: Source, progress: Progress | None = None,
-        part: EpisodePart | None = None,
+        part: EpisodePart | None = None, beside: bool = False,
     ) -> None:  # fmt: skip
         assert run.device is not None
         self.run, self.model, self.source, self.progress, self.part = run, model, source, progress, part
+        self.beside = beside
         self.device, self.amp = run.device, precision.usable(run.cfg.eval.amp, run.device, "eval.amp")
         self.pictures: list[Picture] = []
         self.spent = Spent()
@@ -367,8 +369,9 @@ class Scoring:
             return
         miou = self._so_far.miou(np.flatnonzero(self._so_far.episodes).tolist())
         progress.step(f"mIoU {miou:.1f}", min(episodes, progress.total - progress.done))
+        score = {} if self.beside else {"miou": round(miou, 3)}
         self.run.status.update(
-            phase="evaluate", step=progress.done, steps=progress.total, miou=round(miou, 3),
+            phase="evaluate", step=progress.done, steps=progress.total, **score,
             seconds_per_step=round(progress.seconds_per_step, 4), eta_seconds=round(progress.eta_seconds, 1),
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from fsseg.data.loader import TrainingPlan, training_loader
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.data.types import Batch
 from fsseg.engine import checkpoint, distributed, precision
+from fsseg.engine.checkpoint import Chosen
 from fsseg.engine.compiled import compiled, uncompiled
 from fsseg.engine.context import Run
 from fsseg.engine.loggers import MetricsLog
@@ -33,7 +34,7 @@ from fsseg.engine.pending import Pending
 from fsseg.engine.profile import part, profiling
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import steps_of
-from fsseg.engine.validation import BaseValidation
+from fsseg.engine.validation import Validations
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
 from fsseg.process.files import ClaimLost
@@ -48,14 +49,25 @@ def learning_rate(cfg: Config, step: int, total: int) -> float:
     return cfg.train.lr * cfg.train.lr_scale * (1 - step / total) ** cfg.train.poly_power
 
 
-def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> tuple[Training, str]:
+class Trained(NamedTuple):
+    """What comes of a training beside the weights after its last step.
+
+    Attributes:
+        record: what result.json says of it.
+        data: fingerprint of the training split's index.
+        chosen: the best checkpoints of `train.select`.
+    """
+
+    record: Training
+    data: str
+    chosen: list[Chosen]
+
+
+def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> Trained:
     """Train `model` in place, from the cell's checkpoint if there is one.
 
     The batch of step s is a pure function of (data, configuration, s), the learning rate one of s; so weights,
     momentum, generators and s are all a checkpoint needs for the resumed run to equal one that was never stopped.
-
-    Returns:
-        What result.json says of the training, and the fingerprint of the training split's index.
 
     Raises:
         Preempted: after saving, when the run was asked to stop.
@@ -71,7 +83,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = make_optimiser(model, cfg.train, device)
     scaler = torch.amp.GradScaler("cuda", enabled=amp == "fp16")
-    validation = BaseValidation(run, model, source, plan, total)
+    validations = Validations(run, model, source, plan, total)
 
     step, seconds, rows, last_loss, waited = 0, 0.0, 0, math.nan, 0.0
     window: list[float] = []  # losses since the last row of metrics.csv, which holds their mean
@@ -81,16 +93,36 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         _restore(state, cell, model, optimiser, scaler)
         step, seconds, rows, last_loss = state["step"], state["seconds"], state.get("rows", 0), state["loss"]
         window = state["window"]
-        validation.restore(state)
+        validations.restore(state, run)
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
 
     earlier = seconds
-    started = time.monotonic() - seconds - validation.seconds
+    started = time.monotonic() - seconds - validations.seconds
     metrics = MetricsLog(cell, cfg.logger.tensorboard, rows) if ranks.first else None
 
     def trained_seconds() -> float:
-        return time.monotonic() - started - validation.seconds
+        return time.monotonic() - started - validations.seconds
+
+    def content(**more: Any) -> dict[str, Any]:
+        """What a checkpoint holds: `more`, and else the model as it is now, without what only going on needs."""
+        return {
+            "model": model.state_dict(),
+            "optimiser": {},
+            "scaler": {},
+            "rng": {},
+            "step": step,
+            "steps": total,
+            "seconds": trained_seconds(),
+            "loss": last_loss,
+            "window": [],
+            "fingerprint": cell.fingerprint,
+            "run": run.id,
+            "origin": origin(cfg, source),
+            "dataset_fingerprint": plan.index_fingerprint,
+            "images_fingerprint": images,
+            **more,
+        }
 
     def read(everything: bool = False) -> None:
         """Record the steps whose numbers are there; all ranks call it at the same steps."""
@@ -114,7 +146,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                         "lr": done.rate, "seconds_per_step": progress.seconds_per_step,
                     })  # fmt: skip
                 window = []
-            left = progress.eta_seconds + validation.seconds_left
+            left = progress.eta_seconds + validations.seconds_left
             run.status.update(step=done.step, steps=total, seconds_per_step=round(progress.seconds_per_step, 4),
                               eta_seconds=round(left, 1))  # fmt: skip
 
@@ -124,28 +156,11 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
             return
         run.still_ours()
         metrics.save()
-        checkpoint.save(
-            cell.checkpoint,
-            {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "scaler": scaler.state_dict(),
-                "rng": checkpoint.rng_state(),
-                "step": step,
-                "steps": total,
-                "seconds": trained_seconds(),
-                "rows": metrics.rows,
-                "loss": last_loss,
-                "window": window,
-                "fingerprint": cell.fingerprint,
-                "run": run.id,
-                "origin": origin(cfg, source),
-                "dataset_fingerprint": plan.index_fingerprint,
-                "images_fingerprint": images,
-                **validation.state(),
-            },
-            cell.previous_checkpoint,
-        )
+        whole = content(
+            optimiser=optimiser.state_dict(), scaler=scaler.state_dict(), rng=checkpoint.rng_state(),
+            rows=metrics.rows, window=window, **validations.state(),
+        )  # fmt: skip
+        checkpoint.save(cell.checkpoint, whole, cell.previous_checkpoint)
 
     log.info("training on %d images, %d steps (%.1f epochs), batch %d%s",
              plan.num_images, total, total / plan.steps_per_epoch, cfg.train.batch_size,
@@ -162,7 +177,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         ):
             while True:
                 try:
-                    if validation.due(step):
+                    for validation in validations.due(step):
                         read(everything=True)
                         with progress.paused("validating"), uncompiled(cfg.train.compile):
                             row = validation.score(step)
@@ -217,6 +232,10 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
             read(everything=True)
         if saved_step < step or total == 0:
             save()
+        for best in validations.chosen() if ranks.first else ():  # until now their weights were in last.pt alone
+            run.still_ours()
+            theirs = content(model=model.state_dict() | best.weights, step=best.record.step, selected=best.kind)
+            checkpoint.save(cell.best_checkpoint(best.kind), theirs)
     except ClaimLost:
         raise  # the files belong to another process: not a line more
     except BaseException:
@@ -234,9 +253,10 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
              total, duration(seconds), last_loss, 100 * waited / max(here, 1e-9))  # fmt: skip
     made = Training(
         steps=total, epochs=total / plan.steps_per_epoch, images=plan.num_images, batch_size=cfg.train.batch_size,
-        final_loss=last_loss, seconds=round(seconds, 2), base_validation=validation.record(),
+        final_loss=last_loss, seconds=round(seconds, 2), base_validation=validations.base_scores(),
+        novel_validation=validations.novel_scores(),
     )  # fmt: skip
-    return made, plan.index_fingerprint
+    return Trained(made, plan.index_fingerprint, validations.chosen())
 
 
 def origin(cfg: Config, source: Source) -> dict[str, Any]:

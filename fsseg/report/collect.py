@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import Result, State, Unreadable
+from fsseg.cell.models import Metrics, Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
+from fsseg.config.constraints import BEST
 from fsseg.config.history import completed
 from fsseg.errors import UserError
 from fsseg.process.command import train_line
@@ -114,6 +115,18 @@ class CellResult:
     def scored(self) -> bool:
         return self.result.metrics is not None
 
+    def metrics(self, kind: str = "") -> Metrics | None:
+        """Of the result; or of another checkpoint beside it, of a kind of `train.select`. None where there is none."""
+        if not kind:
+            return self.result.metrics
+        return None if (best := self.result.best.get(kind)) is None else best.metrics
+
+    @property
+    def selected(self) -> str:
+        """The kind of `train.select` by which the checkpoint was chosen that the cell began from; empty without."""
+        origin = self.result.checkpoint
+        return origin.selected if origin is not None and isinstance(origin.selected, str) else ""
+
     @property
     def partial(self) -> bool:
         """Whether a novel class could not be evaluated."""
@@ -125,7 +138,7 @@ class CellResult:
         return self.result.dataset.fingerprint_val
 
     @cached_property
-    def identity(self) -> Mapping[str, Any] | None:
+    def identity(self) -> ChainMap[str, Any] | None:
         """All settings that can change the numbers, flat; None if unknown, as for a result copied without them."""
         try:
             record = RunDirectory(self.path).identity_record()
@@ -271,8 +284,9 @@ def _slim(result: Result, shared: _Shared) -> tuple[str, ...]:
     if metrics is None:
         return ()
     episodes = tuple(s.episodes_fingerprint for s in metrics.per_seed if s.episodes_fingerprint)
-    if result.report is None:
-        metrics.per_seed, metrics.per_class = [], {}
+    beside = [best.metrics for best in result.best.values() if best.metrics is not None]
+    for shown in beside if result.report is not None else [metrics, *beside]:
+        shown.per_seed, shown.per_class = [], {}
     return shared(episodes)
 
 
@@ -319,7 +333,7 @@ def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:
     columns = [
         "name", "dataset", "method", "backbone", "variant", "shot", "fold", "seed", "state", "miou", "miou_std",
         "fb_iou", "fb_iou_std", "partial", "missing_classes", "protocol", "protocol_id", "data_val", "data_train",
-        "steps", "seconds", "finished_at", "fingerprint", "reason", "path",
+        "steps", "seconds", "finished_at", "fingerprint", "reason", "path", *BEST,
     ]  # fmt: skip
     rows = []
     for cell in cells:
@@ -340,5 +354,6 @@ def to_frame(collection: Collection | Sequence[CellResult]) -> pd.DataFrame:
             "fingerprint": result.fingerprint,
             "reason": cell.reason,
             "path": str(cell.path),
+            **{kind: getattr(cell.metrics(kind), "miou", None) for kind in BEST},
         })  # fmt: skip
     return pd.DataFrame(rows, columns=columns)

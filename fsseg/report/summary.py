@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fsseg.config.constraints import BEST
 from fsseg.errors import visible
 from fsseg.report.collect import NOT_RECORDED, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
@@ -49,10 +50,13 @@ def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> 
 
 
 def to_csv(report: Report) -> str:
-    """One line per data set, protocol, row, shot and fold (or mean); an empty `miou` is a missing number."""
+    """One line per data set, protocol, row, shot and fold (or mean); an empty `miou` is a missing number.
+
+    The mIoU of checkpoints beside the last one has columns of its own (`train.select`).
+    """
     columns = [
         "dataset", "protocol", "protocol_id", "data_val", "name", "method", "backbone", "variant", "shot", "fold",
-        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference",
+        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference", "selected", *BEST,
     ]  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
@@ -66,6 +70,9 @@ def to_csv(report: Report) -> str:
                     figures: dict[str, Any] = {"paper": row.paper(shot, MEAN if fold == "mean" else int(fold))}
                     if entry is not None:
                         figures = _figures(entry) | {"seeds": csv_cell(" ".join(map(str, entry.seeds)))}
+                    for kind, of_kind in row.best.items():
+                        beside = of_kind.get((shot, MEAN if fold == "mean" else int(fold)))
+                        figures[kind] = None if beside is None else beside.miou
                     writer.writerow({**names, "shot": shot, "fold": fold, **figures})
     return out.getvalue()
 
@@ -75,12 +82,21 @@ def to_json(report: Report) -> dict[str, Any]:
 
     def block(row: Row, shot: int) -> dict[str, Any]:
         entries = {fold: None if entry is None else _figures(entry) for fold, entry in _entries(row, shot).items()}
-        return entries | {"paper": asdict(row.published[shot]) if shot in row.published else None}
+        paper = {"paper": asdict(row.published[shot]) if shot in row.published else None}
+        return (
+            entries
+            | paper
+            | {
+                kind: {fold: _figures(entry) for fold, entry in _by_column(of_kind, shot).items() if entry is not None}
+                for kind, of_kind in row.best.items()
+            }
+        )
 
     def rows(table: Table) -> list[dict[str, Any]]:
         keys = ("name", "method", "backbone", "variant", "data_train")
         return [
             {k: getattr(row.key, k) for k in keys}
+            | ({"selected": row.key.selected} if row.key.selected else {})
             | {"label": row.label, "shots": {f"{shot}shot": block(row, shot) for shot in table.shots}}
             | {"made_with": [made._asdict() | {"cells": n} for made, n in Counter(_made_with(row)).most_common()]}
             for row in table.rows
@@ -94,6 +110,8 @@ def to_json(report: Report) -> dict[str, Any]:
             "data_val": table.key.data_val,
             "rows": rows(table),
             "notes": table.notes,
+            "paired": [asdict(pair) for pair in table.pairs],
+            "differences": table.differences,
             "missing": [{"cell": label, "reason": reason} for label, reason in table.missing],
         }
         for table in report.tables
@@ -103,7 +121,11 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _entries(row: Row, shot: int) -> dict[str, Entry | None]:
-    return {"mean" if fold == MEAN else str(fold): row.entries.get((shot, fold)) for fold in COLUMNS}
+    return _by_column(row.entries, shot)
+
+
+def _by_column(entries: Mapping[tuple[int, int], Entry], shot: int) -> dict[str, Entry | None]:
+    return {"mean" if fold == MEAN else str(fold): entries.get((shot, fold)) for fold in COLUMNS}
 
 
 def _made_with(row: Row) -> list[MadeWith]:

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory
 from fsseg.cell.variant import is_shortened, labels
+from fsseg.config.constraints import BEST
 from fsseg.config.history import completed
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
+from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.pairs import Paired, paired
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_data
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
@@ -60,25 +63,30 @@ class Entry:
 
 
 class RowKey(NamedTuple):
-    """What distinguishes the rows of a table; `data_train` is the fingerprint of the training split."""
+    """What distinguishes the rows of a table; `data_train` is the fingerprint of the training split.
+
+    `selected`: the cells began from a checkpoint that was chosen (`CellResult.selected`).
+    """
 
     method: str
     backbone: str
     variant: str
     name: str
     data_train: str | None
+    selected: str = ""
 
     @classmethod
     def of(cls, cell: CellResult) -> RowKey:
         k = cell.key
-        return cls(k.method, k.backbone, k.variant, k.name, cell.result.dataset.fingerprint_train)
+        return cls(k.method, k.backbone, k.variant, k.name, cell.result.dataset.fingerprint_train, cell.selected)
 
 
 @dataclass
 class Row:
     """One method on one backbone in one variant; `entries` maps (shot, fold or MEAN) to a number, if there is one.
 
-    `counted` are the cells that its numbers are made of.
+    `counted` are the cells that its numbers are made of. `best` has the same of other checkpoints of these cells, by
+    kind (`train.select`): a column is there if all its cells have that kind, and `entries` takes nothing from it.
     """
 
     key: RowKey
@@ -86,6 +94,7 @@ class Row:
     published: dict[int, Published] = field(default_factory=dict)
     label: str = ""
     counted: list[CellResult] = field(default_factory=list)
+    best: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=dict)
 
     def paper(self, shot: int, fold: int) -> float | None:
         """The published figure of a column; None if our number is partial, as the two are then not comparable."""
@@ -105,6 +114,8 @@ class TableKey(NamedTuple):
 class Table:
     """Rows with the same scoring: data set, every field of the protocol, evaluation images.
 
+    `differs` are rules in which it differs from other tables, `differences` settings in which its rows differ. `pairs`
+    are its methods against each other.
     `twice` names the results that lie in two directories, as after a copy of the folder.
     """
 
@@ -114,6 +125,8 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     differs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    differences: Differences = field(default_factory=dict)
+    pairs: list[Paired] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
@@ -131,7 +144,8 @@ class Table:
         return f"{self.key.dataset} (mIoU in percent; {rule})"
 
     def as_text(self) -> TextTable:
-        """For each row its numbers; below them, if there are any, the published ones and the differences."""
+        """For each row its numbers; below them, if there are any, the published ones with the differences, and those of
+        other checkpoints."""
         columns = [(shot, fold) for shot in self.shots for fold in COLUMNS]
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
@@ -143,6 +157,9 @@ class Table:
                 label = f"  paper ({source.method}, {source.venue})"
                 text.rows.append([label, *("" if f is None else f"{f:.1f}" for f in figures)])
                 text.rows.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
+            for kind, of_kind in row.best.items():
+                figures_of_kind = (of_kind.get(column) for column in columns)
+                text.rows.append([f"  {BEST[kind]}", *("" if e is None else str(e) for e in figures_of_kind)])
         found = [entry for row in self.rows for entry in row.entries.values()]
         if any(entry.partial for entry in found):
             text.notes.append(
@@ -150,8 +167,18 @@ class Table:
             )
         if any(entry.std is not None for entry in found):
             text.notes.append("±: sample standard deviation over training seeds")
+        text.notes += [note for kind, note in _OF_BEST.items() if any(kind in row.best for row in self.rows)]
+        text.notes += [*map(str, self.pairs), *in_words(self.differences)]
         text.notes += self.notes
         return text
+
+
+_OF_BEST = {
+    "best_novel": "best on novel classes: of the checkpoints of a training, the one that scored best on the novel test "
+    "classes (train.select), which is optimistic. It is not the result: that is the last one, in the rows above",
+    "best_base": "best on base classes: of the checkpoints of a training, the one that scored best on images of base "
+    "classes that were held back (train.select). The result is the last one, in the rows above",
+}
 
 
 def _signed(value: float | None) -> str:
@@ -294,6 +321,8 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         _list_missing(row, done[row.key], pending[row.key], table)
         table.notes += mixed(row)
     table.notes += edited(table.rows)
+    counted = {row.label: row.counted for row in table.rows if row.counted}
+    table.pairs, table.differences = paired(counted), differences(counted)
     if unlike := table.protocol.get("unlike"):
         table.notes.append(f"protocol {table.protocol['name']} is not all that its code does: {'; '.join(unlike)}")
     if table.twice:
@@ -321,6 +350,8 @@ def _label(rows: list[Row], overrides: Mapping[str, Sequence[str] | None]) -> st
             row.label += f" [{told[key.variant]}]"
         if several_names:
             row.label += f" ({key.name})"
+        if key.selected:
+            row.label += f" ({BEST.get(key.selected, key.selected)})"
     taken = Counter(row.label for row in rows)
     for row in rows:
         if taken[row.label] > 1:
@@ -342,7 +373,7 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     by_fold = {
         fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
     }
-    found = {fold: _entry(list(of_fold.values())) for fold, of_fold in by_fold.items() if of_fold}
+    found = {fold: e for fold, of_fold in by_fold.items() if (e := _entry(list(of_fold.values())))}
     row.counted += [cell for of_fold in by_fold.values() for cell in of_fold.values()]
     if source is not None and any(not e.partial for e in found.values()):
         row.published[shot] = source
@@ -361,6 +392,12 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
             f"{where}: {len(found)} of {len(FOLDS)} folds done, no mean yet; fold{'s' * (len(found) > 1)} "
             f"{', '.join(map(str, found))} alone: {so_far:.1f}"
         )
+    for kind in BEST:
+        beside = {fold: e for fold, of_fold in by_fold.items() if (e := _entry(list(of_fold.values()), kind))}
+        if len(beside) == len(FOLDS):
+            beside[MEAN] = _mean(beside, by_fold, kind)
+        if beside:
+            row.best.setdefault(kind, {}).update({(shot, fold): entry for fold, entry in beside.items()})
     for fold, entry in found.items():
         comparison = None if source is None or entry.partial else source.at(fold)
         row.entries[shot, fold] = replace(entry, paper=comparison)
@@ -438,8 +475,11 @@ def _one_per_seed(cells: list[CellResult], where: str, table: Table) -> dict[int
     return by_seed
 
 
-def _entry(cells: list[CellResult]) -> Entry:
-    metrics = [c.result.metrics for c in cells if c.result.metrics]
+def _entry(cells: list[CellResult], kind: str = "") -> Entry | None:
+    """Of cells that differ in the training seed; None if there is none, or one without a checkpoint of this kind."""
+    metrics = [m for c in cells if (m := c.metrics(kind))]
+    if not metrics or len(metrics) < len(cells):
+        return None
     values = [m.miou for m in metrics]
     spread = [m.miou_std for m in metrics if m.miou_std is not None]
     foreground = [m.fb_iou for m in metrics if m.fb_iou is not None]
@@ -453,10 +493,11 @@ def _entry(cells: list[CellResult]) -> Entry:
     )
 
 
-def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]]) -> Entry:
+def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]], kind: str = "") -> Entry:
     """The mean over all folds; its deviation is over the seeds that every fold has."""
     complete = sorted(set.intersection(*(set(cells) for cells in by_fold.values())))
-    per_seed = [mean([by_fold[fold][seed].result.miou or 0.0 for fold in FOLDS]) for seed in complete]
+    of_seed = ([by_fold[fold][seed].metrics(kind) for fold in FOLDS] for seed in complete)
+    per_seed = [mean([m.miou if m else 0.0 for m in metrics]) for metrics in of_seed]
     foreground = [e.fb_iou for e in entries.values() if e.fb_iou is not None]
     return Entry(
         mean([e.miou for e in entries.values()]),

@@ -246,7 +246,7 @@ def estimate(cfg: Config, identity: dict[str, Any], found: Snapshot | None, know
         return Estimate(steps, (0.0, 0.0), None, float(found.run.size()), "done", counted)
 
     memory = None if usual.memory is None else (usual.memory / 1e9, usual.memory / 1e9)
-    hours, basis = _measured_hours(cfg, steps, found, usual, _validations(cfg, steps, images))
+    hours, basis = _measured_hours(cfg, steps, found, usual, _validated_episodes(cfg, steps, images))
     published = _is_published(cfg)
     if hours is None and published:
         low, high = PUBLISHED_HOURS[cfg.dataset.name]
@@ -267,18 +267,18 @@ def _usual(cfg: Config, identity: dict[str, Any], known: Known) -> Usual:
 
 
 def _measured_hours(
-    cfg: Config, steps: int | None, found: Snapshot | None, usual: Usual, validations: int
+    cfg: Config, steps: int | None, found: Snapshot | None, usual: Usual, validated: int
 ) -> tuple[tuple[float, float] | None, str]:
     seconds = usual.extra
     if steps:
         if usual.train is None:
             return None, ""
-        validating = validations * cfg.eval.base_episodes * (usual.evaluate or 0.0)
-        seconds += _share_left(steps, found) * (steps * usual.train + validating)
+        seconds += _share_left(steps, found) * (steps * usual.train + validated * (usual.evaluate or 0.0))
     elif steps is None:
         return None, ""
     if cfg.eval.enabled and usual.evaluate is not None:
-        episodes = cfg.protocol.num_episodes * len(cfg.protocol.seeds) * (1 + len(cfg.eval.background_shifts))
+        evaluations = 1 + len(cfg.eval.background_shifts) + (len(cfg.train.select) if steps else 0)
+        episodes = cfg.protocol.num_episodes * len(cfg.protocol.seeds) * evaluations
         seconds += episodes * usual.evaluate
     elif cfg.eval.enabled and not steps:
         return None, ""
@@ -288,12 +288,16 @@ def _measured_hours(
     return (seconds / 3600, seconds / 3600), basis
 
 
-def _validations(cfg: Config, steps: int | None, images: int | None) -> int:
-    """How often base classes are validated (`eval.every_epochs`)."""
-    if not cfg.eval.every_epochs or not steps:
+def _validated_episodes(cfg: Config, steps: int | None, images: int | None) -> int:
+    """Episodes of all validations during training: of base classes (`eval.every_epochs`), of novel (`train.select`)."""
+    if not steps:
         return 0
     epoch = steps / cfg.train.epochs if images is None else max(1, images // cfg.train.batch_size)
-    return math.ceil(steps / (epoch * cfg.eval.every_epochs))
+    number = math.ceil(steps / (epoch * cfg.eval.every_epochs)) * cfg.eval.base_episodes if cfg.eval.every_epochs else 0
+    if "best_novel" in cfg.train.select:
+        each = min(cfg.train.select_episodes or cfg.protocol.num_episodes, cfg.protocol.num_episodes)
+        number += math.ceil(steps / (epoch * cfg.train.select_epochs)) * each
+    return number
 
 
 def _one_device(alike: Sequence[Measured], wanted: str) -> list[Measured]:

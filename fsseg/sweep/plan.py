@@ -103,7 +103,7 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
             "output_dir": folder, "name": "calibration", "redo": "false", "check": "false", "sync.url": "null",
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
-            "eval.every_epochs": 0,
+            "eval.every_epochs": 0, "train.select": "[]",
         }  # fmt: skip
         line = [sys.executable, "-m", "fsseg", "train", *where, *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]

@@ -29,6 +29,7 @@ LISTS = {
     "protocol.seeds": ["[1,1]", "[]"],
     "protocol.unlike": [],  # any text
     "train.betas": ["[0.9]", "[]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]"],
+    "train.select": ["[last]", "[best_base,best_base]"],
     "train.lr_factors": ["{backbone:-1}", "{backbone:1001}", "{neck:0.1,backbone:nan}"],
     "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],
 }

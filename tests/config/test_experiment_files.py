@@ -25,8 +25,10 @@ CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
     "learning_rate": 2, "pfenet_paper": 2 * 2 * 2 * 4, "hsnet_paper": 2 * 2 * 4, "dino_paper": 2 * 2 * 4,
+    "methods_common": 6 * 4 * 3,
 }  # fmt: skip
-OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino", "hsnet_paper": "hsnet"}
+OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino", "hsnet_paper": "hsnet",
+          "methods_common": "baseline"}  # fmt: skip
 """Those that are no table or figure of the paper, and something that tells their rows in the summary."""
 
 
@@ -111,8 +113,20 @@ def test_a_sweep_started_without_m_says_so(line: list[str], told: str) -> None:
 SMOKE = {
     "paper": ["fold=0", "shot=1,2"], "background_bias": ["fold=0", "seed=0"], "figure7_steps": ["logger.figures=2"],
     "table5_iterations": ["model.iterations=1,3"], "hsnet_paper": ["fold=0", "model.channels=32"],
+    "methods_common": ["method=baseline,abcb", "fold=0", "seed=0"],
     "pfenet_paper": ["fold=0", "shot=2"], "dino_paper": ["fold=0", "shot=1,2"],
 }  # fmt: skip
+
+
+def test_the_common_recipe_is_the_same_for_all_methods() -> None:
+    """Beside the model's own settings the identities differ in fold and seed; the untrained one trains nothing."""
+    for dataset in ("shapes5i", "pascal5i"):
+        found = cells("experiment=methods_common", f"dataset={dataset}", "fold=1", "seed=2")
+        kept = [open_cell(made.cfg, made.resolved, made.task_overrides).identity for made in found]
+        alike = [{k: v for k, v in of_cell.items() if not k.startswith("model.")} for of_cell in kept]
+        assert [of_cell.pop("train.enabled") for of_cell in alike] == [False, True, True]
+        assert alike[0] == alike[1] == alike[2]
+        assert [of_cell["model.name"] for of_cell in kept] == ["prototype", "baseline", "abcb"]
 
 
 @pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke"}))

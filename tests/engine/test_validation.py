@@ -28,7 +28,7 @@ from fsseg.data.registry import build_source
 from fsseg.engine import checkpoint, scoring
 from fsseg.engine import train as train_module
 from fsseg.engine import validation as validation_module
-from fsseg.engine.validation import BaseValidation
+from fsseg.engine.validation import BASE, Validation
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.process.ranks import ALONE
@@ -201,10 +201,10 @@ def test_statistics_mode_and_random_numbers_stay_as_they_are(monkeypatch: pytest
 
     monkeypatch.setattr(validation_module, "Scoring", lambda *_: SimpleNamespace(counts=counts))
     monkeypatch.setattr(validation_module, "metrics_of", lambda *_: Metrics(50.0, fb_iou=60.0))
-    cfg = SimpleNamespace(eval=SimpleNamespace(every_epochs=1, base_episodes=3))
-    plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=()), held_out=1,
-                           steps_per_epoch=4)  # fmt: skip
-    made: Any = BaseValidation(SimpleNamespace(cfg=cfg, ranks=ALONE), model, None, plan, 10)  # type: ignore[arg-type]
+    cfg = SimpleNamespace(eval=SimpleNamespace(every_epochs=1), train=SimpleNamespace(select=[]))
+    plan = SimpleNamespace(validation=SimpleNamespace(classes=(), missing_classes=(), episodes={0: [1, 2, 3]}),
+                           held_out=1, steps_per_epoch=4)  # fmt: skip
+    made: Any = Validation(SimpleNamespace(cfg=cfg, ranks=ALONE), model, None, BASE, plan, 10)  # type: ignore[arg-type]
     assert [step for step in range(11) if made.due(step)] == [4, 8, 10]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stream = repr(checkpoint.rng_state())
@@ -256,9 +256,11 @@ def run_and_answer(c: Composed) -> None:
 
 def test_several_processes_score_the_same_to_the_last_digit(root: Path, tmp_path: Path) -> None:
     """At a rate that moves no weight, so that the sums of gradients, which differ by rounding, do not count."""
-    settings = (*SETTINGS, "train.lr=1e-30", "train.max_steps=4")
+    settings = [o for o in SETTINGS if o != "eval.enabled=false"]
+    settings += ["train.lr=1e-30", "train.max_steps=4", "train.select=[best_novel,best_base]"]
     one, two = (composed(root, tmp_path / name, *settings) for name in ("one", "two"))
-    alone = done(one).training
+    whole = done(one)
+    alone = whole.training
     for status, text in fork_ranks(run_and_answer, two, folder=tmp_path / "logs"):
         assert status == 0, text
     result = cell_of(two).result()
@@ -273,7 +275,12 @@ def test_several_processes_score_the_same_to_the_last_digit(root: Path, tmp_path
     )
     assert [s.step for s in together.scores] == [3, 4]
     assert 1 < together.miou < 99
-    assert [r for r in rows(cell_of(two)) if r["base/miou"]] == [r for r in rows(cell_of(one)) if r["base/miou"]]
+    for column in ("base/miou", "novel/miou"):
+        assert [r for r in rows(cell_of(two)) if r[column]] == [r for r in rows(cell_of(one)) if r[column]]
+    assert {kind: (best.step, best.metrics) for kind, best in result.best.items()} == {
+        kind: (3, best.metrics) for kind, best in whole.best.items()
+    }
+    assert set(result.best) == {"best_novel", "best_base"}
 
 
 def test_by_default_nothing_of_it_is_anywhere(root: Path, tmp_path: Path) -> None:
@@ -281,8 +288,10 @@ def test_by_default_nothing_of_it_is_anywhere(root: Path, tmp_path: Path) -> Non
     done(c)
     plain = json.loads(cell_of(c).result_file.read_text())
     assert plain["training"]["base_validation"] is None
+    assert not [key for key in (*plain, *plain["training"]) if key.startswith(("best_", "novel_"))]
     assert not [key for key in rows(cell_of(c))[0] if key.startswith("base/")]
-    assert not [key for key in torch.load(cell_of(c).checkpoint, weights_only=True) if key.startswith("base_")]
+    state = torch.load(cell_of(c).checkpoint, weights_only=True)
+    assert not [key for key in state if key.startswith(("base_", "best_", "novel_"))]
     assert not [key for key in cell_of(c).identity if key.startswith("eval.base") or key == "eval.every_epochs"]
 
 

@@ -62,6 +62,15 @@ def test_validation_on_base_classes_is_counted_in_episodes_not_in_steps(tmp_path
     assert without.steps is None  # the cell that was measured held images back: nobody knows how many there are
 
 
+def test_the_choice_of_a_checkpoint_is_counted_in_episodes(tmp_path: Path) -> None:
+    """20 images: 5 steps of 4 an epoch, 20 in all; 2 x 30 episodes of novel classes, and 2 evaluations of 2 x 50."""
+    line = ["train.epochs=4", "protocol.num_episodes=50", "protocol.seeds=[0,1]", "train.batch_size=4", "fold=0",
+            f"dataset.root={tmp_path}/absent", f"output_dir={tmp_path}"]  # fmt: skip
+    finish(plan([*line, "name=other"]).points[0], images=20)
+    select = ["train.select=[best_novel]", "train.select_epochs=2", "train.select_episodes=30"]
+    assert hours_of([*line, *select]) == [pytest.approx(((20 * 2 + (60 + 200) * 0.5 + 10) / 3600,) * 2)]
+
+
 def test_the_published_lists_lose_what_is_held_back(tmp_path: Path) -> None:
     line = [
         "dataset=pascal5i",
