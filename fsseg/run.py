@@ -344,8 +344,7 @@ def _base_learner(run: Run) -> Cell:
         base = Run(cfg, cell, ranks=run.ranks, signals=run.signals)
         holder = None
         if run.ranks.first:
-            run.status.update(phase="base learner", reason=None)
-            holder = _base_trained(base)
+            holder = _base_trained(run, base)
         elif distributed.broadcast(False, run.ranks):
             _work(base)
             distributed.broadcast(None, run.ranks)  # as in `_follow`: they go on when it is written
@@ -353,7 +352,6 @@ def _base_learner(run: Run) -> Cell:
         if holder is None:
             if run.ranks.first:
                 run.status.update(phase="prepare", reason=None)
-                uses.note(cell.checkpoint, run.cell.directory)
             return cell
         if run.ranks.first:
             run.still_ours()
@@ -365,8 +363,8 @@ def _base_learner(run: Run) -> Cell:
                 time.sleep(_WAIT_SECONDS)
 
 
-def _base_trained(base: Run) -> str | None:
-    """Train a base learner that is not done, in the first process; who else has it, None if it is done.
+def _base_trained(run: Run, base: Run) -> str | None:
+    """Train the base learner of a run if it is not done, in the first process; who else has it, None if it is done.
 
     Raises: as `_base_learner`.
     """
@@ -379,6 +377,7 @@ def _base_trained(base: Run) -> str | None:
         if found := folder_faults(base.cfg) + output_faults(cell):
             raise merge_errors(found)
         cell.check_same_settings()
+        run.status.update(phase="base learner", reason=None)
         log.info("first its base learner, which others start from too: %s", cell.directory)
         outcome = _claimed(base, redo=False)
     finally:

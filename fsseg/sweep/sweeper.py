@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.claim import LEASE_SECONDS, acquire, take_away
 from fsseg.cell.claim import held as held_claim
+from fsseg.cell.key import BASE_CELL
 from fsseg.cell.models import Result, State
 from fsseg.cell.record import Cell, Problem
 from fsseg.cell.status import status_of, write_state
@@ -286,11 +287,14 @@ class FssegSweeper(Sweeper):
         """
         base = [job for job in todo if job.trains_base_classes]
         others = [job for job in todo if not job.trains_base_classes]
-        if getattr(self.launcher, "queues", False):
-            turns = [base + others]
-        else:
-            turns = [base, others]
-        return [job for turn in turns if turn for job in self._launch(turn)]
+        if not base or getattr(self.launcher, "queues", False):
+            return self._launch(base + others) if todo else []
+        busy, failed = self._launch(base), {job.place.fingerprint for job in base if job.state == State.FAILED}
+        for job in others:
+            if job.place.identity.get(BASE_CELL) in failed:
+                job.state, job.note = State.STOPPED, "never started; its base learner failed"
+        others = [job for job in others if job.state == State.TODO]
+        return busy + (self._launch(others) if others else [])
 
     def _launch(self, todo: list[Job]) -> list[Job]:
         """Launch cells and settle their states; returns those that other processes turned out to hold."""
@@ -499,8 +503,9 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Jo
 def text(jobs: Sequence[Job]) -> str:
     """The cells with their states; those without a result with reason and log file."""
     # Names that do not hold all settings are told apart by those that the line sweeps.
-    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in jobs)
-    keys = swept_keys(jobs) if shortened else []
+    own = [job for job in jobs if job.cell is None or job.cell.key.method not in BASE_LEARNERS]
+    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in own)
+    keys = swept_keys(own) if shortened else []
     rows = [["cell", "state", *["settings"] * bool(keys), "result or reason"]]
     for job in jobs:
         told = [" ".join(f"{key}={job.settings.get(key)}" for key in keys)] if keys else []
