@@ -13,11 +13,13 @@ from model_samples import batch
 from runs import fork_ranks
 from torch import nn
 
-from fsseg.config.schema import BackboneConfig, PascalConfig, PspnetConfig, ShapesConfig
+from fsseg.config.compose import compose
+from fsseg.config.schema import BackboneConfig, CocoConfig, PascalConfig, PspnetConfig, ShapesConfig
 from fsseg.engine import distributed
 from fsseg.model import build_model
 from fsseg.model.base_learner import BINS, BaseLearner, PyramidHead, number_of_base_classes
 from fsseg.model.blocks.batch_norm import SharedBatchNorm
+from fsseg.model.cost import cost
 
 
 def learner(name: str = "tiny", dataset: Any = ShapesConfig) -> BaseLearner:
@@ -39,9 +41,15 @@ def test_the_published_number_of_parameters() -> None:
     assert own == 4 * (2048 * 512 + 2 * 512) + 4096 * 512 * 9 + 2 * 512 + 512 * 16 + 16
 
 
-def test_coco_has_60_base_classes_in_a_fold() -> None:
-    from fsseg.config.schema import CocoConfig
+def test_the_published_multiply_adds_of_the_head() -> None:
+    """68.0 GMACs at 473 px."""
+    line = ["method=pspnet", "dataset=pascal5i", "base_training.image_size=473"]
+    rows = {row.part: row for row in cost(compose(line).cfg)}
+    assert abs(rows["head"].macs / 68.0e9 - 1) < 0.01
+    assert abs(rows["head"].parameters / 23.1e6 - 1) < 0.01  # type: ignore[operator]
 
+
+def test_coco_has_60_base_classes_in_a_fold() -> None:
     assert number_of_base_classes(SimpleNamespace(dataset=CocoConfig(name="coco20i"))) == 60  # type: ignore[arg-type]
 
 
