@@ -370,7 +370,8 @@ def _base_trained(run: Run, base: Run) -> str | None:
     """
     cell = base.cell
     try:
-        if cell.finished() is not None:
+        if (result := cell.finished()) is not None:
+            _already_done(base, result)
             return None
         if (claim := cell.claim()) is not None and claim.alive():
             return str(claim.holder)

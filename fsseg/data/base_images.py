@@ -137,7 +137,9 @@ class BaseImageDataset(EpisodeDataset):
     The crop is any, whatever it shows, as in PSPNet's training.
     """
 
-    def __init__(self, source: Source, specs: Sequence[EpisodeSpec] | StepSpecs, cfg: Config, base: BaseClasses) -> None:
+    def __init__(
+        self, source: Source, specs: Sequence[EpisodeSpec] | StepSpecs, cfg: Config, base: BaseClasses
+    ) -> None:
         super().__init__(source, "train", specs, train_transform(cfg), cfg.seed, base.ignore_classes)
         self.base = base
 

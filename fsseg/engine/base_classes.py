@@ -137,5 +137,9 @@ def take_over(model: FewShotModel, cell: Cell) -> Origin:
         raise UserError(f"base learner: {path} does not fit this model: {line[:200]}", fix) from None
     log.info("backbone from the base learner %s (step %s)", path, state["step"])
     return Origin(
-        path=str(path), step=state["step"], fingerprint=state["fingerprint"], digest=file_digest(path), **state["origin"]
+        path=str(path),
+        step=state["step"],
+        fingerprint=state["fingerprint"],
+        digest=file_digest(path),
+        **state["origin"],
     )

@@ -36,7 +36,7 @@ class Painted:
     """Masks of two classes by hand; class 1 is COCO's crowd in places, and the two overlap in the last column."""
 
     name, classes = "painted", ("x", "y", "z")
-    masks = {0: [[1, 0, 0, 1]], 1: [[0, 255, 1, 1]], 2: [[255, 0, 0, 0]]}
+    masks = ([[1, 0, 0, 1]], [[0, 255, 1, 1]], [[255, 0, 0, 0]])
 
     def mask(self, split: str, image_id: str, class_id: int, ignore_classes: Any = ()) -> Any:
         return np.array(self.masks[class_id], dtype=np.uint8)

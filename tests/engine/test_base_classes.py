@@ -324,8 +324,8 @@ def test_check_says_what_would_be_trained_first(root: Path, tmp_path: Path, star
 def test_numbers_do_not_depend_on_who_trained_it(root: Path, tmp_path: Path, started: tuple[Composed, Cell]) -> None:
     """By its own line first, then a cell that starts from it."""
     c = composed(root, tmp_path, *FROZEN)
-    own = composed(root, tmp_path, "method=pspnet", "base_training.max_steps=5", "base_training.batch_size=3",
-                   "base_training.image_size=25", "train.max_steps=5", "train.batch_size=3", "variant=null")  # fmt: skip
+    recipe = ("train.max_steps=5", "train.batch_size=3", "dataset.image_size=25", "variant=null")
+    own = composed(root, tmp_path, "method=pspnet", *recipe)
     assert cell_of(own).directory == base_of(c).directory
     done(own)
     done(c)

@@ -54,7 +54,7 @@ def test_coco_has_60_base_classes_in_a_fold() -> None:
 
 
 def areas(side: int, size: int) -> list[range]:
-    """The rows of each of `side` areas of a map of `size` rows: from the floor of its start to the ceiling of its end."""
+    """The rows of each of `side` areas of a map of `size` rows: floor of its start to ceiling of its end."""
     return [range(math.floor(i * size / side), math.ceil((i + 1) * size / side)) for i in range(side)]
 
 
