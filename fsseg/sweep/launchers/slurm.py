@@ -98,7 +98,7 @@ class SlurmLauncher(CellLauncher):
         """Submit the cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
 
         Cells after the `leading` ones wait in the queue until those have ended. However they end: one that failed is
-        tried again by a cell that needs it, which tells why; with `afterok` that cell would wait for ever.
+        tried again by a cell that needs it, which tells why. If they waited for success, that cell would for ever.
         """
         import submitit
 
