@@ -2,7 +2,8 @@
 
 `train.py` and `fsseg train` call `run`. Read from the top: `run` checks the configuration, `_check` answers
 check=true, `_lead` decides whether there is anything to do, `_claimed` takes the cell, `_attempt` keeps the records of
-one start, `_work` trains and evaluates.
+one start, `_work` trains and evaluates. A cell that starts from a base learner brings that cell to its end first
+(`_base_learner`), which then goes the same way from `_claimed` on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from fsseg.cell.attempt import AttemptFile, redone_by_this_job
 from fsseg.cell.claim import Busy, acquire
 from fsseg.cell.fence import drop, fenced, set_aside
 from fsseg.cell.models import Result, State, write_record
-from fsseg.cell.record import open_cell
+from fsseg.cell.record import Cell, open_cell
 from fsseg.cell.status import StatusFile
+from fsseg.config.base_training import base_config, base_overrides, starts_from_a_base_learner
 from fsseg.config.checks import faults
 from fsseg.config.constraints import BEST
 from fsseg.config.entry import resolved, typed
@@ -41,6 +43,8 @@ from fsseg.sweep.preflight import leaves, output_faults, scratch_faults
 from fsseg.sweep.sync import sync_cell
 
 log = logging.getLogger("fsseg")
+
+_WAIT_SECONDS = 5.0  # between two looks at a base learner that another process trains
 
 
 @dataclass(frozen=True)
@@ -272,10 +276,12 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         redone: record of a start that puts the former run aside, once all is prepared.
     """
     cfg, started = run.cfg, time.monotonic()
+    base = _base_learner(run) if starts_from_a_base_learner(cfg) else None
     with run.signals.at_once():
         import torch
 
         from fsseg.engine import checkpoint
+        from fsseg.engine.base_classes import evaluate_base, take_over
         from fsseg.engine.evaluate import evaluate, evaluate_chosen
         from fsseg.engine.pictures import draw_figures
         from fsseg.engine.ready import make_plans, room_of
@@ -290,6 +296,7 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
         done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+        done.base_learner = None if base is None else take_over(model, base)
         if run.ranks.first and (lack := room_of(model, cfg, run.cell).fault()) is not None:
             raise lack
     if redone is not None:
@@ -309,9 +316,13 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         done.timing.train_seconds = trained.record.seconds
     if cfg.eval.enabled:
         run.status.update(phase="evaluate")
-        done.evaluation = evaluate(run, model, source, plans)
-        done.timing.evaluate_seconds = done.evaluation.seconds
-    if trained is not None:
+        began = time.monotonic()
+        if plans.base is not None:
+            done.base_classes = evaluate_base(run, model, source, plans.base)
+        else:
+            done.evaluation = evaluate(run, model, source, plans)
+        done.timing.evaluate_seconds = round(time.monotonic() - began, 2)
+    if trained is not None and plans.base is None:
         done.best = evaluate_chosen(run, model, source, plans, trained.chosen, done.evaluation)
     if run.ranks.first:
         run.still_ours()
@@ -319,6 +330,69 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         draw_figures(run, source, done.evaluation, curves=done.training is not None)
         done.timing.figures_seconds = round(time.monotonic() - started, 2)
     return done
+
+
+def _base_learner(run: Run) -> Cell:
+    """Bring the base learner that a cell starts from to its end, before the cell's own work; every process does this.
+
+    Of all the cells that start from it, in any process on any machine of the folder, the one that comes first trains
+    it. The others wait, each with its cell in hand: nobody else could go on with it, and the status says so.
+
+    Raises:
+        Preempted: a signal stopped its training, or the waiting.
+        UserError: it cannot be trained.
+    """
+    from fsseg.engine import distributed
+
+    config = base_config(resolved(run.cfg))
+    cfg, told = typed(config), ""
+    cell = open_cell(cfg, resolved(config), base_overrides(run.cell.overrides))
+    while True:
+        base = Run(cfg, cell, ranks=run.ranks, signals=run.signals)
+        holder = None
+        if run.ranks.first:
+            holder = _base_trained(run, base)
+        elif distributed.broadcast(False, run.ranks):
+            _work(base)
+            distributed.broadcast(None, run.ranks)  # as in `_follow`: they go on when it is written
+        holder = distributed.broadcast(holder, run.ranks)
+        if holder is None:
+            if run.ranks.first:
+                run.status.update(phase="prepare", reason=None)
+            return cell
+        if run.ranks.first:
+            run.still_ours()
+            run.status.update(phase="waiting for its base learner", reason=f"{cell.directory} is held by {holder}")
+            if told != holder:
+                log.info("waiting for its base learner: %s is held by %s", cell.directory, holder)
+                told = holder
+            with run.signals.at_once():
+                time.sleep(_WAIT_SECONDS)
+
+
+def _base_trained(run: Run, base: Run) -> str | None:
+    """Train the base learner of a run if it is not done, in the first process; who else has it, None if it is done.
+
+    Raises: as `_base_learner`.
+    """
+    cell = base.cell
+    try:
+        if (result := cell.finished()) is not None:
+            _already_done(base, result)
+            return None
+        if (claim := cell.claim()) is not None and claim.alive():
+            return str(claim.holder)
+        if found := folder_faults(base.cfg) + output_faults(cell):
+            raise merge_errors(found)
+        cell.check_same_settings()
+        run.status.update(phase="base learner", reason=None)
+        log.info("first its base learner, which others start from too: %s", cell.directory)
+        outcome = _claimed(base, redo=False)
+    finally:
+        _announce(base, False)
+    if outcome is None:
+        raise Preempted(str(base.signals.reason()))
+    return None if outcome.state == State.DONE else outcome.holder
 
 
 def _put_aside(run: Run, attempt: AttemptFile) -> None:
@@ -352,7 +426,7 @@ def _already_done(run: Run, result: Result) -> Outcome:
 
 
 def _score(result: Result) -> str:
-    return f"  {result.score_line()}" if result.metrics else ""
+    return f"  {result.score_line()}" if result.metrics or result.base_classes else ""
 
 
 def _sweep() -> DictConfig | None:

@@ -38,7 +38,7 @@ def composed(root: Path, output: Path, *overrides: str) -> Composed:
     """The small cell; `overrides` come first and win."""
     keys = {o.partition("=")[0] for o in overrides}
     rest = [*SMALL, f"dataset.root={root}", f"output_dir={output}"]
-    if {"method=prototype", "method=dino"} & set(overrides):  # they have no neck
+    if {"method=prototype", "method=dino", "method=pspnet"} & set(overrides):  # they have no neck
         rest.remove("model.channels=16")
     return compose([*overrides, *(o for o in rest if o.partition("=")[0] not in keys)])
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fsseg.cell import weights as published
 from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
 from fsseg.config.history import ACT_ELSEWHERE, ADDED, ADDED_TO, RETIRED, STANDARD_POOL
+from fsseg.config.tasks import BASE_LEARNERS, changes_a_base_learner
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fsseg.config.schema import Config
 
 _PART_LENGTH = 255
+BASE_CELL = "backbone.base_training (cell)"
+"""In the identity of a cell that starts from a base learner: the fingerprint of that one."""
 
 
 _LAYOUT = re.compile(r"([^/]+)/([^/]+)/([^/]+)/([^/]+)/([0-9]+)shot/([^/]+)/fold([0-9]+)/seed([0-9]+)/?\Z")
@@ -131,10 +134,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """The settings that can change the numbers, flat; files are replaced by digests of their content."""
+    """The settings that can change the numbers, flat; files are replaced by digests of their content.
+
+    Of a base learner these are fewer. A cell that starts from one (`backbone.base_training`) holds the fingerprint of
+    that one, which stands for its weights wherever they lie, and whether they are there yet or not.
+    """
     flat = flatten(resolved)
     added = ADDED | ADDED_TO.get(flat.get("dataset.name", ""), {})
     unnamed = {"name", "variant", *ACT_ELSEWHERE, *(k for k, value in added.items() if flat.get(k) == value)}
+    unnamed |= {k for k in flat if k.startswith("base_training.")}  # acts on the base learner alone
+    if flat.get("model.name") in BASE_LEARNERS:
+        unnamed |= {k for k in flat if not changes_a_base_learner(k)}
     kept = RETIRED | {k: v for k, v in flat.items() if not is_neutral(k) and k not in unnamed}
     if kept.get("dataset.train_list") == STANDARD_POOL:
         kept["dataset.train_list"] = None
@@ -151,7 +161,19 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
         path = Path(value).expanduser() if flat.get("dataset.name") == "coco20i" else list_file(value)
         if path is not None and path.is_file():
             kept[key] = f"content {file_digest(path)}"
+    if flat.get("backbone.base_training"):
+        from fsseg.config.base_training import base_settings  # Hydra: whoever only looks at runs starts quicker without
+
+        kept[BASE_CELL] = fingerprint(identity(base_settings(resolved)))
     return kept
+
+
+def base_learner_variant(identity_: dict[str, Any]) -> str:
+    """The variant of a base learner: 8 hex digits over its settings, equal for all folds and seeds.
+
+    Which words of a line led to them does not count, for the cells that start from it are of other lines.
+    """
+    return fingerprint({k: v for k, v in identity_.items() if k not in ("fold", "seed")})[:8]
 
 
 def list_file(name: str) -> Path | None:

@@ -328,6 +328,7 @@ class Origin(Struct):
     """The checkpoint that a run began from, and what it had been trained on.
 
     `selected` says that it was chosen, and how: a kind of `train.select`.
+    `digest`: first 16 hex digits of the file's SHA-256; of a base learner's alone.
     """
 
     path: str
@@ -339,6 +340,24 @@ class Origin(Struct):
     backbone: str | None = None
     base_classes: list[str] = []
     selected: str | UnsetType = UNSET
+    digest: str | None = None
+
+
+class BaseClassMetrics(Struct):
+    """What a base learner scores on its own classes, in percent: no few-shot score, and in no table of such.
+
+    Attributes:
+        base_miou: mean over the base classes that are in an image.
+        per_class: IoU of each; `background`: that of everything else.
+        images: of the evaluation split, each with a base class.
+        absent: base classes that are in none of them.
+    """
+
+    base_miou: Percent
+    per_class: dict[str, Percent] = {}
+    background: Percent | None = None
+    images: Count = 0
+    absent: list[str] = []
 
 
 class EpisodesRecord(Struct):
@@ -355,6 +374,8 @@ class Result(Versioned):
     Attributes:
         episodes: the counts of the single episodes; None without evaluation, and of earlier versions.
         best_novel, best_base: other checkpoints of the same training (`train.select`); `metrics` is of the last one.
+        base_classes: the score of a base learner, which has no `metrics`.
+        base_learner: what its backbone came from (`backbone.base_training`).
         run: see `Identity`.
         checksum: of everything else in it (`checksum`); None before version 3.
     """
@@ -374,6 +395,8 @@ class Result(Versioned):
     training: Training | None = None
     cost: Cost | None = None
     checkpoint: Origin | None = None
+    base_classes: BaseClassMetrics | None = None
+    base_learner: Origin | None = None
     timing: Timing = msgspec.field(default_factory=Timing)
     peak_memory_bytes: Count | None = None
     provenance: dict[str, Any] = {}
@@ -405,7 +428,9 @@ class Result(Versioned):
         return self.timing.train_seconds if own is None else own
 
     def score_line(self) -> str:
-        """`mIoU 72.66  FB-IoU 84.51`, or `trained` for a cell that was not evaluated."""
+        """`mIoU 72.66  FB-IoU 84.51`, or `trained` for a cell that was not evaluated; of a base learner its own."""
+        if self.base_classes is not None:
+            return f"mIoU of base classes {self.base_classes.base_miou:.2f}"
         if self.metrics is None:
             return "trained"
         foreground = "" if self.metrics.fb_iou is None else f"  FB-IoU {self.metrics.fb_iou:.2f}"

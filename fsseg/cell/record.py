@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.claim import LEASE_SECONDS, ClaimView, is_stale, look, take_away
-from fsseg.cell.key import LEVELS, CellKey, cell_key, earlier_keys, fingerprint, identity, named_now
+from fsseg.cell.key import (
+    LEVELS,
+    CellKey,
+    base_learner_variant,
+    cell_key,
+    earlier_keys,
+    fingerprint,
+    identity,
+    named_now,
+)
 from fsseg.cell.models import (
     Altered,
     Attempt,
@@ -39,6 +48,7 @@ from fsseg.cell.models import (
 )
 from fsseg.cell.variant import may_be_earlier
 from fsseg.config.history import BEFORE
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_line
 from fsseg.process.files import METRICS_BYTES, open_regular, read_yaml, write_atomic
@@ -554,6 +564,8 @@ def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = 
     overrides, folder = tuple(overrides), Path(cfg.output_dir) if output is None else output
     key = cell_key(cfg, overrides)
     kept = identity(resolved)
+    if cfg.model.name in BASE_LEARNERS and not cfg.variant:
+        key = replace(key, variant=base_learner_variant(kept))
     cell = Cell(folder / key.path, key, fingerprint(kept), kept, overrides)
     if not cell.identity_file.exists() and not cell.result_file.exists():
         for earlier in earlier_keys(cfg, overrides):

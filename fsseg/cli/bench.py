@@ -152,10 +152,11 @@ def _cells(line: list[str]) -> list[Composed]:
     """Every cell of a line.
 
     Raises:
-        UserError: the first fault of any of them.
+        UserError: the first fault of any of them, or it is a base learner.
     """
     from fsseg.config.checks import validate
     from fsseg.config.compose import composer
+    from fsseg.config.tasks import BASE_LEARNERS
     from fsseg.process.logs import configure_logging
 
     with composer(config_dir()) as c:
@@ -165,6 +166,9 @@ def _cells(line: list[str]) -> list[Composed]:
         if isinstance(composed, UserError):
             raise composed
         validate(composed.cfg, False)
+        if composed.cfg.model.name in BASE_LEARNERS:
+            what = f"method={composed.cfg.model.name} has no episodes, and those are what is measured"
+            raise UserError(what, "choose a few-shot method; `fsseg cost` counts the parts of this one")
         cells.append(composed)
     configure_logging(cells[0].cfg.log_level)
     return cells

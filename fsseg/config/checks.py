@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
 from fsseg.config.history import ACT_ELSEWHERE
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 
@@ -184,13 +185,60 @@ def _fold_exists(cfg: Config) -> Iterator[UserError]:
 @_relates("dataset.image_size", "backbone.name", "backbone.model")
 def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
     """The side of an image is a multiple of the backbone's stride, or one more where cells are points."""
-    size, name = cfg.dataset.image_size, _get(cfg, "backbone.model") or cfg.backbone.name
+    yield from _side_faults(cfg, "dataset.image_size", cfg.dataset.image_size)
+
+
+@_relates("base_training.image_size", "backbone.base_training", "backbone.name", "backbone.model")
+def _so_does_that_of_a_base_learner(cfg: Config) -> Iterator[UserError]:
+    """The same of the images that its base learner is trained on."""
+    if cfg.backbone.base_training:
+        yield from _side_faults(cfg, "base_training.image_size", cfg.base_training.image_size)
+
+
+def _side_faults(cfg: Config, key: str, size: int) -> Iterator[UserError]:
+    name = _get(cfg, "backbone.model") or cfg.backbone.name
     stride, patches = BackboneConfig.named(cfg.backbone.name).cells(cfg.backbone)
     if size % stride > (0 if patches else 1):
         more = "" if patches else ", or one more"
-        what = f"dataset.image_size={size} does not fit backbone {name}: it must be a multiple of {stride}{more}"
+        what = f"{key}={size} does not fit backbone {name}: it must be a multiple of {stride}{more}"
         low = size // stride * stride + (0 if patches else 1)  # of points, one lies on each corner
-        yield UserError(what, f"set dataset.image_size to {low or stride} or {low + stride}")
+        yield UserError(what, f"set {key} to {low or stride} or {low + stride}")
+
+
+@_relates("model.name", "backbone.base_training")
+def _a_base_learner_starts_from_none(cfg: Config) -> Iterator[UserError]:
+    """What others start from does not start from itself."""
+    if cfg.backbone.base_training and cfg.model.name in BASE_LEARNERS:
+        what = f"backbone.base_training=true: method={cfg.model.name} is the base learner itself"
+        yield UserError(what, "leave backbone.base_training out, or choose a few-shot method")
+
+
+@_relates("model.name", "shot", "eval.every_epochs", "eval.background_shifts", "protocol.episodes_file")
+def _a_base_learner_has_no_episodes(cfg: Config) -> Iterator[UserError]:
+    """What only episodes have is left alone: else equal base learners had several directories."""
+    if cfg.model.name not in BASE_LEARNERS:
+        return
+    given = {"shot": (cfg.shot, 1), "eval.every_epochs": (cfg.eval.every_epochs, 0),
+             "eval.background_shifts": (list(cfg.eval.background_shifts), []),
+             "protocol.episodes_file": (cfg.protocol.episodes_file, None)}  # fmt: skip
+    for key, (value, neutral) in given.items():
+        if value != neutral:
+            what = f"{key}={shown(value)}: method={cfg.model.name} segments base classes, and has no episodes"
+            yield UserError(what, f"leave {key} out")
+
+
+@_relates("model.name", "train.batch_size", "train.accumulate")
+def _a_base_learner_normalises_over_its_batch(cfg: Config) -> Iterator[UserError]:
+    """BatchNorm of its head needs more than one image, and all of a step at once."""
+    if cfg.model.name not in BASE_LEARNERS:
+        return
+    for key, bad in (("train.batch_size", cfg.train.batch_size < 2), ("train.accumulate", cfg.train.accumulate > 1)):
+        if bad:
+            value = _get(cfg, key)
+            yield UserError(
+                f"{key}={value}: the head of method={cfg.model.name} normalises over the whole batch of a step",
+                "set train.batch_size to 2 or more (base_training.batch_size=), and leave train.accumulate out",
+            )
 
 
 @_relates("backbone.name")
@@ -273,6 +321,8 @@ def _label_maps_are_read(cfg: Config) -> Iterator[UserError]:
 @_relates("dataset.name", "dataset.val_list", "protocol.query_order", "protocol.episodes_file", of_runs=True)
 def _the_first_n_of_coco_are_those_of_a_list(cfg: Config) -> Iterator[UserError]:
     """The published list of COCO is shuffled: without its file the first N are other images."""
+    if cfg.model.name in BASE_LEARNERS:
+        return
     drawn = cfg.eval.enabled and cfg.protocol.episodes_file is None and cfg.protocol.query_order == "first_n"
     if drawn and cfg.dataset.name == "coco20i" and _get(cfg, "dataset.val_list") is None:
         yield UserError(

@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fsseg.config import constraints
 from fsseg.config.constraints import FILE_PATH, NAME, SEED, Share, above, one_of, within
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import UserError
 from fsseg.process.command import train_line
 
@@ -203,6 +204,9 @@ class BackboneConfig(Choice):
     """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
+    base_training: bool = False
+    """Start from the backbone of a base learner, which was trained on the base classes of the fold (BAM's stage 1). It
+    is a cell of its own, made first if it is not there, by the recipe of `base_training`."""
 
     @classmethod
     def cells(cls, backbone: BackboneConfig) -> tuple[int, bool]:
@@ -390,6 +394,14 @@ class DinoConfig(MethodConfig):
 
 
 @dataclass
+class PspnetConfig(MethodConfig):
+    """`method=pspnet`: the base learner of BAM's stage 1. It segments the base classes, and has no supports."""
+
+    NAMES = BASE_LEARNERS
+    TARGET = "fsseg.model.base_learner:BaseLearner"
+
+
+@dataclass
 class ProtocolConfig:
     """Rules on which published codes differ; all of them are recorded with every result."""
 
@@ -492,6 +504,37 @@ class TrainConfig:
     """With best_novel: the novel classes are scored every n-th epoch, and after the last step."""
     select_episodes: Annotated[int | None, within(1, 1_000_000)] = None
     """With best_novel: on how many episodes of the first evaluation seed; null takes all of that seed."""
+
+
+@dataclass
+class BaseTrainingConfig:
+    """How the base learner of `backbone.base_training=true` is trained, and so the recipe of `method=pspnet`.
+
+    The defaults are BAM's: SGD with momentum, a poly schedule, a scale of 0.5 to 2.
+    """
+
+    epochs: Annotated[int, within(1, 1_000_000)] = 100
+    """Passes over the images of the base classes (BAM: 100 on PASCAL, 20 on COCO)."""
+    max_steps: Annotated[int | None, within(1, 1_000_000_000)] = None
+    """Stop after this many steps; null trains all epochs."""
+    batch_size: Annotated[int, within(2, 4096)] = 12
+    """Images in a step; at least 2, for the head normalises over them."""
+    lr: Annotated[float, above(0, 1000)] = 2.5e-4
+    """Learning rate of the backbone at the start."""
+    head_factor: Annotated[float, above(0, 1_000_000)] = 10.0
+    """What the rate of the head is multiplied by."""
+    amp: Annotated[str, one_of("off", "bf16", "fp16")] = "off"
+    """Mixed precision, as train.amp."""
+    image_size: Annotated[int, within(9, 4097)] = 417
+    """Side of the network input in pixels."""
+    scale_range: Annotated[list[float], constraints.SCALES] = field(default_factory=lambda: [0.5, 2.0])
+    """Random scale of the images, as dataset.scale_range."""
+    rotate_degrees: Annotated[float, within(0, 360)] = 10.0
+    """Images turn by a random angle within plus or minus this many degrees."""
+    blur_probability: Share = 0.5
+    """Probability of a Gaussian blur of an image."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of its training, whatever the seed of the cells that start from it."""
 
 
 @dataclass
@@ -599,6 +642,7 @@ class Config:
     model: MethodConfig = MISSING
     protocol: ProtocolConfig = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
+    base_training: BaseTrainingConfig = field(default_factory=BaseTrainingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)

@@ -72,6 +72,10 @@ class TrainingPlan:
         """N // B, at least 1. Episodes run on across epochs: no episode is skipped, no batch is smaller."""
         return max(1, len(self.sampler) // self.batch_size)
 
+    def dataset(self, source: Source, specs: Sequence[EpisodeSpec] | StepSpecs, cfg: Config) -> EpisodeDataset:
+        """What builds the episodes of these specs."""
+        return EpisodeDataset(source, "train", specs, train_transform(cfg), cfg.seed, self.ignore_classes)
+
 
 @dataclass(frozen=True)
 class EvaluationPlan:
@@ -201,8 +205,8 @@ def training_loader(
     `positions` is the part of each batch to load where several processes share it; None is all of it.
     """
     plan = plan or training_plan(source, cfg)
-    specs = _Steps(plan, range(plan.batch_size) if positions is None else positions, start_step, num_steps)
-    dataset = EpisodeDataset(source, "train", specs, train_transform(cfg), cfg.seed, plan.ignore_classes)
+    specs = StepSpecs(plan, range(plan.batch_size) if positions is None else positions, start_step, num_steps)
+    dataset = plan.dataset(source, specs, cfg)
     return make_loader(dataset, len(specs.positions), resolve_workers(cfg.num_workers))
 
 
@@ -212,11 +216,15 @@ def evaluation_loader(source: Source, cfg: Config, visits: Sequence[Visit], plan
     Args:
         plan: of the evaluation, or one of its plans: they differ in episodes alone.
     """
-    dataset = VisitDataset(source, cfg, visits, plan)
+    return one_by_one(VisitDataset(source, cfg, visits, plan), cfg)
+
+
+def one_by_one(dataset: Dataset[Any], cfg: Config) -> EpisodeLoader:
+    """The items of a data set in order, as they are."""
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=range(len(dataset)),
+        sampler=range(len(dataset)),  # type: ignore[arg-type]
         num_workers=resolve_workers(cfg.num_workers),
         collate_fn=_as_it_is,
         worker_init_fn=start_worker,
@@ -249,7 +257,7 @@ def resolve_workers(num_workers: int) -> int:
     return min(8, cores - 1)
 
 
-class _Files:
+class ImageFiles:
     """The images and masks of a split, checked against each other.
 
     Args:
@@ -311,12 +319,12 @@ class EpisodeDataset(Dataset[Episode]):
         self,
         source: Source,
         split: Split,
-        specs: Sequence[EpisodeSpec] | _Steps,
+        specs: Sequence[EpisodeSpec] | StepSpecs,
         transform: TrainTransform,
         seed: int = 0,
         ignore_classes: Sequence[int] = (),
     ) -> None:
-        self.files, self.specs = _Files(source, split, ignore_classes), specs
+        self.files, self.specs = ImageFiles(source, split, ignore_classes), specs
         self.transform, self.seed = transform, seed
 
     def __len__(self) -> int:
@@ -377,7 +385,7 @@ class VisitDataset(Dataset[Loaded]):
     """
 
     def __init__(self, source: Source, cfg: Config, visits: Sequence[Visit], plan: EvaluationPlan) -> None:
-        self.files = _Files(source, plan.split, plan.ignore_classes)
+        self.files = ImageFiles(source, plan.split, plan.ignore_classes)
         self.transform, self.visits = evaluation_transform(cfg), visits
 
     def __len__(self) -> int:
@@ -422,7 +430,7 @@ class VisitDataset(Dataset[Loaded]):
 
 
 class EpisodeLoader:
-    """Iterates over `Batch`es or `Loaded`; a `UserError` of a worker process is raised here unchanged.
+    """Iterates over `Batch`es, `Loaded` or other items; a `UserError` of a worker process is raised here unchanged.
 
     Whoever may stop before the end closes the iterator: otherwise the traceback of a failure keeps the workers.
     """
@@ -470,13 +478,13 @@ class _Fault:
 
 
 class _Guarded:
-    def __init__(self, dataset: EpisodeDataset | VisitDataset) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, i: int) -> Episode | Loaded | _Fault:
+    def __getitem__(self, i: int) -> Any:
         try:
             return self.dataset[i]
         except UserError as error:
@@ -499,7 +507,7 @@ def start_worker(worker: int) -> None:
     shield_worker()
 
 
-class _Steps:
+class StepSpecs:
     """Sequence of the episodes at `positions` of each batch, from step `start_step` on."""
 
     def __init__(self, plan: TrainingPlan, positions: range, start_step: int, num_steps: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from fsseg.cell.models import DataRecord
 from fsseg.config.entry import resolved
 from fsseg.config.schema import DatasetConfig, trains
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.faults import faults_error
 from fsseg.errors import UserError
 
@@ -175,8 +176,9 @@ class DataAtHand:
         pool = self._mark(cfg)
         if pool not in self._counts:
             try:
-                found = self._lists(cfg, "train")
-                self._counts[pool] = None if found is None else epoch_length(found, cfg.protocol.train_query)
+                found, query = self._lists(cfg, "train"), cfg.protocol.train_query
+                query = "image" if cfg.model.name in BASE_LEARNERS else query
+                self._counts[pool] = None if found is None else epoch_length(found, query)
             except UserError:
                 self._counts[pool] = None
         return self._counts[pool]
@@ -204,7 +206,8 @@ class DataAtHand:
 
     def _mark(self, cfg: Config) -> tuple[Any, ...]:
         held_back = (cfg.eval.base_share, cfg.eval.base_episodes, cfg.seed) if cfg.eval.every_epochs else None
-        return self._text(cfg.dataset), self._text(cfg.protocol), cfg.fold, cfg.shot, held_back
+        of_base = cfg.model.name in BASE_LEARNERS
+        return self._text(cfg.dataset), self._text(cfg.protocol), cfg.fold, cfg.shot, held_back, of_base
 
     def _text(self, node: Any) -> str:
         """A part of a configuration, resolved; the cells of a grid share their nodes."""
@@ -226,6 +229,8 @@ class DataAtHand:
             return None
         source, index = found
         novel = source.novel_classes(cfg.fold)
+        if cfg.model.name in BASE_LEARNERS:  # as `fsseg.data.base_images.base_lists`, of both splits
+            return train_lists(index, novel, cfg.protocol, cfg.shot, source.classes)
         if split == "val" and cfg.protocol.episodes_file is not None:
             head = ListHead(source.name, cfg.fold, cfg.shot, source.classes)
             read_episodes(Path(cfg.protocol.episodes_file), head, novel, index)

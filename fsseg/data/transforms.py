@@ -67,6 +67,10 @@ class TrainTransform:
         foreground of the mask always remains."""
         return render(image, mask, self.place(mask, random), self.image_size, keep_foreground=True)
 
+    def of_labels(self, image: NDArray[np.uint8], labels: NDArray[np.uint8], random: Random) -> Sample:
+        """As a call, with a label map (H, W) of many classes: the crop is any, and no object is kept in it."""
+        return render(image, labels, self.place(np.zeros_like(labels), random), self.image_size, keep_foreground=False)
+
     def place(self, mask: NDArray[np.uint8], random: Random) -> Placement:
         """Draw the geometry: scale, angle, blur and flip, then the crop."""
         return self._crop(self.draw(mask.shape, random), mask, random)

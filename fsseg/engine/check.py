@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 
 from fsseg.cell import weights
 from fsseg.cell.models import Result
-from fsseg.cell.record import Cell
-from fsseg.config.entry import resolved
+from fsseg.cell.record import Cell, open_cell
+from fsseg.config.base_training import base_config, starts_from_a_base_learner
+from fsseg.config.entry import resolved, typed
 from fsseg.config.schema import Config
 from fsseg.data.loader import undrawn_classes
 from fsseg.data.registry import DataNow, checked_source, folder_faults, made_once, needed_splits
 from fsseg.data.source import Source
 from fsseg.engine import checkpoint, distributed
+from fsseg.engine.base_classes import take_over
 from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.optimiser import parameter_groups
 from fsseg.engine.ready import Plans, make_plans, room_of, steps_of
@@ -108,6 +110,8 @@ def check_cell(cfg: Config, cell: Cell, here: bool) -> Check:
         with found.noting():
             origin = checkpoint.start_from(model, cfg, source)
             found.rows.append(("weights", f"{cfg.checkpoint}, step {origin.step}"))
+    if starts_from_a_base_learner(cfg):
+        _base_learner(cfg, model, found)
     if model is not None:
         _room(cfg, model, found)
     if source is not None and plans is not None and not found.faults:
@@ -154,6 +158,9 @@ def _data(cfg: Config, found: Check) -> tuple[Source | None, Plans | None]:
         with found.noting():
             ranks = Ranks(world=int(os.environ.get("WORLD_SIZE", "1")))
             distributed.share(cfg.train.batch_size, ranks, cfg.train.accumulate)
+    if plans.base is not None:
+        rules = f"{len(plans.base.images)} images of the evaluation split, {len(plans.base.base.classes)} base classes"
+        found.rows.append(("evaluation", rules))
     if (evaluation := plans.evaluation) is not None:
         drawn = several([names[c] for c in evaluation.classes])
         found.rows.append((
@@ -187,12 +194,29 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
         cfg.backbone.pretrained = False
     model = None
     with found.noting():
-        model = made_once(("model", str(resolved(cfg.backbone)), str(resolved(cfg.model))), lambda: build_model(cfg))
+        data = cfg.dataset.name, cfg.dataset.num_folds  # how many classes a base learner has
+        parts = str(resolved(cfg.backbone)), str(resolved(cfg.model))
+        model = made_once(("model", *data, *parts), lambda: build_model(cfg))
         number = sum(p.numel() for p in model.parameters()) / 1e6
         found.rows.append(("model", f"{cfg.model.name} on {backbone.name}: {number:.2f} M parameters"))
         if cfg.train.enabled and model.trainable:
             parameter_groups(model, cfg.train.lr_factors)
     return model
+
+
+def _base_learner(cfg: Config, model: FewShotModel | None, found: Check) -> None:
+    """What the cell would start from, or what would be trained first."""
+    config = base_config(resolved(cfg))
+    base = typed(config)
+    with found.noting():
+        cell = open_cell(base, resolved(config))
+        if cell.finished() is None:
+            cell.check_same_settings()
+            found.faults += output_faults(cell)
+            found.rows.append(("base", f"{cell.directory} is not done: it would be trained first"))
+        elif model is not None:
+            origin = take_over(copy.deepcopy(model), cell)
+            found.rows.append(("base", f"{origin.path}, step {origin.step}"))
 
 
 def _room(cfg: Config, model: FewShotModel, found: Check) -> None:
@@ -222,5 +246,7 @@ def _would(cfg: Config, cell: Cell, source: Source, plans: Plans) -> str:
         parts.append(f"train {total - start} steps from step {start}")
     if plans.evaluation is not None:
         parts.append(f"evaluate {plans.num_episodes} episodes")
+    if plans.base is not None:
+        parts.append(f"score the base classes on {len(plans.base.images)} images")
     again = "; the run that is there would be replaced" if cfg.redo and cell.directory.exists() else ""
     return f"would {', then '.join(parts)}{again}"

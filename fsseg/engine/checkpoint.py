@@ -206,7 +206,7 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
     """
     path = str(cfg.checkpoint)
     state = load(Path(path))
-    _check_with_result(Path(path), state)
+    check_with_result(Path(path), state)
     trained = set(state["origin"]["base_classes"])
     if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
         raise UserError(
@@ -233,7 +233,7 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
     )  # fmt: skip
 
 
-def _check_with_result(path: Path, state: dict[str, Any]) -> None:
+def check_with_result(path: Path, state: dict[str, Any]) -> None:
     """Refuse a checkpoint that is not the one of the result beside it.
 
     Raises:

@@ -52,9 +52,7 @@ class EvaluationRecord:
 
     metrics: Metrics
     missing_classes: list[str]
-    dataset_fingerprint: str
     episodes_fingerprint: str
-    seconds: float
     pictures: list[Picture] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
     episodes: EpisodesRecord | None = None
@@ -91,10 +89,9 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
     run.still_ours()
     record = write_counts(run.cell.episodes_file, counts) if run.ranks.first else None
 
-    seconds = time.monotonic() - started
     log.info("mIoU %.2f (std %.2f over %d seeds; answering \"all foreground\" scores %.2f), FB-IoU %.2f, in %s",
              metrics.miou, metrics.miou_std, len(plan.episodes), metrics.miou_all_foreground, metrics.fb_iou,
-             duration(seconds))  # fmt: skip
+             duration(time.monotonic() - started))  # fmt: skip
     for shift, of_shift in metrics.by_background_shift.items():
         log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift.miou, of_shift.miou_std)
     pictures = [picture for part in distributed.gather(drawn, run.ranks) for picture in part]
@@ -103,8 +100,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
         missing_classes=[source.classes[c] for c in plan.missing_classes], protocol=_protocol_of_file(cfg, plan),
-        dataset_fingerprint=plan.index_fingerprint, seconds=round(seconds, 2), pictures=pictures,
-        episodes=record,
+        pictures=pictures, episodes=record,
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from torch import nn
 
 from fsseg.cell.record import Cell
 from fsseg.config.schema import Config, trains
+from fsseg.config.tasks import BASE_LEARNERS
+from fsseg.data.base_images import BaseEvaluationPlan, base_evaluation_plan, base_training_plan
 from fsseg.data.loader import EvaluationPlan, TrainingPlan, evaluation_plan, training_plan
 from fsseg.data.source import Source
 from fsseg.engine.checkpoint import size_of, size_of_weights
@@ -33,11 +35,13 @@ class Plans:
 
     Attributes:
         shifted: the evaluation under each of `eval.background_shifts`.
+        base: the evaluation of a base learner, which has no other.
     """
 
     training: TrainingPlan | None
     evaluation: EvaluationPlan | None
     shifted: dict[str, EvaluationPlan]
+    base: BaseEvaluationPlan | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -61,6 +65,12 @@ def make_plans(source: Source, cfg: Config) -> Plans:
             found.append(error)
             return None
 
+    if cfg.model.name in BASE_LEARNERS:
+        images = tried(lambda: base_training_plan(source, cfg)) if cfg.train.enabled else None
+        base = tried(lambda: base_evaluation_plan(source, cfg)) if cfg.eval.enabled else None
+        if found:
+            raise merge_errors(found)
+        return Plans(images, None, {}, base)
     training = tried(lambda: training_plan(source, cfg)) if cfg.train.enabled and trains(cfg) else None
     evaluation = tried(lambda: evaluation_plan(source, cfg)) if cfg.eval.enabled else None
     shifts = cfg.eval.background_shifts if evaluation is not None else []

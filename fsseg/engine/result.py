@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET
 
 from fsseg.cell.attempt import now
-from fsseg.cell.models import BestCheckpoint, DataRecord, Origin, Result, Timing, Training
+from fsseg.cell.models import BaseClassMetrics, BestCheckpoint, DataRecord, Origin, Result, Timing, Training
 from fsseg.config.entry import resolved
 from fsseg.config.history import ACT_ELSEWHERE, STANDARD_POOL
 from fsseg.engine.context import Run
@@ -26,6 +26,8 @@ class Work:
 
     Attributes:
         came_from: the checkpoint it started from.
+        base_learner: what its backbone came from (`backbone.base_training`).
+        base_classes: the score of a base learner.
         training: None if nothing was trained.
         train_data: fingerprint of the training split's index.
         best: checkpoints beside the last one, by kind (`train.select`).
@@ -37,6 +39,8 @@ class Work:
     train_data: str | None = None
     evaluation: EvaluationRecord | None = None
     best: dict[str, BestCheckpoint] = field(default_factory=dict)
+    base_learner: Origin | None = None
+    base_classes: BaseClassMetrics | None = None
     timing: Timing = field(default_factory=Timing)
 
 
@@ -46,6 +50,7 @@ def build_result(run: Run, done: Work) -> Result:
 
     cfg, cell, source, evaluation = run.cfg, run.cell, done.source, done.evaluation
     assert run.device is not None
+    scored = evaluation is not None or done.base_classes is not None
     return Result(
         cell=cell.find_key() or cell.key,
         fingerprint=cell.fingerprint,
@@ -61,19 +66,21 @@ def build_result(run: Run, done: Work) -> Result:
         dataset=DataRecord(
             name=cfg.dataset.name,
             novel_classes=[source.classes[c] for c in source.novel_classes(cfg.fold)],
-            num_val_images=len(source.index("val").image_ids) if evaluation else None,
+            num_val_images=len(source.index("val").image_ids) if scored else None,
             train_list=source.list_origin("train") if done.training else None,
-            val_list=source.list_origin("val") if evaluation else None,
+            val_list=source.list_origin("val") if scored else None,
             mask_rule=source.mask_rule,
             fingerprint_train=done.train_data,
-            fingerprint_val=evaluation.dataset_fingerprint if evaluation else None,
+            fingerprint_val=source.index("val").fingerprint if scored else None,
             images_train=source.images_fingerprint("train") if done.training else None,
-            images_val=source.images_fingerprint("val") if evaluation else None,
+            images_val=source.images_fingerprint("val") if scored else None,
             episodes_fingerprint=evaluation.episodes_fingerprint if evaluation else None,
         ),
         training=done.training,
         cost=cost_summary(cfg) if cfg.eval.diagnostics else None,
         checkpoint=done.came_from,
+        base_classes=done.base_classes,
+        base_learner=done.base_learner,
         timing=done.timing,
         peak_memory_bytes=peak_memory(run.device),
         provenance=provenance(describe_device(run.device)),

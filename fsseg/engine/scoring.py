@@ -121,6 +121,19 @@ def predicted_foreground(
     Returns:
         bool, (R, H0, W0) or (R, valid height, valid width).
     """
+    full = logits_at_scoring_size(logits, size, valid_size, truth_size, fit, patches)
+    return full[:, 1] > full[:, 0]
+
+
+def logits_at_scoring_size(
+    logits: Tensor,
+    size: tuple[int, int],
+    valid_size: tuple[int, int],
+    truth_size: tuple[int, int] | None,
+    fit: str = "longer_side",
+    patches: bool = False,
+) -> Tensor:
+    """Logits (R, C, h, w) at the size used for scoring; the arguments as for `predicted_foreground`."""
     full = upsample(logits, size, patches)
     if fit == "longer_side" or truth_size is None:
         full = full[..., : valid_size[0], : valid_size[1]]
@@ -132,7 +145,7 @@ def predicted_foreground(
     else:
         longer = max(truth_size)
         full = upsample(full, (longer, longer))[..., : truth_size[0], : truth_size[1]]
-    return full[:, 1] > full[:, 0]
+    return full
 
 
 class Scoring:

@@ -6,7 +6,7 @@ The engine trains and evaluates through this interface only; each method has its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,20 @@ class FewShotModel(nn.Module):
             UserError: a support mask that cannot be used.
         """
         raise NotImplementedError
+
+    def start_from_base(self, learner: Mapping[str, Tensor]) -> None:
+        """Take over what a base learner has learned (`backbone.base_training`): its backbone.
+
+        Args:
+            learner: state dict of a `fsseg.model.base_learner.BaseLearner` of the same backbone and fold. A method that
+                needs its head too takes `head.` as well.
+
+        Raises:
+            RuntimeError: it is of another backbone.
+        """
+        backbone = self.get_submodule("backbone")
+        own = {name.removeprefix("backbone."): value for name, value in learner.items() if name.startswith("backbone.")}
+        backbone.load_state_dict(own)
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over t of CE(P_t) + lambda * sum over t of CE(P_hat_t) (ABCB, section "Loss").

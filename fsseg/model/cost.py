@@ -23,6 +23,7 @@ from fsseg.data.types import EpisodeSpec, Tasks
 from fsseg.model import FewShotModel, method_class
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
 from fsseg.model.backbones import Features, build_backbone
+from fsseg.model.base_learner import BaseLearner, number_of_base_classes
 from fsseg.model.baseline import Baseline, QueryPrediction
 from fsseg.model.blocks.attention import Keys
 from fsseg.model.blocks.neck import CorrelationNeck, pool, prior_map
@@ -83,6 +84,8 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
         backbone = build_backbone(BackboneConfig(cfg.backbone.name, pretrained=False))
         method: Callable = method_class(cfg.model.name)
+        if method is BaseLearner:
+            return _base_learner_rows(BaseLearner(backbone, number_of_base_classes(cfg)).eval(), cfg.dataset.image_size)
         model = method(backbone, cfg.model).requires_grad_(False)
         side, shots = cfg.dataset.image_size, cfg.shot
         features = backbone(torch.empty(1 + shots, 3, side, side))
@@ -93,6 +96,15 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
             rows += _method_rows(model, scene, both)
     paper = (cfg.backbone.name, side, shots) == PAPER_SETTING
     return [_beside_paper(row) for row in rows] if paper else rows
+
+
+def _base_learner_rows(model: BaseLearner, side: int) -> list[CostRow]:
+    """Of one image: a base learner has no episodes."""
+    image = torch.empty(1, 3, side, side)
+    features = model.backbone(image)["layer4"]
+    macs = [_macs(lambda: model.backbone(image)), _macs(lambda: model.head(features))]
+    names = [("backbone, 1 image", model.backbone), ("head", model.head)]
+    return [CostRow(name, _parameters(part), n, n) for (name, part), n in zip(names, macs)]
 
 
 @dataclass

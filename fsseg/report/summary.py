@@ -14,7 +14,7 @@ from typing import Any
 
 from fsseg.config.constraints import BEST
 from fsseg.errors import visible
-from fsseg.report.collect import NOT_RECORDED, MadeWith
+from fsseg.report.collect import NOT_RECORDED, CellResult, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
@@ -39,14 +39,22 @@ def to_latex(report: Report) -> str:
 
 
 def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> list[str]:
-    """Missing cells and unreadable files, each with its reason."""
+    """Base learners, missing cells and unreadable files, each with its score or its reason."""
     missing = [f"{label}: {reason}" for table in report.tables for label, reason in table.missing]
+    base = [f"{cell.key}: {_of_base_classes(cell)}" for cell in report.base_learners]
     blocks = []
-    for what, items in (("Missing cells", missing), ("Could not be read", report.problems)):
+    for what, items in (
+        ("Base learners, in no table: what they score is of base classes", base), ("Missing cells", missing),
+        ("Could not be read", report.problems),
+    ):  # fmt: skip
         if items:
             lines = "".join(f"{shown(item)}\n" for item in items)
             blocks.append(heading.format(f"{what} ({len(items)})") + lines)
     return ["\n".join(blocks)]
+
+
+def _of_base_classes(cell: CellResult) -> str:
+    return cell.result.score_line() if cell.result.base_classes is not None else cell.reason
 
 
 def to_csv(report: Report) -> str:
@@ -117,7 +125,9 @@ def to_json(report: Report) -> dict[str, Any]:
         for table in report.tables
     ]
     problems = [{"path": str(p.path), "what": p.what} for p in report.problems]
-    return {"schema_version": 1, "unit": "mIoU in percent", "tables": tables, "problems": problems}
+    base = [{"cell": str(cell.key), "score": _of_base_classes(cell)} for cell in report.base_learners]
+    found = {"schema_version": 1, "unit": "mIoU in percent", "tables": tables, "problems": problems}
+    return found | ({"base_learners": base} if base else {})
 
 
 def _entries(row: Row, shot: int) -> dict[str, Entry | None]:

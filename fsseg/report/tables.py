@@ -18,6 +18,7 @@ from fsseg.cell.record import Problem, RunDirectory
 from fsseg.cell.variant import is_shortened, labels
 from fsseg.config.constraints import BEST
 from fsseg.config.history import completed
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
@@ -188,19 +189,25 @@ def _signed(value: float | None) -> str:
 
 @dataclass
 class Report:
-    """The tables, and everything that is in none of them."""
+    """The tables, and everything that is in none of them.
+
+    `base_learners` are cells whose score is of base classes: they are in no table, no mean, and not among `cells`.
+    """
 
     tables: list[Table]
     problems: list[Problem]
     cells: list[CellResult]
+    base_learners: list[CellResult] = field(default_factory=list)
 
 
 def build(collection: Collection) -> Report:
     """Sort cells into tables and average what may be averaged."""
     problems = list(collection.problems)
+    base = [cell for cell in collection.cells if cell.key.method in BASE_LEARNERS]
+    few_shot = [cell for cell in collection.cells if cell.key.method not in BASE_LEARNERS]
     scored: dict[TableKey, list[CellResult]] = defaultdict(list)
     pending: list[CellResult] = []
-    for cell in collection.cells:
+    for cell in few_shot:
         if cell.key.fold not in FOLDS:
             what = f"is fold {cell.key.fold}; the tables hold folds {FOLDS[0]} to {FOLDS[-1]}"
             problems.append(Problem(cell.path, what))
@@ -219,7 +226,7 @@ def build(collection: Collection) -> Report:
     tables = [_table(key, cells) for key, cells in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))]
     _mark_differences(tables)
     _name_older_figures(tables)
-    return Report(tables, problems, collection.cells)
+    return Report(tables, problems, few_shot, base)
 
 
 def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[TableKey, list[CellResult]]:

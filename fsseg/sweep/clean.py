@@ -21,6 +21,7 @@ from fsseg.cell import uses
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot, find_runs, look_at
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import visible
 from fsseg.process.files import entries_below, read_file
 
@@ -76,7 +77,9 @@ def _waste_of(s: Snapshot, kept: Kept) -> Iterator[Item]:
         with suppress(FileNotFoundError):  # somebody else removed it just now
             yield Item(path, run, path.stat().st_size, why)
 
-    for path in sorted(run.checkpoints.glob("*")) if s.state == State.DONE else ():
+    # A base learner is trained for the sake of its checkpoint: cells of any line may still start from it.
+    done_with = s.state == State.DONE and (s.key is None or s.key.method not in BASE_LEARNERS)
+    for path in sorted(run.checkpoints.glob("*")) if done_with else ():
         real = Path(os.path.realpath(path))
         if path.is_file() and real.is_relative_to(inside) and real not in kept and not _TEMPORARY.fullmatch(path.name):
             yield from item(path, "checkpoint")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsseg.cell.key import BASE_CELL
 from fsseg.cell.models import State
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.cell.sweeps import sweeps_of
@@ -130,6 +131,37 @@ def examine(
     if data and (fault := disk_fault(point for point in points if point.state == State.TODO)) is not None:
         raise fault
     return points
+
+
+def base_points(points: Sequence[Point], data: bool, download: bool = True) -> list[Point]:
+    """The base learners that cells to do start from (`backbone.base_training`), each once, without those of the grid.
+
+    Args:
+        points, data, download: as for `examine`.
+
+    Raises:
+        UserError: as of `examine`.
+    """
+    from fsseg.config.base_training import base_config, base_overrides, starts_from_a_base_learner
+    from fsseg.config.compose import Composed
+    from fsseg.config.entry import typed
+
+    found: dict[tuple[str, str], tuple[tuple[str, ...], Composed | UserError]] = {}
+    for point in points:
+        if point.composed is None or point.cell is None or point.state in (State.DONE, State.FAULTY):
+            continue
+        cfg = point.composed.cfg
+        if starts_from_a_base_learner(cfg):
+            mark = cfg.output_dir, point.cell.identity[BASE_CELL]
+            if mark not in found:
+                words = base_overrides(point.composed.task_overrides)
+                found[mark] = words, Composed(words, words, typed(base_config(point.composed.resolved)))
+    own = {point.cell.directory for point in points if point.cell is not None}
+    return [
+        point
+        for point in examine(list(found.values()), data, download)
+        if point.cell is None or point.cell.directory not in own
+    ]
 
 
 def _examined(

@@ -19,7 +19,7 @@ from fsseg.process.tables import aligned
 from fsseg.process.words import extent, size, span
 from fsseg.sweep.boxes import cells_of, command, cut, swept_keys
 from fsseg.sweep.estimate import Estimate, Known, Measured, estimate, kind_of, measure, measurements, settings_of
-from fsseg.sweep.grid import Point, build_grid
+from fsseg.sweep.grid import Point, base_points, build_grid
 
 if TYPE_CHECKING:
     from fsseg.data.registry import DataAtHand
@@ -31,11 +31,15 @@ _SPEAKING = ("dataset", "backbone", "method")  # keys whose values are clear wit
 
 @dataclass
 class Plan:
-    """A grid and what each of its cells costs."""
+    """A grid and what each of its cells costs.
+
+    `base` are the base learners that cells of it start from (`backbone.base_training`), in the form of the grid.
+    """
 
     points: list[Point]
     estimates: list[Estimate | None]
     notes: list[str]
+    base: Plan | None = None
 
 
 def plan(
@@ -68,12 +72,19 @@ def plan(
             known += found
             notes.append(note)
     all_known = Known(known)
-    estimates = [
+    base = base_points(points, data=False)
+    for point in base:
+        point.look()
+    first = Plan(base, _estimates(base, all_known), []) if base else None
+    return Plan(points, _estimates(points, all_known), notes + _not_ready([*base, *points], all_known.at_hand), first)
+
+
+def _estimates(points: Sequence[Point], known: Known) -> list[Estimate | None]:
+    return [
         None if p.composed is None or p.cell is None or p.state == State.FAULTY
-        else estimate(p.composed.cfg, p.cell.identity, p.snapshot, all_known)
+        else estimate(p.composed.cfg, p.cell.identity, p.snapshot, known)
         for p in points
     ]  # fmt: skip
-    return Plan(points, estimates, notes + _not_ready(points, all_known.at_hand))
 
 
 def _unmeasured(points: Sequence[Point], known: Sequence[Measured]) -> list[Point]:
@@ -103,7 +114,7 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
             "output_dir": folder, "name": "calibration", "redo": "false", "check": "false", "sync.url": "null",
             "train.max_steps": CALIBRATION_STEPS, "protocol.num_episodes": CALIBRATION_EPISODES,
             "protocol.seeds": "[0]", "logger.figures": 0, "logger.every_steps": 1, "logger.tensorboard": "false",
-            "eval.every_epochs": 0, "train.select": "[]",
+            "eval.every_epochs": 0, "train.select": "[]", "base_training.max_steps": CALIBRATION_STEPS,
         }  # fmt: skip
         line = [sys.executable, "-m", "fsseg", "train", *where, *point.composed.task_overrides]
         line += [f"{key}={value}" for key, value in short.items()]
@@ -116,8 +127,9 @@ def run_calibration(point: Point, limit_seconds: float, where: Sequence[str] = (
             said = [line for line in done.stderr.splitlines() if line.strip()]
             reason = next((line for line in said if line.startswith("error:")), said[-1] if said else "no result")
             return [], f"calibration of [{label}] failed: {reason}"
-    train = f"{found[0].train:.3g} s a step, " if found[0].train else ""
-    return found, f"calibration of [{label}]: {train}{found[0].evaluate or 0:.3g} s an episode on {found[0].device}"
+    own = found[-1]  # after that of its base learner, if it starts from one
+    train = f"{own.train:.3g} s a step, " if own.train else ""
+    return found, f"calibration of [{label}]: {train}{own.evaluate or 0:.3g} s an episode on {own.device}"
 
 
 def _not_ready(points: Sequence[Point], at_hand: DataAtHand) -> list[str]:
@@ -146,6 +158,7 @@ def _not_ready(points: Sequence[Point], at_hand: DataAtHand) -> list[str]:
 def text(plan: Plan, limit: int = 200) -> str:
     """What `fsseg plan` prints: the table, the totals, and where the numbers come from."""
     points, estimates = plan.points, plan.estimates
+    first = [] if plan.base is None else ["first, once for all cells that start from them:", text(plan.base), ""]
     keys = swept_keys(points) or [k for k in ("dataset", "fold") if points and k in points[0].settings]
     rows = [["cell", "state", "steps", "hours", "memory", "disk", "directory"]]
     for p, e in list(zip(points, estimates))[:limit]:
@@ -154,7 +167,7 @@ def text(plan: Plan, limit: int = 200) -> str:
             _state(p), "?" if e is None or e.steps is None else str(e.steps), _hours(e), _memory(e),
             size(e.disk if e else None), str(p.cell.directory) if p.cell else "-",
         ])  # fmt: skip
-    lines = [aligned(rows, left=(0, 1, 6))]
+    lines = [*first, aligned(rows, left=(0, 1, 6))]
     if len(points) > limit:
         lines.append(f"... and {len(points) - limit} more")
     lines += ["", _totals(plan)]

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.claim import LEASE_SECONDS, acquire, take_away
 from fsseg.cell.claim import held as held_claim
+from fsseg.cell.key import BASE_CELL
 from fsseg.cell.models import Result, State
 from fsseg.cell.record import Cell, Problem
 from fsseg.cell.status import status_of, write_state
@@ -38,6 +39,7 @@ from fsseg.cell.variant import is_shortened
 from fsseg.config.compose import Composer
 from fsseg.config.hydra_internals import hydra_node, run_without_files
 from fsseg.config.recorded import from_recorded
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.registry import sharing
 from fsseg.errors import UserError, merge_errors, visible
 from fsseg.process.logs import configure_logging
@@ -45,7 +47,7 @@ from fsseg.process.provenance import code_state
 from fsseg.process.tables import aligned
 from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere
-from fsseg.sweep.grid import Point, examine
+from fsseg.sweep.grid import Point, base_points, examine
 from fsseg.sweep.launchers.base import CellLost, NeverStarted, Observer, SequentialLauncher, Submitted, SweepInterrupted
 from fsseg.sweep.preflight import runs_here
 
@@ -84,6 +86,11 @@ class Job(Point):
         """The cell of a job that can start."""
         assert self.cell is not None
         return self.cell
+
+    @property
+    def trains_base_classes(self) -> bool:
+        """Whether it is a base learner, from which other cells start."""
+        return self.place.key.method in BASE_LEARNERS
 
     def result(self) -> Result | None:
         """What result.json says, if it counts and can be understood."""
@@ -175,7 +182,9 @@ class FssegSweeper(Sweeper):
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
         cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
-        jobs = [Job(**vars(point)) for point in examine(cells, data=True, download=runs_here(self.config))]
+        points = examine(cells, data=True, download=runs_here(self.config))
+        base = [p for p in base_points(points, True, runs_here(self.config)) if p.state != State.DONE]
+        jobs = [Job(**vars(point)) for point in (*base, *points)]
         if any(job.composed is not None and job.composed.cfg.check for job in jobs):
             self._check(jobs)
             return []
@@ -187,7 +196,7 @@ class FssegSweeper(Sweeper):
         with ExitStack() as self.claims:
             try:
                 while todo or held:
-                    busy = self._launch(todo) if todo else []
+                    busy = self._launch_in_turn(todo)
                     configure_logging(self.config.log_level)
                     if self._leaves:
                         break
@@ -271,6 +280,22 @@ class FssegSweeper(Sweeper):
         log.info("%d of %d cells done, %d to run%s", done, len(jobs), len(todo), extra)
         return todo
 
+    def _launch_in_turn(self, todo: list[Job]) -> list[Job]:
+        """Base learners before the cells that start from them, which would wait for them with a GPU in hand.
+
+        A queue takes all at once: its launcher lets the others depend on the base learners.
+        """
+        base = [job for job in todo if job.trains_base_classes]
+        others = [job for job in todo if not job.trains_base_classes]
+        if not base or getattr(self.launcher, "queues", False):
+            return self._launch(base + others) if todo else []
+        busy, failed = self._launch(base), {job.place.fingerprint for job in base if job.state == State.FAILED}
+        for job in others:
+            if job.place.identity.get(BASE_CELL) in failed:
+                job.state, job.note = State.STOPPED, "never started; its base learner failed"
+        others = [job for job in others if job.state == State.TODO]
+        return busy + (self._launch(others) if others else [])
+
     def _launch(self, todo: list[Job]) -> list[Job]:
         """Launch cells and settle their states; returns those that other processes turned out to hold."""
         launcher: Any = self.launcher
@@ -291,6 +316,7 @@ class FssegSweeper(Sweeper):
             if ours:
                 launcher.observer = observer
                 launcher.cells = [(sweep.file, swept.path) for sweep, swept in observer.swept]
+                launcher.leading = sum(job.trains_base_classes for job in todo)
             try:
                 returns = launcher.launch([list(job.overrides) for job in todo], len(self.returns))
             except (UserError, KeyboardInterrupt) as error:
@@ -477,8 +503,9 @@ def wait_for_signs_of_life(jobs: Sequence[Job], elsewhere: Elsewhere) -> list[Jo
 def text(jobs: Sequence[Job]) -> str:
     """The cells with their states; those without a result with reason and log file."""
     # Names that do not hold all settings are told apart by those that the line sweeps.
-    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in jobs)
-    keys = swept_keys(jobs) if shortened else []
+    own = [job for job in jobs if job.cell is None or job.cell.key.method not in BASE_LEARNERS]
+    shortened = any(job.cell is not None and is_shortened(job.cell.key.variant) for job in own)
+    keys = swept_keys(own) if shortened else []
     rows = [["cell", "state", *["settings"] * bool(keys), "result or reason"]]
     for job in jobs:
         told = [" ".join(f"{key}={job.settings.get(key)}" for key in keys)] if keys else []
@@ -490,7 +517,7 @@ def text(jobs: Sequence[Job]) -> str:
 
 
 def _score(result: Result) -> str:
-    return "trained" if result.miou is None else f"mIoU {result.miou:.2f}"
+    return result.score_line() if result.miou is None else f"mIoU {result.miou:.2f}"
 
 
 def _modified(path: Path) -> int | None:

@@ -363,3 +363,25 @@ def test_a_launcher_by_habit_and_another_sweeper_run_their_cells_as_recorded_job
     before = len(sweep.records)
     sweep.start().communicate(timeout=120)
     assert len(sweep.records) == before  # all done: nothing is submitted again
+
+
+def test_cells_depend_on_the_base_learners_that_they_start_from(cluster: Cluster, tmp_path: Path) -> None:
+    line = ("fold=0,1", "backbone.base_training=true", f"dataset.root={tmp_path}", "hydra.launcher.wait=false")
+    sweep = Sweep(cluster, tmp_path, FAKE, *line)
+    process = sweep.start(FAKE_0="part:go", FAKE_1="part:go", FAKE_GO=str(tmp_path))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    base = sweeps_of([tmp_path / "outputs/base_training"])[0].record
+    assert len(base.cells) == 2
+    told = {job: cluster.ask("squeue", "-h", "-r", "-j", job, "-o", "%T %E") for job in sweep.jobs.values()}
+    arrays = {str(cell.job).partition("_")[0] for cell in base.cells}
+    assert len(arrays) == 1
+    for text in told.values():
+        assert text.startswith("PENDING")
+        assert f"afterany:{next(iter(arrays))}" in text
+    (tmp_path / "go").write_text("")
+    wait_until(lambda: all(sweep.cell(fold).result_file.exists() for fold in (0, 1)))
+    runs = [RunDirectory(tmp_path / "outputs/base_training" / cell.path) for cell in base.cells]
+    ended = max(json.loads((run.directory / "starts.json").read_text())[0][1] for run in runs)
+    for fold in (0, 1):
+        assert json.loads((sweep.cell(fold).directory / "starts.json").read_text())[0][0] >= ended

@@ -234,10 +234,12 @@ class CellLauncher(BaseSubmititLauncher):
 
     Attributes:
         cells: as of `SequentialLauncher`; empty under a sweeper of another package.
+        leading: how many of them, from the first on, are base learners that others of them start from.
     """
 
     observer = Observer()
     cells: Sequence[tuple[Path, str]] = ()
+    leading = 0
     queues = False
     """Whether its jobs wait in a queue that outlives the launching process."""
 

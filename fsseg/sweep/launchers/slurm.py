@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,11 @@ class SlurmLauncher(CellLauncher):
         return returns
 
     def _submit(self, first: int) -> tuple[list[Any], UserError | None]:
-        """Submit the cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none."""
+        """Submit the cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
+
+        Cells after the `leading` ones wait in the queue until those have ended. However they end: one that failed is
+        tried again by a cell that needs it, which tells why. If they waited for success, that cell would for ever.
+        """
         import submitit
 
         ours = ("submitit_folder", "max_num_timeout", "poll_seconds", "wait")
@@ -102,13 +107,15 @@ class SlurmLauncher(CellLauncher):
         folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
         arguments = [(file, path, first + index) for index, (file, path) in enumerate(self.cells)]
         jobs: list[Any] = []
-        for start in range(0, len(arguments), _LARGEST_ARRAY):
+        for start, end in _arrays_of(len(arguments), self.leading):
+            if start == self.leading > 0:
+                params["slurm_dependency"] = ":".join(["afterany", *_arrays(jobs, " ").split()])
             try:
                 executor = submitit.AutoExecutor(
                     folder, cluster="slurm", slurm_max_num_timeout=int(self.params["max_num_timeout"])
                 )
                 executor.update_parameters(**params)
-                array = executor.map_array(self.jobs, *zip(*arguments[start : start + _LARGEST_ARRAY]))
+                array = executor.map_array(self.jobs, *zip(*arguments[start:end]))
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
                 said = lines[-1].removeprefix("subprocess.CalledProcessError: ").strip()
@@ -169,6 +176,12 @@ class SlurmLauncher(CellLauncher):
                 error = CellLost(how) if jobs[i].paths.stdout.exists() else NeverStarted(how)
                 end(i, failed(error, job_overrides[i]))
         return [returns[i] for i in range(len(jobs))]
+
+
+def _arrays_of(count: int, leading: int) -> list[tuple[int, int]]:
+    """Where arrays of so many cells begin and end; the leading ones are in arrays of their own."""
+    starts = [*range(0, leading, _LARGEST_ARRAY), *range(leading, count, _LARGEST_ARRAY)]
+    return list(pairwise([*starts, count]))
 
 
 def _arrays(jobs: Sequence[Any], separator: str = ", ") -> str:
