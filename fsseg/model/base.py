@@ -58,9 +58,9 @@ class Prediction:
         def mean(x: Tensor) -> Tensor:
             return x.unflatten(0, (-1, count)).mean(1)
 
-        features = (None if x is None else mean(x) for x in (self.support_foreground, self.query_features))
+        support, query = (None if x is None else mean(x) for x in (self.support_foreground, self.query_features))
         rounds, hats = [mean(p) for p in self.rounds], [mean(p) for p in self.hats]
-        return Prediction(rounds, self.size, hats, *features, self.patches)
+        return Prediction(rounds, self.size, hats, support, query, self.patches)
 
     def logits_of_round(self, t: int) -> Tensor:
         """P_t at image size, (B, 2, H, W); t counts from 1, as in the paper."""

@@ -101,7 +101,7 @@ def _same_settings(cell: CellResult) -> tuple[bool, str]:
 
     Cells of unknown settings share no table with others.
     """
-    identity = cell.identity or {}
+    identity: Mapping[str, Any] = cell.identity or {}
     compared = ("model.", "fold", "seed", "protocol.episodes_file", "checkpoint")  # a file also by "... (content)"
     kept = {k: identity[k] for k in sorted(identity) if k != "train.lr" and not k.startswith(compared)}
     return cell.identity is None, json_text(kept)

@@ -140,8 +140,9 @@ def _by_place(rows: Mapping[str, Sequence[CellResult]]) -> dict[str, dict[str, _
                 found["episodes"][label][place].add(_digest(cell.episodes))
             if cell.result.training is not None:
                 found["training steps"][label][place].add(str(cell.result.training.steps))
-            for key in ("dataset.train_list", "dataset.val_list") if cell.identity is not None else ():
-                if _is_list(value := cell.identity.get(key)):
+            identity = {} if cell.identity is None else cell.identity
+            for key in ("dataset.train_list", "dataset.val_list"):
+                if _is_list(value := identity.get(key)):
                     found[key][label][place].add(str(value))
     return found
 

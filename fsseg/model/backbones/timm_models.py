@@ -71,8 +71,8 @@ class TimmBackbone(Backbone):
         """
         return cls(cfg)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor) -> Features:
-        """(N, 3, S, S) -> stage name -> (N, C, n, n)."""
+    def forward(self, images: Tensor, last: str = "layer4") -> Features:
+        """(N, 3, S, S) -> stage name -> (N, C, n, n), up to the `last`; all of them are computed."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.whole):
             x = images * self.scale + self.shift
             if self.depths is None:
@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
                 intermediates: Any = self.network.forward_intermediates
                 found = intermediates(x, indices=indices, norm=True, intermediates_only=True)
                 maps = [found[indices.index(depth - 1)] for depth in self.depths]
-        return dict(zip(LAYERS, maps))
+        return dict(zip(LAYERS[: LAYERS.index(last) + 1], maps))
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode and self.whole)
