@@ -210,7 +210,7 @@ class BackboneConfig(Choice):
 
     @classmethod
     def cells(cls, backbone: BackboneConfig) -> tuple[int, bool]:
-        """Pixels from one feature cell to the next, and whether cells are patches (`fsseg.model.Backbone.patches`)."""
+        """Pixels from one feature cell to the next, and whether cells are patches (see `Backbone.patches`)."""
         return cls.STRIDE, False
 
 

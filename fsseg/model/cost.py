@@ -6,9 +6,9 @@ and no weights are loaded. How many tokens there are depends on the images; `sha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fsseg.config.schema import BackboneConfig
 from fsseg.data.types import EpisodeSpec, Tasks
 from fsseg.model import FewShotModel, method_class
 from fsseg.model.abcb import Abcb, InformationCleansing, SupportModulation
@@ -78,12 +77,13 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     Returns:
         Rows from the parts to the sums. The paper's figures stand only beside its own setting (`PAPER_SETTING`).
     """
-    whole = method_class(cfg.model.name)
-    if whole.trainable and not issubclass(whole, Baseline):
-        return _halves(whole, cfg, share)
+    cfg = copy.deepcopy(cfg)
+    cfg.backbone.pretrained, cfg.backbone.weights = False, None
+    method: Any = method_class(cfg.model.name)
+    if method.trainable and not issubclass(method, (Baseline, BaseLearner)):
+        return _halves(method, cfg, share)
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
-        backbone = build_backbone(BackboneConfig(cfg.backbone.name, pretrained=False))
-        method: Callable = method_class(cfg.model.name)
+        backbone = build_backbone(cfg.backbone)
         if method is BaseLearner:
             return _base_learner_rows(BaseLearner(backbone, number_of_base_classes(cfg)).eval(), cfg.dataset.image_size)
         model = method(backbone, cfg.model).requires_grad_(False)
@@ -176,9 +176,8 @@ def _halves(method: type[FewShotModel], cfg: Config, share: float) -> list[CostR
     `encode` are the backbone's.
     """
     side, shots = cfg.dataset.image_size, cfg.shot
-    settings: Any = SimpleNamespace(backbone=BackboneConfig(cfg.backbone.name, pretrained=False), model=cfg.model)
     with torch.device("meta"):
-        model: Any = method.from_config(settings).eval().requires_grad_(False)
+        model: Any = method.from_config(cfg).eval().requires_grad_(False)
         images = torch.empty(1 + shots, 3, side, side)
     pictures = torch.ones(1 + shots, side, side, dtype=torch.bool)
     masks = torch.zeros(1, shots, side, side, dtype=torch.uint8)

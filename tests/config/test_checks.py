@@ -25,6 +25,7 @@ ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "data
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
     "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],
+    "base_training.scale_range": ["[1.2,0.8]", "[0.9]", "[]"],
     "dataset.scale_range": ["[1.2,0.8]", "[0.9]", "[]", "[-1,1]", "[nan,1]", "[0.5,inf]"],
     "protocol.seeds": ["[1,1]", "[]"],
     "protocol.unlike": [],  # any text
