@@ -383,13 +383,13 @@ class DinoConfig(MethodConfig):
     """Backbone stage whose features are matched; of a vision transformer the depth that bears this name."""
     foreground_prototypes: Annotated[int, within(1, 1024)] = 1
     """Clusters of the foreground cells of all shots; 1 is their mean direction."""
-    background_prototypes: Annotated[int, within(0, 1024)] = 5
+    background_prototypes: Annotated[int, within(0, 1024)] = 1
     """Clusters of the background cells of all shots; 0 cuts each query's similarity by Otsu's threshold instead."""
     kmeans_iterations: Annotated[int, within(1, 10_000)] = 10
     """Iterations of k-means."""
     gram_passes: Annotated[int, within(0, 100)] = 1
     """How often the answer is spread over alike cells of the query; 0 leaves it as it is."""
-    gram_temperature: Annotated[float, within(0.001, 1000)] = 0.1
+    gram_temperature: Annotated[float, within(0.001, 1000)] = 0.03
     """Temperature of the softmax over the cosines of a query cell with all others; a larger one spreads further."""
 
 

@@ -25,7 +25,7 @@ from fsseg.model.dino import Dino, spherical_kmeans, spread
 Vector = np.ndarray
 SIDE, CELLS = 33, 5
 SETTINGS = [
-    {},
+    {"background_prototypes": 5, "gram_temperature": 0.1},
     {"foreground_prototypes": 2, "background_prototypes": 3, "gram_passes": 2, "gram_temperature": 0.5},
     {"foreground_prototypes": 3, "background_prototypes": 0, "kmeans_iterations": 2},
     {"background_prototypes": 1, "gram_passes": 0, "kmeans_iterations": 1},
