@@ -346,6 +346,9 @@ class PfenetConfig(MethodConfig):
     with 60 cells (473 pixels) 60, 30, 15 and 8."""
     dropout: Share = 0.5
     """Share of the reduced features' channels that training drops; the published one is 0.5."""
+    strong_prior: bool = False
+    """The weights of the prior map start as large as all others together, as in ABCB's neck, so that a backbone that
+    trains from random weights along with them learns to use the support; false is the published start."""
 
 
 @dataclass

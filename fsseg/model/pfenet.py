@@ -54,9 +54,10 @@ class FeatureEnrichment(nn.Module):
     Args:
         channels: C of all these maps.
         shares: sizes, as shares of that of q.
+        strong_prior: the weights of the prior start as large as all others together (see `CorrelationNeck`).
     """
 
-    def __init__(self, channels: int, shares: Sequence[float]) -> None:
+    def __init__(self, channels: int, shares: Sequence[float], strong_prior: bool = False) -> None:
         super().__init__()
         self.shares = list(shares)
         self.merge = nn.ModuleList(pointwise(2 * channels + 1, channels) for _ in shares)
@@ -64,6 +65,10 @@ class FeatureEnrichment(nn.Module):
         self.refine = nn.ModuleList(ResidualPair(channels) for _ in shares)
         self.classify = nn.ModuleList(MaskClassifier(channels) for _ in shares)
         self.fuse = pointwise(len(self.shares) * channels, channels)
+        if strong_prior:
+            with torch.no_grad():
+                for layers in self.merge:
+                    layers[0].weight[:, -1] *= (2 * channels + 1) ** 0.5  # type: ignore[index]
 
     def forward(
         self, query: Tensor, prototype: Tensor, prior: Tensor, drop: EpisodeDropout | None = None
@@ -91,7 +96,7 @@ class Pfenet(FewShotModel):
         super().__init__()
         self.backbone, self.seed = backbone, seed
         self.neck = PrototypeNeck(backbone.channels, cfg.channels, cfg.dropout)
-        self.enrichment = FeatureEnrichment(cfg.channels, cfg.sides)
+        self.enrichment = FeatureEnrichment(cfg.channels, cfg.sides, cfg.strong_prior)
         self.refine, self.classify = ResidualPair(cfg.channels), MaskClassifier(cfg.channels)
 
     @classmethod

@@ -151,6 +151,13 @@ def test_layer4_runs_on_queries_and_on_masked_supports_alone() -> None:
     assert inside.nonzero().tolist() == [[1, 2]]
 
 
+def test_the_prior_may_start_with_the_weight_of_all_others_together() -> None:
+    usual, strong = model_of(), model_of(strong_prior=True)  # of the same random numbers
+    for ours, other in zip(strong.enrichment.merge, usual.enrichment.merge, strict=True):
+        torch.testing.assert_close(ours[0].weight[:, :-1], other[0].weight[:, :-1], rtol=0, atol=0)
+        torch.testing.assert_close(ours[0].weight[:, -1], other[0].weight[:, -1] * 33**0.5)  # 2 * 16 + 1 inputs
+
+
 def test_dropout_is_drawn_in_training_alone() -> None:
     batch = batch_of([[9], [20]])
     assert torch.equal(model_of()(batch).logits, model_of()(batch).logits)
