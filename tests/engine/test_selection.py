@@ -12,6 +12,7 @@ import pytest
 import torch
 from runs import cell_of, composed, done, numbers
 
+from fsseg.cell.episodes import EpisodePart
 from fsseg.cell.models import Metrics, Result
 from fsseg.cell.record import Cell
 from fsseg.config.checks import faults
@@ -26,7 +27,7 @@ from fsseg.run import run
 
 # 12 of 30 images are held back: 3 steps of 6 make an epoch. Validations after steps 3, 6 and 8.
 SETTINGS = ("eval.every_epochs=1", "eval.base_share=0.4", "eval.base_episodes=3", "train.batch_size=6",
-            "train.max_steps=8", "train.checkpoint_minutes=1000")  # fmt: skip
+            "train.max_steps=8", "train.checkpoint_minutes=1000", "eval.batch_size=2")  # fmt: skip
 SELECT = ("train.select=[best_novel,best_base]", "train.select_episodes=4")
 SCORES = {"novel": {3: 10.0, 6: 30.0, 8: 30.0}, "base": {3: 20.0, 6: 5.0, 8: 19.0}}
 BEST = {"best_novel": 6, "best_base": 3}  # of two that score 30 the first
@@ -161,6 +162,32 @@ def test_a_run_that_was_killed_ends_with_the_same_best(
     for kind in BEST:
         ours, theirs = (state(cell_of(made).best_checkpoint(kind))["model"] for made in (c, whole[0]))
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_an_evaluation_of_it_that_was_cut_short_goes_on(
+    whole: tuple[Composed, Scores], root: Path, tmp_path: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = composed(root, tmp_path, *SETTINGS, *SELECT)
+    append, counted = EpisodePart.append, []
+
+    def failing(part: EpisodePart, scored: Any) -> None:
+        if scored and part.path == cell_of(c).best_part("best_base"):
+            if counted:
+                raise MemoryError
+            counted.append(len(scored))
+        append(part, scored)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodePart, "append", failing)
+        with pytest.raises(MemoryError):
+            run(c.config, c.task_overrides)
+    assert cell_of(c).best_part("best_base").exists()
+    assert numbers(done(c)) == numbers(result_of(cell_of(whole[0])))
+    told = [line for line in cell_of(c).log_file.read_text().splitlines() if "were evaluated before" in line]
+    assert [line.split(" ", 1)[1] for line in told] == [
+        f"{number} of 6 episodes were evaluated before" for number in (6, counted[0])
+    ]
+    assert not list(cell_of(c).checkpoints.glob("*.part"))
 
 
 @pytest.fixture(scope="module")
