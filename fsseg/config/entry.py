@@ -171,7 +171,7 @@ def _explained(error: BaseException) -> UserError:
 
 
 def _unknown(key: str) -> UserError:
-    known = sorted(set(config_keys()))
+    known = sorted(set(config_keys()), key=lambda k: (k.startswith("base_training."), k))  # which few mean
     if key in known:
         return UserError(
             f"{key} does not belong to this choice of dataset, backbone and method",

@@ -77,7 +77,7 @@ def test_the_score_by_hand() -> None:
 
 
 def test_it_trains_and_its_score_is_of_base_classes_alone(root: Path, tmp_path: Path) -> None:
-    c = composed(root, tmp_path, "method=pspnet", "train.max_steps=60", "train.batch_size=4", "dataset.image_size=49")
+    c = composed(root, tmp_path, "method=pspnet", "train.max_steps=40", "train.batch_size=4", "dataset.image_size=33")
     result = done(c)
     losses = cell_of(c).curves()["train/loss"][1]
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
