@@ -1,7 +1,7 @@
 """What a model costs: parameters and multiply-adds (MACs) of each part, our form and the paper's, and its figures.
 
-`fsseg cost` prints it. MACs are half of what torch's own `FlopCounterMode` counts, on fake tensors: nothing is computed
-and no weights are loaded. How many tokens there are depends on the images; `share` sets it.
+`fsseg cost` prints it. MACs are half of what torch's own `FlopCounterMode` counts, on fake tensors: nothing is
+computed for an image, and no weights are loaded. How many tokens there are depends on the images; `share` sets it.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     method: Any = method_class(cfg.model.name)
     if method.trainable and not issubclass(method, (Baseline, BaseLearner)):
         return _halves(method, cfg, share)
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
-        backbone = build_backbone(cfg.backbone)
+    backbone = build_backbone(cfg.backbone)  # not on fake tensors: timm looks at numbers while it builds
+    # This form of attention has countable matrix products.
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         if method is BaseLearner:
             return _base_learner_rows(BaseLearner(backbone, number_of_base_classes(cfg)).eval(), cfg.dataset.image_size)
         model = method(backbone, cfg.model).requires_grad_(False)

@@ -39,7 +39,7 @@ LINES = [
     ["train.lr=0.1,${train.poly_power},'${train.momentum}'"],
     ["name='${dataset.name}-runs'", "dataset=shapes5i,coco20i", "fold=0,1"],
     ["seed=range(0,3)", "train.lr=choice(0.1,0.2)"],
-    ["backbone=glob(*,exclude=tiny)", "dataset=coco20i,pascal5i"],
+    ["backbone=glob(resnet*)", "dataset=coco20i,pascal5i"],
     ["dataset.root='my data, here=now'", "fold=0,1"],
     ["output_dir='${oc.env:HOME}/o ut'", "fold=0,1"],
     ["protocol.seeds=[0,1],[2]", "dataset.scale_range=[0.9,1.1]", "++train.momentum=0.1,0.2"],
