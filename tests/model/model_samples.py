@@ -20,6 +20,7 @@ from fsseg.config.schema import (
 )
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.model.backbones import LAYERS, Backbone, Features
+from fsseg.model.base import FewShotModel
 
 
 class Pixels(Backbone):
@@ -108,3 +109,32 @@ def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:
     return SimpleNamespace(
         model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5), seed=0
     )
+
+
+def marked_batch() -> Batch:
+    """Four episodes of 33 px whose objects are marked in the red channel, of supports and of queries."""
+    marked = batch(square_masks([[15], [20], [12], [24]], 33), 33)
+    marked.query_mask = marked.support_masks[:, 0].flip(1)
+    for images, masks in (
+        (marked.support_images[:, 0], marked.support_masks[:, 0]),
+        (marked.query_image, marked.query_mask),
+    ):
+        images[:, 0] += 4 * masks
+    return marked
+
+
+def losses_of_steps(model: FewShotModel, data: Batch, optimiser: torch.optim.Optimizer, steps: int) -> list[float]:
+    """Steps on one batch; the gradients of the last one stay."""
+    losses = []
+    for _ in range(steps):
+        loss, _ = model.loss(model(data), data.query_mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def silent_parameters(model: torch.nn.Module) -> list[str]:
+    """Names of the parameters that the last backward pass gave no gradient, or one of zero."""
+    return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -437,17 +437,15 @@ def test_every_parameter_gets_a_gradient() -> None:
     model = build_model(samples.cell(samples.abcb()))
     batch = samples.batch(samples.square_masks([[9], [20]], 33), 33)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(2):  # a layer behind one that starts at zero feels nothing in the first step
-        optimiser.zero_grad()
-        model.loss(model(batch), batch.query_mask)[0].backward()
-        optimiser.step()
+    # A layer behind one that starts at zero feels nothing in the first step.
+    samples.losses_of_steps(model, batch, optimiser, 2)
     optimiser.zero_grad()
     bend_round_one(model, batch)
     prediction = model(batch)
     share = (prediction.rounds[0][:, 1] > prediction.rounds[0][:, 0]).double().mean().item()
     assert 0 < share < 1, "the test needs both classes predicted"
     model.loss(prediction, batch.query_mask)[0].backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = samples.silent_parameters(model)
     # A key's bias moves all scores of a query alike, and softmax does not see that.
     assert all(name.endswith("key.bias") for name in silent), silent
 
@@ -456,21 +454,9 @@ def test_learns_to_copy_the_marked_colour() -> None:
     """A few steps on one batch bring the loss down to a fraction: gradients point the right way through all rounds."""
     torch.manual_seed(0)
     model = build_model(samples.cell(samples.abcb()))
-    batch = samples.batch(samples.square_masks([[15], [20], [12], [24]], 33), 33)
-    batch.query_mask = batch.support_masks[:, 0].flip(1)
-    for images, masks in (
-        (batch.support_images[:, 0], batch.support_masks[:, 0]),
-        (batch.query_image, batch.query_mask),
-    ):
-        images[:, 0] += 4 * masks
+    batch = samples.marked_batch()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(25):
-        loss, _ = model.loss(model(batch), batch.query_mask)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = samples.losses_of_steps(model, batch, optimiser, 25)
     assert losses[-1] < 0.3 * losses[0]
 
 

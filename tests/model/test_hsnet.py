@@ -269,31 +269,17 @@ def test_every_parameter_gets_a_gradient() -> None:
     model = model_of(1)
     batch = samples.batch(samples.square_masks([[9], [20]], 33), 33)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(2):  # a layer behind one that starts at zero feels nothing in the first step
-        optimiser.zero_grad()
-        model.loss(model(batch), batch.query_mask)[0].backward()
-        optimiser.step()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A layer behind one that starts at zero feels nothing in the first step.
+    samples.losses_of_steps(model, batch, optimiser, 2)
+    silent = samples.silent_parameters(model)
     assert silent == []
 
 
 def test_learns_to_copy_the_marked_colour() -> None:
     model = model_of()
-    batch = samples.batch(samples.square_masks([[15], [20], [12], [24]], 33), 33)
-    batch.query_mask = batch.support_masks[:, 0].flip(1)
-    for images, masks in (
-        (batch.support_images[:, 0], batch.support_masks[:, 0]),
-        (batch.query_image, batch.query_mask),
-    ):
-        images[:, 0] += 4 * masks
+    batch = samples.marked_batch()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.001)
-    losses = []
-    for _ in range(24):
-        loss, _ = model.loss(model(batch), batch.query_mask)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = samples.losses_of_steps(model, batch, optimiser, 24)
     assert losses[-1] < 0.3 * losses[0]
 
 

@@ -220,11 +220,9 @@ def test_every_parameter_gets_a_gradient() -> None:
     model = build_model(samples.cell(samples.pfenet()))
     batch = samples.batch(samples.square_masks([[9], [20]], 33), 33)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    for _ in range(2):  # a layer behind one that starts at zero feels nothing in the first step
-        optimiser.zero_grad()
-        model.loss(model(batch), batch.query_mask)[0].backward()
-        optimiser.step()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    # A layer behind one that starts at zero feels nothing in the first step.
+    samples.losses_of_steps(model, batch, optimiser, 2)
+    assert samples.silent_parameters(model) == []
 
 
 def test_a_frozen_backbone_builds_no_graph() -> None:
@@ -243,10 +241,7 @@ def test_learns_to_copy_the_marked_colour() -> None:
     """A few steps on one batch bring the loss of the answer down to a fraction: gradients point the right way."""
     torch.manual_seed(0)
     model = build_model(samples.cell(samples.pfenet(dropout=0.0)))
-    batch = samples.batch(samples.square_masks([[15], [20], [12], [24]], 33), 33)
-    batch.query_mask = batch.support_masks[:, 0].flip(1)
-    batch.support_images[:, 0, 0] += 4 * batch.support_masks[:, 0]
-    batch.query_image[:, 0] += 4 * batch.query_mask
+    batch = samples.marked_batch()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)  # SGD finds the way, too, in a hundred steps
     answers = []
     for _ in range(25):
