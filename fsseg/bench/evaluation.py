@@ -160,23 +160,30 @@ Episodes = dict[int, list[EpisodeSpec]]
 
 def _halves(plan: EvaluationPlan, sample: int) -> tuple[Episodes, Episodes]:
     """Two parts of a sample that is spread evenly over all episodes of all seeds."""
-    every = [(seed, spec) for seed, specs in plan.episodes.items() for spec in specs]
+    every = _listed(plan.episodes)
     size = min(max(2, sample), len(every))
     if size < 2:
         raise UserError("there is one episode to evaluate: nothing can be compared", "raise protocol.num_episodes")
     chosen = [every[number * len(every) // size] for number in range(size)]
-    halves: tuple[Episodes, Episodes] = ({}, {})
-    for number, (seed, spec) in enumerate(chosen):
-        halves[number % 2].setdefault(seed, []).append(spec)
-    return halves
+    return _by_seed(chosen[::2]), _by_seed(chosen[1::2])
 
 
 def _first(episodes: Episodes, number: int) -> Episodes:
     """At most so many of them."""
-    chosen: Episodes = {}
-    for seed, spec in [(seed, spec) for seed, specs in episodes.items() for spec in specs][:number]:
-        chosen.setdefault(seed, []).append(spec)
-    return chosen
+    return _by_seed(_listed(episodes)[:number])
+
+
+def _listed(episodes: Mapping[int, Sequence[EpisodeSpec]]) -> list[tuple[int, EpisodeSpec]]:
+    """Each with its seed, one seed after the other."""
+    return [(seed, spec) for seed, specs in episodes.items() for spec in specs]
+
+
+def _by_seed(listed: Sequence[tuple[int, EpisodeSpec]]) -> Episodes:
+    """The inverse."""
+    found: Episodes = {}
+    for seed, spec in listed:
+        found.setdefault(seed, []).append(spec)
+    return found
 
 
 class _Sides:
@@ -222,7 +229,7 @@ class _Sides:
         """Decoding alone and the backbone alone, one after the other, for each batch of the episodes."""
         cfg = self.composed.cfg
         size = cfg.eval.batch_size or (1 if self.device.type == "cpu" else _TOGETHER_ON_GPU)
-        listed = [Planned(OWN, seed, spec) for seed, specs in episodes.items() for spec in specs]
+        listed = [Planned(OWN, seed, spec) for seed, spec in _listed(episodes)]
         batches = [tuple(listed[start : start + size]) for start in range(0, len(listed), size)]
         loading = VisitDataset(self.source, cfg, [_visit(batch) for batch in batches], self.plan)
         for number in range(len(batches)):
