@@ -261,8 +261,9 @@ def _timm_models_train_whole_or_not(cfg: Config) -> Iterator[UserError]:
 def _the_backbone_has_what_the_method_needs(cfg: Config) -> Iterator[UserError]:
     """What a method asks of its backbone besides the three stages is there."""
     needs, name = MethodConfig.named(cfg.model.name).NEEDS, cfg.backbone.name
-    if lacking := sorted(needs - BackboneConfig.named(name).PROVIDES):
-        fitting = [other for other, schema in BackboneConfig.choices().items() if needs <= schema.PROVIDES]
+    if lacking := sorted(needs - BackboneConfig.named(name).provides(cfg.backbone)):
+        choices = BackboneConfig.choices().items()
+        fitting = [other for other, schema in choices if needs <= schema.provides(schema(name=other))]
         what = f"method={cfg.model.name} needs {' and '.join(lacking)} of its backbone, which {name} does not provide"
         yield UserError(what, f"choose backbone= one of: {', '.join(fitting)}")
 

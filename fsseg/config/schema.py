@@ -213,6 +213,11 @@ class BackboneConfig(Choice):
         """Pixels from one feature cell to the next, and whether cells are patches (see `Backbone.patches`)."""
         return cls.STRIDE, False
 
+    @classmethod
+    def provides(cls, backbone: BackboneConfig) -> frozenset[str]:
+        """`PROVIDES`, for these settings."""
+        return cls.PROVIDES
+
 
 @dataclass
 class TinyConfig(BackboneConfig):
@@ -239,6 +244,7 @@ class TimmConfig(BackboneConfig):
 
     NAMES = ("timm", "mobilenet", "convnext_tiny", "dinov2_s", "dinov2_b", "dinov3_b")
     TARGET = "fsseg.model.backbones.timm_models:TimmBackbone"
+    PROVIDES = frozenset({"stages"})
     model: Annotated[str, NAME] = MISSING
     """Name of the model in timm, with or without the tag of its weights, e.g. vit_base_patch14_dinov2.lvd142m."""
     depths: Annotated[list[int] | None, constraints.DEPTHS] = None
@@ -253,6 +259,12 @@ class TimmConfig(BackboneConfig):
         if (patch := re.search(r"patch(\d+)", name)) is not None:
             return int(patch[1]), True
         return cls.STRIDE, name.startswith("convnext")  # its first layers cut the image into patches
+
+    @classmethod
+    def provides(cls, backbone: BackboneConfig) -> frozenset[str]:
+        """A transformer's blocks are no stages."""
+        transformer = "patch" in str(getattr(backbone, "model", "")) or backbone.name.startswith("dino")
+        return frozenset() if transformer else cls.PROVIDES
 
 
 @dataclass

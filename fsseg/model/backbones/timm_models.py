@@ -52,6 +52,7 @@ class TimmBackbone(Backbone):
         timm = _timm(cfg)
         self.network = _network(timm, cfg, stride, self.patches)
         self.depths = _depths(cfg, self.network) if is_transformer(self.network) else None
+        self._last_stage = _last_stage(self.network) if self.depths is None else ()
         own = timm.data.resolve_model_data_config(self.network)
         mean, std = (own["mean"], own["std"]) if cfg.normalisation == "model" else (MEAN, STD)
         scale, shift = torch.tensor(STD) / torch.tensor(std), torch.tensor(MEAN) - torch.tensor(mean)
@@ -83,6 +84,22 @@ class TimmBackbone(Backbone):
                 found = intermediates(x, indices=indices, norm=True, intermediates_only=True)
                 maps = [found[indices.index(depth - 1)] for depth in self.depths]
         return dict(zip(LAYERS[: LAYERS.index(last) + 1], maps))
+
+    def layer4(self, layer3: Tensor) -> Tensor:
+        """The last stage of a convolutional model on other input: (N, C3, n, n) -> (N, C4, n, n).
+
+        Raises:
+            UserError: timm does not keep the model as a row of stages.
+        """
+        if not self._last_stage:
+            raise UserError(
+                f"timm keeps no layers between the last two maps of a {type(self.network).__name__}, which the method "
+                "runs again on masked supports",
+                "choose another backbone, or a method that does not need it: baseline, abcb, prototype, dino",
+            )
+        for module in self._last_stage:
+            layer3 = module(layer3)
+        return layer3
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode and self.whole)
@@ -116,6 +133,21 @@ class TimmBackbone(Backbone):
 def is_transformer(network: nn.Module) -> bool:
     """Whether a timm model is a row of blocks over patches."""
     return hasattr(network, "patch_embed") and hasattr(network, "blocks") and hasattr(network, "forward_intermediates")
+
+
+def _last_stage(network: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules between the last two maps of a convolutional model; none if its extractor keeps them in another way.
+
+    timm has two kinds of extractors: a row of named modules (FeatureListNet), and a network with `blocks`. Both say in
+    `feature_info` after which module each map is taken. A tuple, for the modules are the network's and no others.
+    """
+    blocks = getattr(network, "blocks", None)
+    row = dict(network.named_children()) if blocks is None else {f"blocks_{n}": block for n, block in enumerate(blocks)}
+    ends = [name.replace(".", "_") for name in network.feature_info.module_name()[-2:]]  # type: ignore[union-attr, operator]
+    names = list(row)
+    if len(ends) < 2 or not set(ends) <= set(names):
+        return ()
+    return tuple(row[name] for name in names[names.index(ends[0]) + 1 : names.index(ends[1]) + 1])
 
 
 def _timm(cfg: TimmConfig) -> ModuleType:

@@ -56,6 +56,25 @@ def test_three_maps_of_one_size(model: str, side: int, cells: int, patches: bool
     assert backbone.patches is patches
 
 
+@pytest.mark.parametrize(("model", "side"), [(CONV, 33), (PATCHED, 32), (SMALL, 33), ("resnet10t", 33)])
+def test_the_last_stage_runs_by_itself(model: str, side: int) -> None:
+    backbone = built(model)
+    maps = backbone(pixels(side, 2))
+    assert torch.equal(backbone.layer4(maps["layer3"]), maps["layer4"])
+    halved = backbone.layer4(maps["layer3"] * 0.5)
+    assert halved.shape == maps["layer4"].shape
+    assert not torch.allclose(halved, maps["layer4"])
+
+
+def test_methods_that_need_stages_refuse_a_transformer() -> None:
+    line = ["method=pfenet", "backbone=timm", "dataset.image_size=80"]
+    assert not faults(compose([*line, f"backbone.model={CONV}"]).cfg)
+    (fault,) = faults(compose([*line, f"backbone.model={VIT}"]).cfg)
+    assert fault.what == "method=pfenet needs stages of its backbone, which timm does not provide"
+    assert "mobilenet, convnext_tiny" in fault.fix
+    assert "dino" not in fault.fix
+
+
 def test_a_transformers_last_map_is_what_timm_computes() -> None:
     backbone = built(VIT)
     images = pixels(48)
