@@ -1,4 +1,4 @@
-"""Every method on real images of PASCAL and COCO: it trains a step, is scored, and stands in one table with the others."""
+"""Every method on real images of PASCAL and COCO: it trains a step, is scored, and has its row in one table."""
 
 from __future__ import annotations
 

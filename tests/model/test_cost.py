@@ -78,7 +78,7 @@ def test_parts_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("passes", [0, 2])
 def test_a_method_without_training_has_its_matching_counted(passes: int) -> None:
-    """By hand: 17 x 17 cells of C channels, 2 prototypes of each side, 3 iterations, half of the supports foreground."""
+    """By hand: 17 x 17 cells of C channels, 2 prototypes a side, 3 iterations, half of the supports foreground."""
     model = samples.dino(
         foreground_prototypes=2, background_prototypes=2, kmeans_iterations=3, gram_passes=passes, layer="layer4"
     )
