@@ -190,9 +190,10 @@ def _unknown(key: str) -> UserError:
         )
     if key in RETIRED:
         return UserError(f"{key}: there is no such setting any more", "leave it out: no published recipe uses it")
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong group
-        close = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
+    # The right name in the wrong group, before a name that is only alike.
+    close = close or [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     fix = f"did you mean {close[0]}?" if close else f"`{train_line('--cfg job')}` prints every key there is"
     return UserError(f"{key}: there is no such configuration key", fix)
 

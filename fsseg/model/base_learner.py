@@ -19,6 +19,7 @@ from fsseg.data.types import Batch, Tasks
 from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Kept, Prediction, Role
 from fsseg.model.blocks.batch_norm import SharedBatchNorm
+from fsseg.model.blocks.dropout import EpisodeDropout
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -49,15 +50,16 @@ class PyramidHead(nn.Module):
         )  # fmt: skip
         self.mix = nn.Sequential(
             nn.Conv2d(channels + len(BINS) * reduced, WIDTH, 3, padding=1, bias=False), SharedBatchNorm(WIDTH),
-            nn.ReLU(), nn.Dropout2d(DROPOUT),
+            nn.ReLU(),
         )  # fmt: skip
         self.classify = nn.Conv2d(WIDTH, classes, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) -> logits (N, classes, h, w); channel 0 is background."""
+    def forward(self, features: Tensor, drop: EpisodeDropout | None = None) -> Tensor:
+        """(N, C, h, w) -> logits (N, classes, h, w); channel 0 is background. `drop` in training."""
         size = features.shape[-2:]
         wide = [F.interpolate(bin(features), size, mode="bilinear", align_corners=True) for bin in self.bins]
-        logits: Tensor = self.classify(self.mix(torch.cat((features, *wide), 1)))
+        mixed = self.mix(torch.cat((features, *wide), 1))
+        logits: Tensor = self.classify(mixed if drop is None else drop(mixed, DROPOUT))
         return logits
 
 
@@ -70,28 +72,34 @@ def number_of_base_classes(cfg: Config) -> int:
 class BaseLearner(FewShotModel):
     """A backbone with PSPNet's head.
 
-    Its state dict has the parts `backbone.` and `head.`; see `FewShotModel.start_from_base`.
+    Its state dict has the parts `backbone.` and `head.`; see `FewShotModel.start_from_base`. `seed` is the run's, for
+    the dropout.
     """
 
-    def __init__(self, backbone: Backbone, base_classes: int) -> None:
+    def __init__(self, backbone: Backbone, base_classes: int, seed: int = 0) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.seed = backbone, seed
         self.head = PyramidHead(backbone.channels["layer4"], base_classes + 1)
 
     @classmethod
     def from_config(cls, cfg: Config) -> BaseLearner:
-        return cls(build_backbone(cfg.backbone), number_of_base_classes(cfg))
+        return cls(build_backbone(cfg.backbone), number_of_base_classes(cfg), cfg.seed)
 
     def forward(self, batch: Batch) -> Prediction:
         """Segment the queries of the batch into background and base classes."""
-        return self.decode((), self.encode(batch.query_image, batch.query_picture, "query"), batch)
+        drop = EpisodeDropout(batch.specs, self.seed) if self.training else None
+        return self.decode((), {"logits": self._logits(batch.query_image, drop)}, batch)
 
     def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
         """The logits: (N, base classes + 1, h, w)."""
+        return {"logits": self._logits(images)}
+
+    def _logits(self, images: Tensor, drop: EpisodeDropout | None = None) -> Tensor:
         with record_function("fsseg: backbone"):
             features = self.backbone(images)["layer4"]
         with record_function("fsseg: head"):
-            return {"logits": self.head(features)}
+            logits: Tensor = self.head(features, drop)
+            return logits
 
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         return Prediction([query["logits"]], tasks.size, patches=self.backbone.patches)

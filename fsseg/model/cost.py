@@ -80,7 +80,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     cfg = copy.deepcopy(cfg)
     cfg.backbone.pretrained, cfg.backbone.weights = False, None
     method: Any = method_class(cfg.model.name)
-    if method.trainable and not issubclass(method, (Baseline, BaseLearner)):
+    if not issubclass(method, (Baseline, BaseLearner)):
         return _halves(method, cfg, share)
     backbone = build_backbone(cfg.backbone)  # not on fake tensors: timm looks at numbers while it builds
     # This form of attention has countable matrix products.
@@ -92,9 +92,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
         features = backbone(torch.empty(1 + shots, 3, side, side))
         both = _macs(lambda: backbone(torch.empty(1 + shots, 3, side, side)))
         rows = [CostRow(f"backbone, {1 + shots} images", _parameters(backbone), both, both)]
-        if isinstance(model, Baseline):
-            scene = _Scene.of(features, model, shots, share)
-            rows += _method_rows(model, scene, both)
+        rows += _method_rows(model, _Scene.of(features, model, shots, share), both)
     paper = (cfg.backbone.name, side, shots) == PAPER_SETTING
     return [_beside_paper(row) for row in rows] if paper else rows
 
@@ -177,9 +175,9 @@ def _halves(method: type[FewShotModel], cfg: Config, share: float) -> list[CostR
     `encode` are the backbone's.
     """
     side, shots = cfg.dataset.image_size, cfg.shot
-    with torch.device("meta"):
-        model: Any = method.from_config(cfg).eval().requires_grad_(False)
-        images = torch.empty(1 + shots, 3, side, side)
+    with torch.device("cpu" if hasattr(cfg.backbone, "model") else "meta"):  # timm looks at numbers while it builds
+        model: Any = method.from_config(cfg).eval().requires_grad_(False).to("meta")
+    images = torch.empty(1 + shots, 3, side, side, device="meta")
     pictures = torch.ones(1 + shots, side, side, dtype=torch.bool)
     masks = torch.zeros(1, shots, side, side, dtype=torch.uint8)
     masks[..., : max(1, round(share * side)), :] = 1

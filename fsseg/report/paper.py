@@ -1,7 +1,8 @@
-"""The published figures, part of the package, and the rule when one may be shown beside our result.
+"""The published figures of ABCB, part of the package, and the rule when one may be shown beside our result.
 
 `tables` is the caller. The figures are those of Zhu, Chen, Yin, See, Liu: Addressing Background Context Bias in
-Few-Shot Segmentation through Iterative Modulation, CVPR 2024, copied as printed.
+Few-Shot Segmentation through Iterative Modulation, CVPR 2024, copied as printed. Those of other methods are in
+`fsseg.report.published`.
 """
 
 from __future__ import annotations
@@ -44,30 +45,36 @@ rate, but what multiplies it is named; and so is that training images are held b
 
 @dataclass(frozen=True)
 class Published:
-    """One row of the paper's Tables 1 and 2 for one number of shots; mIoU in percent.
+    """A published row for one number of shots; mIoU in percent.
 
     Attributes:
-        folds: mIoU of folds 0 to 3.
+        venue: of the paper whose Tables 1 and 2 it is of; empty where it was read elsewhere, which `source` says.
+        folds: mIoU of folds 0 to 3; None where only the mean is known.
         mean: the mean as printed, which need not be the mean of `folds` (see `mean_of_folds`).
+        note: what sets it apart from other rows of its method.
+        compared: whether the difference to it is told: its rules are those of the runs.
     """
 
     method: str
     venue: str
-    folds: tuple[float, float, float, float]
+    folds: tuple[float, float, float, float] | None
     mean: float
+    source: str = ""
+    note: str = ""
+    compared: bool = True
 
     @property
     def mean_of_folds(self) -> float:
-        return sum(self.folds) / len(self.folds)
+        return self.mean if self.folds is None else sum(self.folds) / len(self.folds)
 
     @property
     def mean_is_odd(self) -> bool:
         """Whether the printed mean is further from the mean of the printed folds than rounding explains."""
         return abs(self.mean - self.mean_of_folds) > 0.101  # rounding: up to 0.05 for folds, another 0.05 for the mean
 
-    def at(self, fold: int) -> float:
-        """mIoU of a fold, or of the mean under `MEAN`."""
-        return self.mean if fold == MEAN else self.folds[fold]
+    def at(self, fold: int) -> float | None:
+        """mIoU of a fold, or of the mean under `MEAN`; None if it is not known."""
+        return self.mean if fold == MEAN else None if self.folds is None else self.folds[fold]
 
 
 @lru_cache(maxsize=1)
@@ -86,6 +93,11 @@ def published(dataset: str, backbone: str, shot: int, method: str = "ABCB") -> P
     return None
 
 
+def is_whole_split(dataset: str, num_val_images: int | None) -> bool:
+    """Whether so many evaluation images are all that the data set has, and no sample; None counts as all."""
+    return num_val_images is None or num_val_images >= _FULL_VAL_IMAGES.get(dataset, 0)
+
+
 def comparable(key: CellKey, num_val_images: int | None = None) -> Published | None:
     """The published figures that cells of this data set, method, backbone, shot and variant may be compared with.
 
@@ -98,15 +110,15 @@ def comparable(key: CellKey, num_val_images: int | None = None) -> Published | N
     """
     if key.method not in _NAMES or key.variant != "default":
         return None
-    if num_val_images is not None and num_val_images < _FULL_VAL_IMAGES.get(key.dataset, 0):
+    if not is_whole_split(key.dataset, num_val_images):
         return None
     return published(key.dataset, key.backbone, key.shot, _NAMES[key.method])
 
 
 def comparable_ablation(key: CellKey, num_val_images: int | None = None) -> bool:
     """Whether a cell is of the task of the paper's ablations (Tables 3 to 6); see also `unlike_ablation`."""
-    whole = num_val_images is None or num_val_images >= _FULL_VAL_IMAGES["pascal5i"]
-    return (key.dataset, key.backbone, key.shot, key.fold) == ("pascal5i", "resnet50", 1, 0) and whole
+    task = (key.dataset, key.backbone, key.shot, key.fold) == ("pascal5i", "resnet50", 1, 0)
+    return task and is_whole_split("pascal5i", num_val_images)
 
 
 def unlike_ablation(identity: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from fsseg.errors import visible
 from fsseg.report.collect import NOT_RECORDED, CellResult, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
+from fsseg.report.published import as_printed, label_of
 from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
 from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
 
@@ -60,11 +61,12 @@ def _of_base_classes(cell: CellResult) -> str:
 def to_csv(report: Report) -> str:
     """One line per data set, protocol, row, shot and fold (or mean); an empty `miou` is a missing number.
 
-    The mIoU of checkpoints beside the last one has columns of its own (`train.select`).
+    The mIoU of checkpoints beside the last one has columns of its own (`train.select`). `paper` is the published figure
+    that `difference` is to; `published` names all there are of a method other than ABCB, each with its source.
     """
     columns = [
         "dataset", "protocol", "protocol_id", "data_val", "name", "method", "backbone", "variant", "shot", "fold",
-        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference", "selected", *BEST,
+        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference", "selected", *BEST, "published",
     ]  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
@@ -75,14 +77,22 @@ def to_csv(report: Report) -> str:
             names = {name: csv_cell(value) for name, value in (same | row.key._asdict()).items()}
             for shot in table.shots:
                 for fold, entry in _entries(row, shot).items():
-                    figures: dict[str, Any] = {"paper": row.paper(shot, MEAN if fold == "mean" else int(fold))}
+                    number = MEAN if fold == "mean" else int(fold)
+                    figures: dict[str, Any] = {"paper": row.paper(shot, number)}
                     if entry is not None:
                         figures = _figures(entry) | {"seeds": csv_cell(" ".join(map(str, entry.seeds)))}
                     for kind, of_kind in row.best.items():
-                        beside = of_kind.get((shot, MEAN if fold == "mean" else int(fold)))
+                        beside = of_kind.get((shot, number))
                         figures[kind] = None if beside is None else beside.miou
+                    figures["published"] = csv_cell(_published(row, shot, number))
                     writer.writerow({**names, "shot": shot, "fold": fold, **figures})
     return out.getvalue()
+
+
+def _published(row: Row, shot: int, fold: int) -> str:
+    """Every published figure of a column, of a method other than ABCB, with its source."""
+    found = ((label_of(f), row.beside(f, shot, fold)) for f in row.reported.get(shot, []))
+    return " | ".join(f"{as_printed(value)} ({label})" for label, value in found if value is not None)
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -90,7 +100,9 @@ def to_json(report: Report) -> dict[str, Any]:
 
     def block(row: Row, shot: int) -> dict[str, Any]:
         entries = {fold: None if entry is None else _figures(entry) for fold, entry in _entries(row, shot).items()}
-        paper = {"paper": asdict(row.published[shot]) if shot in row.published else None}
+        paper: dict[str, Any] = {"paper": asdict(row.published[shot]) if shot in row.published else None}
+        if shot in row.reported:
+            paper["published"] = [asdict(figures) for figures in row.reported[shot]]
         return (
             entries
             | paper

@@ -24,6 +24,7 @@ from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.pairs import Paired, paired
 from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_data
+from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike, notes_on
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
@@ -88,19 +89,27 @@ class Row:
 
     `counted` are the cells that its numbers are made of. `best` has the same of other checkpoints of these cells, by
     kind (`train.select`): a column is there if all its cells have that kind, and `entries` takes nothing from it.
+    `published` holds the row, by number of shots, to which differences are told: the paper's of ABCB, or one of
+    `reported`, which are all published rows of another method.
     """
 
     key: RowKey
     entries: dict[tuple[int, int], Entry] = field(default_factory=dict)
     published: dict[int, Published] = field(default_factory=dict)
+    reported: dict[int, list[Published]] = field(default_factory=dict)
     label: str = ""
     counted: list[CellResult] = field(default_factory=list)
     best: dict[str, dict[tuple[int, int], Entry]] = field(default_factory=dict)
 
     def paper(self, shot: int, fold: int) -> float | None:
         """The published figure of a column; None if our number is partial, as the two are then not comparable."""
-        source, entry = self.published.get(shot), self.entries.get((shot, fold))
-        return None if source is None or (entry is not None and entry.partial) else source.at(fold)
+        source = self.published.get(shot)
+        return None if source is None else self.beside(source, shot, fold)
+
+    def beside(self, source: Published, shot: int, fold: int) -> float | None:
+        """The same of any published row."""
+        entry = self.entries.get((shot, fold))
+        return None if entry is not None and entry.partial else source.at(fold)
 
 
 class TableKey(NamedTuple):
@@ -147,17 +156,18 @@ class Table:
     def as_text(self) -> TextTable:
         """For each row its numbers; below them, if there are any, the published ones with the differences, and those of
         other checkpoints."""
-        columns = [(shot, fold) for shot in self.shots for fold in COLUMNS]
+        columns, marks = [(shot, fold) for shot in self.shots for fold in COLUMNS], self._marks()
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
         for row in self.rows:
             entries = [row.entries.get(column) for column in columns]
             text.rows.append([row.label, *(MISSING if e is None else str(e) for e in entries)])
-            if (source := next(iter(row.published.values()), None)) is not None:
+            if (source := next(iter(row.published.values()), None)) is not None and not row.reported:
                 figures = [row.paper(*column) for column in columns]
                 label = f"  paper ({source.method}, {source.venue})"
                 text.rows.append([label, *("" if f is None else f"{f:.1f}" for f in figures)])
                 text.rows.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
+            text.rows += _reported(row, columns, marks)
             for kind, of_kind in row.best.items():
                 figures_of_kind = (of_kind.get(column) for column in columns)
                 text.rows.append([f"  {BEST[kind]}", *("" if e is None else str(e) for e in figures_of_kind)])
@@ -169,9 +179,31 @@ class Table:
         if any(entry.std is not None for entry in found):
             text.notes.append("±: sample standard deviation over training seeds")
         text.notes += [note for kind, note in _OF_BEST.items() if any(kind in row.best for row in self.rows)]
+        reported = [figures for row in self.rows for of_shot in row.reported.values() for figures in of_shot]
+        text.notes += notes_on(marks, reported, [row.key.method for row in self.rows if row.reported])
         text.notes += [*map(str, self.pairs), *in_words(self.differences)]
         text.notes += self.notes
         return text
+
+    def _marks(self) -> dict[str, int]:
+        """A number for each source of published figures of other methods than ABCB."""
+        found = dict.fromkeys(
+            label_of(figures) for row in self.rows for of_shot in row.reported.values() for figures in of_shot
+        )
+        return {label: number for number, label in enumerate(found, 1)}
+
+
+def _reported(row: Row, columns: Sequence[tuple[int, int]], marks: Mapping[str, int]) -> list[list[str]]:
+    """Lines with the published rows of a method, one for each source, and with the difference where there is one."""
+    lines = []
+    for label in dict.fromkeys(label_of(f) for of_shot in row.reported.values() for f in of_shot):
+        of_source = {s: f for s, of_shot in row.reported.items() for f in of_shot if label_of(f) == label}
+        shown = ["" if (f := of_source.get(s)) is None else as_printed(row.beside(f, s, fold)) for s, fold in columns]
+        lines.append([f"  published ({marks[label]})", *shown])
+        if any(row.published.get(shot) is figures for shot, figures in of_source.items()):
+            entries = (row.entries.get(c) if row.published.get(c[0]) is of_source.get(c[0]) else None for c in columns)
+            lines.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
+    return lines
 
 
 _OF_BEST = {
@@ -317,6 +349,7 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
             pending[beside.get(row_key[:4], row_key)].append(cell)
     table.rows = [Row(row_key) for row_key in sorted(done.keys() | pending.keys(), key=lambda k: tuple(map(str, k)))]
     shortened = {c.key.variant: RunDirectory(c.path) for c in cells if is_shortened(c.key.variant)}
+    unlike: dict[str, list[str]] = {}
     if shared := _label(table.rows, {variant: run.recorded_overrides() for variant, run in shortened.items()}):
         table.notes.append(f"all variants share: {shared}")
     for row in table.rows:
@@ -324,10 +357,13 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         for cell in done[row.key]:
             by_shot[cell.key.shot].append(cell)
         for shot, of_shot in sorted(by_shot.items()):
+            beside, other = figures_beside(of_shot, table.protocol.get("name"))
+            row.reported |= {shot: beside} if beside else {}
+            unlike |= {f"{row.label} {shot}-shot": other} if other else {}
             _fill(row, shot, of_shot, table)
         _list_missing(row, done[row.key], pending[row.key], table)
         table.notes += mixed(row)
-    table.notes += edited(table.rows)
+    table.notes += [*note_of_unlike(unlike), *edited(table.rows)]
     counted = {row.label: row.counted for row in table.rows if row.counted}
     table.pairs, table.differences = paired(counted), differences(counted)
     if unlike := table.protocol.get("unlike"):
@@ -374,7 +410,9 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
     images = [n for c in cells if (n := c.result.dataset.num_val_images) is not None]
     source = comparable(cells[0].key, min(images, default=None))
     where = f"{row.label} {shot}-shot"
-    if source is not None and (other := next(filter(None, (other_data(c.key, c.identity or {}) for c in cells)), None)):
+    if source is None:
+        source = next((figures for figures in row.reported.get(shot, []) if figures.compared), None)
+    elif other := next(filter(None, (other_data(c.key, c.identity or {}) for c in cells)), None):
         notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {other}")
         source = None
     by_fold = {

@@ -147,6 +147,8 @@ def test_the_backbone_follows_the_data_set_unless_named() -> None:
         ("train.lrr=1", "train.lrr", "train.lr"),
         ("lr=1", "lr", "train.lr"),
         ("model.iteration=2", "model.iteration", "model.iterations"),
+        ("dataset.fit=squash", "dataset.fit", "did you mean protocol.fit?"),
+        ("dataset.scoring_size=network", "dataset.scoring_size", "did you mean protocol.scoring_size?"),
         ("dataset.year=2014", "dataset.year", "does not belong"),
         ("train.lr=abc", "train.lr", "right type"),
         ("fold=two", "fold", "right type"),

@@ -25,7 +25,7 @@ from fsseg.model.cost import cost
 def learner(name: str = "tiny", dataset: Any = ShapesConfig) -> BaseLearner:
     backbone = BackboneConfig(name=name, pretrained=False, trainable_layers=5)
     data = dataset(name=dataset.NAMES[0])
-    model = build_model(SimpleNamespace(model=PspnetConfig(name="pspnet"), backbone=backbone, dataset=data))  # type: ignore[arg-type]
+    model = build_model(SimpleNamespace(model=PspnetConfig(name="pspnet"), backbone=backbone, dataset=data, seed=0))  # type: ignore[arg-type]
     assert isinstance(model, BaseLearner)
     return model
 
@@ -121,7 +121,6 @@ def test_the_head_is_that_of_the_reference() -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    head.mix[3].p = 0.0
     features = torch.randn(2, 8, 7, 7, dtype=torch.float64)
     expected = reference(head, features.numpy())
     np.testing.assert_allclose(head(features).detach().numpy(), expected, rtol=1e-9, atol=1e-10)

@@ -74,7 +74,27 @@ def test_parts_can_be_left_out() -> None:
     without = {row.part for row in cost(config(AbcbConfig("abcb", cleansing=False)))}
     assert "SM" in without
     assert "IC" not in without
-    assert [row.part for row in cost(config(samples.prototype(), shot=5))] == ["backbone, 6 images"]
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_a_method_without_training_has_its_matching_counted(passes: int) -> None:
+    """By hand: 17 x 17 cells of C channels, 2 prototypes a side, 3 iterations, half of the supports foreground."""
+    model = samples.dino(
+        foreground_prototypes=2, background_prototypes=2, kmeans_iterations=3, gram_passes=passes, layer="layer4"
+    )
+    rows = {row.part: row for row in cost(config(model, shot=2), share=0.5)}
+    assert list(rows) == ["encode, 3 images", "decode", "dino"]
+    assert rows["decode"].parameters == 0
+    cells, channels = 17 * 17, build_model(samples.cell(model)).backbone.channels["layer4"]
+    both = 2 * cells  # foreground and background of the supports together; rows between the two are of one of them
+    # start: nearness to the mean and to 2 centres; each iteration: nearness to 2 centres, and 2 sums
+    clusters = both * channels * (1 + 2 + 3 * 2 * 2)
+    answers = cells * channels * (2 + 2)
+    spread = passes * cells * cells * (channels + 1)
+    assert rows["decode"].macs == pytest.approx(clusters + answers + spread, rel=0.02)
+    assert rows["dino"].macs == rows["encode, 3 images"].macs + rows["decode"].macs
+    plain = [row.part for row in cost(config(samples.prototype(), shot=5))]
+    assert plain == ["encode, 6 images", "decode", "prototype"]
 
 
 @pytest.mark.parametrize("shots", [1, 2])
