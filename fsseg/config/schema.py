@@ -201,7 +201,8 @@ class BackboneConfig(Choice):
     """Start from published weights (of a ResNet torchvision's IMAGENET1K_V1); false starts from random ones, which no
     published result does."""
     weights: Annotated[str | None, FILE_PATH] = None
-    """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there."""
+    """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there. A
+    deep stem (`ResNetConfig.stem`) needs a file."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
     base_training: bool = False

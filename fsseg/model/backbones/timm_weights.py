@@ -107,7 +107,7 @@ class TimmWeights:
             torch.hub.download_url_to_file(self.url, str(place), progress=False)
             return place
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         repository, _, revision = self.repository.partition("@")
         for name in self.names:
