@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from fsseg.config.schema import BackboneConfig
     from fsseg.model.backbones.weight_files import Published
+
+log = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 """Stage name -> (N, C, h, w)."""
@@ -53,6 +56,7 @@ class Backbone(nn.Module):
     def read_from(self, file: Path) -> None:
         """Note that the weights came from this file; `fsseg.engine.result` records it."""
         self.weights = {"file": str(file), "digest": file_digest(file)}
+        log.info("weights from %s (SHA-256 %s...)", file, self.weights["digest"])
 
     def forward(self, images: Tensor, last: str = "layer4") -> Features:
         """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m.

@@ -53,7 +53,6 @@ class TimmBackbone(Backbone):
         self.network, file = _network(timm, cfg, stride, self.patches)
         if file is not None:
             self.read_from(file)
-            log.info("weights from %s (SHA-256 %s...)", file, self.weights and self.weights["digest"])
         self.depths = _depths(cfg, self.network) if is_transformer(self.network) else None
         own = timm.data.resolve_model_data_config(self.network)
         mean, std = (own["mean"], own["std"]) if cfg.normalisation == "model" else (MEAN, STD)
