@@ -295,7 +295,8 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
         plans = make_plans(source, cfg)
         checkpoint.seed_everything(cfg.seed)
         model = build_model(cfg).to(device)
-        done = Work(source, checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None)
+        done = Work(source, weights=getattr(getattr(model, "backbone", None), "weights", None))
+        done.came_from = checkpoint.start_from(model, cfg, source) if cfg.checkpoint is not None else None
         done.base_learner = None if base is None else take_over(model, base)
         if run.ranks.first and (lack := room_of(model, cfg, run.cell).fault()) is not None:
             raise lack

@@ -66,23 +66,23 @@ def prepare(
 
 
 def _prepare_weights(line: list[str] | None) -> None:
-    """Fetch into torch's cache what the cells of a line will read from there; the line may be that of a sweep."""
-    from fsseg.cell.weights import FILES
+    """Fetch what the cells of a line will read from the caches of torch and timm; the line may be that of a sweep."""
     from fsseg.config.compose import composer
-    from fsseg.model.backbones import fetch_weights
+    from fsseg.model.backbones import published_weights
 
     with composer(config_dir()) as c:
         made = [composed for _, composed in c.grid(line or [])]
     for fault in (composed for composed in made if isinstance(composed, UserError)):
         raise fault
-    for cfg in {c.cfg.backbone.name: c.cfg for c in made if not isinstance(c, UserError)}.values():
-        backbone = cfg.backbone
-        if not backbone.pretrained or backbone.name not in FILES:
-            print(f"{visible(backbone.name)}: starts from no published weights")
-        elif backbone.weights is not None:
-            print(f"{visible(backbone.name)}: takes {visible(backbone.weights)}")
+    backbones = [c.cfg.backbone for c in made if not isinstance(c, UserError)]
+    for backbone in {str(backbone): backbone for backbone in backbones}.values():
+        name = visible(getattr(backbone, "model", backbone.name))
+        if (weights := published_weights(backbone)) is not None:
+            print(f"{name}: {visible(weights.fetch())}")
+        elif backbone.pretrained and backbone.weights is not None:
+            print(f"{name}: takes {visible(backbone.weights)}")
         else:
-            print(f"{backbone.name}: {visible(fetch_weights(backbone.name))}")
+            print(f"{name}: starts from no published weights")
 
 
 def verify(

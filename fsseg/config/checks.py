@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
 from fsseg.config.history import ACT_ELSEWHERE
-from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, trains
+from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, ResNetConfig, trains
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
@@ -127,6 +127,8 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
         "protocol.episodes_file": "write one with `fsseg episodes`",
         "backbone.weights": "give the path of the weights, or leave it out",
     }
+    if _has_deep_stem(cfg):
+        files["backbone.weights"] = f"give the path of {ResNetConfig.deep_weights(cfg.backbone.name)}"
     if cfg.dataset.name == "coco20i":  # a list of PASCAL may be a name
         fix = "give a text file with one image per line, or leave it out"
         files |= {"dataset.train_list": fix, "dataset.val_list": fix}
@@ -255,6 +257,27 @@ def _timm_models_train_whole_or_not(cfg: Config) -> Iterator[UserError]:
     if hasattr(cfg.backbone, "model") and (number := cfg.backbone.trainable_layers) not in (0, 5):
         what = f"backbone.trainable_layers={number}: backbone={cfg.backbone.name} is frozen or trains as a whole"
         yield UserError(what, "set backbone.trainable_layers to 0 or 5")
+
+
+def _has_deep_stem(cfg: Config) -> bool:
+    return bool(_get(cfg, "backbone.stem") == "deep")
+
+
+@_relates("backbone.stem", "backbone.name")
+def _a_deep_stem_is_of_bottlenecks(cfg: Config) -> Iterator[UserError]:
+    """Nobody has published weights of the others with such a stem."""
+    if _has_deep_stem(cfg) and cfg.backbone.name not in ResNetConfig.DEEP:
+        what = f"backbone.stem=deep: {cfg.backbone.name} has no such stem, for it is not made of bottlenecks"
+        yield UserError(what, f"choose backbone= one of: {', '.join(ResNetConfig.DEEP)}, or leave backbone.stem out")
+
+
+@_relates("backbone.stem", "backbone.name", "backbone.weights", "backbone.pretrained")
+def _weights_of_a_deep_stem_are_a_file(cfg: Config) -> Iterator[UserError]:
+    """They cannot be fetched by name."""
+    if _has_deep_stem(cfg) and cfg.backbone.pretrained and cfg.backbone.weights is None:
+        what = "backbone.stem=deep starts from a file that backbone.weights names: torchvision has none of this stem"
+        where = ResNetConfig.deep_weights(cfg.backbone.name)
+        yield UserError(what, f"set backbone.weights=/path/to/{where}; or set backbone.pretrained=false")
 
 
 @_relates("model.name", "backbone.name")

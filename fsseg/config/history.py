@@ -15,7 +15,7 @@ ADDED = {
     "protocol.undrawn": "left_out", "protocol.fit": "longer_side", "train.lr_scale": 1.0,
     "eval.every_epochs": 0, "eval.base_share": 0.05, "eval.base_episodes": 200,
     "eval.amp": "off", "eval.feature_format": "float32", "train.optimizer": "sgd", "train.betas": [0.9, 0.999],
-    "backbone.base_training": False,
+    "backbone.base_training": False, "backbone.stem": "plain",
 }  # fmt: skip
 """Settings that came later, with the value that every earlier run had: with it they are no part of an identity."""
 

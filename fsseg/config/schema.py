@@ -201,7 +201,8 @@ class BackboneConfig(Choice):
     """Start from published weights (of a ResNet torchvision's IMAGENET1K_V1); false starts from random ones, which no
     published result does."""
     weights: Annotated[str | None, FILE_PATH] = None
-    """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there."""
+    """A file with the pretrained state dict; null takes torch's cache (timm's for its models), or downloads there. A
+    deep stem (`ResNetConfig.stem`) needs a file."""
     trainable_layers: Annotated[int, within(0, 5)] = 0
     """How many of the last stages train (0 freezes the backbone, as every published result does; 5 trains all)."""
     base_training: bool = False
@@ -236,6 +237,16 @@ class ResNetConfig(BackboneConfig):
     NAMES = ("resnet18", "resnet50", "resnet101")
     TARGET = "fsseg.model.backbones.torchvision:ResNetBackbone"
     PROVIDES = frozenset({"stages", "blocks"})
+    DEEP: ClassVar[tuple[str, ...]] = ("resnet50", "resnet101")
+    """Those made of bottlenecks, of which there are weights with a deep stem."""
+    stem: Annotated[str, one_of("plain", "deep")] = "plain"
+    """First layers: plain (torchvision's 7x7 convolution) or deep (three of 3x3, and PSPNet's dilations: the layout of
+    resnet50_v2.pth, from which PFENet, BAM, HDMNet and SCCAN start; weights by `weights`)."""
+
+    @staticmethod
+    def deep_weights(name: str) -> str:
+        """In words: the file of a deep stem, and where it is to be had. torchvision has none."""
+        return f"{name}_v2.pth, to which the repositories of PFENet and BAM link on their pages"
 
 
 @dataclass
@@ -691,6 +702,7 @@ def register() -> None:
     for node in ("dataset", "backbone", "model"):
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
+    OmegaConf.register_new_resolver("by_stem", _by_stem, replace=True)
     OmegaConf.register_new_resolver("given", _given, replace=True)
     OmegaConf.register_new_resolver("train_line", train_line, replace=True)
 
@@ -711,6 +723,11 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
     model = _root_.model
     several = OmegaConf.select(model, "modulation", default=False) and model.iterations > 1
     return values["several" if several else "one"]
+
+
+def _by_stem(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_stem:{plain: ..., deep: ..., other: ...}}`: one value for each stem of a ResNet, one for all others."""
+    return values[OmegaConf.select(_root_.backbone, "stem", default="other")]
 
 
 def trains(cfg: Config) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fsseg.cell import weights
 from fsseg.cell.models import Result
 from fsseg.cell.record import Cell, open_cell
 from fsseg.config.base_training import base_config, starts_from_a_base_learner
@@ -30,6 +29,7 @@ from fsseg.engine.train import check_state
 from fsseg.engine.validation import check_kept
 from fsseg.errors import UserError, merge_errors, visible
 from fsseg.model import FewShotModel, build_model
+from fsseg.model.backbones import published_weights
 from fsseg.process.ranks import Ranks
 from fsseg.process.words import count, every, several, size
 from fsseg.sweep.preflight import output_faults, scratch_faults, weights_faults
@@ -183,15 +183,19 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
     if faults := list(weights_faults(cfg, download=True)):
         found.faults += faults
         return None
-    published = backbone.pretrained and backbone.name in weights.FILES
-    absent = published and backbone.weights is None and not os.path.isfile(weights.cached(backbone.name))
-    if published:
-        place = backbone.weights or str(weights.cached(backbone.name))
-        how = f"would be downloaded from {weights.url(backbone.name)} to {place}" if absent else place
-        found.rows.append(("pretrained", how))
-    if absent:
-        cfg = copy.deepcopy(cfg)
-        cfg.backbone.pretrained = False
+    try:
+        published = published_weights(backbone)
+    except UserError as error:
+        found.faults.append(error)
+        return None
+    if published is not None:
+        file = published.cached()
+        found.rows.append(("pretrained", str(file or f"would be downloaded {published.way}")))
+        if file is None:
+            cfg = copy.deepcopy(cfg)
+            cfg.backbone.pretrained = False
+    elif backbone.pretrained and backbone.weights is not None:
+        found.rows.append(("pretrained", backbone.weights))
     model = None
     with found.noting():
         data = cfg.dataset.name, cfg.dataset.num_folds  # how many classes a base learner has

@@ -30,6 +30,7 @@ class Work:
         base_classes: the score of a base learner.
         training: None if nothing was trained.
         train_data: fingerprint of the training split's index.
+        weights: the file that its backbone was read from (`Backbone.weights`).
         best: checkpoints beside the last one, by kind (`train.select`).
     """
 
@@ -41,6 +42,7 @@ class Work:
     best: dict[str, BestCheckpoint] = field(default_factory=dict)
     base_learner: Origin | None = None
     base_classes: BaseClassMetrics | None = None
+    weights: dict[str, str] | None = None
     timing: Timing = field(default_factory=Timing)
 
 
@@ -83,10 +85,15 @@ def build_result(run: Run, done: Work) -> Result:
         base_learner=done.base_learner,
         timing=done.timing,
         peak_memory_bytes=peak_memory(run.device),
-        provenance=provenance(describe_device(run.device)),
+        provenance=provenance(describe_device(run.device)) | {"weights": _weights(done)},
         finished_at=now(),
         run=run.id,
     )
+
+
+def _weights(done: Work) -> dict[str, str] | None:
+    """Which file the backbone started from; None where a checkpoint, which the result names, took its place."""
+    return None if done.came_from is not None or done.base_learner is not None else done.weights
 
 
 _RULES = ("protocol.", *(f"{key}=" for key in ACT_ELSEWHERE.values()))

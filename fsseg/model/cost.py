@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,11 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     method: Any = method_class(cfg.model.name)
     if not issubclass(method, (Baseline, BaseLearner)):
         return _halves(method, cfg, share)
-    backbone = build_backbone(cfg.backbone)  # not on fake tensors: timm looks at numbers while it builds
-    # This form of attention has countable matrix products.
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    looks_at_numbers = hasattr(cfg.backbone, "model")  # timm, while it builds a model
+    with nullcontext() if looks_at_numbers else fake:
+        backbone = build_backbone(cfg.backbone)
+    with fake, sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
         if method is BaseLearner:
             return _base_learner_rows(BaseLearner(backbone, number_of_base_classes(cfg)).eval(), cfg.dataset.image_size)
         model = method(backbone, cfg.model).requires_grad_(False)

@@ -156,10 +156,8 @@ def kind_of(cfg: Config) -> Kind:
 
 def settings_of(identity: dict[str, Any]) -> str:
     """Digest of the settings beside the kind that change the speed."""
-    kept = {
-        k: v for k, v in identity.items() if k.startswith("model.") or k in ("backbone.trainable_layers", "train.amp")
-    }
-    return _digest(kept)
+    others = ("backbone.trainable_layers", "backbone.stem", "train.amp")
+    return _digest({k: v for k, v in identity.items() if k.startswith("model.") or k in others})
 
 
 def pool_of(identity: dict[str, Any]) -> str:

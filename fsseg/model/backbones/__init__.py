@@ -5,7 +5,8 @@ from __future__ import annotations
 from fsseg.config.schema import BackboneConfig
 from fsseg.model.backbones.base import LAYERS, Backbone, Features
 from fsseg.model.backbones.tiny import TinyBackbone
-from fsseg.model.backbones.torchvision import ResNetBackbone, fetch_weights, load_weights
+from fsseg.model.backbones.torchvision import ResNetBackbone, load_weights
+from fsseg.model.backbones.weight_files import Published
 
 
 def build_backbone(cfg: BackboneConfig, dilated: bool = True) -> Backbone:
@@ -23,5 +24,17 @@ def build_backbone(cfg: BackboneConfig, dilated: bool = True) -> Backbone:
     return backbone
 
 
-__all__ = ["LAYERS", "Backbone", "Features", "ResNetBackbone", "TinyBackbone", "build_backbone", "fetch_weights",
-           "load_weights"]  # fmt: skip
+def published_weights(cfg: BackboneConfig) -> Published | None:
+    """What `build_backbone` would take from a cache or download; None for a file, or random weights.
+
+    Raises:
+        UserError: an unknown name, or weights that are not known by name.
+    """
+    if not cfg.pretrained or cfg.weights is not None:
+        return None
+    found: Published | None = BackboneConfig.target(cfg.name).published(cfg)
+    return found
+
+
+__all__ = ["LAYERS", "Backbone", "Features", "ResNetBackbone", "TinyBackbone", "build_backbone", "load_weights",
+           "published_weights"]  # fmt: skip

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fsseg.cell.key import file_digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fsseg.config.schema import BackboneConfig
+    from fsseg.model.backbones.weight_files import Published
+
+log = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 """Stage name -> (N, C, h, w)."""
@@ -23,11 +35,28 @@ class Backbone(nn.Module):
         num_frozen: how many stages, from the first on, do not train.
         patches: cells are areas that lie side by side and cover the image, as those of vision transformers. Else they
             are points at every stride-th pixel, the first on the image's corner, as those of strided convolutions.
+        weights: the file that its weights were read from, and the first 16 hex digits of its SHA-256; None if it
+            started from random ones.
     """
 
     channels: dict[str, int]
     num_frozen: int
     patches: bool = False
+    weights: dict[str, str] | None = None
+
+    @classmethod
+    def published(cls, cfg: BackboneConfig) -> Published | None:
+        """The weights that it starts from if `backbone.weights` names no file; None if there are none.
+
+        Raises:
+            UserError: they are not known by name.
+        """
+        return None
+
+    def read_from(self, file: Path) -> None:
+        """Note that the weights came from this file; `fsseg.engine.result` records it."""
+        self.weights = {"file": str(file), "digest": file_digest(file)}
+        log.info("weights from %s (SHA-256 %s...)", file, self.weights["digest"])
 
     def forward(self, images: Tensor, last: str = "layer4") -> Features:
         """(N, 3, S, S) -> stage name -> (N, C, n, n): n is m + 1 for S = stride * m + 1, and m for S = stride * m.

@@ -20,8 +20,8 @@ from fsseg.config.schema import BackboneConfig
 from fsseg.data.pixels import MEAN, STD
 from fsseg.errors import UserError
 from fsseg.model.backbones.base import LAYERS, STAGES, Backbone, Features
-from fsseg.model.backbones.weight_files import fill, read_state
-from fsseg.process.files import sha256_of
+from fsseg.model.backbones.timm_weights import TimmWeights
+from fsseg.model.backbones.weight_files import fill, first_line, read_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,9 @@ class TimmBackbone(Backbone):
         self.whole = cfg.trainable_layers == len(STAGES)
         self.num_frozen = 0 if self.whole else len(STAGES)
         timm = _timm(cfg)
-        self.network = _network(timm, cfg, stride, self.patches)
+        self.network, file = _network(timm, cfg, stride, self.patches)
+        if file is not None:
+            self.read_from(file)
         self.depths = _depths(cfg, self.network) if is_transformer(self.network) else None
         self._last_stage = _last_stage(self.network) if self.depths is None else ()
         own = timm.data.resolve_model_data_config(self.network)
@@ -71,6 +73,11 @@ class TimmBackbone(Backbone):
                 its name says; weights are unreadable, or of another model.
         """
         return cls(cfg)  # type: ignore[arg-type]
+
+    @classmethod
+    def published(cls, cfg: BackboneConfig) -> TimmWeights:
+        model: str = cfg.model  # type: ignore[attr-defined]
+        return TimmWeights.of(_timm(cfg), model)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, last: str = "layer4") -> Features:
         """(N, 3, S, S) -> stage name -> (N, C, n, n), up to the `last`; all of them are computed."""
@@ -177,41 +184,62 @@ def _timm(cfg: TimmConfig) -> ModuleType:
     return timm
 
 
-def _network(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool) -> nn.Module:
-    """The network with its weights.
+def _network(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool) -> tuple[nn.Module, Path | None]:
+    """The network with its weights, and the file that they came from; it draws the same random numbers in all cases.
 
     Raises:
         UserError: it cannot be built in this form, or its weights cannot be had.
     """
-    convolutional: dict[str, Any] = {"features_only": True, "output_stride": stride}
-    transformer = patches and "patch" in cfg.model
-    options = {"num_classes": 0, "dynamic_img_size": True} if transformer else convolutional
-    try:
-        network: nn.Module = timm.create_model(cfg.model, pretrained=False, **options)
-        if transformer and not is_transformer(network):
-            raise TypeError("it is no plain row of blocks over patches")
-    except Exception as error:  # timm raises many types for what a model does not take
-        raise UserError(
-            f"backbone.model={cfg.model} cannot be built as a backbone: {_reason(error)}", _FITTING
-        ) from error
     if not cfg.pretrained:
         if cfg.weights is not None:
             log.warning("backbone.weights=%s is not used because backbone.pretrained=false", cfg.weights)
-        return network
+        return _built(timm, cfg, stride, patches), None
     if cfg.weights is not None:
-        _load(network, cfg.model, cfg.weights)
-        return network
+        network = _built(timm, cfg, stride, patches)
+        return network, _load(network, cfg.model, cfg.weights)
+    weights = TimmWeights.of(timm, cfg.model)
+    if (file := weights.cached()) is None:
+        with torch.random.fork_rng(devices=[]):
+            _built(timm, cfg, stride, patches)  # for a model that does not serve nothing is downloaded
+        file = weights.fetch()
     try:
-        return timm.create_model(cfg.model, pretrained=True, **options)  # type: ignore[no-any-return]
-    except Exception as error:  # of the hub, the network and the file system
+        source = {"file": str(file), "custom_load": weights.custom}
+        return _created(timm, cfg, stride, patches, pretrained=True, pretrained_cfg_overlay=source), file
+    except Exception as error:  # timm raises many types for what is not as it should be
+        with torch.random.fork_rng(devices=[]):
+            _built(timm, cfg, stride, patches)  # or the model is at fault
         raise UserError(
-            f"the pretrained weights of {cfg.model} are not in timm's cache and cannot be fetched: {_reason(error)}",
-            "run the same line where there is a network, and copy the cache (HF_HOME); or name a file by "
-            "backbone.weights=; or set backbone.pretrained=false",
+            f"{file} cannot be loaded as the weights of {cfg.model}: {first_line(error)}",
+            "remove it and it is fetched again, or name other weights by backbone.weights=",
         ) from error
 
 
-def _load(network: nn.Module, model: str, path: str) -> None:
+def _built(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool) -> nn.Module:
+    """The network with random weights.
+
+    Raises:
+        UserError: it cannot be built in this form.
+    """
+    try:
+        return _created(timm, cfg, stride, patches)
+    except Exception as error:  # timm raises many types for what a model does not take
+        raise UserError(
+            f"backbone.model={cfg.model} cannot be built as a backbone: {first_line(error)}", _FITTING
+        ) from error
+
+
+def _created(timm: ModuleType, cfg: TimmConfig, stride: int, patches: bool, **weights: Any) -> nn.Module:
+    transformer = patches and "patch" in cfg.model
+    form: dict[str, Any] = {"features_only": True, "output_stride": stride}
+    if transformer:
+        form = {"num_classes": 0, "dynamic_img_size": True}
+    network: nn.Module = timm.create_model(cfg.model, **form, **weights)
+    if transformer and not is_transformer(network):
+        raise TypeError("it is no plain row of blocks over patches")
+    return network
+
+
+def _load(network: nn.Module, model: str, path: str) -> Path:
     """Fill the network from a file of the whole model, or of this part of it.
 
     Raises:
@@ -231,7 +259,7 @@ def _load(network: nn.Module, model: str, path: str) -> None:
         log.info("%s: %d tensors of layers that a backbone lacks are left out (%s, ...)", file, len(beyond), beyond[0])
         renamed = {key: value for key, value in renamed.items() if key in own}
     fill(network, renamed, file, model, fix)
-    log.info("weights from %s (SHA-256 %s...)", file, sha256_of(file)[:16])
+    return file
 
 
 def _depths(cfg: TimmConfig, network: nn.Module) -> list[int]:
@@ -245,8 +273,3 @@ def _depths(cfg: TimmConfig, network: nn.Module) -> list[int]:
     if depths[-1] > blocks:
         raise UserError(f"backbone.depths={depths}: {cfg.model} has {blocks} blocks", "lower the numbers")
     return depths
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,16 +1,39 @@
-"""Weights of other programs: reading a state dict from a file, and filling a network with it."""
+"""Weights of other programs: which are published, reading a state dict from a file, and filling a network with it."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from fsseg.errors import UserError
+
+
+class Published(Protocol):
+    """Weights that somebody publishes under a name, and the place in a cache where they come to lie."""
+
+    @property
+    def way(self) -> str:
+        """In words: from where they would be fetched, and to where."""
+
+    def cached(self) -> Path | None:
+        """The file, if it was fetched before."""
+
+    def fetch(self) -> Path:
+        """The file, downloaded if it was not.
+
+        Raises:
+            UserError: it cannot be had, or is not the one that was published.
+        """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def read_state(file: Path, fix: str) -> dict[str, Any]:
@@ -26,7 +49,7 @@ def read_state(file: Path, fix: str) -> dict[str, Any]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file, and they differ between versions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it as code
             reason = "it holds other objects than tensors"
         raise UserError(f"{file} cannot be read as weights: {reason}", fix) from error

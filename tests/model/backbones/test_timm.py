@@ -189,24 +189,6 @@ def test_faulty_files_are_told_in_two_lines(tmp_path: Path) -> None:
     assert f"the weights {first} are no finite numbers" in told()
 
 
-def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    create = timm.create_model
-
-    def offline(model: str, pretrained: bool, **options: Any) -> torch.nn.Module:
-        if pretrained:
-            raise OSError("offline\nand more")
-        return create(model, pretrained=False, **options)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError) as error:
-        built(f"{VIT}.augreg_in21k", pretrained=True)
-    text = two_lines(error)
-    assert "are not in timm's cache and cannot be fetched: offline" in text
-    assert "backbone.weights=" in text
-
-
 def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="the package timm, which cannot be imported") as error:
