@@ -9,6 +9,7 @@ docs/methods.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def gram_matrix(features: Tensor, picture: Tensor) -> Tensor:
     valid = unless_full(picture)
     if valid is not None:
         features = features * valid.to(features.device, non_blocking=True)[:, None]
-    with torch.autocast(features.device.type, enabled=False):  # differences of these matrices are small
+    with _exact(features):  # differences of these matrices are small
         channels = F.normalize(_wide(features).flatten(2), dim=2)
         return channels @ channels.transpose(1, 2)
 
@@ -106,7 +107,7 @@ class ShotWeights(nn.Module):
 
     def forward(self, psi: Tensor) -> Tensor:
         """(B, K) -> (B, K); each row sums to 1."""
-        ordered, order = psi.sort(1, stable=True)
+        ordered, order = psi.sort(dim=1, stable=True)
         weights = self.layers(ordered).softmax(1)
         return torch.empty_like(weights).scatter(1, order, weights)
 
@@ -130,7 +131,7 @@ class Ensemble(nn.Module):
 
     def forward(self, meta: Tensor, psi: Tensor, base: Tensor) -> Tensor:
         """Logits of the meta learner (B, 2, h, w), psi (B,), base probabilities (B, 1, h, w) -> logits (B, 2, h, w)."""
-        with torch.autocast(meta.device.type, enabled=False):  # a few products of numbers within 0 and 1
+        with _exact(meta):  # a few products of numbers within 0 and 1
             background, foreground = _wide(meta).softmax(1).split(1, 1)
             difference = psi[:, None, None, None].expand_as(background)
             background = self.adjust(torch.cat((background, difference), 1))
@@ -254,6 +255,11 @@ class Bam(FewShotModel):
         answer = cross_entropy(prediction.logits, target)
         meta = cross_entropy(upsample(prediction.hats[0], prediction.size), target)
         return answer + meta, {"answer": answer.detach(), "meta": meta.detach()}
+
+
+def _exact(x: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast; there is none on the device `meta`, which only counts (`fsseg.model.cost`)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -112,19 +112,18 @@ def test_what_cannot_be_is_one_fault_in_two_lines(line: list[str], named: str) -
     assert fault.fix
 
 
-@pytest.mark.parametrize("dataset", ["shapes5i", "pascal5i", "coco20i"])
-def test_bam_starts_from_a_base_learner_without_a_word_of_the_line(dataset: str, tmp_path: Path) -> None:
-    c = compose([f"dataset={dataset}", "method=bam"])
-    assert starts_from_a_base_learner(c.cfg)
-    assert c.cfg.backbone.trainable_layers == 0
-    assert faults(c.cfg) == []
-    assert opened(c).key.variant == "default"
-    assert opened(compose([f"dataset={dataset}", "method=bam", BASE])).fingerprint == opened(c).fingerprint
+def test_bam_starts_from_a_base_learner_without_a_word_of_the_line(tmp_path: Path) -> None:
+    for dataset in ("shapes5i", "pascal5i"):
+        c = compose([f"dataset={dataset}", "method=bam"])
+        assert starts_from_a_base_learner(c.cfg)
+        assert c.cfg.backbone.trainable_layers == 0
+        assert faults(c.cfg) == []
+        assert opened(c).key.variant == "default"
+    assert opened(compose(["dataset=pascal5i", "method=bam", BASE])).fingerprint == opened(c).fingerprint
     (tmp_path / "last.pt").touch()
-    held = compose([f"dataset={dataset}", "method=bam", f"checkpoint={tmp_path}/last.pt", "train.enabled=false"])
+    held = compose(["method=bam", f"checkpoint={tmp_path}/last.pt", "backbone.base_training=false"])
+    assert faults(held.cfg) == []
     assert not starts_from_a_base_learner(held.cfg)
-    other = [f"dataset={dataset}", "method=bam", f"checkpoint={tmp_path}/last.pt", "backbone.base_training=false"]
-    assert faults(compose(other).cfg) == []
 
 
 def test_the_published_recipe_of_bam() -> None:
