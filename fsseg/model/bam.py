@@ -140,7 +140,7 @@ class Ensemble(nn.Module):
 
 
 @dataclass(frozen=True)
-class Setting:
+class BamRun:
     """What of a run BAM depends on beside its own settings.
 
     Attributes:
@@ -161,22 +161,22 @@ class Bam(FewShotModel):
     finds. K shots: prototypes, priors and psi are means weighted by `ShotWeights`.
     """
 
-    def __init__(self, backbone: Backbone, cfg: BamConfig, setting: Setting) -> None:
+    def __init__(self, backbone: Backbone, cfg: BamConfig, of_run: BamRun) -> None:
         super().__init__()
-        self.backbone, self.setting = backbone, setting
-        self.place = {class_id: place for place, class_id in enumerate(setting.base_classes)}
-        self.head = PyramidHead(backbone.channels["layer4"], len(setting.base_classes) + 1).requires_grad_(False)
+        self.backbone, self.of_run = backbone, of_run
+        self.place = {class_id: place for place, class_id in enumerate(of_run.base_classes)}
+        self.head = PyramidHead(backbone.channels["layer4"], len(of_run.base_classes) + 1).requires_grad_(False)
         self.neck = PrototypeNeck(backbone.channels, cfg.channels, cfg.dropout)
         self.merge, self.aspp = pointwise(2 * cfg.channels + 1, cfg.channels), Aspp(cfg.channels)
         self.refine, self.classify = ResidualPair(cfg.channels), MaskClassifier(cfg.channels)
-        self.shot_weights = ShotWeights(setting.shots) if setting.shots > 1 else None
+        self.shot_weights = ShotWeights(of_run.shots) if of_run.shots > 1 else None
         self.ensemble = Ensemble()
         self.train()
 
     @classmethod
     def from_config(cls, cfg: Config) -> Bam:
-        setting = Setting(base_classes(cfg.dataset, cfg.fold), cfg.shot, cfg.seed)
-        return cls(build_backbone(cfg.backbone), cfg.model, setting)  # type: ignore[arg-type]
+        of_run = BamRun(base_classes(cfg.dataset, cfg.fold), cfg.shot, cfg.seed)
+        return cls(build_backbone(cfg.backbone), cfg.model, of_run)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Bam:
         super().train(mode)
@@ -193,7 +193,7 @@ class Bam(FewShotModel):
         if "ensemble.merge.weight" not in weights:  # of another method
             return None
         first = weights.get("shot_weights.layers.0.weight")
-        trained, shots = 1 if first is None else first.shape[1], self.setting.shots
+        trained, shots = 1 if first is None else first.shape[1], self.of_run.shots
         if trained == shots:
             return None
         return UserError(
@@ -217,7 +217,7 @@ class Bam(FewShotModel):
 
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
         """The answer, and in `hats` that of the meta learner alone."""
-        drop = EpisodeDropout(tasks.specs, self.setting.seed) if self.training else None
+        drop = EpisodeDropout(tasks.specs, self.of_run.seed) if self.training else None
         with record_function("fsseg: neck"):
             guidance = self.neck(query, supports, tasks, self.backbone.layer4, drop)
             grams = torch.cat([kept["gram"] for kept in supports]).unflatten(0, (len(tasks), -1))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from fsseg.cell.record import Cell, open_cell
 from fsseg.config.base_training import base_config
 from fsseg.config.compose import Composed
 from fsseg.config.entry import resolved, typed
-from fsseg.engine import train as train_module
 from fsseg.errors import UserError
 from fsseg.run import run
 
@@ -52,27 +48,6 @@ def test_backbone_and_head_are_to_the_bit_those_of_the_base_learner(trained: Com
     assert result is not None
     assert result.base_learner is not None
     assert result.base_learner.fingerprint == base.fingerprint
-
-
-def test_stopped_and_resumed_it_ends_with_the_same_bits(root: Path, trained: Composed, monkeypatch: Any) -> None:
-    cut = composed(root, Path(trained.cfg.output_dir), *LINE, "name=cut")
-    rate = train_module.learning_rate
-
-    def stopping(cfg: Any, step: int, total: int) -> float:
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return rate(cfg, step, total)
-
-    monkeypatch.setattr(train_module, "learning_rate", stopping)
-    with pytest.raises(SystemExit):
-        run(cut.config, cut.task_overrides)
-    monkeypatch.setattr(train_module, "learning_rate", rate)
-    again, theirs = done(cut), cell_of(trained).result()
-    assert theirs is not None
-    assert again.metrics == theirs.metrics
-    mine, other = weights(cell_of(cut)), weights(cell_of(trained))
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
 def test_its_checkpoint_is_evaluated_without_a_base_learner(root: Path, tmp_path: Path, trained: Composed) -> None:

@@ -19,7 +19,7 @@ from fsseg.data.types import Batch
 from fsseg.errors import UserError
 from fsseg.model import build_model
 from fsseg.model.backbones import build_backbone
-from fsseg.model.bam import Aspp, Bam, Ensemble, Setting, ShotWeights, gram_matrix, style_difference
+from fsseg.model.bam import Aspp, Bam, BamRun, Ensemble, ShotWeights, gram_matrix, style_difference
 from fsseg.model.base import Prediction
 from fsseg.model.base_learner import BaseLearner
 from fsseg.model.blocks.tokens import picture_cells
@@ -68,7 +68,7 @@ def both(prediction: Prediction) -> list[Tensor]:
 def test_the_class_of_an_episode_has_a_label_of_the_base_learner() -> None:
     """Fold 1 of shapes5i holds classes 5 to 9 out: class 0 has label 1, class 10 label 6."""
     model = built()
-    assert model.setting.base_classes == (0, 1, 2, 3, 4, *range(10, 20))
+    assert model.of_run.base_classes == (0, 1, 2, 3, 4, *range(10, 20))
     assert (model.place[0], model.place[10]) == (0, 5)
 
 
@@ -278,7 +278,7 @@ def test_parameters_and_multiply_adds_meet_the_published_counts() -> None:
     cfg = compose(["method=bam", "dataset=pascal5i"]).cfg
     with torch.device("meta"):
         backbone = build_backbone(BackboneConfig("resnet50", pretrained=False))
-        model = Bam(backbone, BamConfig("bam"), Setting((*range(15),)))
+        model = Bam(backbone, BamConfig("bam"), BamRun((*range(15),)))
         with FlopCounterMode(display=False) as of_backbone, torch.no_grad():
             backbone(torch.empty(2, 3, 473, 473))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6 == pytest.approx(4.92, abs=0.005)
@@ -302,7 +302,7 @@ def test_dropout_is_that_of_the_episode_and_of_the_run_and_of_training_alone() -
     torch.testing.assert_close(model(batch).logits, whole.logits, rtol=0, atol=0)
     for b in range(3):  # whatever else is in the batch
         torch.testing.assert_close(model(samples.only(batch, b)).logits[0], whole.logits[b], rtol=1e-9, atol=1e-9)
-    model.setting = replace(model.setting, seed=1)
+    model.of_run = replace(model.of_run, seed=1)
     assert not torch.allclose(model(batch).logits, whole.logits)
 
 
