@@ -215,6 +215,20 @@ def _a_base_learner_starts_from_none(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, "leave backbone.base_training out, or choose a few-shot method")
 
 
+@_relates("model.name", "backbone.base_training", "backbone.trainable_layers", "checkpoint", of_runs=True)
+def _what_takes_a_base_learner_whole_has_one(cfg: Config) -> Iterator[UserError]:
+    """It is there, or a checkpoint that holds it; and its head stays on the backbone that it was trained on."""
+    method = cfg.model.name
+    if not MethodConfig.named(method).TAKES_HEAD:
+        return
+    if not cfg.backbone.base_training and cfg.checkpoint is None:
+        what = f"backbone.base_training=false: method={method} needs a base learner, backbone and head"
+        yield UserError(what, f"leave backbone.base_training out, or give checkpoint= of a training of {method}")
+    if number := cfg.backbone.trainable_layers:
+        what = f"backbone.trainable_layers={number}: method={method} keeps the backbone of its base learner as it is"
+        yield UserError(what, "leave backbone.trainable_layers out, for the head of that one is of no use elsewhere")
+
+
 @_relates("model.name", "shot", "eval.every_epochs", "eval.background_shifts", "protocol.episodes_file")
 def _a_base_learner_has_no_episodes(cfg: Config) -> Iterator[UserError]:
     """What only episodes have is left alone: else equal base learners had several directories."""

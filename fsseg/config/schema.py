@@ -114,6 +114,11 @@ class DatasetConfig(Choice):
     crop_keep: Share = 0.85
     """A training crop is drawn again until it keeps this share of the foreground (at most 30 times)."""
 
+    @classmethod
+    def interleaved(cls, dataset: DatasetConfig) -> bool:
+        """Whether fold f holds the classes f, f + num_folds, ...; else the f-th block of consecutive ones."""
+        return False
+
 
 @dataclass
 class ShapesConfig(DatasetConfig):
@@ -172,6 +177,10 @@ class CocoConfig(DatasetConfig):
     """A file that names the training images to use, in its order; null takes all."""
     val_list: Annotated[str | None, FILE_PATH] = None
     """The same for evaluation; `protocol.query_order=first_n` needs it, because the published list is shuffled."""
+
+    @classmethod
+    def interleaved(cls, dataset: DatasetConfig) -> bool:
+        return not getattr(dataset, "contiguous_folds", False)
 
 
 @dataclass
@@ -287,6 +296,8 @@ class MethodConfig(Choice):
     """Whether the method has anything to train."""
     NEEDS: ClassVar[frozenset[str]] = frozenset()
     """What its backbone must provide (`BackboneConfig.PROVIDES`)."""
+    TAKES_HEAD: ClassVar[bool] = False
+    """Whether it takes over a base learner's head with its backbone, and keeps both as they are."""
     name: Annotated[str, NAME] = MISSING
     """Name of the method: one of `NAMES`; part of the cell's identity."""
 
@@ -372,6 +383,20 @@ class PfenetConfig(MethodConfig):
     strong_prior: bool = False
     """The weights of the prior map start as large as all others together, as in ABCB's neck, so that a backbone that
     trains from random weights along with them learns to use the support; false is the published start."""
+
+
+@dataclass
+class BamConfig(MethodConfig):
+    """`method=bam`: a meta learner of PFENet's parts, whose background a frozen base learner corrects."""
+
+    NAMES = ("bam",)
+    TARGET = "fsseg.model.bam:Bam"
+    NEEDS = frozenset({"stages"})
+    TAKES_HEAD = True
+    channels: Annotated[int, within(1, 4096)] = 256
+    """Width of the features after the neck; the published one is 256."""
+    dropout: Share = 0.5
+    """Share of the reduced features' channels that training drops; the published one is 0.5."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Class names, COCO's category ids, and which classes each fold holds out. Called by the sources.
+"""Class names, COCO's category ids, and which classes each fold holds out. Called by the sources, and by `bam`.
 
 Facts, not choices: the class orders are those of VOC2012 (alphabetical) and of COCO's `instances_*.json` (by category
 id); the folds are those of PASCAL-5i (Shaban et al., BMVC 2017) and COCO-20i (Nguyen and Todorovic, ICCV 2019).
@@ -6,6 +6,7 @@ id); the folds are those of PASCAL-5i (Shaban et al., BMVC 2017) and COCO-20i (N
 
 from __future__ import annotations
 
+from fsseg.config.schema import DatasetConfig
 from fsseg.errors import UserError
 
 VOC_CLASSES = (
@@ -49,3 +50,14 @@ def fold_classes(num_classes: int, num_folds: int, fold: int, interleaved: bool 
         return tuple(range(fold, num_classes, num_folds))
     size = num_classes // num_folds
     return tuple(range(fold * size, (fold + 1) * size))
+
+
+def base_classes(dataset: DatasetConfig, fold: int) -> tuple[int, ...]:
+    """class_ids that are not of a fold, sorted; by the configuration alone, without a look at the data.
+
+    Raises:
+        UserError: as `fold_classes`.
+    """
+    schema = DatasetConfig.named(dataset.name)
+    novel = fold_classes(schema.NUM_CLASSES, dataset.num_folds, fold, schema.interleaved(dataset))
+    return tuple(c for c in range(schema.NUM_CLASSES) if c not in novel)

@@ -167,6 +167,8 @@ class Source(ABC):
     def novel_classes(self, fold: int) -> tuple[int, ...]:
         """class_ids held out in `fold`, a block of consecutive ones; the others are the base classes.
 
+        It has to agree with `DatasetConfig.interleaved`, by which models know the base classes without the data.
+
         Raises:
             UserError: there is no such fold.
         """

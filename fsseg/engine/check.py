@@ -198,7 +198,7 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
         found.rows.append(("pretrained", backbone.weights))
     model = None
     with found.noting():
-        data = cfg.dataset.name, cfg.dataset.num_folds  # how many classes a base learner has
+        data = cfg.dataset.name, cfg.dataset.num_folds, cfg.shot  # of them depend sizes of a base learner and of BAM
         parts = str(resolved(cfg.backbone)), str(resolved(cfg.model))
         model = made_once(("model", *data, *parts), lambda: build_model(cfg))
         number = sum(p.numel() for p in model.parameters()) / 1e6

@@ -28,6 +28,7 @@ from fsseg.process.files import open_regular, prepared, write_atomic
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
     from fsseg.data.source import Source
+    from fsseg.model.base import FewShotModel
 
 log = logging.getLogger("fsseg")
 
@@ -198,7 +199,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 _REPLACE = "delete it, or give another one"
 
 
-def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
+def start_from(model: FewShotModel, cfg: Config, source: Source) -> Origin:
     """Fill the model from `checkpoint=`; returns its origin, for the record.
 
     Raises:
@@ -213,6 +214,8 @@ def start_from(model: nn.Module, cfg: Config, source: Source) -> Origin:
             f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}",
             f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}",
         )
+    if (misfit := model.misfit(state["model"])) is not None:
+        raise UserError(f"checkpoint={path} {misfit.what}", misfit.fix)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fsseg.data.source import IGNORE_INDEX
 from fsseg.data.types import Batch, Tasks
 from fsseg.data.visits import Role as Role  # for all that import it from here
+from fsseg.errors import UserError
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -33,7 +34,8 @@ class Prediction:
     Attributes:
         rounds: logits P_1..P_T at feature size, (B, 2, h, w) each; the last is the answer.
         hats: logits that are no answer and stand in the loss only: P_hat_1..P_hat_{T-1} after support modulation (ABCB,
-            equation of information cleansing), or those of PFENet's sides, (B, 2, ...) of any size; often empty.
+            equation of information cleansing), those of PFENet's sides, or those of BAM's meta learner; (B, 2, ...) of
+            any size; often empty.
         size: (H, W) of the images.
         support_foreground: (B, C) mean support foreground feature that the last round used (Figure 5 of the paper).
         query_features: (B, C, h, w) features f_q that the last round used (Figure 5 of the paper).
@@ -153,7 +155,7 @@ class FewShotModel(nn.Module):
 
         Args:
             learner: state dict of a `fsseg.model.base_learner.BaseLearner` of the same backbone and fold. A method that
-                needs its head too takes `head.` as well.
+                needs its head too takes `head.` as well (`MethodConfig.TAKES_HEAD`).
 
         Raises:
             RuntimeError: it is of another backbone.
@@ -161,6 +163,17 @@ class FewShotModel(nn.Module):
         backbone = self.get_submodule("backbone")
         own = {name.removeprefix("backbone."): value for name, value in learner.items() if name.startswith("backbone.")}
         backbone.load_state_dict(own)
+
+    def misfit(self, weights: Mapping[str, Tensor]) -> UserError | None:
+        """Why the weights of a checkpoint do not fit, if that can be said better than by the names of tensors.
+
+        Args:
+            weights: state dict, of any method.
+
+        Returns:
+            What is wrong, to follow the name of the file, and what to do; None where there is nothing to say.
+        """
+        return None
 
     def loss(self, prediction: Prediction, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over t of CE(P_t) + lambda * sum over t of CE(P_hat_t) (ABCB, section "Loss").

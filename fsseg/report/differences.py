@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsseg.cell.key import BASE_CELL
 from fsseg.config.constraints import BEST
 from fsseg.config.history import BEFORE, STANDARD_POOL
 from fsseg.process.words import count, every, several
@@ -106,7 +107,7 @@ def _of_row(cells: Sequence[CellResult]) -> dict[str, set[str]]:
                 continue
             seen.add((id(part), trained))
             for key, value in part.items():
-                if key in _NOT_COMPARED or (key.startswith("train.") and not trained):
+                if key in (*_NOT_COMPARED, BASE_CELL) or (key.startswith("train.") and not trained):
                     continue
                 name = key.removesuffix(_CONTENT)
                 if name in _OF_FOLDS:
@@ -131,7 +132,7 @@ def _without(key: str, of_row: Mapping[str, set[str]]) -> set[str]:
 
 
 def _by_place(rows: Mapping[str, Sequence[CellResult]]) -> dict[str, dict[str, _Places]]:
-    """What folds have each for itself: episodes, steps, and lists that are files."""
+    """What folds have each for itself: episodes, steps, base learners, and lists that are files."""
     found: dict[str, dict[str, _Places]] = defaultdict(lambda: defaultdict(lambda: defaultdict(set)))
     for label, cells in rows.items():
         for cell in cells:
@@ -141,6 +142,8 @@ def _by_place(rows: Mapping[str, Sequence[CellResult]]) -> dict[str, dict[str, _
             if cell.result.training is not None:
                 found["training steps"][label][place].add(str(cell.result.training.steps))
             identity = {} if cell.identity is None else cell.identity
+            if (base := identity.get(BASE_CELL)) is not None:
+                found[BASE_CELL][label][place].add(str(base))
             for key in ("dataset.train_list", "dataset.val_list"):
                 if _is_list(value := identity.get(key)):
                     found[key][label][place].add(str(value))

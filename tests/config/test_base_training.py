@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fsseg.cell.key import BASE_CELL, fingerprint, identity
 from fsseg.cell.record import Cell, open_cell
-from fsseg.config.base_training import base_config, base_overrides, base_settings
+from fsseg.config.base_training import base_config, base_overrides, base_settings, starts_from_a_base_learner
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed, compose, composer
 from fsseg.config.entry import resolved, typed
@@ -53,6 +55,7 @@ def test_a_base_learner_is_one_for_all_shots_seeds_methods_and_recipes_of_the_ce
     plain = base_of("dataset=pascal5i")
     for line in (
         ["shot=5"], ["seed=3"], ["method=baseline"], ["train.lr=0.1", "train.epochs=3"], ["name=other"], ["variant=x"],
+        ["method=bam"],
         ["model.iterations=2"], ["protocol.num_episodes=7", "protocol.seeds=[1]"], ["dataset.image_size=401"],
         ["eval.enabled=false"], ["dataset.scale_range=[0.7,1.3]"], ["backbone.trainable_layers=2"], ["report=null"],
         ["num_workers=3", "device=cpu", "log_level=debug"],
@@ -97,6 +100,9 @@ def test_the_base_learner_is_part_of_the_identity_and_its_recipe_alone_is_not() 
         (["method=pspnet", "train.batch_size=1"], "train.batch_size=1"),
         ([BASE, "base_training.image_size=83"], "base_training.image_size=83 does not fit backbone tiny"),
         (["base_training.batch_size=1"], "base_training.batch_size=1"),
+        (["method=bam", "backbone.base_training=false"], "method=bam needs a base learner"),
+        (["method=bam", "backbone.trainable_layers=2"], "backbone.trainable_layers=2: method=bam keeps the backbone"),
+        (["method=bam", "base_training.image_size=83"], "base_training.image_size=83"),
         (["method=pspnet", "backbone=resnet50", "base_training.image_size=83"], "dataset.image_size=83"),
     ],
 )
@@ -104,6 +110,35 @@ def test_what_cannot_be_is_one_fault_in_two_lines(line: list[str], named: str) -
     (fault,) = faults(compose(line).cfg)
     assert named in fault.what
     assert fault.fix
+
+
+def test_bam_starts_from_a_base_learner_without_a_word_of_the_line(tmp_path: Path) -> None:
+    for dataset in ("shapes5i", "pascal5i"):
+        c = compose([f"dataset={dataset}", "method=bam"])
+        assert starts_from_a_base_learner(c.cfg)
+        assert c.cfg.backbone.trainable_layers == 0
+        assert faults(c.cfg) == []
+        assert opened(c).key.variant == "default"
+    assert opened(compose(["dataset=pascal5i", "method=bam", BASE])).fingerprint == opened(c).fingerprint
+    (tmp_path / "last.pt").touch()
+    held = compose(["method=bam", f"checkpoint={tmp_path}/last.pt", "backbone.base_training=false"])
+    assert faults(held.cfg) == []
+    assert not starts_from_a_base_learner(held.cfg)
+
+
+def test_the_published_recipe_of_bam() -> None:
+    with composer() as c:
+        made = [one for _, one in c.grid(["experiment=bam_paper"])]
+    for one in made:
+        assert isinstance(one, Composed)
+        train, base = one.cfg.train, one.cfg.base_training
+        assert (train.optimizer, train.lr * train.lr_scale, train.momentum, train.weight_decay) == (
+            "sgd", pytest.approx(0.05), 0.9, 1e-4
+        )  # fmt: skip
+        assert (train.batch_size, train.poly_power, base.image_size, base.batch_size, base.lr) == (
+            8, 0.9, 417, 12, 2.5e-4
+        )  # fmt: skip
+        assert (train.epochs, base.epochs) == ((200, 100) if one.cfg.dataset.name == "pascal5i" else (50, 20))
 
 
 def test_without_base_training_its_size_matters_to_nobody() -> None:

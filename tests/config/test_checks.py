@@ -17,7 +17,8 @@ from fsseg.errors import UserError
 
 # One choice for each schema class, and the part of the configuration that is its own.
 CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "dataset."), ("method=baseline", "model."),
-           ("method=prototype", "model."), ("method=hsnet", "model."), ("backbone=resnet18", "backbone."))  # fmt: skip
+           ("method=prototype", "model."), ("method=hsnet", "model."), ("method=bam", "model."),
+           ("backbone=resnet18", "backbone."))  # fmt: skip
 ANY_NUMBER = {"dataset.generator_seed"}
 ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "dataset.cache", "dataset.sbd_root",
             "dataset.train_list", "dataset.val_list", "dataset.label_maps", "protocol.name",
@@ -204,10 +205,11 @@ def test_each_schema_builds_the_class_of_its_name() -> None:
     assert source_class("pascal5i").__name__ == "PascalSource"
     assert source_class("coco20i").__name__ == "CocoSource"
     assert source_class("shapes5i").__name__ == "ShapesSource"
-    assert [method_class(name).__name__ for name in ("abcb", "baseline", "pfenet", "prototype", "hsnet")] == [
+    assert [method_class(name).__name__ for name in ("abcb", "baseline", "pfenet", "bam", "prototype", "hsnet")] == [
         "Abcb",
         "Baseline",
         "Pfenet",
+        "Bam",
         "Prototype",
         "Hsnet",
     ]

@@ -11,6 +11,7 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from runs import SMALL, cell_of, composed, done
 
+from fsseg.cell.key import BASE_CELL
 from fsseg.cell.models import Metrics
 from fsseg.cell.record import find_runs, open_cell
 from fsseg.config.checks import faults
@@ -25,10 +26,10 @@ CELLS = {
     "paper": 2 * 2 * 2 * 4, "table3_components": 3, "table4_evolution": 3, "table5_iterations": 5, "table6_rounds": 1,
     "figure5_distance": 2, "figure7_steps": 1, "background_bias": 3 * 4 * 3, "smoke": 1,
     "learning_rate": 2, "pfenet_paper": 2 * 2 * 2 * 4, "hsnet_paper": 2 * 2 * 4, "dino_paper": 2 * 2 * 4,
-    "methods_common": 6 * 4 * 3, "base_training": 2 * 4,
+    "bam_paper": 2 * 2 * 4, "methods_common": 7 * 4 * 3, "base_training": 2 * 4,
 }  # fmt: skip
-OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "dino_paper": "dino", "hsnet_paper": "hsnet",
-          "methods_common": "baseline"}  # fmt: skip
+OTHERS = {"learning_rate": "train.lr_scale-10", "pfenet_paper": "2-shot", "bam_paper": "2-shot", "dino_paper": "dino",
+          "hsnet_paper": "hsnet", "methods_common": "baseline"}  # fmt: skip
 """Those that are no table or figure of the paper, and something that tells their rows in the summary."""
 
 
@@ -115,19 +116,26 @@ SMOKE = {
     "table5_iterations": ["model.iterations=1,3"], "hsnet_paper": ["fold=0", "model.channels=32"],
     "methods_common": ["method=baseline,abcb", "fold=0", "seed=0"],
     "pfenet_paper": ["fold=0", "shot=2"], "dino_paper": ["fold=0", "shot=1,2"],
+    "bam_paper": ["fold=0", "shot=2", "base_training.max_steps=1", "base_training.batch_size=2",
+                  "base_training.image_size=25"],
 }  # fmt: skip
 
 
 def test_the_common_recipe_is_the_same_for_all_methods() -> None:
-    """Beside the model's own settings the identities differ in fold and seed; the untrained one trains nothing."""
+    """Beside the model's own settings the identities are equal; but the untrained ones train nothing."""
     for dataset in ("shapes5i", "pascal5i"):
         found = cells("experiment=methods_common", f"dataset={dataset}", "fold=1", "seed=2")
         kept = [open_cell(made.cfg, made.resolved, made.task_overrides).identity for made in found]
         alike = [{k: v for k, v in of_cell.items() if not k.startswith("model.")} for of_cell in kept]
-        assert [of_cell.pop("train.enabled") for of_cell in alike] == [False, False, True, True, True, True]
-        assert all(of_cell == alike[0] for of_cell in alike)
-        methods = ["prototype", "dino", "baseline", "pfenet", "hsnet", "abcb"]
+        assert [of_cell.pop("train.enabled") for of_cell in alike] == [False, False, True, True, True, True, True]
+        methods = ["prototype", "dino", "baseline", "pfenet", "bam", "hsnet", "abcb"]
         assert [of_cell["model.name"] for of_cell in kept] == methods
+        # BAM alone starts from a base learner, and keeps its backbone.
+        bam = alike.pop(methods.index("bam"))
+        assert bam.pop("backbone.base_training") is True
+        assert BASE_CELL in bam
+        bam["backbone.trainable_layers"] = 5 if dataset == "shapes5i" else 0
+        assert all(of_cell == alike[0] for of_cell in [*alike, {k: v for k, v in bam.items() if k != BASE_CELL}])
 
 
 @pytest.mark.parametrize("experiment", sorted(set(CELLS) - {"smoke", "base_training"}))  # the latter has no table

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fsseg.config.schema import CocoConfig, PascalConfig
-from fsseg.data.folds import COCO_CATEGORY_IDS, COCO_CLASSES, VOC_CLASSES, fold_classes
+from fsseg.data.folds import COCO_CATEGORY_IDS, COCO_CLASSES, VOC_CLASSES, base_classes, fold_classes
 from fsseg.data.sources.coco import CocoSource
 from fsseg.data.sources.voc import PascalSource
 from fsseg.errors import UserError
@@ -31,6 +31,19 @@ def test_pascal_fold_holds_five_consecutive_classes() -> None:
 def test_coco_fold_takes_every_fourth_class_unless_told_otherwise() -> None:
     assert novel_classes("coco20i", 1)[:4] == (1, 5, 9, 13)
     assert novel_classes("coco20i", 1, contiguous=True) == tuple(range(20, 40))
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("dataset", ["pascal5i", "coco20i"])
+def test_base_classes_of_a_configuration_are_those_that_the_source_does_not_hold_out(
+    dataset: str, contiguous: bool
+) -> None:
+    cfg = PascalConfig(name=dataset) if dataset == "pascal5i" else CocoConfig(name=dataset, contiguous_folds=contiguous)
+    number = {"pascal5i": 20, "coco20i": 80}[dataset]
+    for fold in range(4):
+        found = base_classes(cfg, fold)
+        assert list(found) == sorted(found)
+        assert sorted([*found, *novel_classes(dataset, fold, contiguous)]) == list(range(number))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

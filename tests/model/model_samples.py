@@ -12,11 +12,13 @@ from torch import Tensor
 from fsseg.config.schema import (
     AbcbConfig,
     BackboneConfig,
+    BamConfig,
     BaselineConfig,
     DinoConfig,
     HsnetConfig,
     PfenetConfig,
     PrototypeConfig,
+    ShapesConfig,
 )
 from fsseg.data.types import Batch, EpisodeSpec
 from fsseg.model.backbones import LAYERS, Backbone, Features
@@ -35,8 +37,8 @@ class Pixels(Backbone):
         return dict.fromkeys(LAYERS, images[..., start::8, start::8])
 
 
-def spec(number: int, shots: int) -> EpisodeSpec:
-    return EpisodeSpec(number, 0, f"query_{number}", tuple(f"support_{number}_{k}" for k in range(shots)))
+def spec(number: int, shots: int, class_id: int = 0) -> EpisodeSpec:
+    return EpisodeSpec(number, class_id, f"query_{number}", tuple(f"support_{number}_{k}" for k in range(shots)))
 
 
 def batch(masks: Tensor, side: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
@@ -83,6 +85,10 @@ def pfenet(**changes) -> PfenetConfig:
     return PfenetConfig(**{"name": "pfenet", "channels": 16, **changes})
 
 
+def bam(**changes) -> BamConfig:
+    return BamConfig(**{"name": "bam", "channels": 16, **changes})
+
+
 def prototype(**changes) -> PrototypeConfig:
     return PrototypeConfig(**{"name": "prototype", **changes})
 
@@ -104,11 +110,12 @@ def gradients_agree(run: Callable, leaves: list[Tensor]) -> bool:
     return torch.autograd.gradcheck(run, leaves, fast_mode=True, atol=1e-7, rtol=1e-6)
 
 
-def cell(model, backbone: BackboneConfig | None = None) -> SimpleNamespace:
-    """What `build_model` reads of a whole configuration."""
+def cell(model, backbone: BackboneConfig | None = None, shot: int = 1) -> SimpleNamespace:
+    """What `build_model` reads of a whole configuration; class 0, of which the batches are, is a base class."""
     return SimpleNamespace(
-        model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5), seed=0
-    )
+        model=model, backbone=backbone or BackboneConfig(name="tiny", pretrained=False, trainable_layers=5), seed=0,
+        dataset=ShapesConfig(name="shapes5i"), fold=1, shot=shot,
+    )  # fmt: skip
 
 
 def marked_batch() -> Batch:

@@ -21,7 +21,7 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 def convolve(layer, x: Map) -> Map:
     """A convolution of stride 1 whose output has the size of its input: outside there are zeros."""
-    weight = layer.weight.detach().numpy()
+    weight, spacing = layer.weight.detach().numpy(), layer.dilation[0]
     bias = np.zeros(len(weight)) if layer.bias is None else layer.bias.detach().numpy()
     reach = weight.shape[2] // 2
     height, width = x.shape[1:]
@@ -31,9 +31,9 @@ def convolve(layer, x: Map) -> Map:
             out[:, row, column] = bias
             for down in range(-reach, reach + 1):
                 for right in range(-reach, reach + 1):
-                    if 0 <= row + down < height and 0 <= column + right < width:
-                        taps = weight[:, :, down + reach, right + reach]
-                        out[:, row, column] += taps @ x[:, row + down, column + right]
+                    y, z = row + down * spacing, column + right * spacing
+                    if 0 <= y < height and 0 <= z < width:
+                        out[:, row, column] += weight[:, :, down + reach, right + reach] @ x[:, y, z]
     return out
 
 

@@ -77,6 +77,7 @@ def test_every_method_is_built_by_name_and_unknown_ones_are_refused() -> None:
         "abcb": samples.abcb(),
         "baseline": samples.baseline(),
         "pfenet": samples.pfenet(),
+        "bam": samples.bam(),
         "dino": samples.dino(),
         "hsnet": samples.hsnet(),
         "prototype": samples.prototype(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from model_samples import abcb, baseline, batch, cell, dino, pfenet, prototype, square_masks
+from model_samples import abcb, bam, baseline, batch, cell, dino, pfenet, prototype, square_masks
 
 from fsseg.config.schema import BackboneConfig
 from fsseg.model import build_model
@@ -24,8 +24,8 @@ def test_every_method_runs_forward_and_backward(backbone: BackboneConfig, side: 
     data = batch(square_masks([[9, 12], [5, 10]], side), side)
     data.query_picture[0, :, side // 2 :] = False  # padding, right
     data.support_pictures[1, 0, : side // 4] = False  # and above
-    for model in (abcb(iterations=2), baseline(), baseline(shot_fusion="logits"), pfenet(), prototype(), dino()):
-        method = build_model(cell(model, backbone))
+    for model in (abcb(iterations=2), baseline(), baseline(shot_fusion="logits"), pfenet(), bam(), prototype(), dino()):
+        method = build_model(cell(model, backbone, shot=2))
         prediction = method(data)
         assert prediction.rounds[-1].shape == (2, 2, cells, cells)
         assert prediction.logits.shape == (2, 2, side, side)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fsseg.cell.key import BASE_CELL
 from fsseg.cell.record import RunDirectory
 from fsseg.report.aggregate import aggregate
 from fsseg.report.collect import collect
@@ -100,6 +101,24 @@ def test_lists_that_are_files_are_compared_fold_by_fold(tmp_path: Path, two: Cal
         "differs: dataset.train_list: content 0 or content 1 or content 2 (abcb resnet50); "
         "content 0 or content 1 or content x (baseline resnet50)"
     )
+
+
+def test_base_learners_are_compared_fold_by_fold(tmp_path: Path, two: Callable[..., None]) -> None:
+    for fold in (0, 1):
+        own = {"backbone.base_training": True, BASE_CELL: f"learner{fold}"}
+        two(own, own, fold)
+    assert told(tmp_path) == []
+    two({"backbone.base_training": True, BASE_CELL: "learner2"}, {"backbone.base_training": True, BASE_CELL: "x"}, 2)
+    assert told(tmp_path) == [
+        f"differs: {BASE_CELL}: learner0 or learner1 or learner2 (abcb resnet50); "
+        "learner0 or learner1 or x (baseline resnet50)"
+    ]
+
+
+def test_one_row_with_base_learners_is_told_in_one_line(tmp_path: Path, two: Callable[..., None]) -> None:
+    for fold in (0, 1):
+        two({}, {"backbone.base_training": True, BASE_CELL: f"learner{fold}"}, fold)
+    assert told(tmp_path) == ["differs: backbone.base_training: false (abcb resnet50); true (baseline resnet50)"]
 
 
 def test_a_file_beside_a_named_list_is_told(tmp_path: Path, two: Callable[..., None]) -> None:

@@ -45,6 +45,17 @@ def test_base_learners_run_once_and_before_the_cells_that_start_from_them(
     assert [len(starts(run)) for run in base] == [1, 1]
 
 
+def test_bam_brings_its_base_learners_along_and_other_methods_may_share_them(sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "method=bam", "fold=0,1")
+    assert code == 0, output
+    assert "0 of 4 cells done, 4 to run" in output
+    code, output = sweep.run("-m", "method=pfenet,bam", "fold=0,1", BASE)
+    assert code == 0, output
+    assert "0 of 4 cells done, 4 to run" in output
+    base = find_runs([sweep.folder / "outputs/base_training"])
+    assert [len(starts(run)) for run in base] == [1, 1]
+
+
 def test_a_base_learner_that_fails_keeps_back_its_own_cells_alone(sweep: Sweep) -> None:
     code, output = sweep.run("-m", "fold=0,1", BASE, FAKE_1="raise")
     assert code == 1

@@ -75,7 +75,7 @@ class CocoSource(Source):
     def __init__(self, cfg: CocoConfig) -> None:
         super().__init__(cfg, COCO_CLASSES)
         self.year = cfg.year
-        self.contiguous_folds = cfg.contiguous_folds
+        self.interleaved = CocoConfig.interleaved(cfg)
         self.coco_masks = cfg.coco_masks
         self.mask_rule = _RULES[cfg.coco_masks].format(cfg.label_maps or "annotations")
         self.label_maps = _label_maps(cfg)
@@ -87,7 +87,7 @@ class CocoSource(Source):
         return {**super().__getstate__(), "_opened": {}, "_listed": {}}  # a loader process maps the store itself
 
     def novel_classes(self, fold: int) -> tuple[int, ...]:
-        return fold_classes(len(self.classes), self.num_folds, fold, interleaved=not self.contiguous_folds)
+        return fold_classes(len(self.classes), self.num_folds, fold, self.interleaved)
 
     def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
         masks, faults = self._open(split, verify=True)
@@ -260,7 +260,7 @@ class CocoSource(Source):
         result.published = (
             f"HSNet's lists of COCO {_YEAR}: masks painted, objects from {published.MIN_PIXELS} pixels on"
         )
-        before, standard_folds = len(result.differences), not self.contiguous_folds and self.num_folds == 4
+        before, standard_folds = len(result.differences), self.interleaved and self.num_folds == 4
         for split, index in indexes.items():
             per_class, _ = published.list_sizes(index, range(len(self.classes)))
             for c, name in enumerate(self.classes):

@@ -1,4 +1,4 @@
-"""Prototype and prior map: what the supports tell in PFENet, and what its decoders are made of; for `pfenet`.
+"""Prototype and prior map: what the supports tell in PFENet, and what its decoders are made of; for `pfenet`, `bam`.
 
     q, s       = relu(1x1(cat(layer2, layer3)))               one convolution for queries, another for supports
     prototype  = sum of s * mask / (area + 5e-4)
