@@ -8,6 +8,7 @@ of a self-supervised vision transformer (DINOv2, DINOv3); it runs on every backb
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,8 @@ class Dino(TrainingFree):
         valid = unless_full(picture)
         valid = None if valid is None else valid.to(features.device, non_blocking=True)
         unit = features.flatten(1, 2)
-        with torch.autocast(unit.device.type, enabled=False):  # which cluster is nearest hangs on small differences
+        # Which cluster is nearest hangs on small differences. The device `meta`, which only counts, has no autocast.
+        with nullcontext() if unit.is_meta else torch.autocast(unit.device.type, enabled=False):
             similarity = self._similarity(unit, foreground, self.foreground_prototypes)
             answer = similarity - self._threshold(unit, similarity, background, picture)
             for _ in range(self.gram_passes):

@@ -349,7 +349,7 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
             pending[beside.get(row_key[:4], row_key)].append(cell)
     table.rows = [Row(row_key) for row_key in sorted(done.keys() | pending.keys(), key=lambda k: tuple(map(str, k)))]
     shortened = {c.key.variant: RunDirectory(c.path) for c in cells if is_shortened(c.key.variant)}
-    unlike: dict[str, list[str]] = {}
+    apart: dict[str, list[str]] = {}
     if shared := _label(table.rows, {variant: run.recorded_overrides() for variant, run in shortened.items()}):
         table.notes.append(f"all variants share: {shared}")
     for row in table.rows:
@@ -357,13 +357,13 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         for cell in done[row.key]:
             by_shot[cell.key.shot].append(cell)
         for shot, of_shot in sorted(by_shot.items()):
-            beside, other = figures_beside(of_shot, table.protocol.get("name"))
-            row.reported |= {shot: beside} if beside else {}
-            unlike |= {f"{row.label} {shot}-shot": other} if other else {}
+            reported, settings = figures_beside(of_shot, table.protocol.get("name"))
+            row.reported |= {shot: reported} if reported else {}
+            apart |= {f"{row.label} {shot}-shot": settings} if settings else {}
             _fill(row, shot, of_shot, table)
         _list_missing(row, done[row.key], pending[row.key], table)
         table.notes += mixed(row)
-    table.notes += [*note_of_unlike(unlike), *edited(table.rows)]
+    table.notes += [*note_of_unlike(apart), *edited(table.rows)]
     counted = {row.label: row.counted for row in table.rows if row.counted}
     table.pairs, table.differences = paired(counted), differences(counted)
     if unlike := table.protocol.get("unlike"):

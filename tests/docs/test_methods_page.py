@@ -28,7 +28,7 @@ def rows(section: str) -> dict[tuple[str, ...], str]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) > 7 and cells[2].isdecimal():
             names = (cells[0].lower().replace("-", ""), cells[1].lower().replace("-", ""))
-            found[(*names, *cells[2:8])] = line
+            found[names + tuple(cells[2:8])] = line
     return found
 
 
@@ -41,7 +41,8 @@ def test_the_figures_of_a_method_are_those_of_the_data(method: str) -> None:
     found, expected = rows(SECTIONS[method]), {}
     for e in (e for e in ENTRIES if e["method"] == method):
         printed = [f"{v}" for v in e["folds"]] if e["folds"] else [""] * 4
-        expected[(e["dataset"], e["backbone"], str(e["shot"]), *printed, f"{e['mean']}")] = e
+        figures = (e["dataset"], e["backbone"], str(e["shot"]), *printed, f"{e['mean']}")
+        expected[figures] = e
     assert found.keys() == expected.keys()
     introduction = SECTIONS[method].partition("**Published figures**")[2].partition("\n|")[0]
     for figures, line in found.items():
