@@ -6,7 +6,7 @@ from fsseg.config.schema import BackboneConfig
 from fsseg.model.backbones.base import LAYERS, Backbone, Features
 from fsseg.model.backbones.tiny import TinyBackbone
 from fsseg.model.backbones.torchvision import ResNetBackbone, load_weights
-from fsseg.model.backbones.weight_files import Published
+from fsseg.model.backbones.weight_files import PublishedWeights
 
 
 def build_backbone(cfg: BackboneConfig, dilated: bool = True) -> Backbone:
@@ -24,7 +24,7 @@ def build_backbone(cfg: BackboneConfig, dilated: bool = True) -> Backbone:
     return backbone
 
 
-def published_weights(cfg: BackboneConfig) -> Published | None:
+def published_weights(cfg: BackboneConfig) -> PublishedWeights | None:
     """What `build_backbone` would take from a cache or download; None for a file, or random weights.
 
     Raises:
@@ -32,7 +32,7 @@ def published_weights(cfg: BackboneConfig) -> Published | None:
     """
     if not cfg.pretrained or cfg.weights is not None:
         return None
-    found: Published | None = BackboneConfig.target(cfg.name).published(cfg)
+    found: PublishedWeights | None = BackboneConfig.target(cfg.name).published(cfg)
     return found
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fsseg.config.schema import BackboneConfig
-    from fsseg.model.backbones.weight_files import Published
+    from fsseg.model.backbones.weight_files import PublishedWeights
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
     weights: dict[str, str] | None = None
 
     @classmethod
-    def published(cls, cfg: BackboneConfig) -> Published | None:
+    def published(cls, cfg: BackboneConfig) -> PublishedWeights | None:
         """The weights that it starts from if `backbone.weights` names no file; None if there are none.
 
         Raises:

@@ -106,17 +106,16 @@ class TimmWeights:
             place.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(self.url, str(place), progress=False)
             return place
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError
 
         repository, _, revision = self.repository.partition("@")
         for name in self.names:
-            try:
-                return Path(hf_hub_download(repository, name, revision=revision or None, etag_timeout=_SECONDS))
-            except LocalEntryNotFoundError:  # no network: the next name would wait for as long
-                raise
+            try:  # one look first: without an answer, `hf_hub_download` would go on asking for minutes
+                get_hf_file_metadata(hf_hub_url(repository, name, revision=revision or None), timeout=_SECONDS)
             except EntryNotFoundError:
                 continue
+            return Path(hf_hub_download(repository, name, revision=revision or None))
         raise FileNotFoundError(f"https://huggingface.co/{self.repository} has none of {', '.join(self.names)}")
 
     def _place(self) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 from fsseg.errors import UserError
 
 
-class Published(Protocol):
+class PublishedWeights(Protocol):
     """Weights that somebody publishes under a name, and the place in a cache where they come to lie."""
 
     @property

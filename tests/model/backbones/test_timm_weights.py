@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 from fsseg.cli.data import prepare
 from fsseg.config.schema import TimmConfig
 from fsseg.errors import UserError
-from fsseg.model.backbones import Backbone, build_backbone
+from fsseg.model.backbones import Backbone, build_backbone, timm_weights
 from fsseg.model.backbones.timm_weights import TimmWeights
 
 timm = pytest.importorskip("timm")  # a part of the test extra
@@ -81,24 +83,24 @@ def test_the_random_numbers_after_it_do_not_depend_on_where_the_weights_lay(
     state = state_of(CONV)
     torch.save(state, tmp_path / "given.pth")
     found = [next_number(pretrained=False), next_number(weights=str(tmp_path / "given.pth"))]
-    monkeypatch.setattr(
-        hub, "hf_hub_download", lambda repository, name, **_: str(put(CONV, name, state))
-    )  # a download that succeeds
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)  # the hub has it
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name, revision: str(put(CONV, name, state)))
     found += [next_number(), next_number()]  # by download, then from the cache
     assert len(set(found)) == 1
 
 
 def test_without_cache_and_network_it_says_so_after_one_look(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, download = [], hub.hf_hub_download
+    asked, look = [], hub.get_hf_file_metadata
 
-    def counted(repository: str, name: str, **more: Any) -> str:
-        asked.append((repository, name, more["etag_timeout"]))
-        return download(repository, name, **more)  # type: ignore[no-any-return]
+    def counted(url: str, timeout: float) -> Any:
+        asked.append((url.partition("timm/")[2], timeout))
+        return look(url, timeout=timeout)
 
-    monkeypatch.setattr(hub, "hf_hub_download", counted)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", counted)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("asks for minutes"))
     with pytest.raises(UserError) as caught:
         built(VIT)
-    assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "model.safetensors", 10.0)]
+    assert asked == [("vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors", 10.0)]
     assert caught.value.what.startswith(
         f"the pretrained weights of {VIT} are not in timm's cache and cannot be fetched"
     )
@@ -108,9 +110,22 @@ def test_without_cache_and_network_it_says_so_after_one_look(put: Put, monkeypat
 
 
 def test_nothing_is_downloaded_for_a_model_that_does_not_serve(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: pytest.fail("went to the network"))
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *a, **k: pytest.fail("went to the network"))
     with pytest.raises(UserError, match="cannot be built as a backbone"):
         built("swin_tiny_patch4_window7_224")
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that takes what comes and says nothing, as behind a firewall."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(timm_weights, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/model.safetensors"
+        monkeypatch.setattr(hub, "hf_hub_url", lambda *a, **k: url)
+        started = time.monotonic()
+        with pytest.raises(UserError, match="are not in timm's cache and cannot be fetched"):
+            TimmWeights("m", "timm/m", ("model.safetensors", "pytorch_model.bin")).fetch()
+    assert time.monotonic() - started < 30  # hub's own download waits five times, with pauses up to 8 seconds
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all"])
