@@ -45,11 +45,6 @@ class Finished:
     counts: EpisodeCounts
     cfg: Config = field(repr=False)
 
-    @property
-    def trained(self) -> bool:
-        """Whether its weights are in a checkpoint of its own."""
-        return self.result.training is not None
-
 
 def find_finished(folders: Iterable[str | Path], changes: Sequence[str] = ()) -> tuple[list[Finished], list[UserError]]:
     """The finished runs among run directories and below other folders, in the order in which they are named.
@@ -65,6 +60,8 @@ def find_finished(folders: Iterable[str | Path], changes: Sequence[str] = ()) ->
             itself, or every run, cannot be used.
     """
     check_changes(changes)
+    folders = list(folders)
+    own = {os.path.realpath(folder) for folder in folders}
     found: list[Finished] = []
     left_out: list[UserError] = []
     named: list[UserError] = []
@@ -79,7 +76,7 @@ def find_finished(folders: Iterable[str | Path], changes: Sequence[str] = ()) ->
             try:
                 found.append(open_finished(run, changes))
             except UserError as error:
-                (named if run.directory == Path(folder) else left_out).append(error)
+                (named if place in own else left_out).append(error)
     if named or not found:
         raise merge_errors(named or left_out)
     return found, left_out
@@ -125,7 +122,6 @@ def open_finished(run: RunDirectory, changes: Sequence[str] = ()) -> Finished:
             "name a run that has an episodes.npz, or evaluate its checkpoint anew: train.enabled=false checkpoint=...",
         )
     cfg = _configuration(run, result, changes)
-    _check_checkpoint(run, result, cfg)
     cell = Cell(run.directory, result.cell, result.fingerprint, {})
     return Finished(cell, result, counts.select(OWN), cfg)
 
@@ -134,7 +130,7 @@ def _configuration(run: RunDirectory, result: Result, changes: Sequence[str]) ->
     """The recorded configuration, as it is on this machine.
 
     Raises:
-        UserError: it cannot be read or is of another version, or a change does not fit it.
+        UserError: it cannot be read or is of another version, a change does not fit it, or its checkpoint is gone.
     """
     from omegaconf import OmegaConf
 
@@ -162,6 +158,7 @@ def _configuration(run: RunDirectory, result: Result, changes: Sequence[str]) ->
         config.checkpoint, config.backbone.pretrained, config.backbone.weights = str(run.checkpoint), False, None
     _change(config, changes)
     cfg = typed(config)
+    _check_checkpoint(run, result, cfg)
     validate(cfg, of_a_run=False)
     return cfg
 

@@ -56,7 +56,7 @@ def sheets(
 
     from fsseg.engine import redraw  # torch: not before the runs are found
 
-    choice = redraw.Choice(count, per_class)
+    choice = redraw.SheetChoice(count, per_class)
     if compare:
         print(redraw.draw_comparison(found, choice, out or found[0].cell.figures))
         return

@@ -42,7 +42,7 @@ Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Choice:
+class SheetChoice:
     """Which episodes are drawn.
 
     Attributes:
@@ -112,7 +112,7 @@ def places(runs: Sequence[Finished], out: Path | None = None) -> list[Path]:
     return found
 
 
-def draw_run(found: Finished, choice: Choice, folder: Path) -> str:
+def draw_run(found: Finished, choice: SheetChoice, folder: Path) -> str:
     """Draw `best.png`, `median.png` and `worst.png` of a run into a folder; returns what was drawn, as text.
 
     Raises:
@@ -130,7 +130,7 @@ def draw_run(found: Finished, choice: Choice, folder: Path) -> str:
     return "\n".join(map(visible, [*lines, f"  {answers.told()}"]))
 
 
-def draw_comparison(runs: Sequence[Finished], choice: Choice, folder: Path) -> str:
+def draw_comparison(runs: Sequence[Finished], choice: SheetChoice, folder: Path) -> str:
     """Draw the episodes at which the first of several runs gains most on the second, and least, and those between.
 
     Args:
@@ -249,10 +249,13 @@ def _model(found: Finished, source: Source) -> FewShotModel:
     model = build_model(cfg)
     if cfg.checkpoint is not None:
         origin = checkpoint.start_from(model, cfg, source)
-        then = result.fingerprint if found.trained else result.checkpoint and result.checkpoint.fingerprint
-        if origin.fingerprint != then:
+        fingerprint, step = result.fingerprint, result.training.steps if result.training else None
+        if result.training is None and result.checkpoint is not None:
+            fingerprint, step = result.checkpoint.fingerprint or "", result.checkpoint.step
+        if (origin.fingerprint, origin.step) != (fingerprint, step):
             raise UserError(
-                f"{cfg.checkpoint} is of cell {origin.fingerprint}, and {found.cell.directory} of cell {then}",
+                f"{cfg.checkpoint} is of cell {origin.fingerprint}, step {origin.step}, and the weights of "
+                f"{found.cell.directory} are of cell {fingerprint}, step {step}",
                 "bring back the checkpoint that the run wrote, or train the cell anew with redo=true",
             )
     elif starts_from_a_base_learner(cfg):
@@ -309,11 +312,11 @@ def _signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
 
-def _which(rank: str, choice: Choice, total: int) -> str:
+def _which(rank: str, choice: SheetChoice, total: int) -> str:
     return f"{rank} of each class" if choice.per_class else f"{rank} {choice.count} of {counted(total, 'episode')}"
 
 
-def _title(found: Finished, rank: str, choice: Choice, total: int) -> str:
+def _title(found: Finished, rank: str, choice: SheetChoice, total: int) -> str:
     """Cell, rank and score; the cell's whole name in a line of its own."""
     key = found.cell.key
     head = f"{title_of(key)}: {_which(rank, choice, total)}, mIoU {found.result.miou:.1f}"
