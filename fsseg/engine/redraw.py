@@ -304,8 +304,9 @@ def _several_seeds(found: Finished) -> bool:
 
 
 def _shown(episodes: Sequence[Ranked], form: Callable[[float], str] = "{:.1f}".format) -> str:
-    """The first and the last value of a sheet."""
-    return " to ".join(dict.fromkeys(form(e.value) for e in (episodes[0], episodes[-1])))
+    """The lowest and the highest value of a sheet."""
+    values = [e.value for e in episodes]
+    return " to ".join(dict.fromkeys(map(form, (min(values), max(values)))))
 
 
 def _signed(value: float) -> str:
