@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +148,7 @@ def bench_evaluation(
         episodes=len(counts), images=spent.distinct, kept_seconds=taken, encoded=spent.images,
         kept_gb=spent.kept_bytes / 1e9, peak_gb=peak / 1e9, spent=dict(spent.seconds), sample=len(others),
         without=Spread.of(sides.times["without"]), bare_episode=Spread.of(sides.times["episode"]),
-        bare_image=Spread.of(sides.times["image"]), equal=_equal(counts, others),
+        bare_image=Spread.of(sides.times["image"]), equal=len(others) - len(counts.unlike(others)),
         predicted_share=tuple(map(statistics.fmean, zip(*sides.shares))),
     )  # fmt: skip
 
@@ -278,14 +277,6 @@ class _Bare:
         assert isinstance(network, torch.nn.Module)
         with precision.autocast(self.device, self.amp):
             network(self.queries)
-
-
-def _equal(counts: EpisodeCounts, others: EpisodeCounts) -> int:
-    """Of how many episodes of `others` all counts are the same in `counts`."""
-    found = {(row["seed"].item(), row["number"].item()): row for row in counts.rows}
-    names = [name for name in counts.rows.dtype.names or () if name != "distance"]
-    pairs = ((row, found[row["seed"].item(), row["number"].item()]) for row in others.rows)
-    return sum(all(np.array_equal(a[name], b[name]) for name in names) for a, b in pairs)
 
 
 def format_evaluation(rows: Sequence[EvaluationRow]) -> str:

@@ -24,7 +24,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +144,16 @@ class EpisodeCounts:
         """(E,) IoU of every episode alone, in percent; NaN where foreground is neither predicted nor true."""
         union = self["union"][:, round].astype(np.float64)
         return 100.0 * self["intersection"][:, round] / np.where(union > 0, union, np.nan)
+
+    def unlike(self, other: EpisodeCounts) -> list[tuple[str, int, int]]:
+        """(shift, seed, number) of the episodes of `other`, in its order, whose pixels are others here or not here."""
+        names = [name for name in self.rows.dtype.names or () if name not in ("shift", "distance")]
+        found = {key: [row[name].tolist() for name in names] for key, row in self._by_key()}
+        return [key for key, row in other._by_key() if found.get(key) != [row[name].tolist() for name in names]]
+
+    def _by_key(self) -> Iterator[tuple[tuple[str, int, int], Any]]:
+        for row in self.rows:
+            yield (self.scope.shifts[row["shift"]], row["seed"].item(), row["number"].item()), row
 
     def in_order(self) -> EpisodeCounts:
         """Each episode once, by shift, place of its seed in the protocol, and number."""

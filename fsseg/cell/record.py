@@ -132,16 +132,20 @@ class RunDirectory:
         return self.directory / "profile"
 
     @property
+    def figures(self) -> Path:
+        return self.directory / "figures"
+
+    @property
     def curves_figure(self) -> Path:
-        return self.directory / "figures" / "curves.png"
+        return self.figures / "curves.png"
 
     @property
     def episodes_figure(self) -> Path:
-        return self.directory / "figures" / "episodes.png"
+        return self.figures / "episodes.png"
 
     @property
     def steps_figure(self) -> Path:
-        return self.directory / "figures" / "steps.png"
+        return self.figures / "steps.png"
 
     @property
     def checkpoints(self) -> Path:

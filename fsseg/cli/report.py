@@ -1,4 +1,4 @@
-"""The part of the `fsseg` command that makes tables of what ran; `fsseg.cli.app` adds it."""
+"""The part of the `fsseg` command that shows what ran: tables and sheets of episodes; `fsseg.cli.app` adds it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from fsseg.errors import UserError, merge_errors, visible
+
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(aggregate)
+    for function in (aggregate, sheets):
+        app.command()(function)
 
 
 def aggregate(
@@ -28,3 +31,40 @@ def aggregate(
         if out is None and is_url(folders[0]):
             out = Path(folders[0].rstrip("/").rpartition("/")[2] + "-summary")
         print(collect_tables(places, out))
+
+
+def sheets(
+    folders: Annotated[list[Path], typer.Argument(help="Run directories, or output folders with finished runs")],
+    count: Annotated[int, typer.Option(min=1, max=20, help="Episodes on each sheet")] = 3,
+    per_class: Annotated[bool, typer.Option("--per-class", help="So many of each class")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Runs side by side, where the first gains most and least on the second")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the sheets go; figures/ of each run if not given")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="What is otherwise on this machine: --also dataset.root=/data/VOC")
+    ] = None,
+) -> None:
+    """Draw the best, median and worst episodes of finished runs, from their records and checkpoints."""
+    from fsseg.cell.finished import find_finished
+    from fsseg.process.logs import configure_logging
+
+    configure_logging("warning")
+    found, left_out = find_finished(folders, also or [])
+    for error in left_out:
+        print(visible(f"left out: {error.what}"))
+
+    from fsseg.engine import redraw  # torch: not before the runs are found
+
+    choice = redraw.SheetChoice(count, per_class)
+    if compare:
+        print(redraw.draw_comparison(found, choice, out or found[0].cell.figures))
+        return
+    faults: list[UserError] = []
+    for run, folder in zip(found, redraw.places(found, out)):
+        try:
+            print(redraw.draw_run(run, choice, folder), flush=True)
+        except UserError as error:
+            faults.append(error)
+    if faults:
+        raise merge_errors(faults)

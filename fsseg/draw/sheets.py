@@ -28,6 +28,9 @@ PREDICTION_COLOUR = (0.00, 0.45, 0.70)  # blue
 
 _PANEL_INCHES, _FOOT_INCHES = 2.1, 0.32
 _DPI = 130
+# Of the lines of a title: style, and inches that a letter takes at most on average, and a line.
+_TITLE: tuple[dict[str, Any], float, float] = ({"fontsize": 11, "weight": "bold"}, 0.105, 0.22)
+_SUBTITLE: tuple[dict[str, Any], float, float] = ({"fontsize": 9}, 0.068, 0.18)
 _DRAWN_PIXELS = 420  # longer side at which panels are painted: small images are enlarged before the outline is drawn
 
 
@@ -40,8 +43,8 @@ class SheetRow:
         prediction: (H, W) uint8 in {0, 1}, of the query's size.
         class_name: what was to be found.
         iou: of this episode, in percent; None leaves it out.
-        note: a second line beside the row, e.g. the image's name.
-        steps: name and prediction of each intermediate step; if given, they are shown in place of `prediction`.
+        note: further lines beside the row, e.g. the image's name.
+        answers: names and predictions that are shown in place of `prediction`: intermediate steps, or several models'.
     """
 
     support_images: Sequence[NDArray[np.uint8]]
@@ -52,7 +55,7 @@ class SheetRow:
     class_name: str
     iou: float | None = None
     note: str = ""
-    steps: Sequence[tuple[str, NDArray[np.uint8]]] = field(default_factory=tuple)
+    answers: Sequence[tuple[str, NDArray[np.uint8]]] = field(default_factory=tuple)
 
 
 def paint(
@@ -138,12 +141,13 @@ def sample_sheet(path: Path, samples: Sequence[Tile], columns: int = 5) -> None:
 
 
 def episode_sheet(path: Path, rows: Sequence[SheetRow], title: str = "") -> None:
-    """A PNG with one episode a row: its supports with their masks, the query, the truth, the prediction or its steps.
+    """A PNG with one episode a row: its supports with their masks, the query, the truth, the prediction or `answers`.
 
     Images of any sizes are fitted into equal panels. Written atomically.
 
     Args:
-        rows: they may differ in their number of supports, not in their steps.
+        rows: they may differ in their number of supports, not in their answers.
+        title: what does not fit into the width goes on in the next line; lines after the first are in small letters.
 
     Raises:
         ValueError: no rows, or a mask that does not fit its image.
@@ -152,26 +156,41 @@ def episode_sheet(path: Path, rows: Sequence[SheetRow], title: str = "") -> None
         raise ValueError("a sheet needs at least one episode")
     shots = max(len(row.support_images) for row in rows)
     headings = ["support" if shots == 1 else f"support {k + 1}" for k in range(shots)]
-    headings += ["query", "truth"] + ([name for name, _ in rows[0].steps] or ["prediction"])
-    top, side = 0.62 if title else 0.3, 1.25  # inches for headings, and for the labels at the left
+    headings += ["query", "truth"] + ([name for name, _ in rows[0].answers] or ["prediction"])
+    side = 1.25  # inches for the labels at the left
+    width = side + len(headings) * _PANEL_INCHES
+    lines = _title_lines(title, width)
+    top = 0.3 + sum(height for *_, height in lines) + (0.1 if lines else 0)  # inches for title and headings
     painted = [_panels(row, shots) for row in rows]
     heights = [_row_inches(panels) for panels in painted]
-    page = _Page(side + len(headings) * _PANEL_INCHES, top + sum(heights) + _FOOT_INCHES)
-    if title:
-        page.text(0.1, 0.1, title, fontsize=11, weight="bold", va="top")
+    page = _Page(width, top + sum(heights) + _FOOT_INCHES)
+    down = 0.1
+    for line, style, height in lines:
+        page.text(0.1, down, line, va="top", **style)
+        down += height
     for column, heading in enumerate(headings):
         page.text(side + (column + 0.5) * _PANEL_INCHES, top - 0.06, heading, fontsize=10, ha="center", va="bottom")
     for row, panels, height in zip(rows, painted, heights):
         for column, panel in enumerate(panels):
             if panel is not None:
                 page.show(panel, side + column * _PANEL_INCHES, top, height)
-        lines = ([f"IoU {row.iou:.1f}"] if row.iou is not None else []) + ([row.note] if row.note else [])
+        about = ([f"IoU {row.iou:.1f}"] if row.iou is not None else []) + ([row.note] if row.note else [])
         name = "\n".join(textwrap.wrap(row.class_name, 13) or [row.class_name])
         page.text(0.1, top + height / 2 - 0.1, name, fontsize=10, weight="bold", va="bottom")
-        page.text(0.1, top + height / 2 - 0.04, "\n".join(lines), fontsize=9, va="top", linespacing=1.5)
+        page.text(0.1, top + height / 2 - 0.04, "\n".join(about), fontsize=9, va="top", linespacing=1.5)
         top += height
     page.legend({"support mask": SUPPORT_COLOUR, "truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR}, side)
     save_figure(page.figure, path)
+
+
+def _title_lines(title: str, width: float) -> list[tuple[str, dict[str, Any], float]]:
+    """The lines of a title on a page of `width` inches: text, style, and height in inches."""
+    found: list[tuple[str, dict[str, Any], float]] = []
+    for text in title.splitlines():
+        style, letter, height = _TITLE if not found else _SUBTITLE
+        wrapped = textwrap.wrap(text, int((width - 0.2) / letter), break_on_hyphens=False)
+        found += [(line, style, height) for line in wrapped]
+    return found
 
 
 class _Page:
@@ -208,7 +227,7 @@ def _panels(episode: SheetRow, shots: int) -> list[NDArray[np.uint8] | None]:
     pairs = list(zip(episode.support_images, episode.support_masks))
     supports: list[NDArray[np.uint8] | None] = [paint(image, mask, SUPPORT_COLOUR) for image, mask in pairs]
     supports += [None] * (shots - len(pairs))
-    predictions = [mask for _, mask in episode.steps] or [episode.prediction]
+    predictions = [mask for _, mask in episode.answers] or [episode.prediction]
     return [
         *supports,
         paint(episode.query_image, None, TRUTH_COLOUR),

@@ -82,7 +82,8 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
             "no episode of %s (too few images): the result is partial, not comparable with published ones", names
         )
 
-    wanted = figure_numbers(next(iter(plan.episodes.values())), cfg.logger.figures)
+    first, specs = next(iter(plan.episodes.items()))
+    wanted = [(first, number) for number in figure_numbers(specs, cfg.logger.figures)]
     counts, drawn = _counted(run, model, source, {OWN: plan, **shifted}, wanted)
     metrics = metrics_of(run.cfg, source, plan, counts)
     metrics.by_background_shift = {s: metrics_of(run.cfg, source, p, counts, s) for s, p in shifted.items()}
@@ -95,8 +96,7 @@ def evaluate(run: Run, model: FewShotModel, source: Source, plans: Plans) -> Eva
     for shift, of_shift in metrics.by_background_shift.items():
         log.info("background_shift %s: mIoU %.2f (std %.2f)", shift, of_shift.miou, of_shift.miou_std)
     pictures = [picture for part in distributed.gather(drawn, run.ranks) for picture in part]
-    order = {number: i for i, number in enumerate(wanted)}
-    pictures.sort(key=lambda p: order[p.spec.number])
+    pictures.sort(key=lambda p: wanted.index((p.seed, p.spec.number)))
     return EvaluationRecord(
         metrics=metrics, episodes_fingerprint=plan.fingerprint,
         missing_classes=[source.classes[c] for c in plan.missing_classes], protocol=_protocol_of_file(cfg, plan),
@@ -134,8 +134,8 @@ def evaluate_chosen(
 
 
 def _counted(
-    run: Run, model: FewShotModel, source: Source, plans: Mapping[str, EvaluationPlan], wanted: Sequence[int] = (),
-    kind: str | None = None,
+    run: Run, model: FewShotModel, source: Source, plans: Mapping[str, EvaluationPlan],
+    wanted: Sequence[tuple[int, int]] = (), kind: str | None = None,
 ) -> tuple[EpisodeCounts, list[Picture]]:  # fmt: skip
     """The counts of all episodes of the plans, and this process's pictures of those `wanted`.
 

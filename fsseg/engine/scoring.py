@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +50,10 @@ TOGETHER = 8
 class Picture:
     """One evaluated episode, kept for the figures: predicted foreground at scoring size and its IoU in percent.
 
-    `steps` are the intermediate predictions with their names (`logger.steps`).
+    `seed` is that of the evaluation; `steps` are the intermediate predictions with their names (`logger.steps`).
     """
 
+    seed: int
     spec: EpisodeSpec
     prediction: NDArray[np.bool_]
     iou: float
@@ -176,20 +177,20 @@ class Scoring:
         self._counted: list[Scored] = []  # in a process without a part
         self._so_far = PooledScore(len(source.classes))
 
-    def counts(self, plans: Mapping[str, EvaluationPlan], wanted: Sequence[int] = ()) -> EpisodeCounts:
+    def counts(self, plans: Mapping[str, EvaluationPlan], wanted: Iterable[tuple[int, int]] = ()) -> EpisodeCounts:
         """The counts of all episodes, in every process.
 
         Args:
             plans: shift -> plan, of the same images.
-            wanted: episodes of the first seed of the first plan that are added to `pictures`; even if they were counted
-                before.
+            wanted: (seed, number) of the episodes of the first plan that are added to `pictures`; even if they were
+                counted before.
 
         Raises:
             UserError: the data is faulty, or an answer holds numbers that are not finite.
             Preempted: when the run was asked to stop; what was counted is in the record then.
         """
         (own, plan), ranks = next(iter(plans.items())), self.run.ranks
-        self._drawn = {(own, next(iter(plan.episodes)), number) for number in wanted}
+        self._drawn = {(own, seed, number) for seed, number in wanted}
         self._have = distributed.broadcast(set() if self.part is None else self.part.have, ranks)
         if self.part is not None and self._have:
             self._so_far = PooledScore.of_rounds(self.part.counts(), len(self.source.classes))[-1]
@@ -346,7 +347,8 @@ class Scoring:
                 if b in answer.drawn:
                     mask, steps = answer.drawn[b]
                     drawn = [(name, step.cpu().numpy()) for name, step in steps]
-                    self.pictures.append(Picture(listed.spec, mask.cpu().numpy(), pixels[-1].iou, drawn))
+                    shown = mask.cpu().numpy()
+                    self.pictures.append(Picture(listed.seed, listed.spec, shown, pixels[-1].iou, drawn))
                 if listed.key not in self._have:
                     new += 1
                     self._rows.append(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -11,25 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import fsseg
 from run_directories import KEY, make_run
 
 from fsseg.cell.record import RunDirectory
-from fsseg.cli.app import main
-
-
-def fsseg(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in this process: what it prints, and the exit status that the interpreter would make of its end."""
-    status, out, err = 0, io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["fsseg", *words])
-        patch.chdir(cwd or Path.cwd())
-        try:
-            main()
-        except SystemExit as end:
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def finished(root: Path, fold: int, miou: float) -> RunDirectory:
@@ -55,6 +38,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         "clean",
         "sync",
         "aggregate",
+        "sheets",
         "cost",
         "bench",
     ):

@@ -75,6 +75,14 @@ def test_a_sheet_is_one_png_with_room_for_every_episode_and_support(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
+def test_a_title_that_is_too_long_goes_on_in_the_next_line(tmp_path):
+    episode_sheet(tmp_path / "a.png", [row()], "title")
+    episode_sheet(tmp_path / "b.png", [row()], "title\n" + 200 * "x")  # 9.65 inches take 138 small letters
+    a, b = (Image.open(tmp_path / name) for name in ("a.png", "b.png"))
+    assert a.width == b.width
+    assert b.height - a.height == pytest.approx(2 * 0.18 * 130, abs=1)
+
+
 def test_the_sheet_shows_the_prediction_in_its_own_colour_and_only_in_its_column(tmp_path):
     episode_sheet(tmp_path / "a.png", [row(iou=None, size=(100, 100))])
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
