@@ -9,7 +9,6 @@ docs/methods.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Kept, Prediction, Role, cross_entropy, upsample
 from fsseg.model.base_learner import PyramidHead
 from fsseg.model.blocks.dropout import EpisodeDropout
+from fsseg.model.blocks.exact import exact, wide
 from fsseg.model.blocks.prototypes import MaskClassifier, PrototypeNeck, ResidualPair, guided, pointwise
 from fsseg.model.blocks.tokens import from_map, picture_cells, unless_full
 from fsseg.process.words import count
@@ -77,8 +77,8 @@ def gram_matrix(features: Tensor, picture: Tensor) -> Tensor:
     valid = unless_full(picture)
     if valid is not None:
         features = features * valid.to(features.device, non_blocking=True)[:, None]
-    with _exact(features):  # differences of these matrices are small
-        channels = F.normalize(_wide(features).flatten(2), dim=2)
+    with exact(features):  # differences of these matrices are small
+        channels = F.normalize(wide(features).flatten(2), dim=2)
         return channels @ channels.transpose(1, 2)
 
 
@@ -131,12 +131,12 @@ class Ensemble(nn.Module):
 
     def forward(self, meta: Tensor, psi: Tensor, base: Tensor) -> Tensor:
         """Logits of the meta learner (B, 2, h, w), psi (B,), base probabilities (B, 1, h, w) -> logits (B, 2, h, w)."""
-        with _exact(meta):  # a few products of numbers within 0 and 1
-            background, foreground = _wide(meta).softmax(1).split(1, 1)
+        with exact(meta):  # a few products of numbers within 0 and 1
+            background, foreground = wide(meta).softmax(1).split(1, 1)
             difference = psi[:, None, None, None].expand_as(background)
             background = self.adjust(torch.cat((background, difference), 1))
             foreground = self.adjust(torch.cat((foreground, difference), 1))
-            return torch.cat((self.merge(torch.cat((background, _wide(base)), 1)), foreground), 1)
+            return torch.cat((self.merge(torch.cat((background, wide(base)), 1)), foreground), 1)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Bam(FewShotModel):
             kept["gram"] = gram_matrix(features["layer2"], picture)
         if role != "support":
             with record_function("fsseg: base learner"):
-                kept["base"] = from_map(_wide(self.head(features["layer4"])).softmax(1)[:, 1:])
+                kept["base"] = from_map(wide(self.head(features["layer4"])).softmax(1)[:, 1:])
         return kept
 
     def decode(self, supports: Sequence[Kept], query: Kept, tasks: Tasks) -> Prediction:
@@ -255,13 +255,3 @@ class Bam(FewShotModel):
         answer = cross_entropy(prediction.logits, target)
         meta = cross_entropy(upsample(prediction.hats[0], prediction.size), target)
         return answer + meta, {"answer": answer.detach(), "meta": meta.detach()}
-
-
-def _exact(x: Tensor) -> AbstractContextManager[object]:
-    """A block without autocast; there is none on the device `meta`, which only counts (`fsseg.model.cost`)."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32, or as it is if it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,6 @@ of a self-supervised vision transformer (DINOv2, DINOv3); it runs on every backb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ from fsseg.data.types import Tasks
 from fsseg.model.backbones import Backbone
 from fsseg.model.base import Kept, Prediction, Role
 from fsseg.model.blocks.attention import Keys, attend
+from fsseg.model.blocks.exact import exact, wide
 from fsseg.model.blocks.tokens import (
     Shots,
     Tokens,
@@ -50,8 +50,7 @@ class Dino(TrainingFree):
     @torch.no_grad()
     def encode(self, images: Tensor, pictures: Tensor, role: Role = "both") -> Kept:
         """`features` (N, h, w, C) of the layer, of length 1, and for queries `picture` (N, h, w) bool, on the host."""
-        features = self.backbone(images)[self.layer]
-        features = features.to(torch.promote_types(features.dtype, torch.float32))  # also with eval.amp
+        features = wide(self.backbone(images)[self.layer])
         kept = {"features": from_map(F.normalize(features, dim=1))}
         if role != "support":
             kept["picture"] = picture_cells(pictures, (features.shape[2], features.shape[3]), self.backbone.patches)
@@ -68,8 +67,7 @@ class Dino(TrainingFree):
         valid = unless_full(picture)
         valid = None if valid is None else valid.to(features.device, non_blocking=True)
         unit = features.flatten(1, 2)
-        # Which cluster is nearest hangs on small differences. The device `meta`, which only counts, has no autocast.
-        with nullcontext() if unit.is_meta else torch.autocast(unit.device.type, enabled=False):
+        with exact(unit):  # which cluster is nearest hangs on small differences
             similarity = self._similarity(unit, foreground, self.foreground_prototypes)
             answer = similarity - self._threshold(unit, similarity, background, picture)
             for _ in range(self.gram_passes):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fsseg.model.blocks.exact import exact, wide
 from fsseg.model.blocks.tokens import Tokens
 
 RANGES = {"zero_one": (0.0, 1.0), "minus_one_one": (-1.0, 1.0)}
@@ -39,9 +40,8 @@ def cosine_histogram(tokens: Tokens, bins: int, span: str = "zero_one") -> Tenso
         (B, L), float32 or wider; row b sums to the square of sample b's token count.
     """
     low, high = RANGES[span]
-    with torch.autocast(tokens.values.device.type, enabled=False):
-        values = tokens.values if tokens.values.dtype == torch.float64 else tokens.values.float()
-        unit = F.normalize(values, dim=2)
+    with exact(tokens.values):
+        unit = F.normalize(wide(tokens.values), dim=2)
         if tokens.counts is None:
             return _MaskedHistogram.apply(unit, tokens.valid, bins, low, high)
         return _Histogram.apply(unit, tokens.counts, bins, low, high)
