@@ -16,6 +16,7 @@ from fsseg.config.entry import resolved
 from fsseg.config.schema import DatasetConfig, trains
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.faults import faults_error
+from fsseg.data.folds import base_classes
 from fsseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,27 @@ def checked_source(cfg: Config) -> Source:
         source.check(needed_splits(cfg))
         return source
 
-    return made_once((str(resolved(cfg.dataset)), *needed_splits(cfg)), make)
+    source = made_once((str(resolved(cfg.dataset)), *needed_splits(cfg)), make)
+    _check_base_classes(cfg, source)
+    return source
+
+
+def _check_base_classes(cfg: Config, source: Source) -> None:
+    """Models that know the base classes know those of the source.
+
+    Raises:
+        UserError: the source has other novel classes than its settings say.
+    """
+    if not cfg.backbone.base_training and cfg.model.name not in BASE_LEARNERS:
+        return
+    told = base_classes(cfg.dataset, cfg.fold)
+    if set(told) != set(range(len(source.classes))) - set(source.novel_classes(cfg.fold)):
+        raise UserError(
+            f"dataset={cfg.dataset.name}: by its settings the base classes of fold {cfg.fold} are {list(told)}, by its "
+            "source they are others",
+            f"let NUM_CLASSES and interleaved of its settings agree with novel_classes of {type(source).__name__}, or "
+            "leave backbone.base_training out",
+        )
 
 
 def needed_splits(cfg: Config) -> list[Split]:

@@ -20,6 +20,7 @@ from fsseg.model.backbones import Backbone
 from fsseg.model.base import Prediction
 from fsseg.model.baseline import Baseline
 from fsseg.model.blocks.attention import Attention, Keys, attend
+from fsseg.model.blocks.exact import wide
 from fsseg.model.blocks.histogram import normalised_cosine_histogram
 from fsseg.model.blocks.tokens import Tokens, area_average, inside_and_outside, to_tokens
 
@@ -161,7 +162,7 @@ class InformationCleansing(nn.Module):
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the two-class distribution at each position: (B, 2, h, w) -> (B, h * w)."""
-    log_p = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
+    log_p = F.log_softmax(wide(logits), 1)
     return -(log_p.exp() * log_p).sum(1).flatten(1)
 
 

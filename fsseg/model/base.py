@@ -18,6 +18,7 @@ from fsseg.data.source import IGNORE_INDEX
 from fsseg.data.types import Batch, Tasks
 from fsseg.data.visits import Role as Role  # for all that import it from here
 from fsseg.errors import UserError
+from fsseg.model.blocks.exact import wide
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config
@@ -77,8 +78,7 @@ def upsample(logits: Tensor, size: tuple[int, int], patches: bool = False) -> Te
     They are aligned in images of stride * m pixels too (HSNet's 400), whose last cell lies stride - 1 pixels off the
     edge: the published codes scale so.
     """
-    wide = logits.float() if logits.dtype != torch.float64 else logits
-    return F.interpolate(wide, size, mode="bilinear", align_corners=not patches)
+    return F.interpolate(wide(logits), size, mode="bilinear", align_corners=not patches)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from fsseg.cell.record import Cell, open_cell
 from fsseg.config.base_training import base_config
 from fsseg.config.compose import Composed
 from fsseg.config.entry import resolved, typed
+from fsseg.data.registry import checked_source
+from fsseg.data.source import Source
 from fsseg.errors import UserError
 from fsseg.run import run
 
@@ -76,3 +78,13 @@ def test_validation_leaves_no_trace_in_the_head(root: Path, trained: Composed) -
     own, theirs = weights(cell_of(c)), weights(cell_of(trained))
     frozen = [name for name in theirs if name.startswith(("backbone.", "head."))]
     assert all(torch.equal(own[name], theirs[name]) for name in frozen)
+
+
+def test_a_source_with_other_folds_than_its_settings_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base learner's classes come from the settings: with others it would leave the wrong one out, in silence."""
+    usual = Source.novel_classes
+    monkeypatch.setattr(Source, "novel_classes", lambda self, fold: usual(self, (fold + 1) % self.num_folds))
+    checked_source(composed(root, root / "none", "method=abcb").cfg)  # it needs no base classes
+    with pytest.raises(UserError, match=r"by its settings the base classes of fold 1 are \[0, 1") as error:
+        checked_source(composed(root, root / "none", "method=bam", "fold=1").cfg)
+    assert "let NUM_CLASSES and interleaved" in error.value.fix
