@@ -187,8 +187,7 @@ def test_two_cells_at_the_same_time_train_it_once(root: Path, tmp_path: Path, mo
         process.join(120)
     texts = [(tmp_path / f"log{n}").read_text() for n in (0, 1)]
     assert [process.exitcode for process in processes] == [0, 0], texts
-    assert sum("first its base learner" in text for text in texts) == 1
-    assert sum("waiting for its base learner" in text for text in texts) == 1
+    assert sum("waiting for its base learner" in text for text in texts) == 1  # the other may have tried as well
     assert starts(base_of(cells[0])) == 1
     assert [cell_of(c).look().state for c in cells] == [State.DONE] * 2
 

@@ -61,10 +61,10 @@ def weights(c: Composed) -> dict[str, torch.Tensor]:
 
 
 def told(result: Result | None) -> dict[str, Any]:
-    """`numbers`, without the place of a base learner."""
+    """`numbers`, without the place of a base learner and the digest of its file, which names the run that made it."""
     found: dict[str, Any] = json.loads(numbers(result))
     if found["base_learner"] is not None:
-        del found["base_learner"]["path"]
+        del found["base_learner"]["path"], found["base_learner"]["digest"]
     return found
 
 
