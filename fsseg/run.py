@@ -386,6 +386,7 @@ def _base_trained(run: Run, base: Run) -> str | None:
         if found := folder_faults(base.cfg) + output_faults(cell):
             raise merge_errors(found)
         cell.check_same_settings()
+        _check_model(run)
         run.status.update(phase="base learner", reason=None)
         log.info("first its base learner, which others start from too: %s", cell.directory)
         outcome = _claimed(base, redo=False)
@@ -394,6 +395,18 @@ def _base_trained(run: Run, base: Run) -> str | None:
     if outcome is None:
         raise Preempted(str(base.signals.reason()))
     return None if outcome.state == State.DONE else outcome.holder
+
+
+def _check_model(run: Run) -> None:
+    """That the cell's own model can be built, before hours go into its base learner.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with run.signals.at_once():
+        from fsseg.model import build_model
+
+        build_model(run.cfg)
 
 
 def _put_aside(run: Run, attempt: AttemptFile) -> None:

@@ -51,6 +51,8 @@ def sheets(
 
     configure_logging("warning")
     found, left_out = find_finished(folders, also or [])
+    if compare and left_out:  # or other runs would be A and B
+        raise merge_errors(left_out)
     for error in left_out:
         print(visible(f"left out: {error.what}"))
 

@@ -202,7 +202,8 @@ class BackboneConfig(Choice):
     STRIDE: ClassVar[int] = 8
     """Pixels per feature cell; an image side fits if it, or (side - 1), is a multiple of it."""
     PROVIDES: ClassVar[frozenset[str]] = frozenset()
-    """What it can do besides giving its three stages: `stages` (layer4 is a module that can run again on other input),
+    """What it can do besides giving its three stages: `stages` (layer4 can run again on other input, and cells are
+    points, see `Backbone.patches`),
     `blocks` (the output of every residual block, without dilation)."""
     name: Annotated[str, NAME] = MISSING
     """Name of the backbone: one of `NAMES`; part of the cell's identity."""
@@ -282,9 +283,10 @@ class TimmConfig(BackboneConfig):
 
     @classmethod
     def provides(cls, backbone: BackboneConfig) -> frozenset[str]:
-        """A transformer's blocks are no stages."""
-        transformer = "patch" in str(getattr(backbone, "model", "")) or backbone.name.startswith("dino")
-        return frozenset() if transformer else cls.PROVIDES
+        """No stages where cells are patches: a transformer's blocks are none, and what runs ConvNeXt's again reads its
+        masks with corners aligned. Where the model is not known yet, the backbone's name says so."""
+        patches = cls.cells(backbone)[1] or backbone.name.startswith(("dino", "convnext"))
+        return frozenset() if patches else cls.PROVIDES
 
 
 @dataclass

@@ -37,6 +37,11 @@ from fsseg.process.words import count as counted
 _MOST_ROWS = 60
 _LETTERS = "ABCDEFGH"
 
+_NO_SCORING = {
+    "name", "unlike", "episodes_file", "image_size", "train_pool", "novel_in_training", "train_query", "ignore_in_loss",
+}  # fmt: skip
+"""What of a protocol does not say how episodes are drawn and scored: words, places, and rules of the training."""
+
 Key = tuple[int, int]
 """Evaluation seed and number of an episode."""
 
@@ -175,17 +180,21 @@ def check_alike(runs: Sequence[Finished]) -> None:
         here, there = _scored_on(first), _scored_on(other)
         if differ := [f"{name} {here[name]} and {there[name]}" for name in here if here[name] != there[name]]:
             raise UserError(
-                f"{first.cell.directory} and {other.cell.directory} were not scored on the same episodes: "
-                + ", ".join(differ),
-                "compare runs of one data set, fold, number of shots and list of episodes",
+                f"{first.cell.directory} and {other.cell.directory} were not scored on the same episodes by the same "
+                f"rules: {', '.join(differ)}",
+                "compare runs of one data set, fold, number of shots, list of episodes and protocol",
             )
 
 
 def _scored_on(found: Finished) -> dict[str, object]:
-    key, data = found.cell.key, found.result.dataset
+    """What must be equal in runs whose IoUs are subtracted, by name."""
+    key, data, protocol = found.cell.key, found.result.dataset, resolved(found.cfg.protocol)
+    rules = {f"protocol.{rule}": value for rule, value in protocol.items() if rule not in _NO_SCORING}
+    network = found.cfg.dataset.image_size if protocol["scoring_size"] == "network" else None
     return {
         "data set": key.dataset, "fold": key.fold, "shots": key.shot, "episodes": data.episodes_fingerprint,
         "index": data.fingerprint_val, "images": data.images_val, "number": len(found.counts),
+        "size of the truth": network, **rules,
     }  # fmt: skip
 
 
@@ -259,9 +268,34 @@ def _model(found: Finished, source: Source) -> FewShotModel:
                 "bring back the checkpoint that the run wrote, or train the cell anew with redo=true",
             )
     elif starts_from_a_base_learner(cfg):
-        base = base_config(resolved(cfg))
-        take_over(model, open_cell(typed(base), resolved(base)))
+        _start_from_base(found, model)
+    else:
+        then, now = result.provenance.get("weights"), getattr(getattr(model, "backbone", None), "weights", None)
+        if isinstance(then, dict) and (now is None or now["digest"] != then["digest"]):
+            here = "random weights are" if now is None else f"{now['file']} (SHA-256 {now['digest']}) is"
+            raise UserError(
+                f"{found.cell.directory} was scored with the weights {then['file']} (SHA-256 {then['digest']}), and "
+                f"{here} loaded here",
+                "name the file of the run: --also backbone.weights=FILE",
+            )
     return model
+
+
+def _start_from_base(found: Finished, model: FewShotModel) -> None:
+    """
+    Raises:
+        UserError: the base learner of the run is not here, or is another one.
+    """
+    base = base_config(resolved(found.cfg))
+    cell, then = open_cell(typed(base), resolved(base)), found.result.base_learner
+    fix = f"bring back the base learner that {found.cell.directory} was scored with, or score it anew with redo=true"
+    try:
+        origin = take_over(model, cell)
+    except UserError as error:
+        raise UserError(error.what, fix) from None
+    if then is not None and then.digest is not None and then.digest != origin.digest:
+        what = f"{origin.path} is not the base learner that {found.cell.directory} was scored with"
+        raise UserError(f"{what} (SHA-256 {origin.digest}, then {then.digest})", fix)
 
 
 def _row(answers: Answers, episode: Ranked, iou: float, several_seeds: bool) -> SheetRow:

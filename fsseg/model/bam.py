@@ -167,6 +167,7 @@ class Bam(FewShotModel):
         self.backbone, self.of_run = backbone, of_run
         self.place = {class_id: place for place, class_id in enumerate(of_run.base_classes)}
         self.head = PyramidHead(backbone.channels["layer4"], len(of_run.base_classes) + 1).requires_grad_(False)
+        backbone.check_layer4()
         self.neck = PrototypeNeck(backbone.channels, cfg.channels, cfg.dropout)
         self.merge, self.aspp = pointwise(2 * cfg.channels + 1, cfg.channels), Aspp(cfg.channels)
         self.refine, self.classify = ResidualPair(cfg.channels), MaskClassifier(cfg.channels)

@@ -95,6 +95,7 @@ class Pfenet(FewShotModel):
     def __init__(self, backbone: Backbone, cfg: PfenetConfig, seed: int = 0) -> None:
         super().__init__()
         self.backbone, self.seed = backbone, seed
+        backbone.check_layer4()
         self.neck = PrototypeNeck(backbone.channels, cfg.channels, cfg.dropout)
         self.enrichment = FeatureEnrichment(cfg.channels, cfg.sides, cfg.strong_prior)
         self.refine, self.classify = ResidualPair(cfg.channels), MaskClassifier(cfg.channels)

@@ -15,6 +15,7 @@ from fsseg.config.entry import resolved, typed
 from fsseg.data.registry import checked_source
 from fsseg.data.source import Source
 from fsseg.errors import UserError
+from fsseg.model.backbones import TinyBackbone
 from fsseg.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,6 +51,19 @@ def test_backbone_and_head_are_to_the_bit_those_of_the_base_learner(trained: Com
     assert result is not None
     assert result.base_learner is not None
     assert result.base_learner.fingerprint == base.fingerprint
+
+
+def test_a_backbone_that_does_not_serve_is_told_before_its_base_learner_is_trained(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: TinyBackbone) -> None:
+        raise UserError("no layer4 by itself", "choose another")
+
+    monkeypatch.setattr(TinyBackbone, "check_layer4", refuse)
+    c = composed(root, tmp_path, *LINE)
+    with pytest.raises(UserError, match="no layer4 by itself"):
+        run(c.config, c.task_overrides)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # no base learner was begun
 
 
 def test_its_checkpoint_is_evaluated_without_a_base_learner(root: Path, tmp_path: Path, trained: Composed) -> None:

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from runs import cell_of, composed, done
 
 from fsseg.cell.finished import Finished, find_finished, open_finished
+from fsseg.cell.models import Origin
 from fsseg.cell.record import RunDirectory
 from fsseg.config.compose import compose
 from fsseg.draw.sheets import PREDICTION_COLOUR, SheetRow
@@ -183,10 +185,51 @@ def test_a_comparison_is_chosen_by_the_difference(trained: Path, training_free: 
 def test_runs_of_other_episodes_are_not_compared(trained: Path, root: Path, tmp_path: Path) -> None:
     c = composed(root, tmp_path, "protocol.num_episodes=7", "protocol.seeds=[4,1]", *PROTOTYPE)
     done(c)
-    with pytest.raises(UserError, match=r"were not scored on the same episodes: episodes \w+ and \w+"):
+    with pytest.raises(UserError, match=r"not scored on the same episodes by the same rules: episodes \w+ and \w+"):
         check_alike([opened(trained), opened(cell_of(c).directory)])
     with pytest.raises(UserError, match="these are 1"):
         check_alike([opened(trained)])
+
+
+@pytest.mark.parametrize(("rule", "value"), [("scoring_size", "network"), ("fit", "squash")])
+def test_runs_that_other_rules_scored_are_not_compared(
+    trained: Path, training_free: Path, rule: str, value: str
+) -> None:
+    other = opened(training_free)
+    other.cfg.protocol.train_query = "pair"  # says how a run was trained, not how it was scored
+    check_alike([opened(trained), other])
+    before = other.cfg.protocol[rule]  # type: ignore[index]
+    setattr(other.cfg.protocol, rule, value)
+    with pytest.raises(UserError, match=rf"by the same rules: .*protocol\.{rule} {before} and {value}"):
+        check_alike([opened(trained), other])
+
+
+def test_a_comparison_lacks_no_run(copied: RunDirectory, training_free: Path, tmp_path: Path) -> None:
+    """Else the next one would take its letter."""
+    for name in "bc":
+        shutil.copytree(training_free, tmp_path / name)
+    copied.result_file.unlink()
+    assert f"{copied.directory} is not finished" in two_lines(tmp_path, "--compare")
+
+
+def test_other_weights_than_those_that_were_scored_are_refused(training_free: Path) -> None:
+    found = opened(training_free)
+    found.result.provenance["weights"] = {"file": "/elsewhere/w.pth", "digest": "0123"}
+    with pytest.raises(UserError, match=r"weights /elsewhere/w.pth \(SHA-256 0123\), and random weights are") as fault:
+        answer(found, {(4, 1)})
+    assert "--also backbone.weights=FILE" in fault.value.fix
+
+
+def test_another_base_learner_is_refused(training_free: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = opened(training_free)
+    found.cfg.backbone.base_training = True
+    with pytest.raises(UserError, match="checkpoint of the base learner is gone") as gone:
+        answer(found, {(4, 1)})
+    assert "bring back the base learner that" in gone.value.fix
+    now, then = (Origin(path="last.pt", digest=digest) for digest in ("new", "old"))
+    monkeypatch.setattr(redraw, "take_over", lambda *_: now)
+    with pytest.raises(UserError, match=r"last.pt is not the base learner .* \(SHA-256 new, then old\)"):
+        answer(replace(found, result=msgspec.structs.replace(found.result, base_learner=then)), {(4, 1)})
 
 
 def test_of_each_class_there_are_as_many(

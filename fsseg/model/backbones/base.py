@@ -73,6 +73,13 @@ class Backbone(nn.Module):
                 features[stage] = x
         return features
 
+    def check_layer4(self) -> None:
+        """That layer4 can run on other input, for the methods that need it (`BackboneConfig.PROVIDES`, `stages`).
+
+        Raises:
+            UserError: it cannot, which the name of the backbone did not say.
+        """
+
     def residual_blocks(self, stage: str) -> Sequence[Callable[[Tensor], Tensor]]:
         """The residual blocks of one of `LAYERS` in their order, each without its last ReLU.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -92,18 +93,16 @@ class TimmBackbone(Backbone):
                 maps = [found[indices.index(depth - 1)] for depth in self.depths]
         return dict(zip(LAYERS[: LAYERS.index(last) + 1], maps))
 
-    def layer4(self, layer3: Tensor) -> Tensor:
-        """The last stage of a convolutional model on other input: (N, C3, n, n) -> (N, C4, n, n).
-
-        Raises:
-            UserError: timm does not keep the model as a row of stages.
-        """
+    def check_layer4(self) -> None:
         if not self._last_stage:
             raise UserError(
                 f"timm keeps no layers between the last two maps of a {type(self.network).__name__}, which the method "
                 "runs again on masked supports",
-                "choose another backbone, or a method that does not need it: baseline, abcb, prototype, dino",
+                "choose another backbone or method",
             )
+
+    def layer4(self, layer3: Tensor) -> Tensor:
+        """The last stage of a convolutional model on other input: (N, C3, n, n) -> (N, C4, n, n)."""
         for module in self._last_stage:
             layer3 = module(layer3)
         return layer3
@@ -251,15 +250,35 @@ def _load(network: nn.Module, model: str, path: str) -> Path:
     own = network.state_dict()
     state = read_state(file, fix)
     # timm's feature extractors write `stages_0.` where the whole model has `stages.0.`.
-    renamed = {
-        key if key in own else re.sub(r"^(\w+?)\.(\d+)\.", r"\1_\2.", key): value for key, value in state.items()
-    }
-    beyond = [key for key in renamed if key not in own]
-    if beyond and len(beyond) < len(renamed):
+    tops = {key.partition(".")[0] for key in own}
+    renamed = {}
+    for key, value in state.items():
+        flat = re.sub(r"^(\w+?)\.(\d+)\.", r"\1_\2.", key)
+        renamed[flat if flat.partition(".")[0] in tops else key] = value
+    # Tensors beyond those in a stage that the network has are of another model: `fill` refuses them.
+    stage = _stage_of(network)
+    held = {stage(key) for key in own}
+    beyond = [key for key in renamed if key not in own and stage(key) not in held]
+    if beyond:
         log.info("%s: %d tensors of layers that a backbone lacks are left out (%s, ...)", file, len(beyond), beyond[0])
-        renamed = {key: value for key, value in renamed.items() if key in own}
+        for key in beyond:
+            del renamed[key]
     fill(network, renamed, file, model, fix)
     return file
+
+
+def _stage_of(network: nn.Module) -> Callable[[str], str]:
+    """Key of a state dict -> the stage that it lies in: its first word, or the first two (`blocks.3`) where maps are
+    taken from single members of a row, of which timm builds no more than are needed."""
+    rows: set[str] = set()
+    if not is_transformer(network):
+        names = network.feature_info.module_name()  # type: ignore[union-attr, operator]
+        rows = {first for first, _, number in (name.partition(".") for name in names) if number.isdigit()}
+
+    def stage(key: str) -> str:
+        return ".".join(key.split(".")[: 2 if key.partition(".")[0] in rows else 1])
+
+    return stage
 
 
 def _depths(cfg: TimmConfig, network: nn.Module) -> list[int]:

@@ -66,7 +66,7 @@ class TimmWeights:
             return f"from {self.url} to {self._place()}"
         from huggingface_hub import constants
 
-        return f"from https://huggingface.co/{self.repository} to {constants.HF_HUB_CACHE}"
+        return f"from {constants.ENDPOINT}/{self.repository} to {constants.HF_HUB_CACHE}"
 
     def cached(self) -> Path | None:
         """The file if it was fetched before, by this program or another."""
@@ -106,7 +106,7 @@ class TimmWeights:
             place.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(self.url, str(place), progress=False)
             return place
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
 
         repository, _, revision = self.repository.partition("@")
@@ -116,7 +116,7 @@ class TimmWeights:
             except EntryNotFoundError:
                 continue
             return Path(hf_hub_download(repository, name, revision=revision or None))
-        raise FileNotFoundError(f"https://huggingface.co/{self.repository} has none of {', '.join(self.names)}")
+        raise FileNotFoundError(f"{constants.ENDPOINT}/{self.repository} has none of {', '.join(self.names)}")
 
     def _place(self) -> Path:
         return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(self.url).path).name

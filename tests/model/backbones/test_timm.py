@@ -16,7 +16,8 @@ from fsseg.config.compose import compose
 from fsseg.config.schema import TimmConfig
 from fsseg.data.pixels import MEAN, STD
 from fsseg.errors import UserError
-from fsseg.model.backbones import Backbone, build_backbone
+from fsseg.model import build_model
+from fsseg.model.backbones import Backbone, build_backbone, timm_models
 
 timm = pytest.importorskip("timm")  # a part of the test extra
 VIT, CONV, PATCHED = "vit_tiny_patch16_224", "mobilenetv1_100", "convnext_atto"
@@ -66,13 +67,15 @@ def test_the_last_stage_runs_by_itself(model: str, side: int) -> None:
     assert not torch.allclose(halved, maps["layer4"])
 
 
-def test_methods_that_need_stages_refuse_a_transformer() -> None:
+@pytest.mark.parametrize("model", [VIT, PATCHED])
+def test_methods_that_need_stages_refuse_cells_that_are_patches(model: str) -> None:
     line = ["method=pfenet", "backbone=timm", "dataset.image_size=80"]
     assert not faults(compose([*line, f"backbone.model={CONV}"]).cfg)
-    (fault,) = faults(compose([*line, f"backbone.model={VIT}"]).cfg)
+    (fault,) = faults(compose([*line, f"backbone.model={model}"]).cfg)
     assert fault.what == "method=pfenet needs stages of its backbone, which timm does not provide"
-    assert "mobilenet, convnext_tiny" in fault.fix
-    assert "dino" not in fault.fix
+    listed = fault.fix.rpartition(": ")[2].split(", ")
+    assert {"tiny", "resnet50", "mobilenet"} <= set(listed)
+    assert not [name for name in listed if name.startswith(("dino", "convnext"))]
 
 
 def test_a_transformers_last_map_is_what_timm_computes() -> None:
@@ -187,6 +190,36 @@ def test_faulty_files_are_told_in_two_lines(tmp_path: Path) -> None:
     assert f"it has another shape for {first}" in told()
     torch.save({**state, first: torch.full_like(state[first], float("nan"))}, file)
     assert f"the weights {first} are no finite numbers" in told()
+
+
+@pytest.mark.parametrize("model", ["resnet18", PATCHED, SMALL])
+def test_a_file_of_a_deeper_model_is_refused_and_a_head_is_not(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    whole = timm.create_model(model).state_dict()
+    torch.save(whole, file)
+    built(model, pretrained=True, weights=str(file))
+    last, key = {
+        "resnet18": ("layer3.1.", "layer3.2."), PATCHED: ("stages.2.blocks.5.", "stages.2.blocks.6."),
+        SMALL: ("blocks.3.1.", "blocks.3.2."),
+    }[model]  # fmt: skip
+    deeper = {key + name.removeprefix(last): value for name, value in whole.items() if name.startswith(last)}
+    assert deeper
+    torch.save(whole | deeper, file)
+    with pytest.raises(UserError) as error:
+        built(model, pretrained=True, weights=str(file))
+    assert f"is not a {model}: it has the foreign {key.replace('stages.2', 'stages_2')}" in two_lines(error)
+
+
+@pytest.mark.parametrize("method", ["pfenet", "bam"])
+def test_a_model_without_a_last_stage_is_refused_when_the_method_is_built(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm_models, "_last_stage", lambda _: ())
+    line = ["backbone=timm", f"backbone.model={SMALL}", "backbone.pretrained=false"]
+    with pytest.raises(UserError, match="timm keeps no layers between the last two maps") as error:
+        build_model(compose([f"method={method}", *line]).cfg)
+    assert error.value.fix == "choose another backbone or method"
+    build_model(compose(["method=abcb", *line]).cfg)
 
 
 def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
