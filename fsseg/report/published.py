@@ -162,7 +162,10 @@ def figures_beside(cells: Sequence[CellResult], rules: Any) -> tuple[list[Publis
         return [], []
     if unlike := {setting for cell in cells for setting in _unlike(cell)}:
         return [], sorted(unlike, key=lambda setting: (not setting.startswith("train."), setting))
-    if any((cell.identity or {}).get("train.enabled") is False for cell in cells) and key.method in _ONE_SHOT_TRAINS:
+    if (
+        any(cell.identity and cell.identity.get("train.enabled") is False for cell in cells)
+        and key.method in _ONE_SHOT_TRAINS
+    ):
         rows = [replace(row, note="; ".join(filter(None, (row.note, _UNKNOWN_TRAINING)))) for row in rows]
     by_its_rules = rules == key.method and not any(map(_other_rules, cells))
     return [replace(row, compared=by_its_rules and not row.note) for row in rows], []
@@ -172,7 +175,7 @@ def _other_rules(cell: CellResult) -> bool:
     """Whether a cell goes by other rules than the code of its method."""
     if (rules := _RULES.get((cell.key.method, cell.key.dataset))) is None or cell.identity is None:
         return True
-    known = {**ADDED, **ADDED_TO.get(cell.key.dataset, {}), **cell.identity}
+    known: dict[str, Any] = {**ADDED, **ADDED_TO.get(cell.key.dataset, {}), **cell.identity}
     return any(known.get(rule) not in allowed for rule, allowed in rules.items())
 
 
@@ -205,7 +208,7 @@ def _base_training(cell: CellResult, recipe: Recipe) -> dict[str, Any]:
         found = RunDirectory(cell.path).config().get("base_training")
     except Unreadable:
         found = None
-    recorded = found if isinstance(found, dict) else {}
+    recorded: dict[str, Any] = found if isinstance(found, dict) else {}
     keys = [key for key in recipe if key.startswith("base_training.")]
     return {key: recorded.get(key.removeprefix("base_training."), "unknown") for key in keys}
 
