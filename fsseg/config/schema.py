@@ -730,6 +730,8 @@ def register() -> None:
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
     OmegaConf.register_new_resolver("by_stem", _by_stem, replace=True)
+    OmegaConf.register_new_resolver("by_base_training", _by_base_training, replace=True)
+    OmegaConf.register_new_resolver("unless", _unless, replace=True)
     OmegaConf.register_new_resolver("given", _given, replace=True)
     OmegaConf.register_new_resolver("train_line", train_line, replace=True)
 
@@ -755,6 +757,16 @@ def _by_rounds(values: DictConfig, *, _root_: DictConfig) -> Any:
 def _by_stem(values: DictConfig, *, _root_: DictConfig) -> Any:
     """`${by_stem:{plain: ..., deep: ..., other: ...}}`: one value for each stem of a ResNet, one for all others."""
     return values[OmegaConf.select(_root_.backbone, "stem", default="other")]
+
+
+def _by_base_training(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_base_training:{given: ..., none: ...}}`: by whether the backbone is that of a base learner."""
+    return values["given" if _root_.backbone.base_training else "none"]
+
+
+def _unless(settings: DictConfig, words: str, *, _root_: DictConfig) -> str:
+    """`${unless:{train.batch_size: 8},words}`: words, but none where all these settings have these values."""
+    return "" if all(OmegaConf.select(_root_, str(key)) == value for key, value in settings.items()) else words
 
 
 def trains(cfg: Config) -> bool:

@@ -14,6 +14,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from fsseg.cell.models import Unreadable
+from fsseg.cell.record import RunDirectory
 from fsseg.config.history import ADDED, ADDED_TO, STANDARD_POOL
 from fsseg.process.words import several
 from fsseg.report.collect import CellResult
@@ -35,7 +37,7 @@ _RATE = "train.lr x train.lr_scale"
 _ALWAYS: Recipe = {
     "dataset.num_folds": (4,), "dataset.contiguous_folds": (False,), "dataset.year": (2014,),
     "backbone.pretrained": (True,), "backbone.trainable_layers": (0,), "eval.every_epochs": (0,),
-    "train.max_steps": (None,), "train.clip_grad_norm": (None,),
+    "train.max_steps": (None,), "train.clip_grad_norm": (None,), "backbone.base_training": (False,),
 }  # fmt: skip
 _SGD: Recipe = {
     "train.optimizer": ("sgd",), "train.momentum": (0.9,), "train.weight_decay": (1e-4,), "train.poly_power": (0.9,),
@@ -44,26 +46,35 @@ _SGD: Recipe = {
 """What PFENet and the methods after it share."""
 _PASCAL: Recipe = {"dataset.train_list": ("merged_5953",), "dataset.val_list": ("val",)}
 _COCO: Recipe = {"dataset.coco_masks": ("painted",)}
+_SCALED_A_LITTLE: Recipe = {"dataset.scale_range": ([0.9, 1.1],)}
+_SCALED: Recipe = {"dataset.scale_range": ([0.8, 1.25],)}
+_BASE_TRAINED: Recipe = {
+    "backbone.base_training": (True,), "base_training.image_size": (417,), "base_training.batch_size": (12,),
+    "base_training.lr": (2.5e-4,), "base_training.head_factor": (10,), "base_training.scale_range": ([0.5, 2.0],),
+    "base_training.max_steps": (None,),
+}  # fmt: skip
+"""No `base_training.*` is part of an identity: they are read in config.yaml."""
 _HSNET: Recipe = {
+    "protocol.fit": ("squash",),  # the others scale or crop, and it has no augmentation
     "train.optimizer": ("adamw",), "train.weight_decay": (0,), "train.poly_power": (0,), _RATE: (0.001,),
     "train.epochs": range(350, 1_000_001), "dataset.image_size": (400,), "dataset.flip_probability": (0,),
 }  # fmt: skip
 _RECIPES: dict[tuple[str, str], Recipe] = {
     ("pfenet", "pascal5i"): {
-        **_SGD, **_PASCAL, _RATE: (0.025,), "train.batch_size": (4,), "train.epochs": (200,),
+        **_SGD, **_PASCAL, **_SCALED_A_LITTLE, _RATE: (0.025,), "train.batch_size": (4,), "train.epochs": (200,),
         "dataset.image_size": (473,),
     },
     ("pfenet", "coco20i"): {
-        **_SGD, **_COCO, _RATE: (0.025,), "train.batch_size": range(8, 33), "train.epochs": (50,),
+        **_SGD, **_COCO, **_SCALED, _RATE: (0.025,), "train.batch_size": range(8, 33), "train.epochs": (50,),
         "dataset.image_size": (641,),
     },
     ("bam", "pascal5i"): {
-        **_SGD, **_PASCAL, _RATE: (0.05,), "train.batch_size": (8,), "train.epochs": (200,),
-        "dataset.image_size": (473,), "backbone.base_training": (True,),
+        **_SGD, **_PASCAL, **_SCALED_A_LITTLE, **_BASE_TRAINED, "base_training.epochs": (100,),
+        _RATE: (0.05,), "train.batch_size": (8,), "train.epochs": (200,), "dataset.image_size": (473,),
     },
     ("bam", "coco20i"): {
-        **_SGD, **_COCO, _RATE: (0.05,), "train.batch_size": (8,), "train.epochs": (50,),
-        "dataset.image_size": (641,), "backbone.base_training": (True,),
+        **_SGD, **_COCO, **_SCALED, **_BASE_TRAINED, "base_training.epochs": (20,),
+        _RATE: (0.05,), "train.batch_size": (8,), "train.epochs": (50,), "dataset.image_size": (641,),
     },
     ("hsnet", "pascal5i"): {
         **_HSNET, **_PASCAL, "train.batch_size": (20,), "dataset.train_list": (None, STANDARD_POOL),
@@ -73,7 +84,40 @@ _RECIPES: dict[tuple[str, str], Recipe] = {
 }  # fmt: skip
 """By method and data set: the settings of the published run, as far as they are known. The experiments `<method>_paper`
 set them."""
+_PFENET_RULES: Recipe = {
+    "protocol.list_rule": ("pixels",), "protocol.min_pixels": (2048,), "protocol.train_query": ("image",),
+    "protocol.query_order": ("first_n",), "protocol.query_class": ("any_size",), "protocol.repeat_support": (False,),
+    "protocol.undrawn": ("zero",), "protocol.fit": ("pfenet",), "protocol.scoring_size": ("original",),
+    "protocol.ignore_in_loss": (True,), "protocol.episodes_file (content)": (None,),
+}  # fmt: skip
+_HSNET_RULES: Recipe = {
+    "protocol.min_pixels": (2048,), "protocol.novel_in_training": ("background",), "protocol.query_class": ("listed",),
+    "protocol.repeat_support": (True,), "protocol.num_episodes": (1000,), "protocol.seeds": ([0],),
+    "protocol.undrawn": ("zero",), "protocol.fit": ("squash",), "protocol.scoring_size": ("network",),
+    "protocol.ignore_in_loss": (False,), "protocol.episodes_file (content)": (None,),
+}  # fmt: skip
+_PFENET: Recipe = {**_PFENET_RULES, "protocol.novel_in_training": ("background",), "protocol.seeds": ([321],)}
+_BAM: Recipe = {
+    **_PFENET_RULES, "protocol.novel_in_training": ("drop",), "protocol.seeds": ([510, 365, 382, 322, 988],),
+    "protocol.num_episodes": (1000,),
+}  # fmt: skip
+_RULES: dict[tuple[str, str], Recipe] = {
+    ("pfenet", "pascal5i"): {**_PFENET, "protocol.num_episodes": (5000,)},
+    ("pfenet", "coco20i"): {**_PFENET, "protocol.num_episodes": (20000,)},
+    ("bam", "pascal5i"): _BAM,
+    ("bam", "coco20i"): _BAM,
+    ("hsnet", "pascal5i"): {
+        **_HSNET_RULES, "protocol.list_rule": ("grid",), "protocol.train_query": ("pair",),
+        "protocol.query_order": ("list_cycle",),
+    },
+    ("hsnet", "coco20i"): {
+        **_HSNET_RULES, "protocol.list_rule": ("pixels",), "protocol.train_query": ("class_uniform",),
+        "protocol.query_order": ("class_uniform",),
+    },
+}  # fmt: skip
+"""By method and data set: what `protocol=<method>` sets. A line may have changed it since, and kept the name."""
 _ONE_SHOT_TRAINS = ("hsnet",)  # more shots are the answer of the same weights
+_UNKNOWN_TRAINING = "the training of the checkpoint is not known"
 _UNKNOWN_MODEL = ("dino",)  # the settings of the published model are not known
 
 
@@ -103,7 +147,7 @@ def figures_beside(cells: Sequence[CellResult], rules: Any) -> tuple[list[Publis
     """The published rows that some cells may stand beside, and the settings by which they may not.
 
     The cells are of the whole evaluation split and, as far as is known, of the published recipe. A row counts as
-    `compared` if the rules of the runs bear the name of its code, and no note sets it apart.
+    `compared` if the rules of the runs are those of its code, by name and each by itself, and no note sets it apart.
 
     Args:
         cells: of one method, data set, backbone and number of shots, which may differ in fold and seed.
@@ -118,8 +162,21 @@ def figures_beside(cells: Sequence[CellResult], rules: Any) -> tuple[list[Publis
         return [], []
     if unlike := {setting for cell in cells for setting in _unlike(cell)}:
         return [], sorted(unlike, key=lambda setting: (not setting.startswith("train."), setting))
-    by_its_rules = key.method in _CODES and rules == key.method
+    if (
+        any(cell.identity and cell.identity.get("train.enabled") is False for cell in cells)
+        and key.method in _ONE_SHOT_TRAINS
+    ):
+        rows = [replace(row, note="; ".join(filter(None, (row.note, _UNKNOWN_TRAINING)))) for row in rows]
+    by_its_rules = rules == key.method and not any(map(_other_rules, cells))
     return [replace(row, compared=by_its_rules and not row.note) for row in rows], []
+
+
+def _other_rules(cell: CellResult) -> bool:
+    """Whether a cell goes by other rules than the code of its method."""
+    if (rules := _RULES.get((cell.key.method, cell.key.dataset))) is None or cell.identity is None:
+        return True
+    known: dict[str, Any] = {**ADDED, **ADDED_TO.get(cell.key.dataset, {}), **cell.identity}
+    return any(known.get(rule) not in allowed for rule, allowed in rules.items())
 
 
 def _unlike(cell: CellResult) -> list[str]:
@@ -134,13 +191,26 @@ def _unlike(cell: CellResult) -> list[str]:
         recipe["train.enabled"] = (not (key.method in _ONE_SHOT_TRAINS and key.shot > 1),)
     known = {**ADDED, **ADDED_TO.get(key.dataset, {}), **identity}
     rate, scale = known.get("train.lr"), known["train.lr_scale"]
-    if isinstance(rate, float) and isinstance(scale, float | int):
-        known[_RATE] = round(rate * scale, 12)
+    readable = isinstance(rate, float | int) and isinstance(scale, float | int)
+    known[_RATE] = round(rate * scale, 12) if readable else "unknown"
+    if _BASE_TRAINED.keys() <= recipe.keys():
+        known |= _base_training(cell, recipe)
     if key.method in _UNKNOWN_MODEL or known.get("train.enabled") is False:
         recipe = {k: allowed for k, allowed in recipe.items() if k == "train.enabled" or not k.startswith("train.")}
     unlike = [k for k, allowed in recipe.items() if k in known and known[k] not in allowed]
     unlike += [k for k in known if k.startswith("train.lr_factors.")]
     return [f"{k}={json.dumps(known[k], default=str)}".replace('"', "") for k in unlike]
+
+
+def _base_training(cell: CellResult, recipe: Recipe) -> dict[str, Any]:
+    """The recipe of the base learner that a cell starts from, as far as the published one is known."""
+    try:
+        found = RunDirectory(cell.path).config().get("base_training")
+    except Unreadable:
+        found = None
+    recorded: dict[str, Any] = found if isinstance(found, dict) else {}
+    keys = [key for key in recipe if key.startswith("base_training.")]
+    return {key: recorded.get(key.removeprefix("base_training."), "unknown") for key in keys}
 
 
 @lru_cache
@@ -177,7 +247,7 @@ def notes_on(marks: Mapping[str, int], rows: Collection[Published], methods: Ite
     apart = [row for row in rows if not row.compared]
     codes = [f"protocol={method}" for method in _CODES if any(not row.note and row.method == method for row in apart)]
     if apart:
-        others = f", nor to those of other rules than this table's ({', '.join(codes)})" if codes else ""
+        others = f", nor to those of other rules than this table's ({', '.join(codes)}, unchanged)" if codes else ""
         notes.append(f"no difference is told to a published figure with a note{others}")
     if chosen := [method for method in SELECTED if method in set(methods)]:
         notes.append(

@@ -44,6 +44,18 @@ def test_what_a_preset_is_not_is_said_of_the_data_and_the_backbone_in_use() -> N
     for name in ("hsnet", "pfenet", "bam", "hdmnet"):
         assert "backbone" not in unlike(f"protocol={name}")  # tiny: nobody's
         assert "backbone" in unlike(f"protocol={name}", "dataset=pascal5i")
+    for name in ("bam", "hdmnet"):
+        line = (f"protocol={name}", "dataset=pascal5i")
+        assert "trained on the base classes" in unlike(*line)
+        assert "a base learner has" in unlike(*line)
+        assert "trained on the base classes" not in unlike(*line, "backbone.base_training=true")
+        assert "a base learner has" in unlike(*line, "backbone.base_training=true")
+        assert "base" not in unlike(*line, "method=bam")
+    for name in ("pfenet", "bam"):
+        line = (f"experiment={name}_paper", "fold=0", "shot=1", "dataset=pascal5i", f"protocol={name}")
+        assert "the recipe" not in unlike(*line)
+        assert "the recipe" in unlike(*line, "train.batch_size=3")
+        assert "the recipe" in unlike(*line[1:])
     assert "the lists differ" in unlike("protocol=hsnet", "dataset=pascal5i")
     assert "the lists differ" not in unlike("protocol=hsnet", "dataset=coco20i")
     assert unlike("protocol=standard", "protocol.min_pixels=9") == ""

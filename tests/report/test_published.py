@@ -27,11 +27,29 @@ MIOU = (60.0, 65.0, 58.0, 55.0)  # of folds 0 to 3; their mean is 59.5
 EXPERIMENTS = sorted(path.stem for path in (config_folder() / "experiment").glob("*_paper.yaml"))
 
 
-def cells(*line: str) -> list[Cell]:
+def composed(*line: str) -> list[Composed]:
     with composer() as c:
         found = [made for _, made in c.grid(line)]
     assert not [made for made in found if isinstance(made, UserError)]
-    return [open_cell(c.cfg, c.resolved, c.task_overrides) for c in found if isinstance(c, Composed)]
+    return [made for made in found if isinstance(made, Composed)]
+
+
+def opened(made: Composed) -> Cell:
+    return open_cell(made.cfg, made.resolved, made.task_overrides)
+
+
+def cells(*line: str) -> list[Cell]:
+    return [opened(made) for made in composed(*line)]
+
+
+def printed(cell: Cell) -> int:
+    """How many rows of the file a cell should have beside it."""
+    key, file = cell.key, published_results()
+    entries = [e for e in file["entries"] if (e["method"], e["backbone"]) == (key.method, key.backbone)]
+    if (key.method, key.backbone) == ("dino", "dinov3_b"):
+        entries = [e for e in file["training_free"] if "DINOv3 ViT-B" in e["method"]]
+    of_place = [e for e in entries if (e["dataset"], e["shot"]) == (key.dataset, key.shot)]
+    return sum("memory" not in e["source"] for e in of_place)
 
 
 def finished(path: Path, made: Sequence[Cell], protocol: str = "standard", **result: Any) -> Table:
@@ -60,6 +78,21 @@ def pfenet() -> list[Cell]:
 
 
 @pytest.fixture(scope="module")
+def bam() -> Composed:
+    return composed("experiment=bam_paper", "dataset=pascal5i", "shot=1", "fold=0")[0]
+
+
+@pytest.fixture(scope="module")
+def by_its_rules() -> dict[str, list[Cell]]:
+    """By data set: PFENet by its recipe and by the rules of its code."""
+    line = ("experiment=pfenet_paper", "backbone=resnet50", "shot=1", "protocol=pfenet")
+    return {
+        "pascal5i": cells(*line, "dataset=pascal5i"),
+        "coco20i": cells(*line, "dataset=coco20i", "dataset.val_list=val.txt", "fold=0"),
+    }
+
+
+@pytest.fixture(scope="module")
 def hsnet() -> list[Cell]:
     return cells("experiment=hsnet_paper", "dataset=pascal5i", "backbone=resnet50")
 
@@ -68,19 +101,19 @@ def hsnet() -> list[Cell]:
 def test_every_cell_of_a_methods_experiment_stands_beside_all_that_is_published_for_it(
     experiment: str, tmp_path: Path
 ) -> None:
-    made = cells(f"experiment={experiment}", "fold=0")
-    for cell in made:
-        make_run(tmp_path, cell.key, identity=cell.identity, result=50.0)
+    both = [(opened(c), c.resolved) for c in composed(f"experiment={experiment}", "fold=0")]
+    for cell, config in both:
+        make_run(tmp_path, cell.key, identity=cell.identity, result=50.0, config=config)
     tables = build(collect([tmp_path])).tables
     assert [note for table in tables for note in table.notes if "no published figure" in note] == []
-    places = {(c.key.method, c.key.dataset, c.key.backbone, c.key.shot) for c in made}
+    expected = {(c.key.method, c.key.dataset, c.key.backbone, c.key.shot): printed(c) for c, _ in both}
     found = {
         (row.key.method, table.key.dataset, row.key.backbone, shot): len(of_shot)
         for table in tables
         for row in table.rows
         for shot, of_shot in row.reported.items()
     }
-    assert found == {place: number for place in places if (number := len(published_rows(*place)))}
+    assert found == {place: number for place, number in expected.items() if number}
     assert found
 
 
@@ -95,13 +128,50 @@ def test_under_other_rules_the_figures_stand_there_without_a_difference(pfenet: 
     assert chosen.startswith("published figures of pfenet are")
 
 
-def test_under_the_rules_of_its_code_the_difference_is_told(pfenet: list[Cell], tmp_path: Path) -> None:
-    table = finished(tmp_path, pfenet, "pfenet")
+def test_under_the_rules_of_its_code_the_difference_is_told(by_its_rules: Any, tmp_path: Path) -> None:
+    table = finished(tmp_path, by_its_rules["pascal5i"], "pfenet")
     row, text = row_of(table), table.as_text()
     assert line_of(text, "difference") == ["-1.7", "-4.5", "+2.6", "-1.3", "-1.3"]  # 59.5 - 60.8
     assert row.entries[1, 0].difference == pytest.approx(60.0 - 61.7)
     assert row.entries[1, MEAN].paper == 60.8
     assert not [note for note in text.notes if note.startswith("no difference is told")]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"protocol.num_episodes": 50},
+        {"protocol.seeds": [0]},
+        {"protocol.scoring_size": "network"},
+        {"protocol.ignore_in_loss": False},
+        {"protocol.episodes_file (content)": "0123"},
+        {"protocol.fit": "longer_side"},
+    ],
+)
+def test_rules_that_only_bear_the_name_of_its_code_give_no_difference(
+    changed: dict[str, Any], by_its_rules: Any, tmp_path: Path
+) -> None:
+    for cell in by_its_rules["pascal5i"]:
+        given = {"protocol": {"name": "pfenet"}, "metrics": {"miou": 60.0}}
+        make_run(tmp_path, cell.key, identity={**cell.identity, **changed}, result=given)
+    (table,) = build(collect([tmp_path])).tables
+    text = table.as_text()
+    assert [row[0].strip() for row in text.rows] == [text.rows[0][0], "published (1)"]
+    assert any("(protocol=pfenet, unchanged)" in note for note in text.notes)
+
+
+def test_the_rules_of_a_code_are_those_that_its_protocol_sets() -> None:
+    extra = {"coco20i": ("dataset.val_list=val.txt",), "pascal5i": ()}
+    with composer() as c:
+        made = {
+            (method, dataset): c.one([f"protocol={method}", f"dataset={dataset}", *extra[dataset]]).resolved["protocol"]
+            for method, dataset in published._RULES
+        }
+    for (method, dataset), rules in published._RULES.items():
+        set_by_it = made[method, dataset]
+        rest = {"name", "train_pool", "image_size", "episodes_file", "unlike"}  # of the data set, or of one line
+        expected = {f"protocol.{rule}": (value,) for rule, value in set_by_it.items() if rule not in rest}
+        assert rules == expected | {"protocol.episodes_file (content)": (None,)}, (method, dataset)
 
 
 def test_of_two_published_rows_both_stand_there_and_the_note_of_one_too(hsnet: list[Cell], tmp_path: Path) -> None:
@@ -139,8 +209,11 @@ def test_more_shots_of_hsnet_are_the_answer_of_a_checkpoint(tmp_path: Path) -> N
     weights.write_bytes(b"weights")
     line = ("experiment=hsnet_paper", "dataset=pascal5i", "backbone=resnet50", "fold=0", "shot=5", "variant=x")
     evaluated = cells(*line, "train.enabled=false", f"checkpoint={weights}")
-    row = row_of(finished(tmp_path / "evaluated", evaluated, "hsnet"))
-    assert [figures.mean for figures in row.reported[5]] == [69.5, 69.3]
+    table = finished(tmp_path / "evaluated", evaluated, "hsnet")
+    first, second = row_of(table).reported[5]
+    assert (first.mean, first.note) == (69.5, "the training of the checkpoint is not known")
+    assert (second.mean, second.note) == (69.3, "uniform lists; the training of the checkpoint is not known")
+    assert not [row for row in table.as_text().rows if row[0].strip() == "difference"]
     trained = finished(tmp_path / "trained", cells(*line), "hsnet")
     assert row_of(trained).reported == {}
     assert any("(train.enabled=true)" in note for note in trained.notes)
@@ -165,7 +238,12 @@ def test_another_recipe_has_no_figures_beside_it_and_one_note_says_why(tmp_path:
         ({"model.channels": 64}, "model.channels=64"),
         ({"dataset.train_list": None}, "dataset.train_list=null"),
         ({"train.lr_factors.backbone": 0.1}, "train.lr_factors.backbone=0.1"),
-        ({"train.lr": "much"}, ""),
+        ({"train.lr": "much"}, "train.lr x train.lr_scale=unknown"),
+        ({"train.lr": None}, "train.lr x train.lr_scale=unknown"),
+        ({"train.lr": 0.025, "train.lr_scale": "much"}, "train.lr x train.lr_scale=unknown"),
+        ({"train.lr": 0.025, "train.lr_scale": 1}, ""),
+        ({"backbone.base_training": True}, "backbone.base_training=true"),
+        ({"dataset.scale_range": [0.5, 2.0]}, "dataset.scale_range=[0.5, 2.0]"),
     ],
 )
 def test_a_setting_that_is_not_the_published_one_is_named(
@@ -176,6 +254,28 @@ def test_a_setting_that_is_not_the_published_one_is_named(
     (table,) = build(collect([tmp_path])).tables
     notes = [note for note in table.notes if note.startswith("no published figures")]
     assert [told in note for note in notes] == ([True] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"epochs": 1}, "base_training.epochs=1"),
+        ({"image_size": 81}, "base_training.image_size=81"),
+        ({"max_steps": 9}, "base_training.max_steps=9"),
+        (None, "base_training.epochs=unknown"),
+    ],
+)
+def test_a_base_learner_that_is_not_the_published_one_is_named(
+    changed: dict[str, Any] | None, told: str, bam: Composed, tmp_path: Path
+) -> None:
+    cell, whole = opened(bam), bam.resolved
+    config = None if changed is None else {**whole, "base_training": {**whole["base_training"], **changed}}
+    make_run(tmp_path, cell.key, identity=cell.identity, result=50.0, config=config)
+    (table,) = build(collect([tmp_path])).tables
+    notes = [note for note in table.notes if note.startswith("no published figures")]
+    assert [told in note for note in notes] == ([True] if told else [])
+    assert len(row_of(table).reported.get(1, [])) == (0 if told else 2)
 
 
 def test_unknown_settings_samples_and_partial_results_stand_beside_nothing(pfenet: list[Cell], tmp_path: Path) -> None:
