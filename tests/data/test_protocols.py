@@ -334,17 +334,19 @@ def test_what_is_claimed_equal_is_equal(name: str, preset: str, dataset: str) ->
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_a_preset_does_not_do_stands_in_its_file(preset: str) -> None:
-    """As many points as the table has: seeds and episodes may share a line with others, none is left out."""
+    """Every point of the table has a line, and every line belongs to one: several points may share a line."""
     unlike = list(config(preset, "pascal5i").protocol.unlike)
     words = {
-        "PASCAL, training pool": "lists differ", "PASCAL, lists": "lists differ",
-        "episodes x seeds": "one episode more", "seeds": "generator", "scaling": "scaled",
-        "padding in the model": "padding",
-        "which weights are scored": "final weights",
-        "training recipe": "recipe", "backbone": "backbone",
+        "PASCAL, training pool": ["lists differ"], "PASCAL, lists": ["lists differ"],
+        "episodes x seeds": ["one episode more"], "seeds": ["generator"], "scaling": ["scaled"],
+        "padding in the model": ["padding"],
+        "which weights are scored": ["final weights"],
+        "training recipe": ["recipe", "base learner"],
+        "backbone": ["of torchvision", "dilated", "trained on the base classes"],
     }  # fmt: skip
     different = {name for (name, of), said in table().items() if of == preset and said[0] == "≠"}
     for name in different:
-        assert any(words[name] in line for line in unlike), (name, unlike)
-    assert len(unlike) == len({words[name] for name in different})
+        assert any(word in line for line in unlike for word in words[name]), (name, unlike)
+    known = {word for name in different for word in words[name]}
+    assert [line for line in unlike if sum(word in line for word in known) != 1] == []
     assert list(config("standard", "pascal5i").protocol.unlike) == []

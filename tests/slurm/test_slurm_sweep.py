@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 
+from fsseg.cell.models import State
 from fsseg.cell.record import RunDirectory
 from fsseg.cell.sweeps import SweepRecord, sweeps_of
 from fsseg.config.compose import compose
@@ -343,7 +344,7 @@ def test_many_cells_are_one_array_and_little_to_write(count: int, cluster: Clust
         p.stat().st_size for name in (".submitit", "sweeps") for p in (tmp_path / "outputs/s" / name).rglob("*")
     )
     assert written < count * 10_000
-    wait_until(lambda: sweep.cell(0).claim_file.exists())
+    wait_until(lambda: sweep.cell(0).look().state == State.RUNNING)
     assert f"{count} cells: 1 running, {count - 1} pending" in sweep.command("status", str(tmp_path / "outputs/s"))
     assert f"{count} SLURM jobs cancelled" in sweep.command("cancel", str(tmp_path / "outputs/s"))
     wait_until(lambda: not cluster.ask("squeue", "-h"))
