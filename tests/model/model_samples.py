@@ -73,6 +73,31 @@ def only(whole: Batch, b: int) -> Batch:
     return replace(whole, **{field.name: getattr(whole, field.name)[b : b + 1] for field in fields(whole)})
 
 
+def check_alone_and_kept(model: FewShotModel, data: Batch, shots: int, read: Callable) -> None:
+    """An episode's answer, all that `read` takes of it, is the same alone, in a batch, and with kept features."""
+    with torch.no_grad():
+        together = read(model(data))
+        for b in range(len(data)):
+            alone = read(model(only(data, b)))
+            torch.testing.assert_close([p[0] for p in alone], [p[b] for p in together], rtol=1e-9, atol=1e-9)
+        supports = model.encode(data.support_images.flatten(0, 1), data.support_pictures.flatten(0, 1))
+        query = model.encode(data.query_image, data.query_picture)
+        each = [{name: x[n : n + 1] for name, x in supports.items()} for n in range(len(data) * shots)]
+        torch.testing.assert_close(read(model.decode([supports], query, data)), together)
+        torch.testing.assert_close(read(model.decode(each, query, data)), together)
+
+
+def in_float32_and_bf16(model: FewShotModel, data: Batch) -> tuple[Tensor, Tensor]:
+    """Foreground probabilities without and with autocast; they differ a little, for else it did nothing."""
+    with torch.no_grad():
+        exact = model(data)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(data)
+    before, after = (p.logits.float().softmax(1)[:, 1] for p in (exact, rounded))
+    assert 0 < (before - after).abs().max() < 0.1
+    return before, after
+
+
 def abcb(**changes) -> AbcbConfig:
     return AbcbConfig(**{"name": "abcb", "channels": 16, "heads": 2, **changes})
 

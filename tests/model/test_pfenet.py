@@ -182,16 +182,7 @@ def test_draws_of_dropout_are_those_of_the_episode_and_of_the_run() -> None:
 def test_an_episode_gets_the_same_answer_alone_in_a_batch_and_with_kept_features(shots: int) -> None:
     model, batch = model_of(), batch_of([row[:shots] for row in ([1, 9, 5], [30, 4, 17], [12, 12, 1])])
     batch.query_picture[0, 20:] = False
-    with torch.no_grad():
-        together = all_logits(model(batch))
-        for b in range(3):
-            alone = all_logits(model(samples.only(batch, b)))
-            torch.testing.assert_close([p[0] for p in alone], [p[b] for p in together], rtol=1e-9, atol=1e-9)
-        supports = model.encode(batch.support_images.flatten(0, 1), batch.support_pictures.flatten(0, 1))
-        query = model.encode(batch.query_image, batch.query_picture)
-        each = [{name: x[n : n + 1] for name, x in supports.items()} for n in range(3 * shots)]
-        torch.testing.assert_close(all_logits(model.decode([supports], query, batch)), together)
-        torch.testing.assert_close(all_logits(model.decode(each, query, batch)), together)
+    samples.check_alone_and_kept(model, batch, shots, all_logits)
 
 
 def test_shots_count_alike_and_copies_of_one_give_its_answer() -> None:
@@ -257,9 +248,4 @@ def test_bf16_answers_stay_close_to_float32() -> None:
     torch.manual_seed(0)
     model = build_model(samples.cell(samples.pfenet())).eval()
     batch = samples.batch(samples.square_masks([[25]], 65), 65)
-    with torch.no_grad():
-        exact = model(batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(batch)
-    before, after = (p.logits.float().softmax(1)[:, 1] for p in (exact, rounded))
-    assert 0 < (before - after).abs().max() < 0.1  # 0 would mean that autocast did nothing
+    samples.in_float32_and_bf16(model, batch)
