@@ -84,8 +84,7 @@ def cost(cfg: Config, share: float = OBJECT_SHARE) -> list[CostRow]:
     if not issubclass(method, (Baseline, BaseLearner)):
         return _halves(method, cfg, share)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    looks_at_numbers = hasattr(cfg.backbone, "model")  # timm, while it builds a model
-    with nullcontext() if looks_at_numbers else fake:
+    with nullcontext() if _looks_at_numbers(cfg) else fake:
         backbone = build_backbone(cfg.backbone)
     with fake, sdpa_kernel(SDPBackend.MATH):  # this form of attention has countable matrix products
         if method is BaseLearner:
@@ -171,6 +170,11 @@ def _beside_paper(row: CostRow) -> CostRow:
     return CostRow(row.part, row.parameters, row.macs, row.dense_macs, parameters, gmacs)
 
 
+def _looks_at_numbers(cfg: Config) -> bool:
+    """Whether building the backbone reads numbers, so that shapes alone do not do: timm's models."""
+    return hasattr(cfg.backbone, "model")
+
+
 def _halves(method: type[FewShotModel], cfg: Config, share: float) -> list[CostRow]:
     """A method whose parts are not known here: `encode` of all images, `decode`, and the sum, which bears its name.
 
@@ -178,7 +182,7 @@ def _halves(method: type[FewShotModel], cfg: Config, share: float) -> list[CostR
     `encode` are the backbone's.
     """
     side, shots = cfg.dataset.image_size, cfg.shot
-    with torch.device("cpu" if hasattr(cfg.backbone, "model") else "meta"):  # timm looks at numbers while it builds
+    with torch.device("cpu" if _looks_at_numbers(cfg) else "meta"):
         model: Any = method.from_config(cfg).eval().requires_grad_(False).to("meta")
     images = torch.empty(1 + shots, 3, side, side, device="meta")
     pictures = torch.ones(1 + shots, side, side, dtype=torch.bool)
