@@ -28,6 +28,7 @@ from fsseg.config.base_training import base_config, base_overrides, starts_from_
 from fsseg.config.checks import faults
 from fsseg.config.constraints import BEST
 from fsseg.config.entry import resolved, typed
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.registry import DataNow, checked_source, folder_faults
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device, describe_device
@@ -84,7 +85,7 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
     cfg = typed(config)
     configure_logging(cfg.log_level)
     if overrides is None:
-        overrides = _hydra_overrides()
+        overrides = _hydra_overrides(cfg)
     if found := faults(cfg):
         raise merge_errors(found + folder_faults(cfg))  # all in one go
     here = Run(cfg, open_cell(cfg, resolved(config), overrides))
@@ -452,7 +453,7 @@ def _sweep() -> DictConfig | None:
     return found if found is not None and found.hydra.mode == RunMode.MULTIRUN else None
 
 
-def _hydra_overrides() -> list[str]:
+def _hydra_overrides(cfg: Config) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -461,7 +462,10 @@ def _hydra_overrides() -> list[str]:
     overrides = list(hydra.overrides.task)
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     # What an experiment file sweeps comes to a cell as overrides; a cell without them would be none of its cells.
-    if lacking := [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items() if key not in given]:
+    swept = {key: f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()}
+    if cfg.model.name in BASE_LEARNERS:  # a base learner of the sweep has its own seed, and is of all shots
+        swept = {key: text for key, text in swept.items() if text in base_overrides([text])}
+    if lacking := [text for key, text in swept.items() if key not in given]:
         raise UserError(
             f"this experiment is a sweep over {' '.join(lacking)}",
             f"add -m ({train_line('-m experiment=...')}, one experiment a line), or choose one value of each",

@@ -126,6 +126,15 @@ def test_a_sweep_over_folds_then_the_table(train: Command, tmp_path: Path) -> No
     assert (folder / "summary.md").is_file()
 
 
+def test_base_learners_of_an_experiment_that_sweeps_seeds_are_run_with_their_own(train: Command, tmp_path: Path) -> None:
+    line = ("-m", "experiment=methods_common", "method=bam", "fold=1", "base_training.max_steps=1", "model.channels=16")
+    done = train(*line, "base_training.image_size=25")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 4 cells done, 4 to run" in done.stderr  # seeds 0, 1 and 2 of the file, and their base learner
+    keys = [run.find_key() for run in find_runs([tmp_path / "outputs"])]
+    assert sorted(f"{key.method}{key.seed}" for key in keys if key) == ["bam0", "bam1", "bam2", "pspnet0"]
+
+
 def test_the_sweep_goes_on_past_a_faulty_cell_and_ends_with_a_status(train: Command, tmp_path: Path) -> None:
     done = train("-m", "fold=0,7", "variant=small")
     assert done.returncode == 1
