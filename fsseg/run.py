@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,6 +42,9 @@ from fsseg.process.ranks import first_of_several, several_expected
 from fsseg.process.signals import Preempted
 from fsseg.sweep.preflight import leaves, output_faults, scratch_faults
 from fsseg.sweep.sync import sync_cell
+
+if TYPE_CHECKING:
+    from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg")
 

@@ -126,7 +126,7 @@ def test_a_sweep_over_folds_then_the_table(train: Command, tmp_path: Path) -> No
     assert (folder / "summary.md").is_file()
 
 
-def test_base_learners_of_an_experiment_that_sweeps_seeds_are_run_with_their_own(train: Command, tmp_path: Path) -> None:
+def test_base_learners_of_an_experiment_over_seeds_are_run_with_their_own(train: Command, tmp_path: Path) -> None:
     line = ("-m", "experiment=methods_common", "method=bam", "fold=1", "base_training.max_steps=1", "model.channels=16")
     done = train(*line, "base_training.image_size=25")
     assert done.returncode == 0, done.stderr
