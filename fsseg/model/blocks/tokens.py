@@ -20,6 +20,10 @@ _MULTIPLE = 256
 """Numbers of support tokens on a GPU are multiples of it: cuDNN plans its attention anew, for milliseconds, for every
 number that it has not seen."""
 
+_LOW_PRECISION_MULTIPLE = 64
+"""The same in mixed precision on a CPU, for all tokens: oneDNN compiles and keeps kernels for every shape that it has
+not seen, and a training of ABCB would grow by a megabyte and more a step."""
+
 
 def waits_for_nothing(x: Tensor) -> bool:
     """Whether work on `x` may not wait for the device to tell how many tokens there are: on a GPU.
@@ -88,9 +92,12 @@ class Positions:
 
         Args:
             counts: how many they are, where that is known.
-            multiple: of which the number of tokens is one, as far as there are positions.
+            multiple: of which the number of tokens is one, as far as there are positions; in mixed precision on a CPU
+                64 at least.
         """
         counts = mask.sum(1).tolist() if counts is None else counts
+        if torch.is_autocast_enabled("cpu"):
+            multiple = max(multiple, _LOW_PRECISION_MULTIPLE)
         size = min(mask.shape[1], -(-max(counts) // multiple) * multiple)
         order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
         valid = torch.arange(size, device=mask.device) < mask.sum(1, keepdim=True)

@@ -179,3 +179,22 @@ def test_patches_cover_the_image() -> None:
     picture = torch.zeros(1, 6, 6, dtype=torch.bool)
     picture[:, :3, :] = True  # the middle of the second row of patches is its pixel 3
     assert picture_cells(picture, (3, 3), patches=True)[0].tolist() == [[True] * 3, [False] * 3, [False] * 3]
+
+
+def test_mixed_precision_on_a_cpu_has_few_numbers_of_tokens_and_the_same_means() -> None:
+    features = torch.randn(2, 200, 8)
+    numbers = set()
+    for count in (1, 5, 63, 64, 65, 199, 200):
+        mask = torch.zeros(2, 200, dtype=torch.bool)
+        mask[0, :count], mask[1, 3:4] = True, True
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = Positions.where(mask).gather(features)
+            inside, outside = inside_and_outside(mask)
+            complement = outside.gather(features).mean()
+        numbers |= {tokens.values.shape[1], inside.valid.shape[1], outside.valid.shape[1]}
+        expected = torch.stack([features[0, :count].mean(0), features[1, 3]])
+        torch.testing.assert_close(tokens.mean(), expected)
+        if count < 200:
+            torch.testing.assert_close(complement[0], features[0, count:].mean(0))
+    assert numbers == {64, 128, 200}  # all positions at most
+    assert Positions.where(mask[:, :70]).valid.shape[1] == 70  # elsewhere as many as there are
