@@ -227,6 +227,26 @@ class CocoJsonConfig(OwnConfig):
 
 
 @dataclass
+class CrossDomainConfig(OwnConfig):
+    """Data sets of cross-domain few-shot segmentation: all classes novel, all images evaluated."""
+
+    NAMES = ("isic", "deepglobe", "chest_xray", "suim")
+    TARGET = "fsseg.data.sources.cross_domain:CrossDomainSource"
+
+
+@dataclass
+class Fss1000Config(OwnConfig):
+    """`fss1000`: 1000 classes of ten images; 240 are tested on, and the others may be trained on."""
+
+    NAMES = ("fss1000",)
+    TARGET = "fsseg.data.sources.cross_domain:Fss1000Source"
+    test_classes: Annotated[str, FILE_PATH] = "fss_test_set.txt"
+    """A file with the names of the novel classes, one a line; also relative to `root`."""
+    val_classes: Annotated[str | None, FILE_PATH] = None
+    """The same for the classes that are neither trained on nor tested; null trains on them as well."""
+
+
+@dataclass
 class DataConfig:
     """Where data lie on this machine; see `fsseg.config.machine`."""
 

@@ -10,7 +10,7 @@ BASE_LEARNERS = ("pspnet",)
 """Methods (`model.name`) that segment the base classes of a fold, without supports; what such a cell scores on these
 classes is no few-shot score."""
 
-LISTS_ARE_FILES = ("coco20i", "folder", "coco_json")
+LISTS_ARE_FILES = ("coco20i", "folder", "coco_json", "fss1000", "isic", "deepglobe", "chest_xray", "suim")
 """Data sets (`dataset.name`) whose train_list and val_list are files always; of the others they may be names."""
 
 _RULES = ("novel_in_training", "list_rule", "min_pixels", "fit", "ignore_in_loss", "scoring_size")

@@ -27,7 +27,8 @@ def read_binary(path: Path | str, read: Read = read_file, grey: bool = False) ->
     Raises:
         UserError: it is missing, cannot be decoded, holds colours, is transparent in places, or holds other values.
     """
-    with opened(path, "mask", read(path, "mask")) as image:
+    kind = "grey mask" if grey else "mask"
+    with opened(path, kind, read(path, kind)) as image:
         pixels = _grey(image, path)
         pixels = turned(pixels, orientation(image))
     if grey:

@@ -25,7 +25,8 @@ from fsseg.errors import UserError
 MAX_PIXELS = 89_478_485
 """An image of more is refused by its header alone; it is where Pillow begins to warn."""
 
-_FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",)}
+_FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",),
+            "grey mask": ("PNG", "BMP")}  # fmt: skip
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
 # What Pillow raises on damaged files, by decoder: OSError (truncation), SyntaxError (PNG chunks), ValueError, EOFError.

@@ -204,6 +204,9 @@ def open_masks(root: Path) -> MaskForm:
         UserError: there are none, or their classes are not told.
     """
     masks = root / "masks"
+    if not masks.is_dir():
+        what = f"there is no folder {masks.absolute()}"
+        raise UserError(what, "point dataset.root at the folder that holds images/ and masks/")
     if (root / CLASSES).is_file():
         form: MaskForm = IndexedMasks(root)
         if not form.files:
