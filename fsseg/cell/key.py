@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -174,6 +174,18 @@ def base_learner_variant(identity_: dict[str, Any]) -> str:
     Which words of a line led to them does not count, for the cells that start from it are of other lines.
     """
     return fingerprint({k: v for k, v in identity_.items() if k not in ("fold", "seed")})[:8]
+
+
+PUBLISHED_FOLDS = 4
+"""Folds of every published result."""
+
+
+def number_of_folds(identity_: Mapping[str, Any]) -> int:
+    """Folds of a cell's data set: one where its novel classes are named; as published where nobody knows."""
+    if identity_.get("dataset.novel") or "dataset.test_classes" in identity_:
+        return 1
+    number = identity_.get("dataset.num_folds")
+    return number if type(number) is int and number > 0 else PUBLISHED_FOLDS
 
 
 def list_file(name: str) -> Path | None:

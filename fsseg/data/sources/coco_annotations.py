@@ -201,7 +201,7 @@ def _segmentation_problem(shape: Any, height: int, width: int) -> Problem | None
             return "masks of another size", f"{_short(shape.get('size'))}, its image is {[height, width]}"
         return _runs_problem(run_lengths(shape), height * width)
     if shape is None or shape == []:
-        return "annotations without a segmentation", "a box alone"
+        return _UNREADABLE, "there is none: a box alone"
     if not isinstance(shape, list):
         return _UNREADABLE, f"{_short(shape)} is neither a list of polygons nor run lengths"
     details = (_polygon_problem(polygon, max(height, width)) for polygon in shape)

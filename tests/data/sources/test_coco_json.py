@@ -127,7 +127,7 @@ def test_every_fault_of_an_export_is_told_in_one_go_and_once(tmp_path: Path) -> 
     for told in (
         "image 9: '../up.jpg'", "images 0 and 10 are both called b/2",
         "annotation 10 is of category 1, which is not listed",
-        "annotation 11: a box alone", "annotation 12 is of image 77", "annotation 13: 5 pixels of 600",
+        "annotation 11: there is none: a box alone", "annotation 12 is of image 77", "annotation 13: 5 pixels of 600",
         "annotation 14: 4 numbers", "export the file again with polygons or masks (segmentation)",
     ):  # fmt: skip
         assert text.count(told) >= 1, told
