@@ -25,6 +25,8 @@ from fsseg.errors import UserError
 MAX_PIXELS = 89_478_485
 """An image of more is refused by its header alone; it is where Pillow begins to warn."""
 
+TOO_LARGE = f"has more than {MAX_PIXELS:,} pixels"
+
 _FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",),
             "grey mask": ("PNG", "BMP")}  # fmt: skip
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
@@ -47,7 +49,7 @@ def _named(path: Path | str, kind: str) -> Iterator[None]:
         what, fix = f"{kind} {path} is missing", f"complete the {kind} folder, or take the name off the list"
         raise UserError(what, fix) from None
     except _BOMBS:
-        what = f"{kind} {path} has more than {MAX_PIXELS:,} pixels"
+        what = f"{kind} {path} {TOO_LARGE}"
         raise UserError(what, "make image and mask smaller: more is never decoded") from None
     except UnidentifiedImageError:
         formats = f"format{'s' if kind == 'image' else ''} {', '.join(_FORMATS[kind])}"

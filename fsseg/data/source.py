@@ -24,6 +24,7 @@ from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Comparison, Fault, faults_error
 from fsseg.data.folds import fold_classes
 from fsseg.data.image_files import read_headers, sizes_fingerprint, stamps_of
+from fsseg.data.images import TOO_LARGE
 from fsseg.data.setup.download import Part
 from fsseg.errors import UserError
 from fsseg.process.memory import uncollected
@@ -35,8 +36,19 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 IGNORE_INDEX = 255
 
-UNREADABLE, OTHER_SIZE = "unreadable images", "images of another size than their masks"
-"""Kinds of faults that a run's start and `fsseg verify` find."""
+OTHER_SIZE = "images of another size than their masks"
+"""A kind of faults that a run's start and `fsseg verify` find."""
+
+
+def unreadable(path: str, reason: str) -> Fault:
+    """The fault of an image that cannot be read.
+
+    Args:
+        reason: as reading it gave.
+    """
+    if TOO_LARGE in reason:
+        return Fault("images that are too large", path, reason, "make image and mask smaller: more is never decoded")
+    return Fault("unreadable images", path, reason, "fetch these images again")
 
 
 @dataclass(frozen=True)
@@ -317,7 +329,7 @@ class Source(ABC):
         gone = [i for i, path in paths.items() if path not in stamps and i not in missing]
         unread |= dict.fromkeys(gone, "no file, or a link to none")
         return [
-            *(Fault(UNREADABLE, str(paths[i]), reason, "fetch these images again") for i, reason in unread.items()),
+            *(unreadable(str(paths[i]), reason) for i, reason in unread.items()),
             *self.size_faults(split, {i: shapes[path] for i, path in paths.items() if path in shapes}),
         ]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.setup.digests import compare_content
-from fsseg.data.source import SPLITS, UNREADABLE, ClassIndex, Source, Split
+from fsseg.data.source import SPLITS, ClassIndex, Source, Split, unreadable
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError, visible
@@ -176,7 +176,7 @@ def _image_faults(
     for path, result in map_files("upright image" if source.upright else "image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
-            faults.append(Fault(UNREADABLE, path, result, "fetch these images again"))
+            faults.append(unreadable(path, result))
         else:
             sizes[ids[path]] = (result[0], result[1])
     return sorted(faults + source.size_faults(split, sizes), key=lambda fault: fault.path)

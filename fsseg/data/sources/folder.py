@@ -56,7 +56,7 @@ class FolderSource(OwnSource):
         counts, unread = self.form.count(image_ids, cache_folders(self.root, self.cache))
         self._counts |= counts
         index, found = self.form.index(image_ids, counts)
-        return index, [*faults, *unread, *found, *self._twins(image_ids)]
+        return index, [*faults, *unread, *found, *self._twins(image_ids), *self._strays()]
 
     def kept_index(self, split: Split) -> ClassIndex | None:
         image_ids, faults = self.list_ids(split)
@@ -98,6 +98,12 @@ class FolderSource(OwnSource):
         used, fix = set(image_ids), "keep one of the two, or give them two names"
         pairs = [pair for pair in twins(self.root / IMAGES, SUFFIXES) if self._id_of(pair[0]) in used]
         return [Fault("images of one name", one, f"and {other}", fix) for one, other in pairs]
+
+    def _strays(self) -> list[Fault]:
+        """Files beside the masks that are meant as masks, and cannot be read as such."""
+        others = files_below(self.root / MASKS, [suffix for suffix in SUFFIXES if suffix != ".png"])
+        fix = "save them as PNG: JPEG changes their values"
+        return [Fault("masks that are no PNG", file.path, "", fix) for file in others.values()]
 
     def _id_of(self, path: str) -> str:
         return Path(path).relative_to(self.root / IMAGES).with_suffix("").as_posix()

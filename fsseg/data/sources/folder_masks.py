@@ -280,7 +280,7 @@ def twins(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(base, name)

@@ -29,6 +29,14 @@ RULE_VERSION = 3
 """Version; goes up when a scan records something else, so that older scans are made again."""
 
 
+_FIXES = {
+    "own mask": "save them as PNG with the number of a class a pixel, 8 bits: with a palette, or as grey",
+    "binary mask": "save them as PNG with 255 on the object and 0 elsewhere, without soft edges, colours or "
+    "transparency; numbers of classes are read where the folder has a classes.txt",
+}
+"""What a user can do about masks of their own, by the task that cannot read them."""
+
+
 @dataclass(frozen=True)
 class MaskFile:
     """A mask on disk; size in bytes and time in nanoseconds show whether it changed."""
@@ -89,7 +97,7 @@ def scan_masks(
         ids = {files[image_id].path: image_id for image_id in todo}
         for path, result in map_files(task, list(ids), f"masks of {label}"):
             if isinstance(result, str):
-                faults.append(Fault("unreadable masks", path, result, "restore these files"))
+                faults.append(Fault("unreadable masks", path, result, _FIXES.get(task, "restore these files")))
             else:
                 height, width, rows = result
                 pixels, grid = ({row[0]: row[column] for row in rows} for column in (1, 2))

@@ -99,13 +99,15 @@ def test_every_fault_is_told_in_one_go(tmp_path: Path) -> None:
     write_mask(masks / "zebra" / "a.png", np.ones((50, 40), bool))
     write_mask(masks / "okapi" / "b.png", np.zeros((40, 50), bool))
     Image.fromarray(np.full((40, 50), 7, np.uint8)).save(masks / "zebra" / "d.png")
+    write_jpeg(masks / "zebra" / "e.jpg")
     (root / "images" / "day 1" / "c.jpg").write_bytes(b"nonsense")
     with pytest.raises(UserError) as error:
         source(root).check(["val"])
     text = f"{error.value.what}\n{error.value.fix}"
     for told in (
         "nobody.jpg", "50x40 pixels, its mask in", "okapi/b.png: no pixel is 255", "other values than 0 and 255: 7",
-        "c.jpg", "an image and its mask have one name", "delete the file",
+        "c.jpg", "masks that are no PNG (1)", "255 on the object and 0 elsewhere, without soft edges",
+        "an image and its mask have one name", "delete the file",
     ):  # fmt: skip
         assert told in text, told
     report = verify(source(root))
@@ -115,6 +117,22 @@ def test_every_fault_is_told_in_one_go(tmp_path: Path) -> None:
         "images of another size than their masks",
     }
     assert report.missing_images["val"] == [str(root / "images" / "nobody.jpg")]
+
+
+def test_images_of_other_kinds_are_converted_and_a_huge_one_is_told(tmp_path: Path) -> None:
+    """16 bits, CMYK; and one of 90 million pixels, by its header alone."""
+    root = make(tmp_path, "classes")
+    Image.fromarray(np.full((40, 50), 257 * 9, np.uint16)).save(root / "images" / "a.png")
+    Image.new("CMYK", (50, 40)).save(root / "images" / "b.jpg")
+    (root / "images" / "a.jpg").unlink()
+    folder = source(root)
+    folder.check(["val"])
+    assert np.unique(folder.image("val", "a")).tolist() == [9]
+    assert folder.image("val", "b").shape == (40, 50, 3)
+    Image.new("1", (10_000, 9_000)).save(root / "images" / "a.png")
+    with pytest.raises(UserError, match=r"images that are too large \(1\): .*a\.png") as error:
+        source(root).check(["val"])
+    assert error.value.fix == "make image and mask smaller: more is never decoded"
 
 
 def test_a_mask_of_the_turned_photograph_fits_and_one_of_the_lying_does_not(tmp_path: Path) -> None:
