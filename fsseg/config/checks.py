@@ -188,6 +188,20 @@ def _fold_exists(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, f"set fold to one of: {', '.join(map(str, folds))}")
 
 
+ALL_NOVEL = (
+    "leave some classes out, or evaluate alone: a method that trains nothing, or train.enabled=false checkpoint=..."
+)
+"""What can be done where every class is novel."""
+
+
+@_relates("dataset.num_folds", "dataset.novel", "dataset.test_classes", "train.enabled", of_runs=True)
+def _classes_are_left_to_train_on(cfg: Config) -> Iterator[UserError]:
+    """A single fold holds all classes, unless their names say which are novel."""
+    named = _get(cfg, "dataset.novel") or _get(cfg, "dataset.test_classes")
+    if cfg.dataset.num_folds == 1 and not named and cfg.train.enabled and trains(cfg):
+        yield UserError("dataset.num_folds=1: all classes are novel, none is left to train on", ALL_NOVEL)
+
+
 @_relates("dataset.image_size", "backbone.name", "backbone.model")
 def _image_size_fits_the_stride(cfg: Config) -> Iterator[UserError]:
     """The side of an image is a multiple of the backbone's stride, or one more where cells are points."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fsseg.config.checks import ALL_NOVEL
 from fsseg.config.schema import OwnConfig
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.folds import uneven_fold
@@ -192,15 +193,10 @@ class OwnSource(Source):
             novel = source.novel_classes(0)
         except UserError as error:
             return [error]
-        if "train" not in splits or len(novel) < len(source.classes):
+        if "train" not in splits or not cfg.novel or len(novel) < len(source.classes):
             return []
-        key = f"dataset.novel={list(cfg.novel)}" if cfg.novel else f"dataset.num_folds={cfg.num_folds}"
-        return [
-            UserError(
-                f"{key}: all {len(source.classes)} classes are novel, and none is left to train on",
-                "leave some out, or evaluate alone: a training-free method, or train.enabled=false checkpoint=...",
-            )
-        ]
+        what = f"dataset.novel={list(cfg.novel)}: all {len(source.classes)} classes are novel, none is left to train on"
+        return [UserError(what, ALL_NOVEL)]
 
 
 def drawn(ids: Sequence[str], share: float, seed: int) -> set[str]:

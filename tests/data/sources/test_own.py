@@ -57,6 +57,15 @@ def test_named_classes_are_fold_0_alone() -> None:
     assert "folder has folds 0 to 1" in fault.what
 
 
+def test_a_single_fold_is_for_evaluations_alone() -> None:
+    line = ["dataset=folder", "dataset.num_folds=1", "backbone.pretrained=false"]
+    (fault,) = faults(compose(line).cfg)
+    assert fault.what == "dataset.num_folds=1: all classes are novel, none is left to train on"
+    assert not faults(compose([*line, "method=prototype"]).cfg)
+    assert not faults(compose(line).cfg, of_a_run=False)
+    assert not faults(compose(["dataset=fss1000", "backbone.pretrained=false"]).cfg)  # its classes are named
+
+
 @given(st.floats(0.01, 1), st.integers(0, 5), st.integers(0, 40))
 def test_no_image_is_drawn_for_both_sides(share: float, seed: int, number: int) -> None:
     ids = [f"img{n}" for n in range(number)]
