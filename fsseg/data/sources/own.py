@@ -171,7 +171,7 @@ class OwnSource(Source):
             for position, c, pixels in zip(index.pair_image, index.pair_class, index.pair_pixels):
                 image_id = index.image_ids[position]
                 shrunk = self.side / max(sizes[image_id])
-                if 0 < pixels * min(shrunk, 1) ** 2 < CELL**2:
+                if 0 < pixels * shrunk**2 < CELL**2:
                     found.append(f"{image_id} ({self.classes[c]}, {pixels} pixels)")
         if found:
             yield (
