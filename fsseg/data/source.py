@@ -218,7 +218,11 @@ class Source(ABC):
 
     @abstractmethod
     def mask_path(self, split: Split, image_id: str) -> Path:
-        """The file that an image's masks come from."""
+        """The file that an image's masks come from; the first of several."""
+
+    def mask_paths(self, split: Split, image_id: str) -> Sequence[Path]:
+        """All files that they come from."""
+        return [self.mask_path(split, image_id)]
 
     @abstractmethod
     def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:

@@ -79,6 +79,9 @@ class FolderSource(OwnSource):
         names = self.form.of_image(image_id)
         return Path(self.form.files[names[0]].path) if names else self.root / MASKS / f"{image_id}.png"
 
+    def mask_paths(self, split: Split, image_id: str) -> Sequence[Path]:
+        return [Path(self.form.files[name].path) for name in self.form.of_image(image_id)]
+
     def mask(self, split: Split, image_id: str, class_id: int, ignore_classes: Sequence[int] = ()) -> NDArray[np.uint8]:
         picture = self.image_path(split, image_id)
         size = image_size(picture, upright=True) if picture.is_file() else None

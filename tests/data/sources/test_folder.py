@@ -168,6 +168,14 @@ def test_what_is_no_fault_is_told_by_verify(tmp_path: Path) -> None:
     assert "2 masks mark less than a feature cell (8x8 pixels at dataset.image_size=41): d (zebra, 60 pixels), " in text
 
 
+def test_a_deep_check_reads_every_mask_of_an_image(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes")
+    assert "content of 10 image and mask files" in verify(source(root), deep=True).text()  # 4 images, 6 masks
+    write_mask(root / "masks" / "zebra" / "a.png", SHOWN["a"] == 2)
+    (fault,) = verify(source(root), deep=True).faults
+    assert fault.path.endswith("masks/zebra/a.png")
+
+
 def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
     root = make(tmp_path, "indexed")
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(root / "images" / "a.PNG")
