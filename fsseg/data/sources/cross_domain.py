@@ -92,7 +92,8 @@ def _class_ids(path: Path) -> dict[str, str]:
 
 def _deepglobe(root: Path) -> Found:
     """`<class>/test/origin/<patch>.jpg` and `<class>/test/groundtruth/<patch>.png`."""
-    masks, images = {}, {}
+    masks: dict[str, dict[str, MaskFile]] = {}
+    images: dict[str, Path] = {}
     for folder in _folders(root):
         found = files_below(folder / "test" / "groundtruth", (".png",))
         if found:
