@@ -24,6 +24,7 @@ from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Comparison, Fault, faults_error
 from fsseg.data.folds import fold_classes
 from fsseg.data.image_files import read_headers, sizes_fingerprint, stamps_of
+from fsseg.data.images import TOO_LARGE
 from fsseg.data.setup.download import Part
 from fsseg.errors import UserError
 from fsseg.process.memory import uncollected
@@ -35,8 +36,19 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 IGNORE_INDEX = 255
 
-UNREADABLE, OTHER_SIZE = "unreadable images", "images of another size than their masks"
-"""Kinds of faults that a run's start and `fsseg verify` find."""
+OTHER_SIZE = "images of another size than their masks"
+"""A kind of faults that a run's start and `fsseg verify` find."""
+
+
+def unreadable(path: str, reason: str) -> Fault:
+    """The fault of an image that cannot be read.
+
+    Args:
+        reason: as reading it gave.
+    """
+    if TOO_LARGE in reason:
+        return Fault("images that are too large", path, reason, "make image and mask smaller: more is never decoded")
+    return Fault("unreadable images", path, reason, "fetch these images again")
 
 
 @dataclass(frozen=True)
@@ -122,10 +134,12 @@ class Source(ABC):
         cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
         mask_rule: how masks are made from the annotations, in words; recorded with every result.
         one_pool: both splits are the same images, and only their classes tell what is trained on and what is scored.
+        upright: images are turned as their EXIF orientation says; `image` and the sizes of masks have to agree.
     """
 
     mask_rule: str
     one_pool: ClassVar[bool] = False
+    upright: ClassVar[bool] = False
 
     def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
         self.name = cfg.name
@@ -204,7 +218,11 @@ class Source(ABC):
 
     @abstractmethod
     def mask_path(self, split: Split, image_id: str) -> Path:
-        """The file that an image's masks come from."""
+        """The file that an image's masks come from; the first of several."""
+
+    def mask_paths(self, split: Split, image_id: str) -> Sequence[Path]:
+        """All files that they come from."""
+        return [self.mask_path(split, image_id)]
 
     @abstractmethod
     def mask_sizes(self, split: Split) -> dict[str, tuple[int, int]]:
@@ -277,7 +295,7 @@ class Source(ABC):
         if "train" in splits:
             faults += self.shared_images(self.listed("train"), self.listed("val"))
         if faults:
-            raise faults_error(faults)
+            raise faults_error(dict.fromkeys(faults))  # splits of one file share its faults
 
     def shared_images(self, train: Sequence[str], val: Sequence[str]) -> list[Fault]:
         """A fault for each image that both splits list: it would be trained on, and then evaluated.
@@ -309,12 +327,13 @@ class Source(ABC):
         paths = self.image_paths(split, index.image_ids)
         stamps = stamps_of(paths.values())
         self._image_fingerprints[split] = sizes_fingerprint(paths, stamps)
-        shapes, reasons = read_headers(split, self.root, stamps, cache_folders(self.root, self.cache))
+        folders = cache_folders(self.root, self.cache)
+        shapes, reasons = read_headers(split, self.root, stamps, folders, self.upright)
         unread = {i: reasons[path] for i, path in paths.items() if path in reasons}
         gone = [i for i, path in paths.items() if path not in stamps and i not in missing]
         unread |= dict.fromkeys(gone, "no file, or a link to none")
         return [
-            *(Fault(UNREADABLE, str(paths[i]), reason, "fetch these images again") for i, reason in unread.items()),
+            *(unreadable(str(paths[i]), reason) for i, reason in unread.items()),
             *self.size_faults(split, {i: shapes[path] for i, path in paths.items() if path in shapes}),
         ]
 

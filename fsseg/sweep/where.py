@@ -30,7 +30,8 @@ class Whereabouts:
 
 
 def places(line: Sequence[str], config_dir: str | None = None) -> list[Whereabouts]:
-    """What a line finds on this machine; without a data set in it, all of them.
+    """What a line finds on this machine; without a data set in it, all of them. Those that users lay out themselves are
+    then left out if nobody has said where they are, and they are not there.
 
     Raises:
         UserError: a fault of the line or of machine.yaml.
@@ -39,6 +40,8 @@ def places(line: Sequence[str], config_dir: str | None = None) -> list[Whereabou
     with composer(config_dir) as c:
         configs = _configs(c, line)
         sets = {(cfg.dataset.name, str(cfg.dataset.root)): _data_set(cfg) for cfg in configs}
+        if not _names_a_data_set(line):
+            sets = {key: row for key, row in sets.items() if _is_usual(row)}
         launcher = str(c.of_line(line).master.hydra.runtime.choices["hydra/launcher"])
     return [
         *sets.values(),
@@ -49,9 +52,17 @@ def places(line: Sequence[str], config_dir: str | None = None) -> list[Whereabou
     ]
 
 
+def _names_a_data_set(line: Sequence[str]) -> bool:
+    return any(word.startswith(("dataset", "experiment=")) for word in line)
+
+
+def _is_usual(row: Whereabouts) -> bool:
+    return DatasetConfig.named(row.name).NUM_CLASSES > 0 or not row.is_missing or row.by == LINE
+
+
 def _configs(c: Composer, line: Sequence[str]) -> list[Config]:
     """A configuration of every data set that the line names; of all data sets, if it names none."""
-    if any(word.startswith(("dataset", "experiment=")) for word in line):
+    if _names_a_data_set(line):
         made = c.grid(line)
     else:
         made = c.grid([f"dataset={','.join(DatasetConfig.choices())}", *line])

@@ -67,7 +67,7 @@ def _digests(
     paths = {}
     for split, index in indexes.items():
         for image_id in index.image_ids:
-            for path in (source.image_path(split, image_id), source.mask_path(split, image_id)):
+            for path in (source.image_path(split, image_id), *source.mask_paths(split, image_id)):
                 inside = path.is_relative_to(source.root)  # masks of SBD may lie elsewhere, not the same everywhere
                 paths[str(path.relative_to(source.root) if inside else Path(path.parent.name, path.name))] = path
     names = {str(path): name for name, path in paths.items() if path.is_file()}  # the others are told as missing
