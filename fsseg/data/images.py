@@ -132,10 +132,26 @@ def decode_image(data: bytes, longer_side: int | None = None, path: Path | str =
                 image.draft("RGB", (max(image.width // factor, 1), max(image.height // factor, 1)))
             elif (whole := _decode_whole(data)) is not None:
                 return whole
-        if image.mode.startswith("I"):
-            grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return rgb(image)
+
+
+def rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an opened image, (H, W, 3) uint8; see `decode_image`."""
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextmanager
+def opened(data: bytes, path: Path | str) -> Iterator[Image.Image]:
+    """A file's content, opened by Pillow; whatever fails in the block names the file.
+
+    Raises:
+        UserError: it is damaged, no image, or its depth is neither 8 nor 16 bits.
+    """
+    with _opened(path, data=data) as image:
+        yield image
 
 
 _REDUCE_FROM = 1200  # pixels; decoding less of a smaller photograph saves no time, as most goes into reading its bits
