@@ -1,6 +1,7 @@
 """The `fsseg` command: runs cells and looks after them. Each subcommand imports what it needs when it is called.
 
-`fsseg.cli.sweep`, `fsseg.cli.data`, `fsseg.cli.bench` and `fsseg.cli.report` add their commands to the `app` made here.
+`fsseg.cli.sweep`, `fsseg.cli.data`, `fsseg.cli.bench`, `fsseg.cli.report` and `fsseg.cli.export` add their commands to
+the `app` made here.
 Its help must be quick: nothing but typer is imported before a command is called.
 """
 
@@ -16,6 +17,7 @@ import typer
 
 from fsseg.cli import bench as bench_commands
 from fsseg.cli import data as data_commands
+from fsseg.cli import export as export_commands
 from fsseg.cli import report as report_commands
 from fsseg.cli import sweep as sweep_commands
 from fsseg.errors import UserError
@@ -26,6 +28,7 @@ sweep_commands.add_to(app)
 data_commands.add_to(app)
 bench_commands.add_to(app)
 report_commands.add_to(app)
+export_commands.add_to(app)
 
 
 @app.callback()
