@@ -67,7 +67,8 @@ def photo(given: Picture, longer_side: int | None = None, name: str = "the image
         path = os.fspath(given)
         data = read_file(path, "image")
         with opened(data, path) as image:
-            size, orientation = (image.height, image.width), _orientation(image)
+            orientation = _orientation(image)
+            size = image.height, image.width
         pixels = decode_image(data, longer_side, path)
         name = path
     elif isinstance(given, Image.Image):
@@ -170,6 +171,9 @@ def _grey(colours: NDArray[np.uint8]) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    """What is still to be turned of the pixels that Pillow gives: it turns those of a TIFF itself."""
+    if image.format == "TIFF":
+        image.load()
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises many types for a damaged EXIF block, without which the pixels are whole

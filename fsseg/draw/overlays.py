@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_FIRST = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (86, 180, 233), (240, 228, 66))
-"""Okabe and Ito's palette; the blue of predictions on the sheets first."""
+_FIRST = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (240, 228, 66))
+"""Okabe and Ito's palette, the blue of predictions on the sheets first; their orange is that of support masks."""
 _GOLDEN = 0.61803398875  # turns of the colour wheel between two further classes, so that neighbours differ
 
 
@@ -33,7 +33,7 @@ def overlay(image: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArra
         labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     painted = colours[labels]
     found = labels > 0
-    out = np.where(found[..., None], image // 4 * 3 + painted // 4, image // 8 * 5)
+    out = np.where(found[..., None], image // 8 * 5 + painted // 8 * 3, image // 8 * 5)
     border = _outline(labels, max(1, max(height, width) // 300))
     out[border & ~found] = 255  # white outside, the colour inside: the border shows on any background
     out[border & found] = painted[border & found]

@@ -187,7 +187,8 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
                 done.new += 1
             progress.step(steps=len(batch))
     done.seconds = time.monotonic() - began
-    _sheet(wanted, supports, images, names, table)
+    if todo or not wanted.sheet.is_file():
+        _sheet(wanted, supports, images, names, table)
     return done
 
 
