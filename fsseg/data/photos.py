@@ -85,7 +85,9 @@ def photo(given: Picture, longer_side: int | None = None, name: str = "the image
     return Photo(name, _upright(pixels, orientation), size, orientation)
 
 
-def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: bool = False) -> NDArray[np.uint8]:
+def mask_of(
+    given: Picture, of: Photo, name: str = "the mask", true: bool = False, ones: bool = False
+) -> NDArray[np.uint8]:
     """The mask of a photo, (H, W) uint8 in {0, 1, 255}: 1 is the object, 255 is left out.
 
     Where 255 is the only value beside 0, it is the object. A mask that has the size of the photo as it is stored, and
@@ -95,7 +97,8 @@ def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: boo
         given: a path, a PIL image, or an array (H, W) of numbers or of bool.
         of: the photo; its `name` stands in messages.
         name: of a mask that is no file.
-        may_be_empty: it need not mark anything.
+        true: of a mask to score by, which need not mark anything.
+        ones: 1 is the object, also where there is none of it: 255 is always left out.
 
     Raises:
         UserError: it cannot be read, has other values, marks nothing, or is of another size.
@@ -111,7 +114,7 @@ def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: boo
         if values.ndim != 2 or values.dtype.kind not in "bui" or not values.size:
             what = f"{name} is an array of {_shape(values)} of {values.dtype}"
             raise UserError(what, "give an array (H, W) of bool, or of whole numbers: 0, and 1 or 255 for the object")
-    mask = _upright(_binary(values, name), orientation)
+    mask = _upright(_binary(values, name, ones), orientation)
     if mask.shape != of.size and mask.shape == of.size[::-1] and of.orientation in _SIDEWAYS and orientation == 1:
         mask = _upright(mask, of.orientation)
     if mask.shape != of.size:
@@ -119,12 +122,21 @@ def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: boo
             f"{name} has {mask.shape[1]} x {mask.shape[0]} pixels, and its image {of.name} {of.size[1]} x {of.size[0]}",
             "draw the mask on the image at its own size",
         )
-    if not may_be_empty and not (mask == 1).any():
+    if not true and not (mask == 1).any():
         raise UserError(f"{name} marks no pixel of an object", "draw the object with 255 (white) on 0 (black)")
     return mask
 
 
-def _binary(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def holds_a_one(path: str | os.PathLike[str]) -> bool:
+    """Whether a mask says by the value 1 what the object is; False if it cannot be read."""
+    try:
+        with opened(read_file(os.fspath(path), "image"), os.fspath(path)) as image:
+            return bool((_values(image, os.fspath(path)) == 1).any())
+    except UserError:
+        return False
+
+
+def _binary(values: NDArray[Any], name: str, ones: bool) -> NDArray[np.uint8]:
     """Values as {0, 1, 255}.
 
     Raises:
@@ -137,7 +149,7 @@ def _binary(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
             f"{name} holds the values {some}: a mask has 0 and 255, or 0 and 1",
             "save one mask for each class, as PNG and without smoothing; of an array pass e.g. labels == 3",
         )
-    whole = 1 if 1 in found else IGNORE_INDEX
+    whole = 1 if ones or 1 in found else IGNORE_INDEX
     out = np.zeros(values.shape, np.uint8)
     out[values == whole] = 1
     if whole == 1:

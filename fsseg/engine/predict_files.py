@@ -26,13 +26,13 @@ from fsseg import __version__
 from fsseg.config.entry import resolved
 from fsseg.data.loader import one_by_one
 from fsseg.data.own_files import Truths, output_names
-from fsseg.data.photos import mask_of, photo
-from fsseg.data.source import IGNORE_INDEX
+from fsseg.data.photos import photo
 from fsseg.data.transforms import EvalTransform
 from fsseg.draw.overlays import class_colours, overlay
 from fsseg.draw.sheets import SUPPORT_COLOUR, Tile, sample_sheet
 from fsseg.engine.predict import Answer, Predictor, Query, Supports, fit
 from fsseg.engine.predict_table import Row, Table
+from fsseg.engine.predict_truth import TrueMasks
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import Lines, UserError, visible
 from fsseg.process.files import json_text, read_json, write_atomic, write_json
@@ -90,6 +90,7 @@ class Written:
     Attributes:
         table: the rows of all images.
         images: that were named.
+        truths: what is scored by.
         new, kept: images that were segmented, and that were done before.
         faults: image -> what is wrong with it, or with its truth.
         seconds: for the new ones, reading and writing included.
@@ -97,6 +98,7 @@ class Written:
 
     table: Table
     images: int
+    truths: TrueMasks | None = None
     new: int = 0
     kept: int = 0
     faults: dict[Path, UserError] = field(default_factory=dict)
@@ -172,7 +174,7 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
     same = _same_as_before(wanted, record)
     table = Table(wanted.out / "predictions.csv", fresh=not same)
     names = output_names(images, table.names)
-    done = Written(table, len(images))
+    done = Written(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
     todo = [n for n in images if wanted.overwrite or not _is_there(wanted, supports.classes, table, n, names[n])]
     done.kept = len(images) - len(todo)
     write_json(wanted.out / _RECORD, record)
@@ -238,7 +240,7 @@ def _write(
     else:
         picture = Image.fromarray(answer.mask * np.uint8(255))
     _save(picture, wanted.mask(name))
-    scores = _scores(wanted, path, query, answer, done)
+    scores = {} if done.truths is None else done.truths.scores(path, query.photo, answer, done.fault)
     rows = []
     for of_class, map_ in answer.probabilities.items():
         found = answer.mask_of(of_class)
@@ -246,20 +248,6 @@ def _write(
         rows.append(Row(os.path.abspath(path), name, of_class, float(found.mean()), mean, seconds,
                         *scores.get(of_class, (None, None))))  # fmt: skip
     return rows
-
-
-def _scores(wanted: Wanted, path: Path, query: Query, answer: Answer, done: Written) -> dict[str, tuple[int, int]]:
-    """Class -> intersection and union in pixels, where there is a true mask; pixels of 255 in it count nowhere."""
-    found = {}
-    for of_class, file in wanted.truths.files(path).items() if wanted.truths is not None else ():
-        try:
-            truth = mask_of(file, query.photo, may_be_empty=True)
-        except UserError as error:
-            done.fault(path, error)
-            continue
-        mask, true = answer.mask_of(of_class) & (truth != IGNORE_INDEX), truth == 1
-        found[of_class] = (int((mask & true).sum()), int((mask | true).sum()))
-    return found
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:

@@ -95,7 +95,7 @@ def test_several_classes_with_all_that_is_written(own: Path) -> None:
             pixels(p) for p in (f"out/masks/{image}.png", row["file"], f"truth/{row['class']}/{image}.png")
         )
         probability = pixels(f"out/probabilities/{row['class']}/{image}.png")
-        other = pixels(f"out/probabilities/{[c for c in CLASSES if c != row['class']][0]}/{image}.png")
+        other = pixels(f"out/probabilities/{next(c for c in CLASSES if c != row['class'])}/{image}.png")
         assert mask.shape == photo.shape[:2] == probability.shape == pixels(f"out/overlays/{image}.jpg").shape[:2]
         assert set(np.unique(mask)) <= {0, 1, 2}
         found = mask == number
@@ -159,6 +159,25 @@ def test_a_truth_that_comes_later_scores_what_is_there(own: Path) -> None:
     text = predicted("--support-dir", "supports/first", "photos", "--truth-dir", "truth/first")
     assert "over 5 true masks" in text
     assert all(row["union"] for row in rows())
+
+
+def test_a_boundary_is_no_object_where_others_mark_it_by_1(own: Path) -> None:
+    second = names()[1]
+    for name in names():
+        truth = np.zeros(pixels(f"photos/{name}.jpg").shape[:2])
+        truth[:5] = 255
+        truth[20:30, 20:30] = name == second  # of the class; the others show nothing of it
+        write(f"one/{name}.png", truth)
+        write(f"two/{name}.png", 255 * (truth == 255))
+    predicted("--support-dir", "supports/first", "photos", "--truth-dir", "one")
+    for row in rows():
+        mask = pixels(f"out/masks/{row['name']}.png") == 255
+        mask[20:30, 20:30] |= row["name"] == second
+        assert int(row["union"]) == mask[5:].sum()
+    predicted("--support-dir", "supports/first", "photos", "--truth-dir", "two", "--overwrite")
+    for row in rows():
+        mask = pixels(f"out/masks/{row['name']}.png") == 255
+        assert (int(row["intersection"]), int(row["union"])) == (mask[:5].sum(), mask[5:].sum() + mask[:5].size)
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(own: Path) -> None:

@@ -169,4 +169,5 @@ def test_other_masks_are_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=told) as error:
             mask_of(given, image)
         assert error.value.fix
-    assert not mask_of(np.zeros((6, 9)).astype(int), image, may_be_empty=True).any()
+    assert not mask_of(np.zeros((6, 9)).astype(int), image, true=True).any()
+    assert mask_of(WHITE, image, true=True, ones=True)[1:3, 2:7].tolist() == [[255] * 5] * 2
