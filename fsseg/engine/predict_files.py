@@ -188,6 +188,8 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
                 table.add(_write(wanted, (image, names[image]), query, answer, seconds, done))
                 done.new += 1
             progress.step(steps=len(batch))
+        if left_out := len(todo) - progress.done:
+            progress.step(steps=left_out)
     done.seconds = time.monotonic() - began
     if todo or not wanted.sheet.is_file():
         _sheet(wanted, supports, images, names, table)
