@@ -31,7 +31,7 @@ from fsseg.data.transforms import EvalTransform
 from fsseg.draw.overlays import class_colours, overlay
 from fsseg.draw.sheets import SUPPORT_COLOUR, Tile, sample_sheet
 from fsseg.engine.predict import Answer, Predictor, Query, Supports, fit
-from fsseg.engine.predict_table import Row, Table
+from fsseg.engine.predict_table import ClassRow, PredictionTable
 from fsseg.engine.predict_truth import TrueMasks
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import Lines, UserError, visible
@@ -84,7 +84,7 @@ class Wanted:
 
 
 @dataclass
-class Written:
+class Predicted:
     """What came of it.
 
     Attributes:
@@ -96,7 +96,7 @@ class Written:
         seconds: for the new ones, reading and writing included.
     """
 
-    table: Table
+    table: PredictionTable
     images: int
     truths: TrueMasks | None = None
     new: int = 0
@@ -131,7 +131,7 @@ class Written:
         )
 
 
-def _found(rows: Sequence[Row]) -> str:
+def _found(rows: Sequence[ClassRow]) -> str:
     """A class in the images, in words."""
     if not rows:
         return "no image"
@@ -162,7 +162,7 @@ class _Images(Dataset[Any]):
             return error
 
 
-def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Path], wanted: Wanted) -> Written:
+def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Path], wanted: Wanted) -> Predicted:
     """Segment images and write masks, overlays, predictions.csv and a contact sheet.
 
     An image that cannot be used is named, and the others go on.
@@ -172,9 +172,9 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
     """
     record = _record(predictor, supports)
     same = _same_as_before(wanted, record)
-    table = Table(wanted.out / "predictions.csv", fresh=not same)
+    table = PredictionTable(wanted.out / "predictions.csv", fresh=not same)
     names = output_names(images, table.names)
-    done = Written(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
+    done = Predicted(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
     todo = [n for n in images if wanted.overwrite or not _is_there(wanted, supports.classes, table, n, names[n])]
     done.kept = len(images) - len(todo)
     write_json(wanted.out / _RECORD, record)
@@ -197,7 +197,7 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
 
 
 def _batches(
-    predictor: Predictor, todo: Sequence[Path], size: int | None, done: Written
+    predictor: Predictor, todo: Sequence[Path], size: int | None, done: Predicted
 ) -> Iterator[list[tuple[Path, Query]]]:
     """The images as the network takes them, some together; what cannot be used is told and left out."""
     workers = predictor.cfg.num_workers if len(todo) >= _WORKERS_FROM else 0
@@ -227,8 +227,8 @@ def _answered(
 
 
 def _write(
-    wanted: Wanted, image: tuple[Path, str], query: Query, answer: Answer, seconds: float, done: Written
-) -> list[Row]:
+    wanted: Wanted, image: tuple[Path, str], query: Query, answer: Answer, seconds: float, done: Predicted
+) -> list[ClassRow]:
     """Write the files of one image, given by its path and the name of its outputs; returns its rows of the table."""
     path, name = image
     colours, several = class_colours(len(answer.classes)), len(answer.classes) > 1
@@ -247,7 +247,7 @@ def _write(
     for of_class, map_ in answer.probabilities.items():
         found = answer.mask_of(of_class)
         mean = float(map_[found].mean(dtype=np.float64)) if found.any() else None
-        rows.append(Row(os.path.abspath(path), name, of_class, float(found.mean()), mean, seconds,
+        rows.append(ClassRow(os.path.abspath(path), name, of_class, float(found.mean()), mean, seconds,
                         *scores.get(of_class, (None, None))))  # fmt: skip
     return rows
 
@@ -259,7 +259,7 @@ def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     write_atomic(path, out.getvalue())
 
 
-def _is_there(wanted: Wanted, classes: Sequence[str], table: Table, image: Path, name: str) -> bool:
+def _is_there(wanted: Wanted, classes: Sequence[str], table: PredictionTable, image: Path, name: str) -> bool:
     """Whether all that is wanted of an image was written before."""
     own = table.rows_of(image)
     files = [wanted.mask(name), wanted.overlay(name)]
@@ -307,7 +307,9 @@ def _same_as_before(wanted: Wanted, record: Mapping[str, Any]) -> bool:
     return not differ
 
 
-def _sheet(wanted: Wanted, supports: Supports, images: Sequence[Path], names: Mapping[Path, str], table: Table) -> None:
+def _sheet(
+    wanted: Wanted, supports: Supports, images: Sequence[Path], names: Mapping[Path, str], table: PredictionTable
+) -> None:
     """The contact sheet: the supports, then the first images with what was found in them."""
     tiles = []
     for name, shots in supports.shots.items():

@@ -17,7 +17,7 @@ _COLUMNS = ("file", "name", "class", "share", "mean_probability", "seconds", "in
 
 
 @dataclass(frozen=True)
-class Row:
+class ClassRow:
     """What was found of a class in an image.
 
     Attributes:
@@ -45,7 +45,7 @@ class Row:
         return 100 * (self.intersection or 0) / self.union if self.union else None
 
 
-class Table:
+class PredictionTable:
     """The file, and its rows by image and class.
 
     Args:
@@ -55,7 +55,7 @@ class Table:
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.path = path
-        self._rows: dict[str, dict[str, Row]] = {}
+        self._rows: dict[str, dict[str, ClassRow]] = {}
         self._file: io.TextIOWrapper | None = None
         for row in () if fresh else _read(path):
             self._rows.setdefault(row.file, {})[row.of_class] = row
@@ -65,7 +65,7 @@ class Table:
         """Absolute path of an image -> the name of its outputs."""
         return {file: next(iter(rows.values())).name for file, rows in self._rows.items()}
 
-    def rows_of(self, image: Path) -> Mapping[str, Row]:
+    def rows_of(self, image: Path) -> Mapping[str, ClassRow]:
         """Class -> row."""
         return self._rows.get(os.path.abspath(image), {})
 
@@ -74,7 +74,7 @@ class Table:
         for image in images:
             self._rows.pop(os.path.abspath(image), None)
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[ClassRow]) -> None:
         """Write the rows of an image, whose files are there."""
         assert self._file is not None
         for row in rows:
@@ -82,7 +82,7 @@ class Table:
             _writer(self._file).writerow(_cells(row))
         self._file.flush()
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> PredictionTable:
         """Write what is known, and stay open for more."""
         head = io.StringIO(newline="")
         _writer(head).writerow(_COLUMNS)
@@ -104,12 +104,12 @@ def _writer(file: Any) -> Any:
     return csv.writer(file, lineterminator="\n")
 
 
-def _cells(row: Row) -> list[Any]:
+def _cells(row: ClassRow) -> list[Any]:
     iou = None if row.iou is None else round(row.iou, 4)
     return [round(value, 6) if isinstance(value, float) else value for value in astuple(row)] + [iou]
 
 
-def _read(path: Path) -> Iterable[Row]:
+def _read(path: Path) -> Iterable[ClassRow]:
     """The rows of a file; what is no whole row, as the last one of a process that was killed, is left out."""
     try:
         text = path.read_text("utf-8", errors="surrogateescape")
@@ -120,6 +120,6 @@ def _read(path: Path) -> Iterable[Row]:
             continue
         kinds = (str, str, str, float, float, float, int, int)
         try:
-            yield Row(*(kind(cell) if cell else None for kind, cell, _ in zip(kinds, cells, fields(Row))))  # type: ignore[arg-type]
+            yield ClassRow(*(kind(cell) if cell else None for kind, cell, _ in zip(kinds, cells, fields(ClassRow))))  # type: ignore[arg-type]
         except ValueError:
             continue
