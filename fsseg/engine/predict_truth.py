@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from fsseg.data.own_files import Truths
@@ -15,13 +16,12 @@ from fsseg.errors import UserError
 class TrueMasks:
     """The true masks of some images.
 
-    An object is 255, or 1 where any mask of its class holds a 1: then 255 is left out of the score, as on VOC's
-    boundaries, also in a mask that shows nothing of the class.
+    An object is 255; or 1, where any of the masks holds a 1: then 255 is left out of the score, as on VOC's boundaries,
+    also in a mask that shows nothing of its class.
     """
 
     def __init__(self, truths: Truths, images: Sequence[Path]) -> None:
         self._truths, self._images = truths, images
-        self._ones: dict[str, bool] = {}
 
     def scores(
         self, image: Path, photo: Photo, answer: Answer, fault: Callable[[Path, UserError], None]
@@ -34,7 +34,7 @@ class TrueMasks:
         found = {}
         for name, file in self._truths.files(image).items():
             try:
-                truth = mask_of(file, photo, true=True, ones=self._counts_ones(name))
+                truth = mask_of(file, photo, true=True, ones=self._ones)
             except UserError as error:
                 fault(image, error)
                 continue
@@ -42,9 +42,7 @@ class TrueMasks:
             found[name] = (int((mask & true).sum()), int((mask | true).sum()))
         return found
 
-    def _counts_ones(self, name: str) -> bool:
-        """Whether the masks of a class mark it by 1; they are looked through once, up to the first that does."""
-        if name not in self._ones:
-            files = (self._truths.files(image).get(name) for image in self._images)
-            self._ones[name] = any(holds_a_one(file) for file in files if file is not None)
-        return self._ones[name]
+    @cached_property
+    def _ones(self) -> bool:
+        """Whether the masks mark objects by 1; they are looked through once, up to the first that does."""
+        return any(holds_a_one(file) for image in self._images for file in self._truths.files(image).values())

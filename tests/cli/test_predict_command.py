@@ -39,7 +39,9 @@ def own(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
             used.add(image)
             copy(generated, image, f"supports/{name}")
             write(f"supports/{name}/{image}.png", 255 * (labels[image] == number))
-    for image in [i for i in labels if i not in used][:5]:
+    free = {image: map_ for image, map_ in labels.items() if image not in used}
+    of_each = [next(i for i, map_ in free.items() if (map_ == number).any()) for number in CLASSES.values()]
+    for image in list(dict.fromkeys([*of_each, *free]))[:5]:
         copy(generated, image, "photos")
         for name, number in CLASSES.items():
             write(f"truth/{name}/{image}.png", np.where(labels[image] == 255, 255, labels[image] == number))
@@ -192,17 +194,20 @@ def test_images_of_one_name_do_not_overwrite_each_other(own: Path) -> None:
 
 
 def test_an_image_that_cannot_be_used_is_named_and_the_others_go_on(own: Path) -> None:
+    truth = Path(f"truth/first/{names()[1]}.png")
+    write(str(truth), np.zeros((3, 3)))
     Path("photos/broken.jpg").write_bytes(b"no image")
     Path("photos/empty.png").touch()
-    write("truth/first/" + names()[1] + ".png", np.zeros((3, 3)))
     text = predicted("--support-dir", "supports/first", "photos", "--truth-dir", "truth", status=1)
     assert "left out: image photos/broken.jpg cannot be read" in text
     assert "left out: image photos/empty.png cannot be read" in text
+    assert f"left out: {truth} has 3 x 3 pixels, and its image photos/" in text
     assert "5 images segmented" in text
     assert len(rows()) == 5
     assert text.rstrip().splitlines()[-2].startswith("error: 3 of 7 images could not be used (named above), e.g. ")
     Path("photos/broken.jpg").unlink()
     Path("photos/empty.png").unlink()
+    truth.unlink()
     assert "0 images segmented, 5 kept" in predicted("--support-dir", "supports/first", "photos")
 
 
