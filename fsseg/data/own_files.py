@@ -149,7 +149,7 @@ def _class_folders(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _pairs_in(folder: Path) -> list[FilePair]:
-    """`x.jpg` with `x.png` or `x_mask.png`; `x.png` with `x_mask.png`.
+    """1.jpg with 1.png or 1_mask.png; 1.png with 1_mask.png.
 
     Raises:
         UserError: an image has no mask, or there is none.

@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from fsseg import __version__
 from fsseg.config.entry import resolved
 from fsseg.data.loader import one_by_one
 from fsseg.data.own_files import Truths, output_names
@@ -36,6 +35,7 @@ from fsseg.engine.predict_truth import TrueMasks
 from fsseg.engine.progress import Progress, duration
 from fsseg.errors import Lines, UserError, visible
 from fsseg.process.files import json_text, read_json, write_atomic, write_json
+from fsseg.process.version import VERSION
 from fsseg.process.words import count
 
 log = logging.getLogger("fsseg")
@@ -284,7 +284,7 @@ def _record(predictor: Predictor, supports: Supports) -> dict[str, Any]:
     }
     settings = {"method": resolved(cfg.model), "backbone": cfg.backbone.name, "image_size": cfg.dataset.image_size,
                 "fit": cfg.protocol.fit}  # fmt: skip
-    return {"fsseg": __version__, "about": predictor.about, "weights": predictor.digest, "settings": settings,
+    return {"fsseg": VERSION, "about": predictor.about, "weights": predictor.digest, "settings": settings,
             "supports": digests}  # fmt: skip
 
 

@@ -256,6 +256,16 @@ def test_of_an_earlier_version_it_needs_its_run_directory(trained: RunDirectory,
         fsseg.load(trained.directory)
 
 
+def test_a_folder_must_hold_one_run(trained: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty is no run directory"):
+        fsseg.load(tmp_path / "empty")
+    shutil.copytree(trained.directory, tmp_path / "again")
+    with pytest.raises(UserError, match=r"holds 2 runs, e\.g\. ") as told:
+        fsseg.load(tmp_path)
+    assert "name one run directory" in told.value.fix
+
+
 def test_the_line_changes_what_belongs_to_the_machine_alone(trained: RunDirectory) -> None:
     made = Predictor.from_checkpoint(trained.checkpoint, "cpu", ["method=abcb", "num_workers=3"])
     assert made.cfg.num_workers == 3
