@@ -9,12 +9,14 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from fsseg.process.version import VERSION
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from fsseg.engine.predict import Predictor
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def load(place: str | PathLike[str], device: str = "auto") -> Predictor:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fsseg.cell import weights as published
 from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
 from fsseg.config.history import ACT_ELSEWHERE, ADDED, ADDED_TO, RETIRED, STANDARD_POOL
-from fsseg.config.tasks import BASE_LEARNERS, changes_a_base_learner
+from fsseg.config.tasks import BASE_LEARNERS, LISTS_ARE_FILES, changes_a_base_learner
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -158,7 +158,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
         if not isinstance(value := flat.get(key), str):
             continue
-        path = Path(value).expanduser() if flat.get("dataset.name") == "coco20i" else list_file(value)
+        path = Path(value).expanduser() if flat.get("dataset.name") in LISTS_ARE_FILES else list_file(value)
         if path is not None and path.is_file():
             kept[key] = f"content {file_digest(path)}"
     if flat.get("backbone.base_training"):
@@ -174,6 +174,18 @@ def base_learner_variant(identity_: dict[str, Any]) -> str:
     Which words of a line led to them does not count, for the cells that start from it are of other lines.
     """
     return fingerprint({k: v for k, v in identity_.items() if k not in ("fold", "seed")})[:8]
+
+
+PUBLISHED_FOLDS = 4
+"""Folds of every published result."""
+
+
+def number_of_folds(identity_: Mapping[str, Any]) -> int:
+    """Folds of a cell's data set: one where its novel classes are named; as published where nobody knows."""
+    if identity_.get("dataset.novel") or "dataset.test_classes" in identity_:
+        return 1
+    number = identity_.get("dataset.num_folds")
+    return number if type(number) is int and number > 0 else PUBLISHED_FOLDS
 
 
 def list_file(name: str) -> Path | None:

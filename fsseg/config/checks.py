@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
 from fsseg.config.history import ACT_ELSEWHERE
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, ResNetConfig, trains
-from fsseg.config.tasks import BASE_LEARNERS
+from fsseg.config.tasks import BASE_LEARNERS, LISTS_ARE_FILES
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 
@@ -129,7 +129,7 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
     }
     if _has_deep_stem(cfg):
         files["backbone.weights"] = f"give the path of {ResNetConfig.deep_weights(cfg.backbone.name)}"
-    if cfg.dataset.name == "coco20i":  # a list of PASCAL may be a name
+    if cfg.dataset.name in LISTS_ARE_FILES:  # a list of PASCAL may be a name
         fix = "give a text file with one image per line, or leave it out"
         files |= {"dataset.train_list": fix, "dataset.val_list": fix}
     for key, fix in files.items():
@@ -171,15 +171,19 @@ def _relates(*keys: str, of_runs: bool = False) -> Callable[[_Relation], _Relati
 def _folds_are_equal_parts(cfg: Config) -> Iterator[UserError]:
     """The number of classes is a multiple of the number of folds."""
     folds, classes = cfg.dataset.num_folds, DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
-    if classes % folds:
+    if classes % folds:  # classes that only the disk knows may be cut into any: the source looks
         what = f"dataset.num_folds={folds} does not cut {classes} classes into equal parts"
         yield UserError(what, "set dataset.num_folds=4, as every published result does")
 
 
-@_relates("fold", "dataset.num_folds")
+@_relates("fold", "dataset.num_folds", "dataset.novel")
 def _fold_exists(cfg: Config) -> Iterator[UserError]:
-    """The fold is one of the data set's."""
-    if cfg.fold not in (folds := range(cfg.dataset.num_folds)):
+    """The fold is one of the data set's; novel classes by name are fold 0."""
+    if novel := _get(cfg, "dataset.novel"):
+        if cfg.fold != 0:
+            what = f"fold={cfg.fold}: with dataset.novel={shown(list(novel))} there is fold 0 alone"
+            yield UserError(what, "leave fold out, or leave dataset.novel out and set dataset.num_folds")
+    elif cfg.fold not in (folds := range(cfg.dataset.num_folds)):
         what = f"fold={cfg.fold} does not exist: {cfg.dataset.name} has folds 0 to {folds[-1]}"
         yield UserError(what, f"set fold to one of: {', '.join(map(str, folds))}")
 

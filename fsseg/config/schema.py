@@ -89,7 +89,7 @@ class DatasetConfig(Choice):
 
     GROUP = "dataset"
     NUM_CLASSES: ClassVar[int] = 20
-    """Classes that the folds are cut from."""
+    """Classes that the folds are cut from; 0 where the source finds them on the disk."""
     FOLDER: ClassVar[str] = ""
     """Its place in a folder that holds all data sets; its name if empty."""
     name: Annotated[str, NAME] = MISSING
@@ -181,6 +181,69 @@ class CocoConfig(DatasetConfig):
     @classmethod
     def interleaved(cls, dataset: DatasetConfig) -> bool:
         return not getattr(dataset, "contiguous_folds", False)
+
+
+@dataclass
+class OwnConfig(DatasetConfig):
+    """What a user's own data sets share: classes are found on the disk, novel ones and splits are chosen here."""
+
+    NUM_CLASSES = 0
+    num_folds: Annotated[int, within(1, 1000)] = 2
+    """Folds that the classes, sorted by name, are cut into; the first ones hold one class more if it does not come out
+    even. 1: all classes are novel, for evaluations without training."""
+    novel: list[str] = field(default_factory=list)
+    """Names of the novel classes, in place of folds; fold is then 0."""
+    train_list: Annotated[str | None, FILE_PATH] = None
+    """A file that names the training images, one a line; null takes those that are not evaluated."""
+    val_list: Annotated[str | None, FILE_PATH] = None
+    """The same for evaluation; null takes those that `train_list` does not name, or else `val_share` of all images."""
+    val_share: Annotated[float, above(0, 1)] = 0.3
+    """Without lists: share of the images that are evaluated, drawn by `split_seed`; the others are trained on. 1
+    evaluates all of them, and leaves none to train on."""
+    split_seed: Annotated[int, SEED] = 0
+    """Seed of that draw."""
+
+
+@dataclass
+class FolderConfig(OwnConfig):
+    """`folder`: a folder of the user's own, with `images/`, and `masks/<class>/<name>.png` or indexed PNGs."""
+
+    NAMES = ("folder",)
+    TARGET = "fsseg.data.sources.folder:FolderSource"
+
+
+@dataclass
+class CocoJsonConfig(OwnConfig):
+    """`coco_json`: a file in COCO's format, as annotation tools export it."""
+
+    NAMES = ("coco_json",)
+    TARGET = "fsseg.data.sources.coco_json:CocoJsonSource"
+    annotations: Annotated[str, FILE_PATH] = MISSING
+    """The JSON file."""
+    images: Annotated[str, FILE_PATH] = MISSING
+    """Folder that the file names in it are relative to."""
+    crowds: Annotated[str, one_of("ignore", "object")] = "ignore"
+    """Annotations with iscrowd=1: ignore (255, as COCO means it) or object (some tools mark every brush mask so)."""
+
+
+@dataclass
+class CrossDomainConfig(OwnConfig):
+    """Data sets of cross-domain few-shot segmentation: all classes novel, all images evaluated."""
+
+    NAMES = ("isic", "deepglobe", "chest_xray", "suim")
+    TARGET = "fsseg.data.sources.cross_domain:CrossDomainSource"
+
+
+@dataclass
+class Fss1000Config(OwnConfig):
+    """`fss1000`: 1000 classes of ten images; 240 are tested on, and the others may be trained on."""
+
+    NAMES = ("fss1000",)
+    TARGET = "fsseg.data.sources.cross_domain:Fss1000Source"
+    test_classes: Annotated[str, FILE_PATH] = "fss_test_set.txt"
+    """A file with the names of the novel classes, one a line; also relative to `root`."""
+    val_classes: Annotated[str | None, FILE_PATH] = None
+    """The same for the classes that are neither trained on nor tested; null trains on them as well."""
 
 
 @dataclass
@@ -709,7 +772,7 @@ NEUTRAL_KEYS = (
     "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
     "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
     "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
-    "train.select", "train.select_epochs", "train.select_episodes",
+    "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations", "dataset.images",
 )  # fmt: skip
 # What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
 # fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by

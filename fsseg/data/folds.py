@@ -52,12 +52,35 @@ def fold_classes(num_classes: int, num_folds: int, fold: int, interleaved: bool 
     return tuple(range(fold * size, (fold + 1) * size))
 
 
-def base_classes(dataset: DatasetConfig, fold: int) -> tuple[int, ...]:
-    """class_ids that are not of a fold, sorted; by the configuration alone, without a look at the data.
+def uneven_fold(num_classes: int, num_folds: int, fold: int) -> tuple[int, ...]:
+    """class_ids of one of `num_folds` blocks of consecutive classes; where these are not equal, the first ones hold one
+    class more.
 
     Raises:
-        UserError: as `fold_classes`.
+        UserError: there is no such fold, or not a class for each.
+    """
+    if num_folds > num_classes:
+        raise UserError(
+            f"dataset.num_folds={num_folds}: there are only {num_classes} classes to cut into folds",
+            f"set dataset.num_folds to {num_classes} or less, or name the novel ones: dataset.novel=[...]",
+        )
+    if not 0 <= fold < num_folds:
+        raise UserError(f"fold={fold} does not exist", f"set fold to a number from 0 to {num_folds - 1}")
+    size, more = divmod(num_classes, num_folds)
+    start = fold * size + min(fold, more)
+    return tuple(range(start, start + size + (fold < more)))
+
+
+def base_classes(dataset: DatasetConfig, fold: int) -> tuple[int, ...]:
+    """class_ids that are not of a fold, sorted; by the configuration alone, without a look at the data, but where these
+    alone know the classes.
+
+    Raises:
+        UserError: as `fold_classes`; or the data that know the classes are not there.
     """
     schema = DatasetConfig.named(dataset.name)
+    if not schema.NUM_CLASSES:
+        source = DatasetConfig.target(dataset.name)(dataset)
+        return tuple(sorted(set(range(len(source.classes))) - set(source.novel_classes(fold))))
     novel = fold_classes(schema.NUM_CLASSES, dataset.num_folds, fold, schema.interleaved(dataset))
     return tuple(c for c in range(schema.NUM_CLASSES) if c not in novel)

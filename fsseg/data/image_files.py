@@ -69,7 +69,7 @@ def sizes_fingerprint(paths: Mapping[str, Path], stamps: Mapping[Path, Stamp]) -
 
 
 def read_headers(
-    split: str, root: Path, stamps: Mapping[Path, Stamp], folders: list[Path]
+    split: str, root: Path, stamps: Mapping[Path, Stamp], folders: list[Path], upright: bool = False
 ) -> tuple[dict[Path, tuple[int, int]], dict[Path, str]]:
     """(height, width) of images by their headers, and the reason for each that has none or is cut short.
 
@@ -78,8 +78,9 @@ def read_headers(
         root: folder of the data set; the store names files relative to it.
         stamps: of the images to look at.
         folders: where the store is looked for and kept (see `arrays.cache_folders`).
+        upright: images are turned as their EXIF orientation says, and so are these sizes.
     """
-    name, key = f"images-{split}.store", {"rule": RULE_VERSION}
+    name, key = f"images-{split}.store", {"rule": RULE_VERSION, **({"upright": 1} if upright else {})}
     above = f"{root}{os.sep}"  # `relpath` looks at the current folder for each of 120,000 images
     names = {path: text[len(above) :] if (text := str(path)).startswith(above) else os.path.relpath(path, root)
              for path in stamps}  # fmt: skip
@@ -93,7 +94,7 @@ def read_headers(
     if not todo:
         return shapes, {}
     start, reasons, new = time.monotonic(), {}, {}
-    for text, result in map_files("header", list(todo), f"headers of {split} images"):
+    for text, result in map_files("upright header" if upright else "header", list(todo), f"headers of {split} images"):
         path = todo[text]
         if isinstance(result, str):
             reasons[path] = result

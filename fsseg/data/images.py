@@ -1,6 +1,7 @@
 """Decoding of images and label masks, with errors that name the file. Called by the sources and by the mask scan.
 
-EXIF orientation is left alone on purpose: the masks of VOC and COCO are drawn on the unrotated pixels.
+EXIF orientation is left alone unless `upright` is asked for: the masks of VOC and COCO are drawn on the pixels as they
+lie in the file, those of a user's own photographs on what an annotation tool shows, which is turned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fsseg.errors import UserError
 MAX_PIXELS = 89_478_485
 """An image of more is refused by its header alone; it is where Pillow begins to warn."""
 
-_FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",)}
+_FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",),
+            "grey mask": ("PNG", "BMP")}  # fmt: skip
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
 # What Pillow raises on damaged files, by decoder: OSError (truncation), SyntaxError (PNG chunks), ValueError, EOFError.
@@ -55,7 +57,7 @@ def _named(path: Path | str, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path | str, kind: str = "image", data: bytes | None = None) -> Iterator[Image.Image]:
+def opened(path: Path | str, kind: str = "image", data: bytes | None = None) -> Iterator[Image.Image]:
     """The one place where Pillow opens files; errors of the body, which decodes, are named as `_named` does.
 
     Args:
@@ -100,19 +102,23 @@ def _check_depth(image: Image.Image, path: Path | str) -> None:
         raise UserError(what, "save it with 8 bits a channel: only you know which of its values are black and white")
 
 
-def read_image(path: Path | str, longer_side: int | None = None, read: Read = read_file) -> NDArray[np.uint8]:
+def read_image(
+    path: Path | str, longer_side: int | None = None, read: Read = read_file, upright: bool = False
+) -> NDArray[np.uint8]:
     """An image as RGB, (H, W, 3) uint8; grey-scale, CMYK and 16-bit files are converted.
 
     Args:
-        longer_side: as in `decode_image`.
+        longer_side, upright: as in `decode_image`.
 
     Raises:
         UserError: the file is missing, truncated, no image, or its depth is neither 8 nor 16 bits.
     """
-    return decode_image(read(path, "image"), longer_side, path)
+    return decode_image(read(path, "image"), longer_side, path, upright)
 
 
-def decode_image(data: bytes, longer_side: int | None = None, path: Path | str = "in memory") -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, longer_side: int | None = None, path: Path | str = "in memory", upright: bool = False
+) -> NDArray[np.uint8]:
     """A file's content as RGB, (H, W, 3) uint8.
 
     Grey of 16 bits is divided by 257, so that 65535 becomes 255; of colours of 16 bits Pillow drops the lower byte, at
@@ -122,36 +128,68 @@ def decode_image(data: bytes, longer_side: int | None = None, path: Path | str =
         longer_side: pixels that suffice on the longer side. A large JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size, sides rounded up, with at least so many pixels left. None decodes it whole.
         path: for messages.
+        upright: turn it as its EXIF orientation says, as people see it.
 
     Raises:
         UserError: it is damaged, no image, or its depth is neither 8 nor 16 bits.
     """
-    with _opened(path, data=data) as image:
+    with opened(path, data=data) as image:
+        turn = orientation(image) if upright else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             if (factor := _affordable(max(image.size), longer_side)) > 1:
                 image.draft("RGB", (max(image.width // factor, 1), max(image.height // factor, 1)))
             elif (whole := _decode_whole(data)) is not None:
-                return whole
-        return rgb(image)
+                return turned(whole, turn)
+        if image.mode.startswith("I"):
+            return turned(np.repeat(eight_bits(image)[..., None], 3, axis=2), turn)
+        return turned(np.array(image if image.mode == "RGB" else image.convert("RGB")), turn)
 
 
-def rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an opened image, (H, W, 3) uint8; see `decode_image`."""
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image, dtype=np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey of 16 bits, divided by 257."""
+    return ((np.asarray(image, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 
 
-@contextmanager
-def opened(data: bytes, path: Path | str) -> Iterator[Image.Image]:
-    """A file's content, opened by Pillow; whatever fails in the block names the file.
+_EXIF_ORIENTATION = 0x0112
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened image, 1 to 8; 1, as it lies, where there is none, or none that makes sense."""
+    if "exif" not in image.info:  # of TIFF Pillow obeys the tag itself; of PNG it would decode all to look for more
+        return 1
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Pillow raises errors of many types on damaged tags, which are no reason to lose the image
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels, (H, W, ...), as people see them: 3 stands on its head, 6 and 8 lie on their sides, the others of 2 to 8
+    are mirrored as well. The sides change places from 5 on."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _seen(image: Image.Image, upright: bool) -> tuple[int, int]:
+    """(height, width) of an opened image, turned if `upright` is set."""
+    size = image.height, image.width
+    return size[::-1] if upright and orientation(image) >= 5 else size
+
+
+def image_orientation(path: Path | str) -> int:
+    """`orientation` of a file, from its header alone.
 
     Raises:
-        UserError: it is damaged, no image, or its depth is neither 8 nor 16 bits.
+        UserError: as `image_size`.
     """
-    with _opened(path, data=data) as image:
-        yield image
+    with opened(path) as image:
+        return orientation(image)
 
 
 _REDUCE_FROM = 1200  # pixels; decoding less of a smaller photograph saves no time, as most goes into reading its bits
@@ -200,42 +238,45 @@ def _decoder() -> Callable[[Any], Any] | None:
     return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 
-def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) of an image, from its header alone.
+def image_size(path: Path | str, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of an image, from its header alone; as people see it, if `upright` is set.
 
     Raises:
         UserError: as `read_image`, as far as the header shows.
     """
-    with _opened(path) as image:
-        return image.height, image.width
+    with opened(path) as image:
+        return _seen(image, upright)
 
 
-def check_image(path: Path | str) -> tuple[int, int]:
-    """(height, width) of an image, after the cheapest decoding that shows whether it is truncated.
+def check_image(path: Path | str, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of an image as in `image_size`, after the cheapest decoding that shows whether it is truncated.
 
     Raises:
         UserError: as `read_image`.
     """
-    with _opened(path) as image:
-        size = image.height, image.width
+    with opened(path) as image:
+        size = _seen(image, upright)
         # JPEG: all bits are read, few pixels computed
         image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
         return size
 
 
-def read_labels(path: Path | str, read: Read = read_file) -> NDArray[np.uint8]:
+def read_labels(path: Path | str, read: Read = read_file, own: bool = False) -> NDArray[np.uint8]:
     """A label mask, (H, W) uint8: 0 background, class_id + 1, 255 ignore. `.mat` is SBD's form, all else is PNG.
+
+    Args:
+        own: of a user's own classes: it is turned as `decode_image` does with `upright`, and its palette may be any.
 
     Raises:
         UserError: the file is missing, cannot be decoded, holds colours instead of class numbers, or its palette shows
             that it was saved with other numbers.
     """
-    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path, read(path, "mask"))
+    return _read_sbd(path) if str(path).endswith(".mat") else _read_png(path, read(path, "mask"), own)
 
 
-def _read_png(path: Path | str, data: bytes) -> NDArray[np.uint8]:
-    with _opened(path, "mask", data) as image:
+def _read_png(path: Path | str, data: bytes, own: bool) -> NDArray[np.uint8]:
+    with opened(path, "mask", data) as image:
         tiles: list[Any] = getattr(image, "tile", [])
         form = tiles[0][3] if tiles else image.mode  # "L;4": Pillow turns grey of 4 bits into 0, 17, 34, ...
         if image.mode not in ("P", "L") or form in ("L;2", "L;4"):
@@ -245,6 +286,8 @@ def _read_png(path: Path | str, data: bytes) -> NDArray[np.uint8]:
             )
         palette = bytes(image.palette.palette) if image.palette is not None else b""  # as in the file, before decoding
         labels = np.array(image)
+        if own:
+            return turned(labels, orientation(image))
     if other := _renumbered(palette):
         wrong = [f"{v} is {other[v]}" for v in np.unique(labels).tolist() if v in other]
         if wrong:

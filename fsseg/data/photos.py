@@ -14,21 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.data.images import decode_image, opened, read_file, rgb
+from fsseg.data.images import decode_image, eight_bits, opened, orientation, read_file, turned
 from fsseg.data.source import IGNORE_INDEX
 from fsseg.errors import UserError
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
 """What may be given as an image or a mask: a path, a PIL image, or an array."""
 
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-"""Orientation -> what makes the stored pixels upright (EXIF 2.3, tag Orientation)."""
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that change the sides
 _ARRAY = "give an array (H, W, 3) of uint8, RGB"
 
 
@@ -64,27 +57,28 @@ def photo(given: Picture, longer_side: int | None = None, name: str = "the image
         UserError: it is missing, damaged, too large, of another depth than 8 or 16 bits, or no image.
     """
     if isinstance(given, str | os.PathLike):
-        path = os.fspath(given)
-        data = read_file(path, "image")
-        with opened(data, path) as image:
-            size, orientation = (image.height, image.width), _orientation(image)
-        pixels = decode_image(data, longer_side, path)
-        name = path
+        name = os.fspath(given)
+        data = read_file(name, "image")
+        with opened(name, data=data) as image:
+            size, turn = (image.height, image.width), orientation(image)
+        pixels = decode_image(data, longer_side, name, upright=True)
     elif isinstance(given, Image.Image):
         if given.mode == "F" or (given.mode == "I" and given.format != "PNG"):  # see `decode_image`
             raise UserError(f"{name} is a PIL image of mode {given.mode}", "convert it to RGB, or to 8 or 16 bits")
-        pixels, size, orientation = rgb(given), (given.height, given.width), _orientation(given)
+        size, turn = (given.height, given.width), orientation(given)
+        grey = np.repeat(eight_bits(given)[..., None], 3, axis=2) if given.mode.startswith("I") else None
+        pixels = turned(np.array(given.convert("RGB")) if grey is None else grey, turn)
     else:
         pixels = np.asarray(given)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise UserError(f"{name} is an array of {_shape(pixels)} of {pixels.dtype}", _ARRAY)
-        size, orientation = (pixels.shape[0], pixels.shape[1]), 1
-    if orientation in _SIDEWAYS:
-        size = size[::-1]
-    return Photo(name, _upright(pixels, orientation), size, orientation)
+        size, turn = (pixels.shape[0], pixels.shape[1]), 1
+    return Photo(name, pixels, size[::-1] if turn in _SIDEWAYS else size, turn)
 
 
-def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: bool = False) -> NDArray[np.uint8]:
+def mask_of(
+    given: Picture, of: Photo, name: str = "the mask", true: bool = False, ones: bool = False
+) -> NDArray[np.uint8]:
     """The mask of a photo, (H, W) uint8 in {0, 1, 255}: 1 is the object, 255 is left out.
 
     Where 255 is the only value beside 0, it is the object. A mask that has the size of the photo as it is stored, and
@@ -94,36 +88,46 @@ def mask_of(given: Picture, of: Photo, name: str = "the mask", may_be_empty: boo
         given: a path, a PIL image, or an array (H, W) of numbers or of bool.
         of: the photo; its `name` stands in messages.
         name: of a mask that is no file.
-        may_be_empty: it need not mark anything.
+        true: of a mask to score by, which need not mark anything.
+        ones: 1 is the object, also where there is none of it: 255 is always left out.
 
     Raises:
         UserError: it cannot be read, has other values, marks nothing, or is of another size.
     """
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
-        with opened(read_file(name, "image"), name) as image:
-            values, orientation = _values(image, name), _orientation(image)
+        with opened(name, data=read_file(name, "image")) as image:
+            values, turn = _values(image, name), orientation(image)
     elif isinstance(given, Image.Image):
-        values, orientation = _values(given, name), _orientation(given)
+        values, turn = _values(given, name), orientation(given)
     else:
-        values, orientation = np.asarray(given), 1
+        values, turn = np.asarray(given), 1
         if values.ndim != 2 or values.dtype.kind not in "bui" or not values.size:
             what = f"{name} is an array of {_shape(values)} of {values.dtype}"
             raise UserError(what, "give an array (H, W) of bool, or of whole numbers: 0, and 1 or 255 for the object")
-    mask = _upright(_binary(values, name), orientation)
-    if mask.shape != of.size and mask.shape == of.size[::-1] and of.orientation in _SIDEWAYS and orientation == 1:
-        mask = _upright(mask, of.orientation)
+    mask = turned(_binary(values, name, ones), turn)
+    if mask.shape != of.size and mask.shape == of.size[::-1] and of.orientation in _SIDEWAYS and turn == 1:
+        mask = turned(mask, of.orientation)
     if mask.shape != of.size:
         raise UserError(
             f"{name} has {mask.shape[1]} x {mask.shape[0]} pixels, and its image {of.name} {of.size[1]} x {of.size[0]}",
             "draw the mask on the image at its own size",
         )
-    if not may_be_empty and not (mask == 1).any():
+    if not true and not (mask == 1).any():
         raise UserError(f"{name} marks no pixel of an object", "draw the object with 255 (white) on 0 (black)")
     return mask
 
 
-def _binary(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def holds_a_one(path: str | os.PathLike[str]) -> bool:
+    """Whether a mask says by the value 1 what the object is; False if it cannot be read."""
+    try:
+        with opened(os.fspath(path), data=read_file(os.fspath(path), "image")) as image:
+            return bool((_values(image, os.fspath(path)) == 1).any())
+    except UserError:
+        return False
+
+
+def _binary(values: NDArray[Any], name: str, ones: bool) -> NDArray[np.uint8]:
     """Values as {0, 1, 255}.
 
     Raises:
@@ -136,7 +140,7 @@ def _binary(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
             f"{name} holds the values {some}: a mask has 0 and 255, or 0 and 1",
             "save one mask for each class, as PNG and without smoothing; of an array pass e.g. labels == 3",
         )
-    whole = 1 if 1 in found else IGNORE_INDEX
+    whole = 1 if ones or 1 in found else IGNORE_INDEX
     out = np.zeros(values.shape, np.uint8)
     out[values == whole] = 1
     if whole == 1:
@@ -167,20 +171,6 @@ def _values(image: Image.Image, name: str) -> NDArray[Any]:
 
 def _grey(colours: NDArray[np.uint8]) -> bool:
     return bool((colours == colours[..., :1]).all())
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises many types for a damaged EXIF block, without which the pixels are whole
-        return 1
-    return found if found in _TURNS else 1
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation not in _TURNS:
-        return pixels
-    return np.array(Image.fromarray(pixels).transpose(_TURNS[orientation]))
 
 
 def _shape(array: NDArray[Any]) -> str:

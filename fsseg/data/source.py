@@ -122,10 +122,12 @@ class Source(ABC):
         cache: folder for what a scan finds; None keeps it beside the data (see `arrays.cache_folders`).
         mask_rule: how masks are made from the annotations, in words; recorded with every result.
         one_pool: both splits are the same images, and only their classes tell what is trained on and what is scored.
+        upright: images are turned as their EXIF orientation says; `image` and the sizes of masks have to agree.
     """
 
     mask_rule: str
     one_pool: ClassVar[bool] = False
+    upright: ClassVar[bool] = False
 
     def __init__(self, cfg: DatasetConfig, classes: Sequence[str], root: Path | None = None) -> None:
         self.name = cfg.name
@@ -277,7 +279,7 @@ class Source(ABC):
         if "train" in splits:
             faults += self.shared_images(self.listed("train"), self.listed("val"))
         if faults:
-            raise faults_error(faults)
+            raise faults_error(dict.fromkeys(faults))  # splits of one file share its faults
 
     def shared_images(self, train: Sequence[str], val: Sequence[str]) -> list[Fault]:
         """A fault for each image that both splits list: it would be trained on, and then evaluated.
@@ -309,7 +311,8 @@ class Source(ABC):
         paths = self.image_paths(split, index.image_ids)
         stamps = stamps_of(paths.values())
         self._image_fingerprints[split] = sizes_fingerprint(paths, stamps)
-        shapes, reasons = read_headers(split, self.root, stamps, cache_folders(self.root, self.cache))
+        folders = cache_folders(self.root, self.cache)
+        shapes, reasons = read_headers(split, self.root, stamps, folders, self.upright)
         unread = {i: reasons[path] for i, path in paths.items() if path in reasons}
         gone = [i for i, path in paths.items() if path not in stamps and i not in missing]
         unread |= dict.fromkeys(gone, "no file, or a link to none")

@@ -16,11 +16,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fsseg.data.binary_masks import read_binary
 from fsseg.data.images import check_image, image_size, read_labels
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
@@ -34,13 +37,13 @@ _FILES_PER_WORKER = 400  # fewer are done faster than a worker starts
 _PROGRESS_SECONDS = 3.0
 
 
-def count_values(path: str) -> list[Any]:
+def count_values(path: str, read: Callable[[str], NDArray[np.uint8]] = read_labels) -> list[Any]:
     """[height, width, [[value, pixels, pixels on the grid], ...]] of a label mask, values rising; see `GRID`.
 
     Raises:
         UserError: it cannot be read.
     """
-    labels = read_labels(path)
+    labels = read(path)
     # Counting runs of equal pixels is several times as fast as counting pixels: masks have large flat areas, and a
     # counter raised by one pixel after the other stalls the processor.
     flat = labels.ravel()
@@ -54,7 +57,7 @@ _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 """First bytes of a JPEG and of a PNG -> the last ones."""
 
 
-def check_header(path: str) -> list[int]:
+def check_header(path: str, upright: bool = False) -> list[int]:
     """[height, width] of an image, by its header; its last bytes must be those of a whole JPEG or PNG.
 
     Other formats are judged by the header alone. Bytes behind the end are no fault if the image can be decoded.
@@ -62,7 +65,7 @@ def check_header(path: str) -> list[int]:
     Raises:
         UserError: it is missing, no image, or cut short.
     """
-    size = image_size(path)
+    size = image_size(path, upright)
     try:
         with open(path, "rb") as file:
             end = _ENDS.get(file.read(2), b"")
@@ -95,6 +98,12 @@ TASKS: dict[str, Callable[[str], Any]] = {
     "header": check_header,
     "image": lambda path: list(check_image(path)),
     "digest": digest,
+    # of data sets whose images are turned by EXIF
+    "upright header": partial(check_header, upright=True),
+    "upright image": lambda path: list(check_image(path, upright=True)),
+    "own mask": partial(count_values, read=partial(read_labels, own=True)),
+    "binary mask": partial(count_values, read=read_binary),
+    "grey mask": partial(count_values, read=partial(read_binary, grey=True)),
 }
 """What can be done to a file; a result is any JSON value except text, which stands for a reason."""
 

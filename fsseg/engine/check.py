@@ -16,7 +16,7 @@ from fsseg.cell.models import Result
 from fsseg.cell.record import Cell, open_cell
 from fsseg.config.base_training import base_config, starts_from_a_base_learner
 from fsseg.config.entry import resolved, typed
-from fsseg.config.schema import Config
+from fsseg.config.schema import Config, DatasetConfig
 from fsseg.data.loader import undrawn_classes
 from fsseg.data.registry import DataNow, checked_source, folder_faults, made_once, needed_splits
 from fsseg.data.source import Source
@@ -198,7 +198,13 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
         found.rows.append(("pretrained", backbone.weights))
     model = None
     with found.noting():
-        data = cfg.dataset.name, cfg.dataset.num_folds, cfg.shot  # of them depend sizes of a base learner and of BAM
+        data: tuple[object, ...] = (
+            cfg.dataset.name,
+            cfg.dataset.num_folds,
+            cfg.shot,
+        )  # of them depend sizes of a base learner and of BAM
+        if not DatasetConfig.named(cfg.dataset.name).NUM_CLASSES:
+            data += str(resolved(cfg.dataset)), cfg.fold  # classes of the disk, in folds of unequal sizes
         parts = str(resolved(cfg.backbone)), str(resolved(cfg.model))
         model = made_once(("model", *data, *parts), lambda: build_model(cfg))
         number = sum(p.numel() for p in model.parameters()) / 1e6

@@ -211,10 +211,11 @@ def start_from(model: FewShotModel, cfg: Config, source: Source) -> Origin:
     check_with_result(Path(path), state)
     trained = set(state["origin"]["base_classes"])
     if seen := [source.classes[c] for c in source.novel_classes(cfg.fold) if source.classes[c] in trained]:
-        raise UserError(
-            f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}",
-            f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}",
-        )
+        fix = f"evaluate it on the fold it was trained for: fold={state['origin']['fold']}"
+        if state["origin"]["dataset"] != cfg.dataset.name:
+            fix = "name the other classes as novel (dataset.novel=[...]), or give a checkpoint that has not seen these"
+        what = f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}"
+        raise UserError(what, fix)
     fill(model, state, path)
     selected = state.get("selected")
     return Origin(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -192,10 +192,10 @@ class Predictor:
         """
         ready = supports if isinstance(supports, Supports) else self.prepare(supports)
         if isinstance(query, list | tuple):
-            return list(self.stream(iter(query), ready, batch_size))
+            return list(self.stream(query, ready, batch_size))
         return self.answers([self.query(query)], ready)[0]
 
-    def stream(self, queries: Iterator[Picture], supports: Supports, batch_size: int | None = None) -> Iterator[Answer]:
+    def stream(self, queries: Iterable[Picture], supports: Supports, batch_size: int | None = None) -> Iterator[Answer]:
         """The answers one by one, so that any number of images needs the memory of a batch.
 
         Raises:

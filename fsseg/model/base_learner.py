@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fsseg.config.schema import DatasetConfig
+from fsseg.data.folds import base_classes
 from fsseg.data.types import Batch, Tasks
 from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Kept, Prediction, Role
@@ -65,8 +65,7 @@ class PyramidHead(nn.Module):
 
 def number_of_base_classes(cfg: Config) -> int:
     """Classes of the data set that are not of the fold."""
-    classes = DatasetConfig.named(cfg.dataset.name).NUM_CLASSES
-    return classes - classes // cfg.dataset.num_folds
+    return len(base_classes(cfg.dataset, cfg.fold))
 
 
 class BaseLearner(FewShotModel):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from fsseg.cell.key import CellKey
+from fsseg.cell.key import CellKey, number_of_folds
 from fsseg.cell.models import Metrics, Result, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, is_run, walk
 from fsseg.config.constraints import BEST
@@ -148,6 +148,11 @@ class CellResult:
             return None
         own = {key: record.identity.pop(key) for key in _OWN_SETTINGS if key in record.identity}
         return ChainMap(own, self.shared(record.identity))
+
+    @property
+    def folds(self) -> int:
+        """How many folds its data set has: one where its novel classes are named; as published where nobody says."""
+        return number_of_folds(self.identity or {})
 
     @cached_property
     def protocol_id(self) -> str | None:

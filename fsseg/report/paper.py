@@ -18,6 +18,7 @@ from fsseg.cell.key import CellKey
 from fsseg.config.history import BEFORE
 
 FOLDS = (0, 1, 2, 3)
+"""Those of every published result."""
 """The folds of both data sets; a mean is a mean over all of them."""
 MEAN = -1
 """The fold number that stands for the mean over the folds."""

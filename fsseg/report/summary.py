@@ -19,7 +19,7 @@ from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.published import as_printed, label_of
 from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
-from fsseg.report.tables import COLUMNS, Entry, Report, Row, Table
+from fsseg.report.tables import Entry, Report, Row, Table
 
 
 def to_text(report: Report) -> str:
@@ -76,7 +76,7 @@ def to_csv(report: Report) -> str:
         for row in table.rows:
             names = {name: csv_cell(value) for name, value in (same | row.key._asdict()).items()}
             for shot in table.shots:
-                for fold, entry in _entries(row, shot).items():
+                for fold, entry in _by_column(row.entries, shot, table).items():
                     number = MEAN if fold == "mean" else int(fold)
                     figures: dict[str, Any] = {"paper": row.paper(shot, number)}
                     if entry is not None:
@@ -98,8 +98,9 @@ def _published(row: Row, shot: int, fold: int) -> str:
 def to_json(report: Report) -> dict[str, Any]:
     """Everything, nested: tables > rows > shots > folds; the missing cells and the problems beside them."""
 
-    def block(row: Row, shot: int) -> dict[str, Any]:
-        entries = {fold: None if entry is None else _figures(entry) for fold, entry in _entries(row, shot).items()}
+    def block(table: Table, row: Row, shot: int) -> dict[str, Any]:
+        of_shot = _by_column(row.entries, shot, table)
+        entries = {fold: None if entry is None else _figures(entry) for fold, entry in of_shot.items()}
         paper: dict[str, Any] = {"paper": asdict(row.published[shot]) if shot in row.published else None}
         if shot in row.reported:
             paper["published"] = [asdict(figures) for figures in row.reported[shot]]
@@ -107,7 +108,7 @@ def to_json(report: Report) -> dict[str, Any]:
             entries
             | paper
             | {
-                kind: {fold: _figures(entry) for fold, entry in _by_column(of_kind, shot).items() if entry is not None}
+                kind: {fold: _figures(entry) for fold, entry in _by_column(of_kind, shot, table).items() if entry}
                 for kind, of_kind in row.best.items()
             }
         )
@@ -117,7 +118,7 @@ def to_json(report: Report) -> dict[str, Any]:
         return [
             {k: getattr(row.key, k) for k in keys}
             | ({"selected": row.key.selected} if row.key.selected else {})
-            | {"label": row.label, "shots": {f"{shot}shot": block(row, shot) for shot in table.shots}}
+            | {"label": row.label, "shots": {f"{shot}shot": block(table, row, shot) for shot in table.shots}}
             | {"made_with": [made._asdict() | {"cells": n} for made, n in Counter(_made_with(row)).most_common()]}
             for row in table.rows
         ]
@@ -142,12 +143,8 @@ def to_json(report: Report) -> dict[str, Any]:
     return found | ({"base_learners": base} if base else {})
 
 
-def _entries(row: Row, shot: int) -> dict[str, Entry | None]:
-    return _by_column(row.entries, shot)
-
-
-def _by_column(entries: Mapping[tuple[int, int], Entry], shot: int) -> dict[str, Entry | None]:
-    return {"mean" if fold == MEAN else str(fold): entries.get((shot, fold)) for fold in COLUMNS}
+def _by_column(entries: Mapping[tuple[int, int], Entry], shot: int, table: Table) -> dict[str, Entry | None]:
+    return {"mean" if fold == MEAN else str(fold): entries.get((shot, fold)) for fold in table.columns}
 
 
 def _made_with(row: Row) -> list[MadeWith]:
@@ -168,8 +165,8 @@ def to_replication(report: Report) -> dict[str, Any]:
     rivals: dict[tuple[str, str, int], list[tuple[tuple[bool, bool, int, int], Table, Row]]] = defaultdict(list)
     left_out: list[str] = []
     for table, row, shot in ((t, row, shot) for t in report.tables for row in t.rows for shot in t.shots):
-        entries = [row.entries[shot, fold] for fold in FOLDS if (shot, fold) in row.entries]
-        if why := _no_place(row, entries):
+        entries = [row.entries[shot, fold] for fold in table.folds if (shot, fold) in row.entries]
+        if why := _no_place(table, row, entries):
             left_out.append(f"{table.key.dataset} {row.label} {shot}-shot: {why}")
         elif entries:
             episodes, standard = table.protocol.get("num_episodes"), table.protocol.get("name") == "standard"
@@ -198,7 +195,7 @@ def to_replication(report: Report) -> dict[str, Any]:
     return replication_json(places, left_out, notes)
 
 
-def _no_place(row: Row, entries: Sequence[Entry]) -> str:
+def _no_place(table: Table, row: Row, entries: Sequence[Entry]) -> str:
     """Why the older workflow's file cannot hold a row with these numbers; empty if it can, or there are none."""
     if not entries:
         return ""
@@ -206,6 +203,8 @@ def _no_place(row: Row, entries: Sequence[Entry]) -> str:
         return "the file holds abcb alone"
     if row.key.variant != "default":
         return "the file has no place for variants"
+    if table.key.num_folds != len(FOLDS):
+        return f"the file holds data sets of {len(FOLDS)} folds"
     return "partial, a novel class is missing" if any(e.partial for e in entries) else ""
 
 

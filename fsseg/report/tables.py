@@ -23,12 +23,11 @@ from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.pairs import Paired, paired
-from fsseg.report.paper import FOLDS, MEAN, Published, comparable, other_data
+from fsseg.report.paper import MEAN, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike, notes_on
 from fsseg.report.replication import OLDER_PROTOCOL
 from fsseg.report.statistics import mean, sample_std
 
-COLUMNS = (*FOLDS, MEAN)
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
 # Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
 _SHOWN = 3  # of many places in one note
@@ -113,11 +112,13 @@ class Row:
 
 
 class TableKey(NamedTuple):
-    """What two cells in one table have in common; a field is None if it is unknown."""
+    """What two cells in one table have in common; a field is None if it is unknown. `num_folds` are those of the data
+    set (`CellResult.folds`)."""
 
     dataset: str
     protocol_id: str | None
     data_val: str | None
+    num_folds: int
 
 
 @dataclass
@@ -141,6 +142,15 @@ class Table:
     twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
     @property
+    def folds(self) -> range:
+        return range(self.key.num_folds)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Its folds, and their mean."""
+        return (*self.folds, MEAN)
+
+    @property
     def title(self) -> str:
         if not self.protocol:
             return f"{self.key.dataset} (protocol unknown: no result yet)"
@@ -156,7 +166,7 @@ class Table:
     def as_text(self) -> TextTable:
         """For each row its numbers; below them, if there are any, the published ones with the differences, and those of
         other checkpoints."""
-        columns, marks = [(shot, fold) for shot in self.shots for fold in COLUMNS], self._marks()
+        columns, marks = [(shot, fold) for shot in self.shots for fold in self.columns], self._marks()
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
         for row in self.rows:
@@ -240,11 +250,11 @@ def build(collection: Collection) -> Report:
     scored: dict[TableKey, list[CellResult]] = defaultdict(list)
     pending: list[CellResult] = []
     for cell in few_shot:
-        if cell.key.fold not in FOLDS:
-            what = f"is fold {cell.key.fold}; the tables hold folds {FOLDS[0]} to {FOLDS[-1]}"
+        if cell.key.fold >= cell.folds:
+            what = f"is fold {cell.key.fold}; its data set has folds 0 to {cell.folds - 1}"
             problems.append(Problem(cell.path, what))
         elif cell.scored:
-            scored[TableKey(cell.key.dataset, cell.protocol_id, cell.data_val)].append(cell)
+            scored[TableKey(cell.key.dataset, cell.protocol_id, cell.data_val, cell.folds)].append(cell)
         else:
             pending.append(cell)
     groups, homes = _apart_by_list(scored), _Homes()
@@ -294,7 +304,7 @@ class _Homes:
         self._keys.setdefault(key, len(self._keys))
         rules = self._rules.setdefault(key, _rules_on_a_file(cell))
         for mark in (None, ("id", key.protocol_id), rules):
-            for place in ((key.dataset, mark), (key.dataset, mark, row)):
+            for place in ((key.dataset, key.num_folds, mark), (key.dataset, key.num_folds, mark, row)):
                 first = self._first.setdefault(place, key)
                 if self._keys[key] < self._keys[first]:
                     self._first[place] = key
@@ -304,10 +314,11 @@ class _Homes:
         id_ = cell.protocol_id
         marks = [None] if id_ is None else [("id", id_), *filter(None, [_rules_on_a_file(cell)])]
         for row in ((RowKey.of(cell)[:4],), ()):
-            found = [key for mark in marks if (key := self._first.get((cell.key.dataset, mark, *row))) is not None]
+            places = ((cell.key.dataset, cell.folds, mark, *row) for mark in marks)
+            found = [key for place in places if (key := self._first.get(place)) is not None]
             if found:
                 return min(found, key=self._keys.__getitem__)
-        return TableKey(cell.key.dataset, id_, None)
+        return TableKey(cell.key.dataset, id_, None, cell.folds)
 
 
 def _rules_on_a_file(cell: CellResult) -> Any:
@@ -416,7 +427,8 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
         notes.append(f"{where}: no figure of the paper beside it; unlike the paper, it has {other}")
         source = None
     by_fold = {
-        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table) for fold in FOLDS
+        fold: _one_per_seed([c for c in cells if c.key.fold == fold], f"{where} fold {fold}", table)
+        for fold in table.folds
     }
     found = {fold: e for fold, of_fold in by_fold.items() if (e := _entry(list(of_fold.values())))}
     row.counted += [cell for of_fold in by_fold.values() for cell in of_fold.values()]
@@ -426,20 +438,20 @@ def _fill(row: Row, shot: int, cells: list[CellResult], table: Table) -> None:
             notes.append(
                 f"{where}: the paper prints a mean of {source.mean}; its folds give {source.mean_of_folds:.1f}"
             )
-    if len(found) == len(FOLDS):
+    if len(found) == len(table.folds):
         found[MEAN] = _mean(found, by_fold)
         if len({e.seeds for f, e in found.items() if f != MEAN}) > 1:
-            counts = ", ".join(f"fold {fold}: {len(found[fold].seeds)}" for fold in FOLDS)
+            counts = ", ".join(f"fold {fold}: {len(found[fold].seeds)}" for fold in table.folds)
             notes.append(f"{where}: folds hold different numbers of training seeds ({counts})")
     elif found:
         so_far = mean([e.miou for e in found.values()])
         notes.append(
-            f"{where}: {len(found)} of {len(FOLDS)} folds done, no mean yet; fold{'s' * (len(found) > 1)} "
+            f"{where}: {len(found)} of {len(table.folds)} folds done, no mean yet; fold{'s' * (len(found) > 1)} "
             f"{', '.join(map(str, found))} alone: {so_far:.1f}"
         )
     for kind in BEST:
         beside = {fold: e for fold, of_fold in by_fold.items() if (e := _entry(list(of_fold.values()), kind))}
-        if len(beside) == len(FOLDS):
+        if len(beside) == len(table.folds):
             beside[MEAN] = _mean(beside, by_fold, kind)
         if beside:
             row.best.setdefault(kind, {}).update({(shot, fold): entry for fold, entry in beside.items()})
@@ -541,13 +553,13 @@ def _entry(cells: list[CellResult], kind: str = "") -> Entry | None:
 def _mean(entries: dict[int, Entry], by_fold: dict[int, dict[int, CellResult]], kind: str = "") -> Entry:
     """The mean over all folds; its deviation is over the seeds that every fold has."""
     complete = sorted(set.intersection(*(set(cells) for cells in by_fold.values())))
-    of_seed = ([by_fold[fold][seed].metrics(kind) for fold in FOLDS] for seed in complete)
+    of_seed = ([of_fold[seed].metrics(kind) for of_fold in by_fold.values()] for seed in complete)
     per_seed = [mean([m.miou if m else 0.0 for m in metrics]) for metrics in of_seed]
     foreground = [e.fb_iou for e in entries.values() if e.fb_iou is not None]
     return Entry(
         mean([e.miou for e in entries.values()]),
         sample_std(per_seed),
-        fb_iou=mean(foreground) if len(foreground) == len(FOLDS) else None,
+        fb_iou=mean(foreground) if len(foreground) == len(by_fold) else None,
         seeds=tuple(complete),
         partial=any(e.partial for e in entries.values()),
     )
@@ -561,7 +573,7 @@ def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], t
     known = {(c.key.shot, c.key.fold, c.key.seed): c for c in sorted(pending, key=lambda c: c.state == State.RUNNING)}
     for shot in sorted({shot for shot, _, _ in finished | known.keys()}):
         seeds = sorted({seed for s, _, seed in finished | known.keys() if s == shot})
-        for place in ((shot, fold, seed) for fold in FOLDS for seed in seeds):
+        for place in ((shot, fold, seed) for fold in table.folds for seed in seeds):
             if place not in finished:
                 label = "{} {} {}-shot fold {} seed {}".format(table.key.dataset, row.label, *place)
                 cell = known.get(place)

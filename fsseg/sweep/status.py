@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsseg.cell.key import CellKey
-from fsseg.cell.models import State
+from fsseg.cell.key import CellKey, number_of_folds
+from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, nothing_found
 from fsseg.cell.sweeps import Sweep, look_for
 from fsseg.cell.variant import is_shortened, labels
@@ -29,7 +29,6 @@ from fsseg.sweep.queue import Queued
 
 _IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 _NEVER = "never started"
-_FOLDS = 4  # of every published result
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,8 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
         label = f"{name}: " * several + f"{dataset} {method} {backbone} {shot}-shot"
         means = {fold: sum(s.miou or 0.0 for s in seeds) / len(seeds) for fold, seeds in by_fold.items()}
         figures = [f"{means[f]:.2f}" + "*" * _partial(by_fold[f]) if f in means else "-" for f in folds]
-        mean = f"{sum(means.values()) / len(means):.2f}" if len(means) >= max(_FOLDS, len(folds)) else "-"
+        whole = len(means) >= _number_of_folds(next(iter(by_fold.values()))[0].run)
+        mean = f"{sum(means.values()) / len(means):.2f}" if whole else "-"
         table.append([f"{label} [{told[variant]}]" if told[variant] else label, *figures, mean])
     starred = any(_partial(seeds) for row in rows.values() for seeds in row.values())
     if starred:
@@ -230,6 +230,14 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
     if shared:
         notes = [visible(f"all variants share: {shared}"), *notes]
     return ["", aligned(table), *notes]
+
+
+def _number_of_folds(run: RunDirectory) -> int:
+    try:
+        record = run.identity_record()
+    except Unreadable:
+        record = None
+    return number_of_folds({} if record is None else record.identity)
 
 
 def _partial(seeds: Sequence[Snapshot]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 from trees import labels_of, write_jpeg, write_mat, write_png
 
@@ -348,3 +348,45 @@ def test_no_real_mask_is_refused(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "data" / "voc_part" / "SegmentationClassAug").glob("*.png"))[::120]:
         with Image.open(path) as image:
             np.testing.assert_array_equal(read_labels(path), np.array(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_a_photograph_that_lies_on_its_side_is_turned_as_people_see_it(
+    tmp_path: Path, orientation: int, ending: str
+) -> None:
+    """As Pillow's own `exif_transpose` turns it; without `upright` the pixels stay as they lie in the file."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    path, exif = tmp_path / f"a.{ending}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as opened:
+        seen = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    upright = read_image(path, upright=True)
+    np.testing.assert_array_equal(upright, seen)
+    assert image_size(path, upright=True) == check_image(path, upright=True) == seen.shape[:2]
+    if ending != "tif":  # which Pillow turns whether one asks or not
+        assert read_image(path).shape == pixels.shape
+        assert image_size(path) == (8, 12)
+
+
+def test_a_large_photograph_is_turned_after_it_was_reduced(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((1300, 2000, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", 500, upright=True).shape == (500, 325, 3)
+
+
+def test_broken_exif_is_no_reason_to_lose_an_image(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00nonsense")
+    assert image_size(tmp_path / "a.jpg", upright=True) == (8, 12)
+
+
+def test_a_mask_of_own_classes_may_have_any_palette(tmp_path: Path) -> None:
+    """One that starts with VOC's colour of a person would tell of a renumbered mask of VOC."""
+    image = Image.fromarray(labels_of((1, 500), (2, 100)), mode="P")
+    image.putpalette([0, 0, 0, 192, 128, 128, 0, 0, 64])
+    image.save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="other class numbers"):
+        read_labels(tmp_path / "m.png")
+    assert np.unique(read_labels(tmp_path / "m.png", own=True)).tolist() == [0, 1, 2]

@@ -50,7 +50,7 @@ def test_the_published_multiply_adds_of_the_head() -> None:
 
 
 def test_coco_has_60_base_classes_in_a_fold() -> None:
-    assert number_of_base_classes(SimpleNamespace(dataset=CocoConfig(name="coco20i"))) == 60  # type: ignore[arg-type]
+    assert number_of_base_classes(SimpleNamespace(dataset=CocoConfig(name="coco20i"), fold=0)) == 60  # type: ignore[arg-type]
 
 
 def areas(side: int, size: int) -> list[range]:

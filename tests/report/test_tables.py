@@ -248,6 +248,28 @@ def test_a_fold_beyond_the_table_is_told(tmp_path, make_cell):
     assert "fold 4" in problem.what
 
 
+OWN = {"dataset.name": "folder", "dataset.novel": []}
+
+
+def test_a_data_set_of_other_folds_has_a_table_of_its_own_and_a_mean_of_all_of_them(tmp_path, make_cell):
+    """Six folds, all done; two, of which one is; and novel classes by name, which are one fold."""
+    for fold in range(6):
+        make_cell(fold, 40.0 + fold, name="six", dataset="folder", identity=OWN | {"dataset.num_folds": 6})
+    make_cell(1, 50.0, name="two", dataset="folder", identity=OWN | {"dataset.num_folds": 2})
+    make_cell(0, 60.0, name="named", dataset="folder",
+              identity=OWN | {"dataset.novel": ["zebra"], "dataset.num_folds": 2})  # fmt: skip
+    report = build(collect([tmp_path]))
+    assert report.problems == []
+    tables = {table.rows[0].key.name: table for table in report.tables}
+    six, named, two = (tables[name].rows[0].entries for name in ("six", "named", "two"))
+    assert six[1, MEAN].miou == pytest.approx(42.5)  # (40 + ... + 45) / 6
+    assert named[1, MEAN].miou == 60.0
+    assert (1, MEAN) not in two
+    assert tables["two"].missing == [("folder abcb resnet50 1-shot fold 0 seed 0", "not started")]
+    assert tables["six"].missing == []
+    assert tables["six"].as_text().header[-2:] == ["fold 5", "mean"]
+
+
 def test_the_mean_does_not_depend_on_the_order_of_reading(tmp_path, make_cell):
     values = (0.1, 70.3, 33.3, 99.9)
     for fold in (3, 1, 0, 2):

@@ -146,6 +146,15 @@ def test_the_mean_stands_only_where_all_four_folds_are_done(tmp_path: Path) -> N
     }  # fmt: skip
 
 
+def test_of_a_users_own_data_all_folds_are_as_many_as_its_settings_say(tmp_path: Path) -> None:
+    """Novel classes by name are one fold."""
+    own = {"dataset.novel": [], "dataset.num_folds": 2}
+    make_run(tmp_path, replace(KEY, backbone="named"), result=50.0, identity=own | {"dataset.novel": ["zebra"]})
+    make_run(tmp_path, replace(KEY, backbone="half"), result=50.0, identity=own)
+    rows = {line.split()[2]: line.split()[4:] for line in text(look_at([tmp_path])).splitlines()[3:]}
+    assert rows == {"named": ["50.00", "50.00"], "half": ["50.00", "-"]}
+
+
 def test_seeds_are_averaged_and_partial_results_are_marked(tmp_path: Path) -> None:
     for seed, miou in enumerate((40.0, 50.0)):
         make_run(tmp_path, replace(KEY, seed=seed), result={"metrics": {"miou": miou}, "partial": seed == 1})

@@ -149,6 +149,7 @@ def verify(
             named = {fault.path for fault in report.faults}
             report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
     report.faults += source.shared_images(source.listed("train"), source.listed("val"))
+    report.faults = list(dict.fromkeys(report.faults))  # splits of one file share its faults
     report.comparison = source.compare(indexes)
     if deep:
         report.content, faults = compare_content(source, indexes, digests)
@@ -172,7 +173,7 @@ def _image_faults(
     """Decode the images of a split that are there; their sizes must be those of their masks."""
     ids = {str(source.image_path(split, i)): i for i in index.image_ids if i not in missing}
     faults, sizes = [], {}
-    for path, result in map_files("image", list(ids), f"{split} images"):
+    for path, result in map_files("upright image" if source.upright else "image", list(ids), f"{split} images"):
         report.decoded += 1
         if isinstance(result, str):
             faults.append(Fault(UNREADABLE, path, result, "fetch these images again"))

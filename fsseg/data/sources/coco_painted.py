@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fsseg.data.arrays import Arrays
 from fsseg.data.source import label_table
-from fsseg.data.sources.coco_annotations import CLASS_OF_CATEGORY, run_lengths
+from fsseg.data.sources.coco_annotations import run_lengths
 from fsseg.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class PaintedMaker:
         self._fill = cv2.fillPoly
         self._shapes: dict[int, list[tuple[int, _Outline | NDArray[np.int64]]]] = {}
 
-    def add(self, position: int, size: tuple[int, int], annotation: dict[str, Any]) -> None:
+    def add(self, position: int, size: tuple[int, int], annotation: dict[str, Any], class_id: int) -> None:
         """Add one sound annotation of the image at `position`; `size` is (height, width)."""
         if annotation.get("iscrowd"):
             return
@@ -61,8 +61,7 @@ class PaintedMaker:
             kept = np.array(run_lengths(shape), dtype=np.int64)
         else:
             kept = [np.array(polygon, dtype=np.float64).astype(np.int32).reshape(-1, 2) for polygon in shape]
-        label = CLASS_OF_CATEGORY[annotation["category_id"]] + 1
-        self._shapes.setdefault(position, []).append((label, kept))
+        self._shapes.setdefault(position, []).append((class_id + 1, kept))
 
     def arrays(self, sizes: Sequence[tuple[int, int]]) -> Arrays:
         """The arrays of all that was added, which is given up on the way.

@@ -6,7 +6,6 @@ memory once for all processes of a host. Each rule (`coco_painted`, `coco_union`
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -20,7 +19,17 @@ from numpy.typing import NDArray
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
 from fsseg.data.faults import Fault
 from fsseg.data.source import ClassIndex
-from fsseg.data.sources.coco_annotations import OFFICIAL, annotation_problem, check_categories, check_images
+from fsseg.data.sources.coco_annotations import (
+    CLASS_OF_CATEGORY,
+    OFFICIAL,
+    Id,
+    annotation_problem,
+    check_categories,
+    check_images,
+    image_name,
+    read_json,
+)
+from fsseg.data.sources.coco_export import Export
 from fsseg.data.sources.coco_painted import PaintedMaker, PaintedMasks
 from fsseg.data.sources.coco_union import UnionMaker, UnionMasks
 from fsseg.errors import UserError
@@ -108,7 +117,9 @@ class CocoStore:
         return self._masks.mask(position, self.size(image_id), class_id, ignore_classes)
 
 
-def open_store(path: Path, rule: str, folders: list[Path], verify: bool) -> tuple[CocoStore | None, list[Fault]]:
+def open_store(
+    path: Path, rule: str, folders: list[Path], verify: bool, export: Export | None = None
+) -> tuple[CocoStore | None, list[Fault]]:
     """The store of an annotation file, made if none fits; None and the faults if the annotations are faulty.
 
     Args:
@@ -116,6 +127,7 @@ def open_store(path: Path, rule: str, folders: list[Path], verify: bool) -> tupl
         rule: how masks are made, a key of `RULES`.
         folders: where the store is looked for and kept (see `arrays.cache_folders`).
         verify: check the whole store's checksum, not only its header.
+        export: how the file is read, if it is none of COCO's own.
 
     Raises:
         UserError: there is no such file, it is no COCO JSON, or the store cannot be written.
@@ -123,12 +135,13 @@ def open_store(path: Path, rule: str, folders: list[Path], verify: bool) -> tupl
     try:
         stat = path.stat()
     except FileNotFoundError:
-        what = f"annotations {path} are missing"
-        raise UserError(what, "set dataset.root and dataset.year to where they are, or run `fsseg prepare`") from None
-    key, name = _kept_as(path, rule, stat)
+        fix = "set dataset.root and dataset.year to where they are, or run `fsseg prepare`"
+        fix = fix if export is None else "set dataset.annotations to where they are"
+        raise UserError(f"annotations {path} are missing", fix) from None
+    key, name = _kept_as(path, rule, stat, export)
     arrays = find_store(folders, name, key, verify)
     if arrays is None:
-        made, faults = read_annotations(path, rule)
+        made, faults = read_annotations(path, rule, export)
         if faults:
             return None, faults
         stored = keep_store(folders, name, key, made)
@@ -139,31 +152,32 @@ def open_store(path: Path, rule: str, folders: list[Path], verify: bool) -> tupl
     return CocoStore(path, rule, arrays), []
 
 
-def kept_store(path: Path, rule: str, folders: list[Path]) -> CocoStore | None:
+def kept_store(path: Path, rule: str, folders: list[Path], export: Export | None = None) -> CocoStore | None:
     """The store of an annotation file, if one was made of it as it is now.
 
     Raises:
         OSError: there is no such file.
     """
-    key, name = _kept_as(path, rule, path.stat())
+    key, name = _kept_as(path, rule, path.stat(), export)
     arrays = find_store(folders, name, key, verify=False)
     return None if arrays is None else CocoStore(path, rule, arrays)
 
 
-def _kept_as(path: Path, rule: str, stat: os.stat_result) -> tuple[dict[str, Any], str]:
+def _kept_as(path: Path, rule: str, stat: os.stat_result, export: Export | None) -> tuple[dict[str, Any], str]:
     """Key and file name of the store."""
     version, ending = RULES[rule].version, RULES[rule].ending
     key = {"rule": version, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return key, f"{path.stem}.{ending}"
+    return ({**key, **export.key}, f"{path.stem}.export.{ending}") if export else (key, f"{path.stem}.{ending}")
 
 
-def read_annotations(path: Path, rule: str) -> tuple[Arrays, list[Fault]]:
+def read_annotations(path: Path, rule: str, export: Export | None = None) -> tuple[Arrays, list[Fault]]:
     """Read an annotation file; {} and every fault in it if there is any.
 
-    Images stand in the order of their COCO ids.
+    Images stand in the order of their COCO ids; of an export in that of their names.
 
     Args:
         rule: a key of `RULES`.
+        export: as in `open_store`.
 
     Raises:
         UserError: it is not JSON, or not of COCO's instance form at all.
@@ -171,23 +185,26 @@ def read_annotations(path: Path, rule: str) -> tuple[Arrays, list[Fault]]:
     maker = RULES[rule].maker()
     start = time.monotonic()
     log.info("reading %s (%.0f MB)", path, path.stat().st_size / 1e6)
-    content = _read_json(path)
-    faults = check_categories(path, content["categories"])
-    images, found = check_images(path, content["images"])
+    fix = OFFICIAL if export is None else export.fix
+    content = read_json(path, fix)
+    annotations = content.pop("annotations")
+    class_of, faults = _classes(path, content["categories"], annotations, export)
+    images, found = check_images(path, content["images"], export is not None, fix)
     faults += found
-    order = sorted(images)
+    order: list[Any] = list(images)
+    order.sort(key=None if export is None else lambda number: image_name(images[number]["file_name"]))
     position = {number: row for row, number in enumerate(order)}
     sizes = [(images[number]["height"], images[number]["width"]) for number in order]
-    annotations = content.pop("annotations")
-    seen: set[int] = set()
+    seen: set[Id] = set()
     told = time.monotonic()
     for row, annotation in enumerate(annotations):
         annotations[row] = None  # frees the polygons as they are converted
-        if (problem := annotation_problem(annotation, images, seen)) is not None:
-            faults.append(Fault(problem[0], str(path), problem[1], OFFICIAL))
+        if (problem := annotation_problem(annotation, images, seen, class_of if export else None)) is not None:
+            faults.append(Fault(problem[0], str(path), problem[1], fix))
         elif not faults:  # else only further faults matter
             place = position[annotation["image_id"]]
-            maker.add(place, sizes[place], annotation)
+            shape = annotation if export is None else export.read(annotation)
+            maker.add(place, sizes[place], shape, class_of[annotation["category_id"]])
         if time.monotonic() - told > _PROGRESS_SECONDS:
             told = time.monotonic()
             log.info("%s: %d of %d annotations", path.name, row + 1, len(annotations))
@@ -195,7 +212,7 @@ def read_annotations(path: Path, rule: str) -> tuple[Arrays, list[Fault]]:
         return {}, faults
     names = [images[number]["file_name"] for number in order]
     arrays: Arrays = {
-        "image_ids": pack_names([Path(name).stem for name in names]),
+        "image_ids": pack_names([image_name(name) for name in names]),
         "file_names": pack_names(names),
         "shape": np.array(sizes, dtype=np.int32).reshape(-1, 2),
         **maker.arrays(sizes),
@@ -204,27 +221,10 @@ def read_annotations(path: Path, rule: str) -> tuple[Arrays, list[Fault]]:
     return arrays, []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    not_coco = f"{path} is not a COCO instances file"
-    try:
-        if not path.is_file():
-            raise OSError("no regular file")
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}", OFFICIAL) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}", "check the file's permissions") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{not_coco}: it holds a {type(content).__name__}, not an object", OFFICIAL)
-    lacking = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
-    if lacking:
-        there = ", ".join(list(content)[:8]) or "nothing"
-        raise UserError(f"{not_coco}: it has no list {' and '.join(lacking)} (it holds {there})", OFFICIAL)
-    if content["annotations"] and not any(
-        "segmentation" in a for a in content["annotations"][:100] if isinstance(a, dict)
-    ):
-        raise UserError(
-            f"{not_coco}: its annotations have no segmentation", "use instances_*.json, not captions or boxes"
-        )
-    return content
+def _classes(
+    path: Path, categories: list[Any], annotations: list[Any], export: Export | None
+) -> tuple[dict[Id, int], list[Fault]]:
+    """class_id of each category id, and the faults of the categories."""
+    if export is not None:
+        return export.classes(path, categories, annotations)
+    return CLASS_OF_CATEGORY, check_categories(path, categories)

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 
 from fsseg.data.arrays import Arrays
 from fsseg.data.source import IGNORE_INDEX
-from fsseg.data.sources.coco_annotations import CLASS_OF_CATEGORY, run_lengths
+from fsseg.data.sources.coco_annotations import run_lengths
 
 
 @dataclass
@@ -50,7 +50,7 @@ class UnionMaker:
     def __init__(self) -> None:
         self._instances, self._crowds = _Codes(), _Codes()
 
-    def add(self, position: int, size: tuple[int, int], annotation: dict[str, Any]) -> None:
+    def add(self, position: int, size: tuple[int, int], annotation: dict[str, Any], class_id: int) -> None:
         """Add one sound annotation of the image at `position`; `size` is (height, width)."""
         shape = annotation["segmentation"]
         if isinstance(shape, dict):
@@ -58,7 +58,7 @@ class UnionMaker:
         else:
             code = rle.merge(rle.frPyObjects(shape, *size))
         union = self._crowds if annotation.get("iscrowd") else self._instances
-        union.codes.setdefault((position, CLASS_OF_CATEGORY[annotation["category_id"]]), []).append(code)
+        union.codes.setdefault((position, class_id), []).append(code)
 
     def arrays(self, sizes: Sequence[tuple[int, int]]) -> Arrays:
         """The arrays of all that was added, which is given up on the way."""

@@ -66,7 +66,7 @@ def list_files(folder: Path, suffix: str) -> dict[str, MaskFile]:
 
 
 def scan_masks(
-    label: str, files: Mapping[str, MaskFile], wanted: Sequence[str], folders: list[Path]
+    label: str, files: Mapping[str, MaskFile], wanted: Sequence[str], folders: list[Path], task: str = "mask"
 ) -> tuple[dict[str, MaskCount], list[Fault]]:
     """Count the wanted masks of one folder, reading from disk only those that are new or changed.
 
@@ -75,18 +75,19 @@ def scan_masks(
         files: all masks of the folder, by image id.
         wanted: image ids to count, all of them in `files`.
         folders: where the store is looked for and kept (see `arrays.cache_folders`).
+        task: how they are read, one of `workers.TASKS` that count.
 
     Returns:
         counts by image id, and a fault for every mask that cannot be read.
     """
-    key, name = _kept_as(label)
-    known = kept_counts(label, files, folders)
+    key, name = _kept_as(label, task)
+    known = kept_counts(label, files, folders, task)
     todo = [image_id for image_id in wanted if image_id not in known]
     faults = []
     if todo:
         start = time.monotonic()
         ids = {files[image_id].path: image_id for image_id in todo}
-        for path, result in map_files("mask", list(ids), f"masks of {label}"):
+        for path, result in map_files(task, list(ids), f"masks of {label}"):
             if isinstance(result, str):
                 faults.append(Fault("unreadable masks", path, result, "restore these files"))
             else:
@@ -104,15 +105,18 @@ def scan_masks(
     return {image_id: known[image_id] for image_id in wanted if image_id in known}, faults
 
 
-def kept_counts(label: str, files: Mapping[str, MaskFile], folders: list[Path]) -> dict[str, MaskCount]:
+def kept_counts(
+    label: str, files: Mapping[str, MaskFile], folders: list[Path], task: str = "mask"
+) -> dict[str, MaskCount]:
     """What an earlier scan counted in one folder, of the masks that are still the same."""
-    key, name = _kept_as(label)
+    key, name = _kept_as(label, task)
     return _unpack(find_store(folders, name, key), files)
 
 
-def _kept_as(label: str) -> tuple[dict[str, Any], str]:
+def _kept_as(label: str, task: str) -> tuple[dict[str, Any], str]:
     """Key and file name of a folder's store."""
-    return {"rule": RULE_VERSION, "masks": label}, f"masks-{label.replace('/', '_')}.store"
+    key = {"rule": RULE_VERSION, "masks": label, **({} if task == "mask" else {"task": task})}
+    return key, f"masks-{label.replace('/', '_').replace(' ', '_')}.store"
 
 
 def build_index(

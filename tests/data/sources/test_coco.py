@@ -121,7 +121,9 @@ def test_folds_interleave_unless_told_otherwise(tmp_path: Path) -> None:
 def test_json_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypatch) -> None:
     reads: list[Path] = []
     real = coco_store.read_annotations
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: reads.append(path) or real(path, rule))
+    monkeypatch.setattr(
+        coco_store, "read_annotations", lambda path, rule, _=None: reads.append(path) or real(path, rule)
+    )
     root = make_coco(tmp_path)
     before = source(root).index("val").fingerprint
     assert source(root).index("val").fingerprint == before
@@ -150,7 +152,7 @@ def test_pickled_source_is_small_and_reads_the_store_not_the_json(tmp_path: Path
     expected = coco.mask("val", SEVEN, PERSON)
     copy = pickle.loads(pickle.dumps(coco))
     assert len(pickle.dumps(coco)) < 3000
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: pytest.fail("read the JSON again"))
+    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule, _=None: pytest.fail("read the JSON again"))
     np.testing.assert_array_equal(copy.mask("val", SEVEN, PERSON), expected)
 
 
@@ -424,7 +426,9 @@ def test_masks_made_before_the_annotations_were_checked_are_made_again(
     monkeypatch.undo()
     reads: list[Path] = []
     real: Callable[[Path, str], Any] = coco_store.read_annotations
-    monkeypatch.setattr(coco_store, "read_annotations", lambda path, rule: reads.append(path) or real(path, rule))
+    monkeypatch.setattr(
+        coco_store, "read_annotations", lambda path, rule, _=None: reads.append(path) or real(path, rule)
+    )
     source(tmp_path).index("val")
     assert len(reads) == 1
 
