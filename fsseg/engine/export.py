@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fsseg import __version__
-from fsseg.cell.key import PATHS_BY_CONTENT, flatten
-from fsseg.cell.variant import is_neutral
+from fsseg.cell.key import flatten
+from fsseg.cell.variant import PATHS_BY_CONTENT, is_neutral
 from fsseg.config.entry import resolved
 from fsseg.config.schema import Config
 from fsseg.data.pixels import BLACK, MEAN, STD
@@ -250,7 +250,8 @@ def _write_onnx(restored: Restored, about: str, path: Path) -> str:
             program, dynamo=True, input_names=list(INPUTS), output_names=[OUTPUT], optimize=False, verbose=False
         )
     assert made is not None
-    for graph in (made.model.graph, *made.model.functions.values()):
+    graphs: list[Any] = [made.model.graph, *made.model.functions.values()]
+    for graph in graphs:
         for node in graph.all_nodes():
             node.metadata_props.clear()  # stack traces, with paths of this machine
     made.model.metadata_props["fsseg"] = about
