@@ -9,10 +9,13 @@ one start, `_work` trains and evaluates. A cell that starts from a base learner 
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +29,7 @@ from fsseg.cell.record import Cell, open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.base_training import base_config, base_overrides, starts_from_a_base_learner
 from fsseg.config.checks import faults
+from fsseg.config.compose import compose
 from fsseg.config.constraints import BEST
 from fsseg.config.entry import resolved, typed
 from fsseg.config.tasks import BASE_LEARNERS
@@ -474,3 +478,25 @@ def _hydra_overrides(cfg: Config) -> list[str]:
             f"add -m ({train_line('-m experiment=...')}, one experiment a line), or choose one value of each",
         )
     return overrides
+
+
+class _Callable(ModuleType):
+    """This module, which is called in Python as it is by `train.py`'s command line."""
+
+    def __call__(self, line: str | Sequence[str] = ()) -> Result | None:
+        """Run a cell in this process: `fsseg.run("dataset=shapes5i fold=1")`.
+
+        Args:
+            line: what may follow `python train.py`, without flags; as one text, quoted as for a shell, or a list.
+
+        Returns:
+            Its result; None where another process has the cell, or `check=true` only asked.
+
+        Raises:
+            UserError, SystemExit: as `run`.
+        """
+        composed = compose(shlex.split(line) if isinstance(line, str) else list(line))
+        return run(composed.config, composed.task_overrides).result
+
+
+sys.modules[__name__].__class__ = _Callable

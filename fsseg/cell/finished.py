@@ -6,7 +6,7 @@ What stands in a run directory is data: interpolations in its config.yaml are re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,35 +132,77 @@ def _configuration(run: RunDirectory, result: Result, changes: Sequence[str]) ->
     Raises:
         UserError: it cannot be read or is of another version, a change does not fit it, or its checkpoint is gone.
     """
-    from omegaconf import OmegaConf
-
     from fsseg.config.checks import validate
     from fsseg.config.entry import typed
-    from fsseg.config.recorded import from_recorded
 
+    config = recorded_config(run)
+    if result.training is not None:
+        take_weights_from(config, run.checkpoint)
+    _change(config, changes)
+    cfg = typed(config)
+    _check_checkpoint(run, result, cfg)
+    validate(cfg, of_a_run=False)
+    return cfg
+
+
+def recorded_config(run: RunDirectory) -> DictConfig:
+    """What a run directory says of its settings, as `config_here` makes it.
+
+    Raises:
+        UserError: it cannot be read, or is of another version.
+    """
     try:
         plain = run.config()
     except Unreadable as error:
         raise UserError(f"{run.config_file} {error}", _BRING_BACK) from None
     if not plain:
         raise UserError(f"{run.config_file} is not there", _BRING_BACK)
+    return config_here(plain, run.config_file)
+
+
+def config_here(plain: Mapping[str, Any], file: Path) -> DictConfig:
+    """A recorded configuration for use on this machine, whose device and memory may be others.
+
+    Args:
+        plain: its resolved values.
+        file: that they stood in, for messages.
+
+    Raises:
+        UserError: it is of another version of the code, or holds an interpolation.
+    """
+    from omegaconf import OmegaConf
+
+    from fsseg.config.recorded import from_recorded
+
     if "${" in str(plain):
-        what = f"{run.config_file} holds an interpolation ${{...}}, and what is stored is not evaluated"
-        raise UserError(what, _BRING_BACK)
+        raise UserError(f"{file} holds an interpolation ${{...}}, and what is stored is not evaluated", _BRING_BACK)
     try:
         config = from_recorded(plain)
     except UserError as error:
-        raise UserError(f"{run.config_file}: {error.what}", error.fix) from None
+        raise UserError(f"{file}: {error.what}", error.fix) from None
     for key, value in _HERE.items():
         OmegaConf.update(config, key, value)
-    if result.training is not None:
-        # The checkpoint holds all weights: those of ImageNet need not be on this machine.
-        config.checkpoint, config.backbone.pretrained, config.backbone.weights = str(run.checkpoint), False, None
-    _change(config, changes)
-    cfg = typed(config)
-    _check_checkpoint(run, result, cfg)
-    validate(cfg, of_a_run=False)
-    return cfg
+    return config
+
+
+def take_weights_from(config: DictConfig, checkpoint: Path) -> None:
+    """A checkpoint holds all weights: those of ImageNet need not be on this machine."""
+    config.checkpoint, config.backbone.pretrained, config.backbone.weights = str(checkpoint), False, None
+
+
+def apply_changes(config: DictConfig, changes: Sequence[str]) -> None:
+    """Put overrides into a recorded configuration.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from fsseg.config.entry import explained
+    from fsseg.config.hydra_internals import apply_overrides
+
+    with explained():
+        apply_overrides(OverridesParser.create().parse_overrides(list(changes)), config)
 
 
 def _change(config: DictConfig, changes: Sequence[str]) -> None:
@@ -169,16 +211,11 @@ def _change(config: DictConfig, changes: Sequence[str]) -> None:
     Raises:
         UserError: a change does not fit.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from fsseg.config.entry import explained
-    from fsseg.config.hydra_internals import apply_overrides
     from fsseg.config.machine import data_root
 
     for name in config.data.roots:
         config.data.roots[name] = None
-    with explained():
-        apply_overrides(OverridesParser.create().parse_overrides(list(changes)), config)
+    apply_changes(config, changes)
     keys, name = {word.partition("=")[0] for word in changes}, config.dataset.name
     recorded = os.path.isdir(os.path.expanduser(config.dataset.root))
     if "dataset.root" not in keys and (f"data.roots.{name}" in keys or not recorded):

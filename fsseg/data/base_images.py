@@ -221,4 +221,4 @@ def labelled_images(
     Raises:
         UserError: as of `LabelledImages`.
     """
-    return iter(one_by_one(LabelledImages(source, cfg, plan, images), cfg))
+    return iter(one_by_one(LabelledImages(source, cfg, plan, images), cfg.num_workers))

@@ -216,16 +216,16 @@ def evaluation_loader(source: Source, cfg: Config, visits: Sequence[Visit], plan
     Args:
         plan: of the evaluation, or one of its plans: they differ in episodes alone.
     """
-    return one_by_one(VisitDataset(source, cfg, visits, plan), cfg)
+    return one_by_one(VisitDataset(source, cfg, visits, plan), cfg.num_workers)
 
 
-def one_by_one(dataset: Dataset[Any], cfg: Config) -> EpisodeLoader:
-    """The items of a data set in order, as they are."""
+def one_by_one(dataset: Dataset[Any], num_workers: int) -> EpisodeLoader:
+    """The items of a data set in order, as they are; `num_workers` as in a configuration."""
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_size=None,
         sampler=range(len(dataset)),  # type: ignore[arg-type]
-        num_workers=resolve_workers(cfg.num_workers),
+        num_workers=resolve_workers(num_workers),
         collate_fn=_as_it_is,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),

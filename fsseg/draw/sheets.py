@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,21 +113,33 @@ def paint(
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a `sample_sheet`: (H, W, 3) uint8, its mask (H, W) uint8 in {0, 1, 255}, two lines below it."""
+    """One picture of a `sample_sheet`: (H, W, 3) uint8, its mask (H, W) uint8 in {0, 1, 255}, two lines below it.
+
+    Without a mask the picture is shown as it is.
+    """
 
     image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
     caption: str
+    colour: tuple[float, float, float] = TRUTH_COLOUR
 
 
-def sample_sheet(path: Path, samples: Sequence[Tile], columns: int = 5) -> None:
+def sample_sheet(
+    path: Path,
+    samples: Sequence[Tile],
+    columns: int = 5,
+    legend: Mapping[str, tuple[float, float, float]] = MappingProxyType({"mask": TRUTH_COLOUR}),
+) -> None:
     """A PNG of masks over their images with captions, `columns` side by side. Written atomically.
+
+    Args:
+        legend: what the colours stand for.
 
     Raises:
         ValueError: a mask does not fit its image.
     """
     top, text = 0.0, 0.4  # inches; text is for a caption
-    painted = [paint(sample.image, sample.mask, TRUTH_COLOUR) for sample in samples]
+    painted = [paint(sample.image, sample.mask, sample.colour) for sample in samples]
     rows = [range(start, min(start + columns, len(samples))) for start in range(0, len(samples), columns)]
     heights = [_row_inches([painted[k] for k in row]) for row in rows]
     page = _Page(columns * _PANEL_INCHES, sum(heights) + len(rows) * text + _FOOT_INCHES)
@@ -136,7 +149,7 @@ def sample_sheet(path: Path, samples: Sequence[Tile], columns: int = 5) -> None:
             page.show(painted[k], left, top, height)
             page.text(left + _PANEL_INCHES / 2, top + height, samples[k].caption, ha="center", va="top", fontsize=8)
         top += height + text
-    page.legend({"mask": TRUTH_COLOUR}, 0.1)
+    page.legend(legend, 0.1)
     save_figure(page.figure, path)
 
 

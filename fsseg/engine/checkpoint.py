@@ -76,6 +76,7 @@ class _Content(msgspec.Struct):
     best_novel: dict[str, Any] = {}
     best_base: dict[str, Any] = {}
     selected: str | None = None
+    config: dict[str, Any] = {}
 
 
 class Damaged(UserError):
@@ -215,6 +216,20 @@ def start_from(model: FewShotModel, cfg: Config, source: Source) -> Origin:
             fix = "name the other classes as novel (dataset.novel=[...]), or give a checkpoint that has not seen these"
         what = f"checkpoint={path} was trained on {', '.join(seen)}, novel in fold {cfg.fold} of {cfg.dataset.name}"
         raise UserError(what, fix)
+    fill(model, state, path)
+    selected = state.get("selected")
+    return Origin(
+        path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"],
+        selected=UNSET if selected is None else selected,
+    )  # fmt: skip
+
+
+def fill(model: FewShotModel, state: dict[str, Any], path: str) -> None:
+    """Put the weights of a checkpoint that was read from `path` into a model, and say which they are.
+
+    Raises:
+        UserError: they are of another model.
+    """
     if (misfit := model.misfit(state["model"])) is not None:
         raise UserError(f"checkpoint={path} {misfit.what}", misfit.fix)
     try:
@@ -226,15 +241,10 @@ def start_from(model: FewShotModel, cfg: Config, source: Source) -> Origin:
             "give the method, backbone and model.* settings it was trained with",
         ) from None
     log.info("weights from %s (step %s)", path, state["step"])
-    selected = state.get("selected")
-    if selected is not None:
+    if (selected := state.get("selected")) is not None:
         log.warning("checkpoint=%s is not the last of its training, but %s", path, BEST.get(selected, selected))
     elif (total := state.get("steps")) is not None and state["step"] < total:
         log.warning("checkpoint=%s is of an unfinished training: step %d of %d", path, state["step"], total)
-    return Origin(
-        path=path, step=state["step"], fingerprint=state["fingerprint"], **state["origin"],
-        selected=UNSET if selected is None else selected,
-    )  # fmt: skip
 
 
 def check_with_result(path: Path, state: dict[str, Any]) -> None:

@@ -88,6 +88,11 @@ def stored(value: Tensor, format: str) -> Tensor:
     return value.to(kind) if kind is not None and value.dtype == torch.float32 else value
 
 
+def rounded(kept: Kept, format: str) -> Kept:
+    """What was encoded, in its own number format, as it comes back from a `FeatureStore` of that format."""
+    return {name: stored(value, format).to(value.dtype) for name, value in kept.items()}
+
+
 def plan_room(
     settings: EvalConfig, device: torch.device, kept: Kept, distinct: int, probe: Probe, ranks: Ranks
 ) -> FeatureRoom:

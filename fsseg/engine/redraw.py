@@ -29,6 +29,7 @@ from fsseg.engine.base_classes import take_over
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device
 from fsseg.engine.pictures import sheet_row, title_of
+from fsseg.engine.restore import check_weights
 from fsseg.engine.scoring import Picture, Scoring
 from fsseg.errors import UserError, visible
 from fsseg.model import FewShotModel, build_model
@@ -270,14 +271,7 @@ def _model(found: Finished, source: Source) -> FewShotModel:
     elif starts_from_a_base_learner(cfg):
         _start_from_base(found, model)
     else:
-        then, now = result.provenance.get("weights"), getattr(getattr(model, "backbone", None), "weights", None)
-        if isinstance(then, dict) and (now is None or now["digest"] != then["digest"]):
-            here = "random weights are" if now is None else f"{now['file']} (SHA-256 {now['digest']}) is"
-            raise UserError(
-                f"{found.cell.directory} was scored with the weights {then['file']} (SHA-256 {then['digest']}), and "
-                f"{here} loaded here",
-                "name the file of the run: --also backbone.weights=FILE",
-            )
+        check_weights(result, model, found.cell.directory)
     return model
 
 

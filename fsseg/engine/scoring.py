@@ -122,8 +122,15 @@ def predicted_foreground(
     Returns:
         bool, (R, H0, W0) or (R, valid height, valid width).
     """
-    full = logits_at_scoring_size(logits, size, valid_size, truth_size, fit, patches)
-    return full[:, 1] > full[:, 0]
+    return margins(logits_at_scoring_size(logits, size, valid_size, truth_size, fit, patches)) > 0
+
+
+def margins(logits: Tensor) -> Tensor:
+    """How far foreground lies above background, (R, 2, H, W) -> (R, H, W).
+
+    Above 0 is foreground; the logistic function of it is the foreground's probability, the softmax of the logits.
+    """
+    return logits[:, 1] - logits[:, 0]
 
 
 def logits_at_scoring_size(

@@ -20,6 +20,7 @@ import torch
 from fsseg.cell.metrics_file import MetricsFile
 from fsseg.cell.models import Training
 from fsseg.cell.record import Cell
+from fsseg.config.entry import resolved
 from fsseg.config.schema import Config
 from fsseg.data.loader import TrainingPlan, training_loader
 from fsseg.data.source import IGNORE_INDEX, Source
@@ -97,7 +98,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         log.info("resuming at step %d of %d", step, total)
     distributed.broadcast_weights(model, ranks)
 
-    earlier = seconds
+    earlier, settings = seconds, resolved(cfg)
     started = time.monotonic() - seconds - validations.seconds
     metrics = MetricsLog(cell, cfg.logger.tensorboard, rows) if ranks.first else None
 
@@ -121,6 +122,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
             "origin": origin(cfg, source),
             "dataset_fingerprint": plan.index_fingerprint,
             "images_fingerprint": images,
+            "config": settings,
             **more,
         }
 

@@ -22,6 +22,7 @@ from fsseg.model.blocks.exact import exact, wide
 from fsseg.model.blocks.tokens import (
     Shots,
     Tokens,
+    any_mask,
     downsample_masks,
     from_map,
     picture_cells,
@@ -83,10 +84,10 @@ class Dino(TrainingFree):
     def _threshold(self, unit: Tensor, similarity: Tensor, background: Shots, picture: Tensor) -> Tensor:
         """What the similarity with the foreground must exceed, (B, n) or (B, 1)."""
         lacking = ~background.masks.flatten(1).any(1)  # on the host
-        if self.background_prototypes == 0 or bool(lacking.all()):
+        if self.background_prototypes == 0 or (not any_mask() and bool(lacking.all())):
             return otsu_cuts(similarity, picture)[:, None]
         other = self._similarity(unit, background.tokens("features"), self.background_prototypes)
-        if not bool(lacking.any()):
+        if not any_mask() and not bool(lacking.any()):
             return other
         cuts = otsu_cuts(similarity, picture)[:, None]
         return torch.where(lacking.to(other.device, non_blocking=True)[:, None], cuts, other)

@@ -20,7 +20,7 @@ from fsseg.data.types import Tasks
 from fsseg.model.backbones import LAYERS, Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Kept, Prediction, Role, upsample
 from fsseg.model.blocks.conv4d import conv4d_block, resize_query
-from fsseg.model.blocks.tokens import downsample_masks, from_map, picture_cells, unless_full
+from fsseg.model.blocks.tokens import any_mask, downsample_masks, from_map, picture_cells, unless_full
 
 if TYPE_CHECKING:
     from fsseg.config.schema import Config, HsnetConfig
@@ -162,7 +162,7 @@ def mask_shares(masks: Tensor, size: tuple[int, int], names: Sequence[Sequence[s
     """
     shares = upsample((masks == 1).to(torch.float32), size)
     lost = ~(shares > 0).flatten(2).any(2)
-    if lost.any():
+    if any_mask() or lost.any():
         covered = downsample_masks(masks, size, names=names).to(torch.float32)
         shares = torch.where(lost[..., None, None], covered, shares)
     return shares

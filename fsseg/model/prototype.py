@@ -19,6 +19,7 @@ from fsseg.model.backbones import Backbone, build_backbone
 from fsseg.model.base import FewShotModel, Kept, Prediction, Role
 from fsseg.model.blocks.tokens import (
     Shots,
+    any_mask,
     area_average,
     downsample_masks,
     from_map,
@@ -119,31 +120,35 @@ def otsu_cuts(similarity: Tensor, picture: Tensor) -> Tensor:
     Returns:
         (B,).
     """
+    if any_mask():
+        return otsu(similarity.flatten(1), picture.flatten(1))
     valid = unless_full(picture)
     seen = similarity if valid is None else [own[cells] for own, cells in zip(similarity, valid)]
     return torch.cat([otsu(values.reshape(1, -1)) for values in seen])
 
 
-def otsu(values: Tensor) -> Tensor:
+def otsu(values: Tensor, valid: Tensor | None = None) -> Tensor:
     """The threshold that separates each row best: largest variance between the two sides (Otsu 1979), over all cuts.
 
     Args:
         values: (B, n).
+        valid: (B, n) bool, at least one for every row, which alone count; None: all do.
 
     Returns:
-        (B,): half way between the two values beside the best cut; the largest value if all are equal or n is 1.
+        (B,): half way between the two values beside the best cut; the largest value if all are equal or there is one.
     """
-    ordered = values.double().sort(1).values
-    count = values.shape[1]
-    if count == 1:
+    if values.shape[1] == 1:
         return values[:, 0]
-    below = torch.arange(1, count, device=values.device, dtype=torch.float64)
-    sums = ordered.cumsum(1)
+    valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+    count = valid.sum(1, keepdim=True)
+    ordered = values.double().masked_fill(~valid, torch.inf).sort(1).values
+    below = torch.arange(1, values.shape[1], device=values.device, dtype=torch.float64)
+    sums = ordered.masked_fill(ordered == torch.inf, 0).cumsum(1)
     left = sums[:, :-1] / below
-    right = (sums[:, -1:] - sums[:, :-1]) / (count - below)
+    right = (sums[:, -1:] - sums[:, :-1]) / (count - below).clamp_min(1)
     variance = below * (count - below) * (right - left) ** 2
-    variance = variance.masked_fill(ordered[:, 1:] <= ordered[:, :-1], -1.0)  # a cut lies between two different values
-    best = variance.argmax(1, keepdim=True)
+    no_cut = (ordered[:, 1:] <= ordered[:, :-1]) | (below >= count)  # a cut lies between two different values
+    best = variance.masked_fill(no_cut, -1.0).argmax(1, keepdim=True)
     cut = (ordered.gather(1, best) + ordered.gather(1, best + 1)) / 2
-    flat = ordered[:, :1] == ordered[:, -1:]
-    return torch.where(flat, ordered[:, -1:], cut)[:, 0].to(values.dtype)
+    largest = ordered.gather(1, count - 1)
+    return torch.where(ordered[:, :1] == largest, largest, cut)[:, 0].to(values.dtype)

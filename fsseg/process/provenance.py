@@ -55,7 +55,7 @@ def slurm_name() -> str | None:
 
 def provenance(device: str | None = None) -> dict[str, Any]:
     """Code, packages, machine and command line of this process, ready for JSON."""
-    from fsseg import __version__
+    from fsseg.process.version import VERSION
 
     packages: dict[str, str | None] = {}
     for name in _PACKAGES:
@@ -64,7 +64,7 @@ def provenance(device: str | None = None) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[name] = None
     return {
-        "fsseg": __version__,
+        "fsseg": VERSION,
         "git": git_state(),
         "python": platform.python_version(),
         "packages": packages,

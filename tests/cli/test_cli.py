@@ -39,6 +39,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         "sync",
         "aggregate",
         "sheets",
+        "predict",
         "cost",
         "bench",
     ):

@@ -175,7 +175,8 @@ def prior_map(
     Args:
         query: (B, h, w, C), of length 1.
         foreground: support features (B, M, C) of length 1, all shots of a sample one after the other.
-        counts: how many of them are of each shot, at least one: B lists of K.
+        counts: how many of them are of each shot, at least one: B lists of K. All that are there, valid or not, if
+            `foreground` does not say how many are.
         valid: (B, h, w) bool, query positions that are picture, at least one for every sample; None: all are.
         added: to the range of a map, which divides it.
 
@@ -187,9 +188,9 @@ def prior_map(
     rows = []
     for start in range(0, left.shape[0], step):
         similarity = left[start : start + step] @ right[start : start + step].transpose(1, 2)
+        if foreground.counts is None or (len(counts[0]) == 1 and not foreground.full):  # below every cosine
+            similarity = similarity.masked_fill(~foreground.valid[start : start + step, None, :], -2)
         if len(counts[0]) == 1:
-            if not foreground.full:  # below every cosine
-                similarity = similarity.masked_fill(~foreground.valid[start : start + step, None, :], -2)
             rows.append(similarity.amax(2)[:, None])
         else:
             for own, numbers in zip(similarity, counts[start : start + step]):

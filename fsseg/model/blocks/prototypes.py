@@ -24,7 +24,7 @@ from fsseg.model.backbones import Features
 from fsseg.model.base import Kept, Role
 from fsseg.model.blocks.dropout import EpisodeDropout
 from fsseg.model.blocks.neck import prior_map
-from fsseg.model.blocks.tokens import Shots, downsample_masks, from_map, to_map, unless_full
+from fsseg.model.blocks.tokens import Shots, any_mask, downsample_masks, from_map, to_map, unless_full
 
 _AREA = 5e-4  # cells added to the area that a masked mean divides by
 _RANGE = 1e-7  # added to the range that the prior divides by
@@ -175,9 +175,9 @@ def support_weights(masks: Tensor, picture: Tensor, names: Sequence[Sequence[str
     size = (picture.shape[2], picture.shape[3])
     weights = F.interpolate((masks == 1).to(torch.float32), size, mode="bilinear", align_corners=True) * picture
     lost = ~(weights > 0).flatten(2).any(2)
-    if lost.any():
-        gone = [[names[b][k]] for b, k in lost.nonzero().tolist()]
-        weights[lost] = downsample_masks(masks[lost][:, None], size, names=gone)[:, 0].to(weights.dtype)
+    if any_mask() or lost.any():
+        covered = downsample_masks(masks, size, names=names).to(weights.dtype)
+        weights = torch.where(lost[..., None, None], covered, weights)
     return weights
 
 

@@ -5,7 +5,9 @@ The neck and the steps of ABCB use these; a padded token never takes part in a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,13 +27,35 @@ _LOW_PRECISION_MULTIPLE = 64
 not seen, and a training of ABCB would grow by a megabyte and more a step."""
 
 
+_ANY_MASK: ContextVar[bool] = ContextVar("any_mask", default=False)
+
+
+@contextmanager
+def for_any_mask() -> Iterator[None]:
+    """Within it a method computes the same whatever its masks mark, so that it can be recorded once for all of them.
+
+    No value of a mask decides what is computed: all positions are tokens, of queries and supports, and nothing is
+    refused. An empty support mask counts as its first cell. `fsseg.engine.export` records methods so.
+    """
+    token = _ANY_MASK.set(True)
+    try:
+        yield
+    finally:
+        _ANY_MASK.reset(token)
+
+
+def any_mask() -> bool:
+    """Whether this runs within `for_any_mask`."""
+    return _ANY_MASK.get()
+
+
 def waits_for_nothing(x: Tensor) -> bool:
-    """Whether work on `x` may not wait for the device to tell how many tokens there are: on a GPU.
+    """Whether work on `x` may not wait for the device to tell how many tokens there are: on a GPU, or for any mask.
 
     All positions are tokens then, and a mask says which take part; and numbers that the host knows are rounded up.
     Elsewhere tokens are gathered, which is less work.
     """
-    return x.is_cuda
+    return x.is_cuda or any_mask()
 
 
 @dataclass
@@ -137,12 +161,17 @@ class Shots:
 
     @cached_property
     def counts(self) -> list[list[int]]:
-        """Foreground cells of each sample's shots."""
+        """Foreground cells of each sample's shots; for any mask all cells."""
+        if any_mask():
+            batch, shots, height, width = self.masks.shape
+            return [[height * width] * shots] * batch
         return self.masks.flatten(2).sum(2).tolist()
 
     @cached_property
     def _positions(self) -> Positions:
         """Of the foreground in the maps of all shots of a sample one after the other."""
+        if any_mask():
+            return Positions(None, self.masks.flatten(1), None)
         features = next(iter(self.kept[0].values()))
         device, multiple = features.device, _MULTIPLE if waits_for_nothing(features) else 1
         positions = Positions.under(self.masks.flatten(1), [sum(counts) for counts in self.counts], multiple)
@@ -233,7 +262,7 @@ def picture_cells(pictures: Tensor, size: tuple[int, int], patches: bool = False
 
 def unless_full(cells: Tensor) -> Tensor | None:
     """(N, h, w) bool, or None if all of it is True: then no mask is needed. To be asked on the host."""
-    return None if bool(cells.all()) else cells
+    return cells if any_mask() or not bool(cells.all()) else None
 
 
 def area_average(maps: Tensor, size: tuple[int, int], patches: bool = False) -> Tensor:
@@ -277,10 +306,10 @@ def downsample_masks(
     coverage = area_average(foreground.to(torch.float32), size, patches)
     small = coverage >= 0.5
     lost = ~small.flatten(2).any(2)
-    if lost.any():
+    if any_mask() or lost.any():
         empty = ~foreground.flatten(2).any(2)
         refused = empty if vanished == "best_cell" else lost
-        if refused.any():
+        if not any_mask() and refused.any():
             b, k = refused.nonzero()[0].tolist()
             name = names[b][k] if names is not None else f"{k} of sample {b}"
             if empty[b, k]:
