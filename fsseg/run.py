@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -46,9 +46,6 @@ from fsseg.process.ranks import first_of_several, several_expected
 from fsseg.process.signals import Preempted
 from fsseg.sweep.preflight import leaves, output_faults, scratch_faults
 from fsseg.sweep.sync import sync_cell
-
-if TYPE_CHECKING:
-    from fsseg.config.schema import Config
 
 log = logging.getLogger("fsseg")
 
@@ -92,7 +89,7 @@ def run(config: DictConfig, overrides: Sequence[str] | None = None) -> Outcome:
     cfg = typed(config)
     configure_logging(cfg.log_level)
     if overrides is None:
-        overrides = _hydra_overrides(cfg)
+        overrides = _hydra_overrides(cfg.model.name)
     if found := faults(cfg):
         raise merge_errors(found + folder_faults(cfg))  # all in one go
     here = Run(cfg, open_cell(cfg, resolved(config), overrides))
@@ -460,7 +457,7 @@ def _sweep() -> DictConfig | None:
     return found if found is not None and found.hydra.mode == RunMode.MULTIRUN else None
 
 
-def _hydra_overrides(cfg: Config) -> list[str]:
+def _hydra_overrides(method: str) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
@@ -470,7 +467,7 @@ def _hydra_overrides(cfg: Config) -> list[str]:
     given = {o.lstrip("+~").partition("=")[0] for o in overrides}
     # What an experiment file sweeps comes to a cell as overrides; a cell without them would be none of its cells.
     swept = {key: f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()}
-    if cfg.model.name in BASE_LEARNERS:  # a base learner of the sweep has its own seed, and is of all shots
+    if method in BASE_LEARNERS:  # a base learner of the sweep has its own seed, and is of all shots
         swept = {key: text for key, text in swept.items() if text in base_overrides([text])}
     if lacking := [text for key, text in swept.items() if key not in given]:
         raise UserError(

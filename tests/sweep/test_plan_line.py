@@ -91,7 +91,7 @@ def swept_by_train_py(line: Sequence[str]) -> tuple[Composer, list[tuple[tuple[s
         master, loader = seen[0].master, seen[0]._loader
         for job, composed in seen[1]:
             HydraConfig.instance().set_config(loader.load_sweep_config(master, list(job)))
-            assert tuple(_hydra_overrides()) == composed.task_overrides
+            assert tuple(_hydra_overrides("abcb")) == composed.task_overrides
         HydraConfig.instance().cfg = None
     return seen[0], seen[1]
 
