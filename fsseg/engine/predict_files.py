@@ -23,6 +23,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from fsseg.config.entry import resolved
+from fsseg.data.images import opened
 from fsseg.data.loader import one_by_one
 from fsseg.data.own_files import Truths, output_names
 from fsseg.data.photos import photo
@@ -323,7 +324,7 @@ def _sheet(
         if not rows or shown == ON_THE_SHEET:
             continue
         shown += 1
-        with suppress(OSError), Image.open(wanted.overlay(names[image])) as picture:
+        with suppress(UserError), opened(wanted.overlay(names[image])) as picture:
             picture.thumbnail((_TILE, _TILE))
             found = [f"{_short(c)} {100 * row.share:.0f} %" for c, row in rows.items() if row.share]
             tiles.append(Tile(np.asarray(picture), None, f"{_short(image.name)}\n{', '.join(found[:2]) or 'nothing'}"))

@@ -21,6 +21,8 @@ OPTIONS = [
     if path.parent.name not in ("hydra", "schema")
 ]
 FITTING = {
+    # for evaluation alone
+    **{f"dataset={name}": ["method=prototype"] for name in ("isic", "deepglobe", "chest_xray", "suim")},
     "backbone=convnext_tiny": ["protocol.image_size=80"],
     "backbone=dinov2_s": ["protocol.image_size=84"],
     "backbone=dinov2_b": ["protocol.image_size=84"],
@@ -152,7 +154,7 @@ def test_the_backbone_follows_the_data_set_unless_named() -> None:
         ("dataset.year=2014", "dataset.year", "does not belong"),
         ("train.lr=abc", "train.lr", "right type"),
         ("fold=two", "fold", "right type"),
-        ("dataset=pasca", "dataset=pasca", "coco20i, pascal5i, shapes5i"),
+        ("dataset=pasca", "dataset=pasca", "isic, pascal5i, shapes5i, suim"),
         ("nonsense=1", "nonsense", "--cfg job"),
     ],
 )

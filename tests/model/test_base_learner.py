@@ -25,7 +25,8 @@ from fsseg.model.cost import cost
 def learner(name: str = "tiny", dataset: Any = ShapesConfig) -> BaseLearner:
     backbone = BackboneConfig(name=name, pretrained=False, trainable_layers=5)
     data = dataset(name=dataset.NAMES[0])
-    model = build_model(SimpleNamespace(model=PspnetConfig(name="pspnet"), backbone=backbone, dataset=data, seed=0))  # type: ignore[arg-type]
+    cfg = SimpleNamespace(model=PspnetConfig(name="pspnet"), backbone=backbone, dataset=data, fold=0, seed=0)
+    model = build_model(cfg)  # type: ignore[arg-type]
     assert isinstance(model, BaseLearner)
     return model
 
