@@ -166,10 +166,15 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
+def sideways(orientation: int) -> bool:
+    """Whether the sides of an image of this EXIF orientation change places when it is turned."""
+    return orientation >= 5
+
+
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Pixels, (H, W, ...), as people see them: 3 stands on its head, 6 and 8 lie on their sides, the others of 2 to 8
     are mirrored as well. The sides change places from 5 on."""
-    if orientation >= 5:
+    if sideways(orientation):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -181,7 +186,7 @@ def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def _seen(image: Image.Image, upright: bool) -> tuple[int, int]:
     """(height, width) of an opened image, turned if `upright` is set."""
     size = image.height, image.width
-    return size[::-1] if upright and orientation(image) >= 5 else size
+    return size[::-1] if upright and sideways(orientation(image)) else size
 
 
 def image_orientation(path: Path | str) -> int:

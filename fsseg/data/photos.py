@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fsseg.data.images import decode_image, eight_bits, opened, orientation, read_file, turned
+from fsseg.data.images import decode_image, eight_bits, opened, orientation, read_file, sideways, turned
 from fsseg.data.source import IGNORE_INDEX
 from fsseg.errors import UserError
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
 """What may be given as an image or a mask: a path, a PIL image, or an array."""
 
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that change the sides
 _ARRAY = "give an array (H, W, 3) of uint8, RGB"
 
 
@@ -73,7 +72,7 @@ def photo(given: Picture, longer_side: int | None = None, name: str = "the image
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
             raise UserError(f"{name} is an array of {_shape(pixels)} of {pixels.dtype}", _ARRAY)
         size, turn = (pixels.shape[0], pixels.shape[1]), 1
-    return Photo(name, pixels, size[::-1] if turn in _SIDEWAYS else size, turn)
+    return Photo(name, pixels, size[::-1] if sideways(turn) else size, turn)
 
 
 def mask_of(
@@ -106,7 +105,7 @@ def mask_of(
             what = f"{name} is an array of {_shape(values)} of {values.dtype}"
             raise UserError(what, "give an array (H, W) of bool, or of whole numbers: 0, and 1 or 255 for the object")
     mask = turned(_binary(values, name, ones), turn)
-    if mask.shape != of.size and mask.shape == of.size[::-1] and of.orientation in _SIDEWAYS and turn == 1:
+    if mask.shape != of.size and mask.shape == of.size[::-1] and sideways(of.orientation) and turn == 1:
         mask = turned(mask, of.orientation)
     if mask.shape != of.size:
         raise UserError(

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from fsseg.cell.key import file_digest
 from fsseg.cell.models import BaseClassMetrics, Origin
-from fsseg.cell.record import Cell
+from fsseg.cell.record import Cell, open_cell
+from fsseg.config.base_training import base_config
+from fsseg.config.entry import resolved, typed
 from fsseg.data.base_images import BaseEvaluationPlan, LabelledImage, labelled_images
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.engine import checkpoint, distributed, precision
@@ -113,6 +115,12 @@ def metrics_of_table(table: Tensor, names: list[str], images: int) -> BaseClassM
         base_miou=statistics.fmean(per_class.values()) if per_class else 0.0, per_class=per_class,
         background=ious[0] if true[0] else None, images=images, absent=[n for n in names if n not in per_class],
     )  # fmt: skip
+
+
+def base_cell(cfg: Config) -> Cell:
+    """The cell of the base learner that a configuration starts from."""
+    base = base_config(resolved(cfg))
+    return open_cell(typed(base), resolved(base))
 
 
 def take_over(model: FewShotModel, cell: Cell) -> Origin:

@@ -198,11 +198,8 @@ def _model(cfg: Config, found: Check) -> FewShotModel | None:
         found.rows.append(("pretrained", backbone.weights))
     model = None
     with found.noting():
-        data: tuple[object, ...] = (
-            cfg.dataset.name,
-            cfg.dataset.num_folds,
-            cfg.shot,
-        )  # of them depend sizes of a base learner and of BAM
+        # Of these depend the sizes of a base learner and of BAM.
+        data: tuple[object, ...] = (cfg.dataset.name, cfg.dataset.num_folds, cfg.shot)
         if not DatasetConfig.named(cfg.dataset.name).NUM_CLASSES:
             data += str(resolved(cfg.dataset)), cfg.fold  # classes of the disk, in folds of unequal sizes
         parts = str(resolved(cfg.backbone)), str(resolved(cfg.model))

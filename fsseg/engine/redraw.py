@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from fsseg.cell.episodes import OWN
 from fsseg.cell.extremes import Ranked, extremes, extremes_of_classes, ranked
 from fsseg.cell.finished import Finished
-from fsseg.cell.record import open_cell
-from fsseg.config.base_training import base_config, starts_from_a_base_learner
-from fsseg.config.entry import resolved, typed
+from fsseg.config.base_training import starts_from_a_base_learner
+from fsseg.config.entry import resolved
 from fsseg.data.loader import EvaluationPlan, evaluation_plan
 from fsseg.data.registry import build_source, source_class
 from fsseg.data.source import Source
 from fsseg.draw.sheets import SheetRow, episode_sheet
 from fsseg.engine import checkpoint, precision
-from fsseg.engine.base_classes import take_over
+from fsseg.engine.base_classes import base_cell, take_over
 from fsseg.engine.context import Run
 from fsseg.engine.devices import choose_device
 from fsseg.engine.pictures import sheet_row, title_of
@@ -280,8 +279,7 @@ def _start_from_base(found: Finished, model: FewShotModel) -> None:
     Raises:
         UserError: the base learner of the run is not here, or is another one.
     """
-    base = base_config(resolved(found.cfg))
-    cell, then = open_cell(typed(base), resolved(base)), found.result.base_learner
+    cell, then = base_cell(found.cfg), found.result.base_learner
     fix = f"bring back the base learner that {found.cell.directory} was scored with, or score it anew with redo=true"
     try:
         origin = take_over(model, cell)

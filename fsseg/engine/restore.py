@@ -17,15 +17,15 @@ from omegaconf import DictConfig
 from fsseg.cell.finished import apply_changes, check_changes, config_here, recorded_config, take_weights_from
 from fsseg.cell.key import file_digest
 from fsseg.cell.models import Result, Unreadable
-from fsseg.cell.record import RunDirectory, find_runs, open_cell
-from fsseg.config.base_training import base_config, starts_from_a_base_learner
+from fsseg.cell.record import RunDirectory, find_runs
+from fsseg.config.base_training import starts_from_a_base_learner
 from fsseg.config.checks import field_faults
-from fsseg.config.entry import resolved, typed
+from fsseg.config.entry import typed
 from fsseg.config.schema import Config, MethodConfig
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.folds import base_classes
 from fsseg.engine import checkpoint
-from fsseg.engine.base_classes import take_over
+from fsseg.engine.base_classes import base_cell, take_over
 from fsseg.errors import UserError, merge_errors
 from fsseg.model import FewShotModel, build_model, method_class
 
@@ -175,8 +175,7 @@ def _built(cfg: Config, state: dict[str, Any] | None = None, run: RunDirectory |
     head = f"{name} on {cfg.backbone.name}"
     if state is None:
         if starts_from_a_base_learner(cfg):
-            base = base_config(resolved(cfg))
-            take_over(model, open_cell(typed(base), resolved(base)))
+            take_over(model, base_cell(cfg))
         weights = getattr(getattr(model, "backbone", None), "weights", None)
         about = f"{head}, nothing trained, {cfg.dataset.image_size} px"
         return Restored(cfg, model.eval(), about, weights["digest"] if weights else f"random, seed {cfg.seed}")
