@@ -182,6 +182,23 @@ def test_a_boundary_is_no_object_where_others_mark_it_by_1(own: Path) -> None:
         assert (int(row["intersection"]), int(row["union"])) == (mask[:5].sum(), mask[5:].sum() + mask[:5].size)
 
 
+def test_files_that_no_prediction_wrote_are_not_replaced(own: Path) -> None:
+    """Own data as `dataset=folder` reads them have masks/ too: --out into their folder must not cost the true ones."""
+    words, mine = ("--support-dir", "supports/first", "photos"), f"out/masks/{names()[0]}.png"
+    write(mine, np.full((3, 4), 7))
+    before = Path(mine).read_bytes()
+    assert two_lines(*words) == (
+        f"error: --out out holds {mine}, and no predict.json says what wrote it\n"
+        "  -> choose another folder: --out, or replace it: --overwrite"
+    )
+    assert [path.read_bytes() for path in own.glob("out/**/*.*")] == [before]
+    Path(mine).rename("out/masks/other.png")  # nobody's business
+    predicted(*words)
+    Path("out/predict.json").write_text("{")
+    assert "predict.json" in two_lines(*words)
+    predicted(*words, "--overwrite")
+
+
 def test_images_of_one_name_do_not_overwrite_each_other(own: Path) -> None:
     first, second, *_ = names()
     for folder, image in (("a", first), ("b", second)):
