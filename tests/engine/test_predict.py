@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from command_line import fsseg as command
 from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, cell_of, composed, done
 
 import fsseg
 from fsseg.cell.finished import Finished, open_finished
+from fsseg.cell.key import file_digest
 from fsseg.cell.record import RunDirectory
 from fsseg.config.compose import compose
 from fsseg.data.loader import evaluation_plan, evaluation_transform
@@ -305,6 +308,37 @@ def test_weights_that_are_not_here_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(weights)) as told:
         Predictor.from_config(c.cfg)
     assert told.value.fix
+
+
+def test_the_advice_for_other_weights_works_in_each_place(root: Path, tmp_path: Path) -> None:
+    """In Python, `fsseg predict` and `fsseg export`: the file of the run, which lies elsewhere now, is named."""
+    weights, kept = tmp_path / "w.pth", tmp_path / "kept.pth"
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, kept)
+    shutil.copy(kept, weights)
+    c = composed(root, tmp_path / "out", *PROTOTYPE, "backbone=resnet18", f"backbone.weights={weights}",
+                 "dataset.image_size=25", "protocol.num_episodes=1")  # fmt: skip
+    done(c)
+    run, (image, _) = (
+        cell_of(c).directory,
+        files(root, episodes(open_finished(RunDirectory(cell_of(c).directory)))[0].query_id),
+    )
+    torch.save({name: value + 1 for name, value in state.items()}, weights)
+    with pytest.raises(UserError, match=rf"was scored with the weights {weights} \(SHA-256") as fault:
+        fsseg.load(run)
+    assert fault.value.fix == "name the file of the run: backbone.weights=FILE"
+    word = f"backbone.weights={kept}"
+    assert fsseg.load(run, overrides=[word]).digest == file_digest(kept)
+    with pytest.raises(UserError, match=r"^train\.lr=1: only what belongs to this machine"):
+        fsseg.load(run, overrides=["train.lr=1"])
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "m.png")
+    Image.open(image).resize((64, 64)).save(tmp_path / "i.png")
+    line = ("--support", f"{tmp_path}/i.png:{tmp_path}/m.png", str(tmp_path / "i.png"), "--out", str(tmp_path / "pred"))
+    for words in (("predict", "--checkpoint", str(run), *line),
+                  ("export", str(run), "--to", "safetensors", "--out", str(tmp_path / "m.safetensors"))):  # fmt: skip
+        assert fault.value.fix in command(*words).stderr
+        told = command(*words, word)
+        assert told.returncode == 0, told.stderr
 
 
 def test_a_training_free_run_keeps_its_random_weights_and_the_callers_random_numbers(runs: dict[str, Finished]) -> None:
