@@ -92,6 +92,8 @@ class DatasetConfig(Choice):
     """Classes that the folds are cut from; 0 where the source finds them on the disk."""
     FOLDER: ClassVar[str] = ""
     """Its place in a folder that holds all data sets; its name if empty."""
+    LISTS_ARE_FILES: ClassVar[bool] = False
+    """Whether `train_list` and `val_list` are files always; else they may be names of the data set's own lists."""
     name: Annotated[str, NAME] = MISSING
     """Name of the data set: one of `NAMES`; part of the cell's identity."""
     root: Annotated[str, FILE_PATH] = MISSING
@@ -163,6 +165,7 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
+    LISTS_ARE_FILES = True
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
@@ -188,6 +191,7 @@ class OwnConfig(DatasetConfig):
     """What a user's own data sets share: classes are found on the disk, novel ones and splits are chosen here."""
 
     NUM_CLASSES = 0
+    LISTS_ARE_FILES = True
     num_folds: Annotated[int, within(1, 1000)] = 2
     """Folds that the classes, sorted by name, are cut into; the first ones hold one class more if it does not come out
     even. 1: all classes are novel, for evaluations without training."""
