@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+import yaml
 from command_line import fsseg as command
 from numpy.typing import NDArray
 from PIL import Image
@@ -308,6 +309,25 @@ def test_weights_that_are_not_here_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(weights)) as told:
         Predictor.from_config(c.cfg)
     assert told.value.fix
+
+
+def test_a_run_from_before_a_setting_existed_predicts_as_it_did(
+    trained: RunDirectory, runs: dict[str, Finished], root: Path
+) -> None:
+    """Neither its config.yaml nor its checkpoint holds the setting."""
+    spec = episodes(runs["trained"])[0]
+    query, examples = files(root, spec.query_id)[0], supports(root, spec)
+    expected = fsseg.load(trained.directory).predict(query, examples).probability
+    state = torch.load(trained.checkpoint, weights_only=True)
+    stored = (state["config"], yaml.safe_load(trained.config_file.read_text()))
+    for config in stored:
+        del config["base_training"], config["check"], config["backbone"]["base_training"], config["protocol"]["fit"]
+        del config["eval"]["amp"], config["train"]["lr_scale"]
+    torch.save(state, trained.checkpoint)
+    trained.config_file.write_text(yaml.safe_dump(stored[1]))
+    for place in (trained.directory, trained.checkpoint):
+        np.testing.assert_array_equal(fsseg.load(place).predict(query, examples).probability, expected)
+    assert open_finished(trained).cfg.protocol.fit == "longer_side"
 
 
 def test_the_advice_for_other_weights_works_in_each_place(root: Path, tmp_path: Path) -> None:
