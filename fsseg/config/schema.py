@@ -224,8 +224,11 @@ class CocoJsonConfig(OwnConfig):
     TARGET = "fsseg.data.sources.coco_json:CocoJsonSource"
     annotations: Annotated[str, FILE_PATH] = MISSING
     """The JSON file."""
-    images: Annotated[str, FILE_PATH] = MISSING
-    """Folder that the file names in it are relative to."""
+    val_annotations: Annotated[str | None, FILE_PATH] = None
+    """A second one: its images are evaluated, and those of `annotations` trained on."""
+    images: Annotated[str | None, FILE_PATH] = None
+    """Folder that the file names in them are relative to; null takes the folder `images` beside each file, or else the
+    file's own."""
     crowds: Annotated[str, one_of("ignore", "object")] = "ignore"
     """Annotations with iscrowd=1: ignore (255, as COCO means it) or object (some tools mark every brush mask so)."""
 
@@ -777,6 +780,7 @@ NEUTRAL_KEYS = (
     "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
     "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
     "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations", "dataset.images",
+    "dataset.val_annotations",
 )  # fmt: skip
 # What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
 # fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by
