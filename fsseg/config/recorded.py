@@ -55,9 +55,9 @@ def _of_today(plain: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
         config: of the schemas; says which settings there are.
     """
     found = copy.deepcopy(dict(plain))
-    for key, value in RETIRED.items():
+    for key, only in RETIRED.items():
         group, _, name = key.partition(".")
-        if isinstance(values := found.get(group), dict) and values.get(name) == value:
+        if isinstance(values := found.get(group), dict) and values.get(name) == only:
             del values[name]
     for key, value in {**ADDED, **ADDED_TO.get(found["dataset"]["name"], {})}.items():
         group, _, name = key.partition(".")

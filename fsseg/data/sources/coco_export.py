@@ -140,7 +140,7 @@ def merged(parts: Sequence[Part]) -> dict[str, Any]:
         for image in content["images"]:
             found["images"].append(_of_part(part, image, ("id",), {PART: number}))
         for annotation in content["annotations"]:
-            category = annotation.get("category_id") if isinstance(annotation, dict) else None
+            category: Any = annotation.get("category_id") if isinstance(annotation, dict) else None
             known = {"category_id": used.get(category, f"{category} of {part.path}")} if _is_plain(category) else {}
             found["annotations"].append(_of_part(part, annotation, ("id", "image_id"), known))
     return found
