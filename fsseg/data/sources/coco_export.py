@@ -23,7 +23,7 @@ _KIND = "categories that give no classes"
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportPart:
     """One of several annotation files of a data set.
 
     Attributes:
@@ -50,7 +50,7 @@ class Export:
     """
 
     crowds: str = "ignore"
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ExportPart, ...] = ()
     fix = _FIX
 
     @property
@@ -114,7 +114,7 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def merged(parts: Sequence[Part]) -> dict[str, Any]:
+def merged(parts: Sequence[ExportPart]) -> dict[str, Any]:
     """Several files as one: categories are known by their names, ids and file names say of which part they are. An
     image knows its part by its number, `PART`.
 
@@ -149,7 +149,7 @@ def merged(parts: Sequence[Part]) -> dict[str, Any]:
 PART = "part of the data set"
 
 
-def _of_part(part: Part, entry: Any, ids: Sequence[str], more: dict[str, Any]) -> Any:
+def _of_part(part: ExportPart, entry: Any, ids: Sequence[str], more: dict[str, Any]) -> Any:
     """An entry whose ids and file name say of which part it is; what is no such thing stays as it is, to be told."""
     if not isinstance(entry, dict):
         return entry
@@ -188,7 +188,7 @@ def export_classes(path: Path, folders: list[Path], export: Export) -> tuple[str
     return tuple(classes)
 
 
-def parts_of(files: Sequence[Path], images: str | None) -> tuple[Path, tuple[Part, ...]]:
+def parts_of(files: Sequence[Path], images: str | None) -> tuple[Path, tuple[ExportPart, ...]]:
     """The folder that holds all images, and the files with their folders below it.
 
     Args:
@@ -196,8 +196,8 @@ def parts_of(files: Sequence[Path], images: str | None) -> tuple[Path, tuple[Par
             else the file's own.
     """
     if images is not None:
-        return Path(images).expanduser(), tuple(Part(file, "") for file in files)
+        return Path(images).expanduser(), tuple(ExportPart(file, "") for file in files)
     own = [beside if (beside := file.parent / "images").is_dir() else file.parent for file in files]
     root = Path(os.path.commonpath([os.path.abspath(folder) for folder in own])) if len(own) > 1 else own[0]
     below = [os.path.relpath(folder, root).replace(os.sep, "/") for folder in own]
-    return root, tuple(Part(file, "" if folder == "." else folder) for file, folder in zip(files, below))
+    return root, tuple(ExportPart(file, "" if folder == "." else folder) for file, folder in zip(files, below))
