@@ -37,7 +37,9 @@ class PredictOptions:
     ] = None
     class_name: Annotated[str, typer.Option("--class", help="What the examples of --support show")] = "object"
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays and the table")] = Path("predictions")
-    truth_dir: Annotated[Path | None, typer.Option(help="True masks, to score: <class>/<name>.png")] = None
+    truth_dir: Annotated[
+        Path | None, typer.Option(help="True masks, to score: <class>/<name>.png, or numbers and a classes.txt")
+    ] = None
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Images computed together")] = None
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too, as PNG of 16 bits")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there")] = False
