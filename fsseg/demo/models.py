@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +45,9 @@ class Models:
     def offered(self) -> list[tuple[str, str]]:
         """(what people read, name) of each model that there is now: those of the command line, then the runs."""
         found = [(visible(name), name) for name in self.named]
-        return found + [(_label(run), str(run.directory)) for run in self._runs() if str(run.directory) not in self.named]
+        known = {os.path.realpath(name) for name in self.named}
+        runs = [run for run in self._runs() if os.path.realpath(run.directory) not in known]
+        return found + [(_label(run), str(run.directory)) for run in runs]
 
     def advice(self) -> str:
         """What to do where there is no model."""

@@ -13,6 +13,7 @@ import gradio as gr
 from fsseg.demo.models import Models
 from fsseg.demo.work import MOST_QUERIES, add_support, canvas_of, drawn, segment, told
 from fsseg.errors import UserError
+from fsseg.process.words import count
 
 _INTRODUCTION = """# fsseg
 Masks of images by the example of a few. Choose a model, add one or more supports (an image with its mask), give images,
@@ -45,7 +46,7 @@ def page(models: Models, folder: Path) -> gr.Blocks:
 
     def show(image: str | None) -> Any:
         if not image:
-            return None, ""
+            return None, gr.skip()
         try:
             return {"background": canvas_of(image), "layers": [], "composite": None}, ""
         except UserError as error:
@@ -55,9 +56,9 @@ def page(models: Models, folder: Path) -> gr.Blocks:
         try:
             pair, picture = add_support(image, drawn(editor), mask, folder)
         except UserError as error:
-            return pairs, [shown for _, shown in pairs], image, editor, mask, told(error, folder)
+            return *(gr.skip() for _ in range(5)), told(error, folder)  # a drawing is not to be lost
         pairs = [*pairs, (pair, picture)]
-        return pairs, [shown for _, shown in pairs], None, None, None, ""
+        return pairs, [shown for _, shown in pairs], None, None, None, f"{count(len(pairs), 'support')} in use"
 
     def answer(model: str | None, pairs: list[Any], queries: list[str] | None) -> Any:
         try:
@@ -73,15 +74,18 @@ def page(models: Models, folder: Path) -> gr.Blocks:
         pairs = gr.State([])
         with gr.Row():
             with gr.Column():
-                image = gr.File(label="Support image", elem_id="support-image", height=110)
-                mask = gr.File(label="Mask file (or draw below)", elem_id="support-mask", height=110)
+                image = gr.File(label="Support image", elem_id="support-image", height=130)
+                mask = gr.File(label="Mask file (or draw below)", elem_id="support-mask", height=130)
                 editor = gr.ImageEditor(
                     label="Draw over the object", elem_id="editor", type="numpy", format="png", sources=(), layers=False,
                     transforms=(), buttons=[], brush=gr.Brush(colors=[_BRUSH], color_mode="fixed"),
                 )  # fmt: skip
                 add_button = gr.Button("Add support", elem_id="add")
                 support_told = gr.Textbox(label="Supports: messages", lines=2, interactive=False, elem_id="support-told")
-                supports = gr.Gallery(label="Supports", columns=4, height=170, interactive=False, buttons=[])
+                supports = gr.Gallery(
+                    label="Supports", columns=4, height=190, object_fit="contain", fit_columns=False, interactive=False,
+                    buttons=[], elem_id="supports",
+                )  # fmt: skip
                 clear = gr.Button("Remove all supports", elem_id="clear")
             with gr.Column():
                 queries = gr.File(
@@ -89,13 +93,16 @@ def page(models: Models, folder: Path) -> gr.Blocks:
                 )
                 run = gr.Button("Segment", variant="primary", elem_id="segment")
                 text = gr.Textbox(label="Messages", lines=2, interactive=False, elem_id="told")
-                pictures = gr.Gallery(label="Overlays", columns=2, interactive=False, buttons=[], elem_id="overlays")
+                pictures = gr.Gallery(
+                    label="Overlays", columns=2, object_fit="contain", fit_columns=False, interactive=False, buttons=[],
+                    elem_id="overlays",
+                )  # fmt: skip
                 files = gr.File(label="Masks and table", file_count="multiple", interactive=False, elem_id="files")
         private: dict[str, Any] = {"api_visibility": "private"}
         blocks.load(choices, None, [model, advice], **private)
         image.change(show, image, [editor, support_told], **private)
         fields = [pairs, supports, image, editor, mask, support_told]
         add_button.click(add, [image, editor, mask, pairs], fields, concurrency_id="work", **private)
-        clear.click(lambda: ([], []), None, [pairs, supports], **private)
+        clear.click(lambda: ([], [], ""), None, [pairs, supports, support_told], **private)
         run.click(answer, [model, pairs, queries], [pictures, files, text], concurrency_id="work", **private)
     return blocks

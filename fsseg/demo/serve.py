@@ -42,19 +42,18 @@ def check_packages() -> None:
     Raises:
         UserError: Gradio is not there.
     """
-    quiet_gradio()
-    try:
-        importlib.import_module("gradio")
-    except ImportError as error:
-        what = f"fsseg demo needs the package gradio, which cannot be imported ({error})"
-        raise UserError(what, "pip install 'fsseg[demo]'") from None
-
-
-def quiet_gradio() -> None:
-    """Settings that Gradio reads when it is imported; what else it would take from the environment is left out."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]
+        del os.environ[name]  # an address, a share link, folders to serve: the page has its own
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with tempfile.TemporaryDirectory() as folder:  # it makes folders while it is imported
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            importlib.import_module("gradio")
+        except ImportError as error:
+            what = f"fsseg demo needs the package gradio, which cannot be imported ({error})"
+            raise UserError(what, "pip install 'fsseg[demo]'") from None
+        finally:
+            del os.environ["GRADIO_TEMP_DIR"]
 
 
 def bound(port: int) -> socket.socket:
@@ -85,7 +84,8 @@ def serve(models: Models, listener: socket.socket, browser: bool) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="fsseg-demo-") as folder, listener:
             app = application(models, Path(folder).resolve())
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+            # Its warnings are of pages that are open at the end.
+            config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, proxy_headers=False)
             print(f"{address}  (Ctrl-C ends it)", flush=True)
             if browser:
                 threading.Timer(1, webbrowser.open, [address]).start()
