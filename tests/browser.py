@@ -1,7 +1,6 @@
 """A real Chromium without a window, for tests of pages; `conftest.py` makes a fixture of it.
 
-It finds no host but this machine: a page that needs another one fails its test, and `requests_elsewhere` names what it
-asked for.
+It finds no host but this machine: a page that needs another one fails its test, and `foreign` names what it asked for.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ def started(folder: Path) -> Iterator[Any]:
     options.add_argument(f"--host-resolver-rules=MAP * ~NOTFOUND, {hosts}")
     for word in (
         "--headless=new", "--window-size=1300,1500", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader",
-        "--disable-background-networking", "--no-first-run", "--no-proxy-server", f"--user-data-dir={folder / 'profile'}",
+        "--disable-background-networking", "--no-first-run", "--no-proxy-server",
+        f"--user-data-dir={folder / 'profile'}",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
     ):  # fmt: skip
         options.add_argument(word)
@@ -76,8 +76,8 @@ def events(driver: Any, method: str) -> list[dict[str, Any]]:
     return [event["params"] for event in told if event["method"] == method]
 
 
-def requests_elsewhere(driver: Any) -> list[str]:
-    """Addresses on other machines that pages have asked for since anybody looked."""
-    asked = [event["request"]["url"] for event in events(driver, "Network.requestWillBeSent")]
-    return [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss")
+def foreign(asked: list[dict[str, Any]]) -> list[str]:
+    """Addresses on other machines among requests, which are events `Network.requestWillBeSent`."""
+    urls = [event["request"]["url"] for event in asked]
+    return [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss")
             and urlsplit(url).hostname not in LOOPBACK]  # fmt: skip

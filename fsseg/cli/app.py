@@ -1,8 +1,8 @@
 """The `fsseg` command: runs cells and looks after them. Each subcommand imports what it needs when it is called.
 
 `fsseg.cli.sweep`, `fsseg.cli.data`, `fsseg.cli.bench`, `fsseg.cli.report`, `fsseg.cli.predict`, `fsseg.cli.demo` and
-`fsseg.cli.export` add their commands to the `app` made here. Its help must be quick: nothing but typer is imported before a command is
-called.
+`fsseg.cli.export` add their commands to the `app` made here. Its help must be quick: nothing but typer is imported
+before a command is called.
 """
 
 from __future__ import annotations

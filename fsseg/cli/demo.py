@@ -34,19 +34,19 @@ def demo(
     browser: Annotated[bool, typer.Option("--open/--no-browser", help="Open the page in a browser")] = False,
 ) -> None:
     """Serve a page on this machine: draw a support mask, drop images, see what is found (fsseg[demo])."""
-    from fsseg.demo.serve import bound, check_packages, serve
+    from fsseg.demo.serve import bound, check_packages, serve, workplace
     from fsseg.process.logs import configure_logging
 
     configure_logging("info")
-    check_packages()
-    listener = bound(port)
+    with workplace() as folder:
+        check_packages()
+        with bound(port) as listener:
+            from fsseg.demo.models import Models
 
-    from fsseg.demo.models import Models
-
-    models = Models(_named(list(line or []), checkpoint or []), runs, _opened_by(list(line or [])))
-    for name in models.named:  # a mistake is told here, where it was made
-        models.get(name)
-    serve(models, listener, browser)
+            models = Models(_named(list(line or []), checkpoint or []), runs, _opened_by(list(line or [])))
+            for name in models.named:  # a mistake is told here, where it was made
+                models.get(name)
+            serve(models, listener, folder, browser)
 
 
 def _named(line: list[str], checkpoints: list[Path]) -> dict[str, Callable[[], Predictor]]:

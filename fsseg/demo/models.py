@@ -77,7 +77,9 @@ class Models:
         if name in self.named:
             return self.named[name]()
         if name not in {str(run.directory) for run in self._runs()}:
-            raise UserError(f"{name} is none of the models of this page", "choose one of the list, or load the page again")
+            raise UserError(
+                f"{name} is none of the models of this page", "choose one of the list, or load the page again"
+            )
         return self._open_run(Path(name))
 
     def _runs(self) -> list[RunDirectory]:

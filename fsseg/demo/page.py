@@ -77,11 +77,13 @@ def page(models: Models, folder: Path) -> gr.Blocks:
                 image = gr.File(label="Support image", elem_id="support-image", height=130)
                 mask = gr.File(label="Mask file (or draw below)", elem_id="support-mask", height=130)
                 editor = gr.ImageEditor(
-                    label="Draw over the object", elem_id="editor", type="numpy", format="png", sources=(), layers=False,
-                    transforms=(), buttons=[], brush=gr.Brush(colors=[_BRUSH], color_mode="fixed"),
+                    label="Draw over the object", elem_id="editor", type="numpy", format="png", sources=(),
+                    layers=False, transforms=(), buttons=[], brush=gr.Brush(colors=[_BRUSH], color_mode="fixed"),
                 )  # fmt: skip
                 add_button = gr.Button("Add support", elem_id="add")
-                support_told = gr.Textbox(label="Supports: messages", lines=2, interactive=False, elem_id="support-told")
+                support_told = gr.Textbox(
+                    label="Supports: messages", lines=2, interactive=False, elem_id="support-told"
+                )
                 supports = gr.Gallery(
                     label="Supports", columns=4, height=190, object_fit="contain", fit_columns=False, interactive=False,
                     buttons=[], elem_id="supports",

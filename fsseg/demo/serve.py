@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import socket
 import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fsseg.demo.models import Models
 from fsseg.errors import UserError
@@ -37,23 +38,43 @@ _HEADERS = {
 }
 
 
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder for uploads and answers, deleted when the process is told to end, which a Ctrl-C does quietly.
+
+    All that Gradio would take from the environment is left out: an address, a share link, folders to serve.
+    """
+    signals = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+    before = {number: signal.signal(number, _end) for number in signals}
+    own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("GRADIO_")}
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        with tempfile.TemporaryDirectory(prefix="fsseg-demo-") as name:
+            os.environ["GRADIO_TEMP_DIR"] = str(folder := Path(name).resolve())  # it looks when it is imported
+            yield folder
+    except KeyboardInterrupt:
+        pass
+    finally:
+        del os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"]
+        os.environ.update(own)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def check_packages() -> None:
     """
     Raises:
         UserError: Gradio is not there.
     """
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]  # an address, a share link, folders to serve: the page has its own
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with tempfile.TemporaryDirectory() as folder:  # it makes folders while it is imported
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            importlib.import_module("gradio")
-        except ImportError as error:
-            what = f"fsseg demo needs the package gradio, which cannot be imported ({error})"
-            raise UserError(what, "pip install 'fsseg[demo]'") from None
-        finally:
-            del os.environ["GRADIO_TEMP_DIR"]
+    try:
+        importlib.import_module("gradio")
+    except ImportError as error:
+        what = f"fsseg demo needs the package gradio, which cannot be imported ({error})"
+        raise UserError(what, "pip install 'fsseg[demo]'") from None
 
 
 def bound(port: int) -> socket.socket:
@@ -74,41 +95,32 @@ def bound(port: int) -> socket.socket:
     return listener
 
 
-def serve(models: Models, listener: socket.socket, browser: bool) -> None:
-    """Show the page until the process is told to end; then uploads and answers are deleted."""
+def serve(models: Models, listener: socket.socket, folder: Path, browser: bool) -> None:
+    """Show the page until the process is told to end.
+
+    Args:
+        folder: as of `workplace`.
+        browser: open the page.
+    """
     import uvicorn
 
-    signals = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
-    before = {number: signal.signal(number, _end) for number in signals}
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
-    try:
-        with tempfile.TemporaryDirectory(prefix="fsseg-demo-") as folder, listener:
-            app = application(models, Path(folder).resolve())
-            # Its warnings are of pages that are open at the end.
-            config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, proxy_headers=False)
-            print(f"{address}  (Ctrl-C ends it)", flush=True)
-            if browser:
-                threading.Timer(1, webbrowser.open, [address]).start()
-            uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
+    # Its warnings are of pages that are open at the end.
+    config = uvicorn.Config(
+        application(models, folder), log_level="critical", timeout_graceful_shutdown=1, proxy_headers=False
+    )
+    print(f"{address}  (Ctrl-C ends it)", flush=True)
+    if browser:
+        threading.Timer(1, webbrowser.open, [address]).start()
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def application(models: Models, folder: Path) -> Application:
     """The page with what surrounds it.
 
     Args:
-        folder: where uploads and outputs lie.
+        folder: as of `workplace`.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # each of its fields asks when it is made
-
     import gradio as gr
     from fastapi import FastAPI
 
@@ -130,9 +142,12 @@ def guarded(app: Application) -> Application:
     async def answer(scope: Scope, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         if scope["type"] == "http":
             given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            own = urlsplit("//" + given.get("host", "")).hostname in _OWN_NAMES
-            if not own or ("origin" in given and urlsplit(given["origin"]).netloc != given.get("host")):
-                await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            host = given.get("host", "")
+            own = re.fullmatch(rf"(?:{'|'.join(map(re.escape, _OWN_NAMES))})(?::\d+)?", host)
+            if not own or given.get("origin", f"http://{host}") != f"http://{host}":
+                await send(
+                    {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]}
+                )
                 await send({"type": "http.response.body", "body": b"only for pages of fsseg demo on this machine\n"})
                 return
         await app(scope, receive, _with_headers(send))

@@ -114,7 +114,9 @@ def add_support(
     return (Path(image), Path(str(mask))), str(own / "support.jpg")
 
 
-def segment(models: Models, name: str | None, supports: Sequence[FilePair], queries: Sequence[str], folder: Path) -> Shown:
+def segment(
+    models: Models, name: str | None, supports: Sequence[FilePair], queries: Sequence[str], folder: Path
+) -> Shown:
     """Segment images, as `fsseg predict` does with the same files.
 
     Args:
