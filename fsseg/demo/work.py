@@ -143,7 +143,7 @@ def segment(
     pictures, files = [], []
     for image in images:
         if (row := done.table.rows_of(image).get(ONE_CLASS)) is not None:
-            share = f"{100 * row.share:.1f} % of the pixels" if row.share else "nothing found"
+            share = f"{100 * row.share:.1f} %" if row.share else "nothing found"
             pictures.append((str(wanted.overlay(row.name)), f"{visible(row.name)}: {share}"))
             files.append(str(wanted.mask(row.name)))
     files += [str(mask) for _, mask in supports if folder in mask.parents]
