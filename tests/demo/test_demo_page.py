@@ -155,7 +155,7 @@ class Page:
         raise AssertionError(f"Tab never comes to {selector}")
 
     def next_model(self) -> str:
-        """With the keyboard at the field; after the last model comes the first."""
+        """With the keyboard at the field."""
         self.press("\ue015", "\ue007")  # down, Enter
         return self.value("model input")
 
@@ -224,12 +224,12 @@ def test_a_support_drawn_with_the_mouse(page: Page, data: Data, tmp_path: Path) 
     same(masks, predicted(data, [(data.image, tmp_path / "drawing.png")], tmp_path / "out"))
 
 
-def test_two_supports_with_the_keyboard_alone(page: Page, data: Data, tmp_path: Path) -> None:
+def test_two_supports_with_the_keyboard_alone(page: Page, address: str, data: Data, tmp_path: Path) -> None:
     page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": True})
     first = page.value("model input")
     page.tab_to("model input")
     until(page.driver, lambda: page.next_model() != first)
-    until(page.driver, lambda: page.next_model() == first)
+    page = Page(page.driver, address)  # with the first model again
     for count, (image, mask) in enumerate(data.supports, start=1):
         page.choose("support-image", image)
         page.choose("support-mask", mask)
