@@ -79,7 +79,7 @@ def predict(words: list[str], options: PredictOptions) -> None:
     if truths is not None:
         truths.check()
     folder_for(options.out)
-    predictor = _predictor(options.checkpoint, line)
+    predictor = predictor_of(options.checkpoint, line)
 
     from fsseg.engine.predict_files import Wanted, predict_files
 
@@ -101,8 +101,14 @@ def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
     return line, [word for word in words if word not in line]
 
 
-def _predictor(checkpoint: Path | None, line: list[str]) -> Predictor:
-    """
+def names_a_model(line: list[str]) -> bool:
+    """Whether a line says which model it means, without a checkpoint beside it."""
+    return any(word.startswith(("method=", "checkpoint=")) for word in line)
+
+
+def predictor_of(checkpoint: Path | None, line: list[str]) -> Predictor:
+    """The model that a command names: of a checkpoint with what the line changes, or of the line alone.
+
     Raises:
         UserError: there is no such model, or it must be trained first.
     """
@@ -113,7 +119,7 @@ def _predictor(checkpoint: Path | None, line: list[str]) -> Predictor:
         from fsseg.engine.predict import Predictor  # torch: not before the files are found
 
         return Predictor.from_checkpoint(checkpoint, device, [*line, *workers])
-    if not any(word.startswith(("method=", "checkpoint=")) for word in line):
+    if not names_a_model(line):
         what = "no model is named"
         raise UserError(
             what, "give --checkpoint last.pt, or a method that trains nothing: method=prototype backbone=..."
