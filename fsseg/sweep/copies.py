@@ -133,11 +133,12 @@ class RunCopy:
         """
         if order.stays:
             return []
-        apart, last = f"{here.checkpoints.name}/", (here.status_file.name, here.result_file.name)
+        apart, last = f"{here.checkpoints.name}/", (here.result_file.name, here.status_file.name)
         names = [n for n in self.files if checkpoints or not self._done or not n.startswith(apart)]
         if self._done and here.episodes_part.name in names:
             names.remove(here.episodes_part.name)
-        # The status goes behind the checkpoints: how far it says the run is, is how far it is.
+        # The status goes behind the checkpoints: how far it says the run is, is how far it is. One that says that the
+        # run is done goes behind the result.
         in_order = [n for n in in_turn(here, names) if n not in last] + [n for n in last if n in names]
         if order != Order.SAME:
             return in_order
@@ -177,6 +178,8 @@ class RunCopy:
         ready = {name: work / part.name for name, part in parts.items()}
         for name, part in parts.items():
             put(part, ready[name], work)
+        if here.result_file.name in names:
+            drop(here.status_file, work)  # of an earlier state: should this be cut short, the next one brings the other
         for name in names:
             put(ready[name], here.directory / name, work)
         drop(here.directory / _PARTS, work)
@@ -202,7 +205,7 @@ class RunCopy:
 def _left_over(here: RunDirectory) -> bool:
     """Whether a command that was killed has left something in a run directory: the next one clears it away."""
     claim = here.claim()
-    return claim is not None and claim.gone and any(map(is_temporary, os.listdir(here.directory)))
+    return claim is not None and claim.gone
 
 
 def torn(run: RunDirectory) -> str:

@@ -16,7 +16,7 @@ from fsseg.errors import UserError
 from fsseg.sweep.held import own_result, start_of
 
 MOVE_AWAY = "move it away, and pull again; or leave it, it goes on without the store"
-AGAIN = "pull again when the copy there is complete (`fsseg sync` on the machine where it ran completes it)"
+AGAIN = "run the same command again when the copy there is complete (`fsseg sync` where it ran completes it)"
 _LONGEST_VALUE = 60  # characters of a setting
 
 
@@ -121,10 +121,8 @@ def differences(one: RunDirectory, other: RunDirectory) -> list[str]:
     score = f"{first.pop('score')} | {second.pop('score')}"
     lines = [f"{k}: {first.get(k)} | {second.get(k)}" for k in first | second if first.get(k) != second.get(k)]
     settings = settings_that_differ(_settings(one), _settings(other))
-    lines[1:1] = [
-        f"{key}: {a!s:.{_LONGEST_VALUE}} | {b!s:.{_LONGEST_VALUE}}" for key, (a, b) in settings.items() if a != b
-    ]
-    return [score, *lines]
+    told = [f"{k}: {a!s:.{_LONGEST_VALUE}} | {b!s:.{_LONGEST_VALUE}}" for k, (a, b) in settings.items() if a != b]
+    return [score, *told, *lines]
 
 
 def _facts(run: RunDirectory) -> dict[str, Any]:

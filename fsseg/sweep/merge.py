@@ -61,7 +61,8 @@ def merge(sources: Sequence[str], output: Path, how: How = How.COPY, check: bool
                 found = list(_below(Path(source), how, check, merged, sweeps))
                 known = {os.path.realpath(c.told) for c in copies if c.root is not None}
                 copies += [c for c in found if os.path.realpath(c.told) not in known]
-        if not copies and not sweeps and not merged.strange:
+        moved_before = how == How.MOVE and output.is_dir() and find_runs([output], [])
+        if not copies and not sweeps and not merged.strange and not moved_before:
             raise nothing_found(sources)
         groups: dict[CellKey, list[CellCopy]] = {}
         for one in copies:
@@ -218,7 +219,8 @@ def _latest(cell: MergedCell, here: RunDirectory, usable: list[CellCopy]) -> tup
             else:
                 place = str(here.directory) if best is None else best.told
                 told = differences(held, one.copy.records)
-                cell.conflicts.append(Conflict(place, one.told, _kind(another), told, best is None))
+                kind = _kind(another, held, one.copy.records)
+                cell.conflicts.append(Conflict(place, one.told, kind, told, best is None))
         except UserError as error:  # here it is not whole
             cell.errors.append((str(here.directory), error.what))
         else:
@@ -233,8 +235,8 @@ def _latest(cell: MergedCell, here: RunDirectory, usable: list[CellCopy]) -> tup
     return (best.state if best is not None else None), [*([] if best is None else [best]), *rest]
 
 
-def _kind(another: AnotherRun) -> str:
-    if "result" in another.what:
+def _kind(another: AnotherRun, *runs: RunDirectory) -> str:
+    if all(run.result_file.exists() for run in runs):
         return "two results"
     return "one run that went on in two places" if "each for itself" in another.what else "two runs"
 

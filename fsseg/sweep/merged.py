@@ -116,9 +116,8 @@ class Merged:
     @property
     def faults(self) -> int:
         """Cells that are not complete in the output folder, and what could not be read."""
-        strange = [
-            place for place, _ in self.strange if not os.path.islink(place)
-        ]  # a link that leads up lacks nothing
+        # A link that leads up is named, and nothing is lacking for it.
+        strange = [place for place, _ in self.strange if not os.path.islink(place)]
         return sum(cell.is_missing for cell in self.cells) + len(strange)
 
 
@@ -150,9 +149,8 @@ def text(merged: Merged) -> str:
     _section(lines, "stays there", [found for cell in cells for found in cell.left])
     _section(lines, "stays there", merged.left_sweeps)
     if unlinked := sum(cell.unlinked for cell in cells):
-        lines.append(
-            f"{count(unlinked, 'file')} copied, not linked: {merged.output} is on another file system, or has no links"
-        )
+        why = f"{merged.output} is on another file system, or cannot have links"
+        lines.append(f"{count(unlinked, 'file')} copied and not linked: {why}")
     if to_go_on:
         lines.append(f"to go on, start the line of these cells here (output_dir={merged.output})")
     return "\n".join(map(visible, lines))
