@@ -33,7 +33,7 @@ NOT_BEGUN = "it has not begun there"
 _PARTS = ".pulled"  # folder of what was brought and is not in place yet
 
 
-class Place(Protocol):
+class CopyPlace(Protocol):
     """Where a copy lies: a `Store`, or a folder of this machine."""
 
     def look(self, below: str = "") -> dict[str, Listed]:
@@ -54,7 +54,7 @@ class RunCopy:
         records: the run directory itself; of a copy on a store, one that holds its records alone.
     """
 
-    place: Place
+    place: CopyPlace
     base: str
     files: Mapping[str, Listed]
     records: RunDirectory
