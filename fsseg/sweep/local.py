@@ -37,7 +37,7 @@ class How(str, Enum):
 
 @dataclass
 class LocalRun:
-    """The files of a run directory, as `fsseg.sweep.copies.RunCopy.place`.
+    """The files of a run directory, as a `fsseg.sweep.copies.CopyPlace`.
 
     Attributes:
         copied: how many files were copied although they were to be linked.
