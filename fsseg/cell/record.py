@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -501,12 +501,10 @@ class Cell(RunDirectory):
             return
         if stored.fingerprint == self.fingerprint:
             return
-        theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
-        without = {key: BEFORE.get(key, "(absent)") for key in theirs.keys() ^ ours.keys()}
+        ours = json.loads(json.dumps(self.identity, default=str))
         differing = [
-            f"{key}: {theirs.get(key, without.get(key))} there, {ours.get(key, without.get(key))} now"
-            for key in sorted(set(theirs) | set(ours))
-            if theirs.get(key) != ours.get(key)
+            f"{key}: {there} there, {now} now"
+            for key, (there, now) in settings_that_differ(stored.identity, ours).items()
         ]
         raise UserError(
             f"{self.directory} holds a run with other settings: " + "; ".join(differing),
@@ -552,6 +550,19 @@ class Cell(RunDirectory):
         """identity.json for the run of this id; `own` is its name if that is not the one of the directory."""
         content = Identity(self.fingerprint, self.identity, list(self.overrides), run, own or self.key)
         write_record(self.identity_file, content)
+
+
+def settings_that_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> its values in two identities, where these are others.
+
+    An identity that lacks a key was made before there was that setting, and stands for what was done then.
+    """
+    without = {key: BEFORE.get(key, "(absent)") for key in one.keys() ^ other.keys()}
+    return {
+        key: (one.get(key, without.get(key)), other.get(key, without.get(key)))
+        for key in sorted(set(one) | set(other))
+        if one.get(key) != other.get(key)
+    }
 
 
 def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = (), output: Path | None = None) -> Cell:

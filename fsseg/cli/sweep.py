@@ -16,7 +16,7 @@ Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `pyth
 
 def add_to(app: typer.Typer) -> None:
     app.command()(takes_line(plan))
-    for function in (status, retry, cancel, clean, sync):
+    for function in (status, retry, cancel, clean, sync, merge):
         app.command()(function)
 
 
@@ -154,3 +154,30 @@ def _pull(url: str, output: Path, checkpoints: bool) -> None:
     print(pulls.text(found, output))
     if behind := sum(bool(p.error) for p in found):
         raise UserError(f"{behind} of {len(found)} cells are not fetched in full", "mend the causes, and pull again")
+
+
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="Output folders of several machines, or addresses: s3://...")],
+    out: Annotated[Path, typer.Option(help="The output folder that takes their runs; may be one of them")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files; so it is without an option")] = False,
+    move: Annotated[
+        bool, typer.Option("--move", help="Remove a run where it was, once its copy is complete and compared")
+    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Give the files a second name, on the same file system")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Say what would be done, and change nothing")] = False,
+) -> None:
+    """Bring the runs of several machines into one output folder, checkpoints included."""
+    from fsseg.sweep import merge as merging
+    from fsseg.sweep.local import How
+    from fsseg.sweep.merged import text
+
+    if copy + move + link > 1:
+        raise UserError("--copy, --move and --link exclude each other", "give one of them")
+    how = How.MOVE if move else How.LINK if link else How.COPY
+    merged = merging.merge(sources, out, how, check)
+    print(text(merged))
+    if merged.faults:
+        raise UserError(
+            f"{merged.faults} of these are not complete in {out} (see above)",
+            "of two runs of one cell move one away; copy anew what is not whole; then run the same command again",
+        )
