@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsseg.cell.episodes import OWN, EpisodeCounts
-from fsseg.report.statistics import Interval, mean, t_quantile
+from fsseg.report.statistics import BOTH, IMAGES, Interval, mean, t_quantile
 
 RESAMPLES = 2000
 """Of every bootstrap."""
@@ -228,10 +228,10 @@ def interval(runs: Sequence[Resampled]) -> Interval | None:
     low, high = np.quantile(resampled, _tails(expanded)).tolist()
     seeds = _of_seeds([[run.value for run in of_fold] for of_fold in by_fold.values()])
     if seeds is None:
-        return Interval(low, high, "query images")
+        return Interval(low, high, IMAGES)
     return Interval(
         value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds),
-        "query images and training seeds",
+        BOTH,
     )  # fmt: skip
 
 
