@@ -198,7 +198,7 @@ def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
             own = np.where(either[:, :1] > 0, both[:, :1] / np.maximum(either[:, :1], 1), 0.0)
             iou = 100 * np.divide(both, either, out=np.repeat(own, RESAMPLES + 1, axis=1), where=either > 0)
             fold, queries, _ = answers[i]
-            mious[i] += queries.shares()[:, c] @ iou
+            mious[i] += (queries.shares()[:, c, None] * iou).sum(axis=0)
             line = iou[queries.drawn[:, c]].mean(axis=0)
             of_class[i][name] = Resampled(fold, float(line[0]), line[1:], end - start, 1)
     return [
