@@ -18,7 +18,7 @@ from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.intervals import Episodes
 from fsseg.report.pairs import Term, difference_of, notes_on_intervals
-from fsseg.report.statistics import Statistic, shares
+from fsseg.report.statistics import PairedDifference, Statistic, shares
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""
@@ -95,7 +95,8 @@ def _distances(figures: Iterable[Statistic | None]) -> list[str]:
 def _paired_notes(rows: Rows, shifts: Sequence[str]) -> list[str]:
     """Differences between the models, between the shifts, and between the rounds of a model, with their intervals."""
     told = [*_lost_of_each(rows, shifts), *_against_baseline(rows, shifts), *_gain_of_rounds(rows, shifts)]
-    episodes, lines, found = Episodes(), [], []
+    episodes, lines = Episodes(), []
+    found: list[tuple[PairedDifference, str]] = []
     for line, by_shift in told:
         at = {s: difference for s, pairs in by_shift.items() if (difference := difference_of(pairs, episodes))}
         if at:
