@@ -16,6 +16,7 @@ from fsseg.config.constraints import BEST
 from fsseg.errors import visible
 from fsseg.report.collect import NOT_RECORDED, CellResult, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
+from fsseg.report.latex import PACKAGES
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.published import as_printed, label_of
 from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
@@ -36,7 +37,7 @@ def to_markdown(report: Report) -> str:
 
 def to_latex(report: Report) -> str:
     """One booktabs table per data set and protocol."""
-    return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(t.as_text().to_latex() for t in report.tables)])
+    return "\n".join([PACKAGES, *(t.as_text().to_latex() for t in report.tables)])
 
 
 def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> list[str]:

@@ -21,7 +21,7 @@ from fsseg.config.history import completed
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
-from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.formats import MISSING, Number, TextTable
 from fsseg.report.pairs import Paired, paired
 from fsseg.report.paper import MEAN, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike, notes_on
@@ -169,15 +169,19 @@ class Table:
         columns, marks = [(shot, fold) for shot in self.shots for fold in self.columns], self._marks()
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
+        text.scores = range(1, len(columns) + 1)
         for row in self.rows:
             entries = [row.entries.get(column) for column in columns]
-            text.rows.append([row.label, *(MISSING if e is None else str(e) for e in entries)])
+            text.rows.append([row.label, *map(_number, entries)])
             if (source := next(iter(row.published.values()), None)) is not None and not row.reported:
                 figures = [row.paper(*column) for column in columns]
                 label = f"  paper ({source.method}, {source.venue})"
+                text.published.add(len(text.rows))
                 text.rows.append([label, *("" if f is None else f"{f:.1f}" for f in figures)])
                 text.rows.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
-            text.rows += _reported(row, columns, marks)
+            for line in _reported(row, columns, marks):
+                text.published |= {len(text.rows)} if line[0].startswith(_PUBLISHED) else set()
+                text.rows.append(line)
             for kind, of_kind in row.best.items():
                 figures_of_kind = (of_kind.get(column) for column in columns)
                 text.rows.append([f"  {BEST[kind]}", *("" if e is None else str(e) for e in figures_of_kind)])
@@ -203,13 +207,20 @@ class Table:
         return {label: number for number, label in enumerate(found, 1)}
 
 
+_PUBLISHED = "  published ("
+
+
+def _number(entry: Entry | None) -> str:
+    return MISSING if entry is None else Number(entry, entry.miou, entry.std)
+
+
 def _reported(row: Row, columns: Sequence[tuple[int, int]], marks: Mapping[str, int]) -> list[list[str]]:
     """Lines with the published rows of a method, one for each source, and with the difference where there is one."""
     lines = []
     for label in dict.fromkeys(label_of(f) for of_shot in row.reported.values() for f in of_shot):
         of_source = {s: f for s, of_shot in row.reported.items() for f in of_shot if label_of(f) == label}
         shown = ["" if (f := of_source.get(s)) is None else as_printed(row.beside(f, s, fold)) for s, fold in columns]
-        lines.append([f"  published ({marks[label]})", *shown])
+        lines.append([f"{_PUBLISHED}{marks[label]})", *shown])
         if any(row.published.get(shot) is figures for shot, figures in of_source.items()):
             entries = (row.entries.get(c) if row.published.get(c[0]) is of_source.get(c[0]) else None for c in columns)
             lines.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
