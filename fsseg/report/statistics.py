@@ -1,6 +1,7 @@
-"""Means, spreads and paired differences for all tables and notes of a report.
+"""Means, spreads, intervals and differences as the tables and notes of a report show them.
 
-All sums use `math.fsum`: no figure depends on the order in which the runs were read.
+All sums use `math.fsum`: no figure depends on the order in which the runs were read. `fsseg.report.resampling` makes
+intervals of recorded episodes, `fsseg.report.significance` the tests; docs/statistics.md has the formulas.
 """
 
 from __future__ import annotations
@@ -8,6 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from fsseg.process.words import count
+
+LEVEL = 0.95
+"""Of every interval."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -42,25 +48,61 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A 95 % interval.
+
+    Attributes:
+        over: what it is over, in words: images, images and training seeds, or pairs. What is not named there is held
+            fixed: how much it would change the number is not in the interval.
+    """
+
+    low: float
+    high: float
+    over: str
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def t_interval(values: Sequence[float], over: str) -> Interval | None:
+    """Student's t over independent values; None for fewer than two."""
+    std = sample_std(values)
+    if std is None:
+        return None
+    middle, half = mean(values), t_quantile(len(values) - 1) * std / math.sqrt(len(values))
+    return Interval(middle - half, middle + half, over)
+
+
+def t_quantile(degrees: float) -> float:
+    """Half the width of a 95 % interval of Student's t, in standard errors."""
+    from scipy.special import stdtrit  # a fifth of a second, only for reports that have a difference
+
+    return float(stdtrit(degrees, 0.5 + LEVEL / 2))
+
+
+@dataclass(frozen=True)
 class PairedDifference:
-    """Mean of first minus second over pairs, with its standard error if there are two pairs or more."""
+    """Mean of first minus second over pairs, with its interval; None where one pair is all there is to go by."""
 
     mean: float
-    standard_error: float | None
+    interval: Interval | None
     pairs: int
 
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f"standard error {self.standard_error:.2f}, "
-        return f"{self.mean:+.2f} ({error}{self.pairs} pair{'' if self.pairs == 1 else 's'})"
+        """`+4.00 [+1.21, +6.80] (3 pairs)`."""
+        what = count(self.pairs, "pair")
+        if self.interval is None:
+            return f"{self.mean:+.2f} ({what}, no interval)"
+        return f"{self.mean:+.2f} [{self.interval.low:+.2f}, {self.interval.high:+.2f}] ({what})"
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> PairedDifference | None:
-        """Over the pairs measured on both sides; None if there is no such pair."""
+        """Over the pairs measured on both sides, with Student's t over them; None if there is no such pair."""
         differences = [a - b for a, b in pairs if a is not None and b is not None]
         if not differences:
             return None
-        std, num = sample_std(differences), len(differences)
-        return cls(mean(differences), None if std is None else std / math.sqrt(num), num)
+        return cls(mean(differences), t_interval(differences, "pairs"), len(differences))
 
 
 def shares(histograms: Sequence[Sequence[int]]) -> list[float] | None:

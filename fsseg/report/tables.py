@@ -22,7 +22,7 @@ from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, Number, TextTable
-from fsseg.report.pairs import Paired, paired
+from fsseg.report.pairs import RowComparison, paired
 from fsseg.report.paper import MEAN, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike, notes_on
 from fsseg.report.replication import OLDER_PROTOCOL
@@ -137,7 +137,7 @@ class Table:
     differs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     differences: Differences = field(default_factory=dict)
-    pairs: list[Paired] = field(default_factory=list)
+    pairs: list[RowComparison] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
