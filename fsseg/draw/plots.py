@@ -170,7 +170,7 @@ def _histograms(
             axes.set_title(heading, fontsize=form.text, parse_math=False)
         _tidy(axes)
         if index == 0:
-            axes.set_ylabel("share of episodes in percent", fontsize=form.text)
+            axes.set_ylabel(f"{'share of ' * form.titled}episodes in percent", fontsize=form.text)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, ncols=columns, frameon=False, fontsize=form.small, loc="lower center")
     if form.titled:

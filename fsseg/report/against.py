@@ -65,8 +65,8 @@ def side_by_side(first: Path, second: Path) -> TwoSides:
     episodes = Episodes()
     shots, refused = {}, []
     for shot in sorted({c.key.shot for side in cells for c in side}):
-        of_shot = [[c for c in side if c.key.shot == shot] for side in cells]
-        found = _of_shot(*of_shot, episodes)
+        ours, theirs = ([c for c in side if c.key.shot == shot] for side in cells)
+        found = _of_shot(ours, theirs, episodes)
         if isinstance(found, SideBySide):
             shots[shot] = found
         else:
@@ -107,8 +107,8 @@ def _of_shot(ours: Sequence[CellResult], theirs: Sequence[CellResult], episodes:
     sides = [{(c.key.fold, c.key.seed): c for c in side} for side in (ours, theirs)]
     left_out = [
         f"only in {name}: fold {fold} seed {seed}"
-        for name, side, other in ((A, *sides), (B, *reversed(sides)))
-        for fold, seed in sorted(side.keys() - other.keys())
+        for name, i in ((A, 0), (B, 1))
+        for fold, seed in sorted(sides[i].keys() - sides[1 - i].keys())
     ]
     kept: list[Pair] = []
     refused = []

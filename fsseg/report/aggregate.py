@@ -12,7 +12,7 @@ from fsseg.report.bibliography import to_bib
 from fsseg.report.collect import collect
 from fsseg.report.experiments import experiment_report
 from fsseg.report.replication import REPLICATION_FILE, is_ours
-from fsseg.report.tables import build
+from fsseg.report.tables import build, with_intervals
 
 _SHOWN = 20  # rows that have no place in the older workflow's file
 
@@ -29,6 +29,7 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
     """
     paths = list(paths)
     report = build(collect(paths))
+    with_intervals(report)
     first = Path(paths[0])
     folder = Path(out_dir) if out_dir is not None else (first if first.is_dir() else first.parent)
     old = summary.to_replication(report)

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.report.latex import latex_table
+from fsseg.report.statistics import Interval
 
 MISSING = "—"
 _MAX_WIDTH = 118  # a wider table is cut into one block a group
@@ -72,22 +73,19 @@ class TextTable:
         return latex_table(self)
 
     def to_csv(self) -> str:
-        """One line a row. Numbers have all decimals that are known; a spread is a column of its own."""
-        names = self._columns()
-        spreads = [any(getattr(row[j], "spread", None) is not None for row in self.rows if j < len(row))
-                   for j in range(len(self.header))]  # fmt: skip
+        """One line a row. Numbers have all decimals that are known; spreads and intervals have columns of their own."""
+        names, columns = self._columns(), ["row", "kind"]
+        for j, name in enumerate(names[1:], 1):
+            kinds = {kind for row in self.rows if j < len(row) for kind in _parts(row[j])}
+            columns += [name, *(f"{name} {kind}" for kind in ("std", "low", "high") if kind in kinds)]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        header = ["row", "kind"]
-        for j, name in enumerate(names[1:], 1):
-            header += [name, f"{name} std"] if spreads[j] else [name]
-        writer.writerow(map(csv_cell, header))
+        writer.writerow(map(csv_cell, columns))
         for i, row in enumerate(self.rows):
-            line: list[Any] = [row[0].strip(), self._kind(i)]
-            for j, cell in enumerate(row[1:], 1):
-                value, spread = _parts(cell)
-                line += [value, spread] if spreads[j] else [value]
-            writer.writerow(map(csv_cell, line))
+            line: dict[str, Any] = {"row": row[0].strip(), "kind": self._kind(i)}
+            for name, cell in zip(names[1:], row[1:]):
+                line |= {f"{name} {kind}".rstrip(): value for kind, value in _parts(cell).items()}
+            writer.writerow(csv_cell(line.get(name)) for name in columns)
         return out.getvalue()
 
     def to_json(self) -> dict[str, Any]:
@@ -155,30 +153,39 @@ _MARKDOWN = re.compile(r"[\\`|~$]|(?<!\()\*|\*(?!\))|(?<![^\W_])_|_(?![^\W_])|(?
 
 
 class Number(str):
-    """A number as text, as a table shows it, which keeps its value and its spread for CSV and JSON."""
+    """A number as text, as a table shows it, which keeps what it is made of for CSV, JSON and LaTeX.
+
+    Attributes:
+        spread: its standard deviation over training seeds; None if there is none.
+        interval: its 95 % interval; None if there is none.
+    """
 
     value: float
     spread: float | None
+    interval: Interval | None
 
-    def __new__(cls, text: object, value: float, spread: float | None = None) -> Number:
+    def __new__(
+        cls, text: object, value: float, spread: float | None = None, interval: Interval | None = None
+    ) -> Number:
         made = super().__new__(cls, text)
-        made.value, made.spread = value, spread
+        made.value, made.spread, made.interval = value, spread, interval
         return made
 
 
-def _parts(cell: str) -> tuple[Any, float | None]:
-    """Value and spread of a cell; of one that is no number its text, of an empty one None."""
+def _parts(cell: str) -> dict[str, Any]:
+    """What a cell holds: `""` its number (or text, where it is none), `std`, `low`, `high`; nothing if it is empty."""
     if isinstance(cell, Number):
-        return cell.value, cell.spread
+        ends = {} if cell.interval is None else {"low": cell.interval.low, "high": cell.interval.high}
+        return {"": cell.value, **({} if cell.spread is None else {"std": cell.spread}), **ends}
     if cell in ("", MISSING, "-"):
-        return None, None
-    return (float(cell) if _DECIMAL.fullmatch(cell) else cell), None
+        return {}
+    return {"": float(cell) if _DECIMAL.fullmatch(cell) else cell}
 
 
 def _as_json(cell: str) -> dict[str, Any]:
-    value, spread = _parts(cell)
-    number = {} if isinstance(value, str) else {"value": value}
-    return {"text": str(cell), **number, **({} if spread is None else {"std": spread})}
+    found = _parts(cell)
+    value = found.pop("", None)
+    return {"text": str(cell), **({} if isinstance(value, str) else {"value": value}), **found}
 
 
 _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")

@@ -15,7 +15,7 @@ from fsseg.errors import visible
 if TYPE_CHECKING:
     from fsseg.report.formats import TextTable
 
-PACKAGES = "% Needs \\usepackage{booktabs} and \\usepackage{xcolor}.\n"
+PACKAGES = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{xcolor}.\n"
 _WIDE = 6  # columns of numbers, more than which go over both columns of a page
 
 _NAMES = {
@@ -42,7 +42,7 @@ def latex(text: object) -> str:
     """
     parts: list[str] = []
     foreign = ""
-    for c in [*visible(text), ""]:
+    for c in [*list(visible(text)), ""]:
         written = _character(c) if c else ""
         if written is None:
             foreign += c
@@ -62,10 +62,10 @@ def _character(c: str) -> str | None:
         return _NAMES[c]
     if c.isascii():
         return c
-    base, *marks = unicodedata.normalize("NFD", c)
-    if base.isascii() and base.isalpha() and len(marks) == 1 and marks[0] in _ACCENTS:
+    base, marks = (parts := unicodedata.normalize("NFD", c))[:1], parts[1:]
+    if base.isascii() and base.isalpha() and marks in _ACCENTS:
         base = rf"\{base}" if base in "ij" else base  # without its dot
-        return rf"\{_ACCENTS[marks[0]]}{{{base}}}"
+        return rf"\{_ACCENTS[marks]}{{{base}}}"
     return None
 
 
@@ -74,8 +74,8 @@ def latex_table(table: TextTable) -> str:
     num = table.per_group
     star = "*" if len(table.header) - 1 > _WIDE else ""
     lines = [rf"\begin{{table{star}}}", r"  \centering", rf"  \caption{{{latex(table.title)}}}", r"  \small",
-             r"  \setlength{\tabcolsep}{4pt}", rf"  \begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-             r"    \toprule"]  # fmt: skip
+             r"  \setlength{\tabcolsep}{4pt}", rf"  {_FITTED}",
+             rf"  \begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"    \toprule"]  # fmt: skip
     if table.groups:
         spans = " & ".join(rf"\multicolumn{{{num}}}{{c}}{{{latex(group)}}}" for group in table.groups)
         rules = (rf"\cmidrule(lr){{{2 + i * num}-{1 + (i + 1) * num}}}" for i in range(len(table.groups)))
@@ -89,8 +89,12 @@ def latex_table(table: TextTable) -> str:
         if i in table.published:
             written = [rf"\textcolor{{gray}}{{{cell}}}" if cell else "" for cell in written]
         lines.append(f"    {' & '.join(written)} \\\\")
-    lines += [r"    \bottomrule", r"  \end{tabular}", rf"\end{{table{star}}}"]
-    return "\n".join([*lines, *(f"% {visible(note)}" for note in table.notes)]) + "\n"
+        if any(getattr(cell, "interval", None) is not None for cell in cells):
+            lines.append(f"    {' & '.join([_INTERVAL, *map(_ends, cells)])} \\\\")
+    lines += [r"    \bottomrule", r"  \end{tabular}}", rf"\end{{table{star}}}"]
+    over = {i.over: None for row in table.rows for c in row if (i := getattr(c, "interval", None)) is not None}
+    notes = [f"95 % interval over {kind}" for kind in over] + table.notes
+    return "\n".join([*lines, *(f"% {visible(note)}" for note in notes)]) + "\n"
 
 
 def best_cells(table: TextTable) -> set[tuple[int, int]]:
@@ -109,6 +113,20 @@ def best_cells(table: TextTable) -> set[tuple[int, int]]:
         if len(numbers) > 1:
             found |= {(i, j) for i, value in numbers.items() if value == max(numbers.values())}
     return found
+
+
+_INTERVAL = r"\quad{\scriptsize 95\,\% interval}"
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # made smaller if it is too wide
+
+
+def _ends(cell: str) -> str:
+    """The interval of a number, for the line below it; with as many decimals as the number."""
+    interval, match = getattr(cell, "interval", None), _NUMBER.fullmatch(cell)
+    if interval is None or match is None:
+        return ""
+    decimals = len(match[2].partition(".")[2])
+    low, high = (f"{end:.{decimals}f}" for end in (interval.low, interval.high))
+    return rf"{{\scriptsize [{low}, {high}]}}".replace("[-", "[$-$")
 
 
 def _cell(text: str, bold: bool) -> str:

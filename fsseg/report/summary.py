@@ -67,7 +67,8 @@ def to_csv(report: Report) -> str:
     """
     columns = [
         "dataset", "protocol", "protocol_id", "data_val", "name", "method", "backbone", "variant", "shot", "fold",
-        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference", "selected", *BEST, "published",
+        "miou", "std", "low", "high", "eval_std", "fb_iou", "seeds", "partial", "paper",
+        "difference", "selected", *BEST, "published",
     ]  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
@@ -153,7 +154,9 @@ def _made_with(row: Row) -> list[MadeWith]:
 
 
 def _figures(entry: Entry) -> dict[str, Any]:
-    return vars(entry) | {"seeds": list(entry.seeds), "difference": entry.difference}
+    ends = {"low": None, "high": None} if entry.interval is None else asdict(entry.interval)
+    plain = {name: value for name, value in vars(entry).items() if name != "interval"}
+    return plain | {"seeds": list(entry.seeds), "difference": entry.difference, **ends}
 
 
 def to_replication(report: Report) -> dict[str, Any]:

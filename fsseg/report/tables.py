@@ -22,11 +22,12 @@ from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, Number, TextTable
+from fsseg.report.intervals import Episodes
 from fsseg.report.pairs import RowComparison, paired
 from fsseg.report.paper import MEAN, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike, notes_on
 from fsseg.report.replication import OLDER_PROTOCOL
-from fsseg.report.statistics import mean, sample_std
+from fsseg.report.statistics import Interval, mean, sample_std
 
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
 # Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
@@ -44,6 +45,7 @@ class Entry:
         seeds: the training seeds in it.
         partial: it lacks a novel class; such a number is not compared with a published one.
         paper: the published figure, if there is one to compare with.
+        interval: of `miou`, over the query images and training seeds; None until `with_intervals` finds one.
     """
 
     miou: float
@@ -53,6 +55,7 @@ class Entry:
     seeds: tuple[int, ...] = ()
     partial: bool = False
     paper: float | None = None
+    interval: Interval | None = None
 
     @property
     def difference(self) -> float | None:
@@ -211,7 +214,7 @@ _PUBLISHED = "  published ("
 
 
 def _number(entry: Entry | None) -> str:
-    return MISSING if entry is None else Number(entry, entry.miou, entry.std)
+    return MISSING if entry is None else Number(entry, entry.miou, entry.std, entry.interval)
 
 
 def _reported(row: Row, columns: Sequence[tuple[int, int]], marks: Mapping[str, int]) -> list[list[str]]:
@@ -251,6 +254,27 @@ class Report:
     problems: list[Problem]
     cells: list[CellResult]
     base_learners: list[CellResult] = field(default_factory=list)
+
+
+MOST_WITH_INTERVALS = 400
+"""Cells of a report, more than which take minutes to resample."""
+
+
+def with_intervals(report: Report) -> None:
+    """Give the numbers of a report their intervals, where the episodes of all cells of a row are recorded.
+
+    Nothing is done for a report of more than `MOST_WITH_INTERVALS` cells.
+    """
+    if sum(len(row.counted) for table in report.tables for row in table.rows) > MOST_WITH_INTERVALS:
+        return
+    episodes = Episodes()
+    for row in (row for table in report.tables for row in table.rows):
+        for shot in sorted({shot for shot, _ in row.entries}):
+            score = episodes.score([cell for cell in row.counted if cell.key.shot == shot and cell.scored])
+            found = {MEAN: score.interval} | {part.fold: part.interval for part in score.folds}
+            for fold, interval in found.items() if not score.reason else ():
+                if (entry := row.entries.get((shot, fold))) is not None:
+                    row.entries[shot, fold] = replace(entry, interval=interval)
 
 
 def build(collection: Collection) -> Report:
