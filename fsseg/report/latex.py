@@ -92,7 +92,8 @@ def latex_table(table: TextTable) -> str:
         if any(getattr(cell, "interval", None) is not None for cell in cells):
             lines.append(f"    {' & '.join([_INTERVAL, *map(_ends, cells)])} \\\\")
     lines += [r"    \bottomrule", r"  \end{tabular}}", rf"\end{{table{star}}}"]
-    over = {i.over: None for row in table.rows for c in row if (i := getattr(c, "interval", None)) is not None}
+    found = (getattr(cell, "interval", None) for row in table.rows for cell in row)
+    over = {interval.over: None for interval in found if interval is not None}
     notes = [f"95 % interval over {kind}" for kind in over] + table.notes
     return "\n".join([*lines, *(f"% {visible(note)}" for note in notes)]) + "\n"
 
