@@ -18,7 +18,7 @@ from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.differences import Differences, differences
 from fsseg.report.intervals import Episodes, Part, Score
-from fsseg.report.pairs import Pair, RowComparison, compare, corrected
+from fsseg.report.pairs import Pair, RowComparison, compare, corrected, notes_on
 from fsseg.report.statistics import Interval
 
 A, B = "A", "B"
@@ -165,10 +165,9 @@ def _of_shot_in_words(shot: int, sides: SideBySide) -> list[str]:
         _figure(total.mean, total.interval, signed=True), str(total.pairs),
     ])  # fmt: skip
     notes = [visible(f"{A} against {B}{str(comparison).partition(f'{shot}-shot')[2]}")]
-    if total.interval is not None:
-        notes.append(f"[low, high]: 95 % intervals, those of {A} - {B} over {total.interval.over}")
+    notes += map(visible, notes_on([comparison]))
     if comparison.reason:
-        notes.append(visible(f"no classes, and the interval is over pairs of runs: {comparison.reason}"))
+        notes.append(visible(f"no classes: {comparison.reason}"))
     return [
         aligned(rows),
         *(f"  {note}" for note in notes),

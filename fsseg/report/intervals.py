@@ -145,7 +145,7 @@ class Episodes:
             raise ValueError("only cells that have a score")
         whole, reason = without_reason(cells, self.scores([(cell, "", -1) for cell in cells]))
         if reason:
-            return Score(mean(known), t_interval(known, "runs"), len(known), 0, reason=reason)
+            return Score(mean(known), t_interval(known), len(known), 0, reason=reason)
         runs = [s.miou for s in whole]
         return Score(mean(known), interval_of(runs), len(known), episodes_of(whole), folds_of(runs), classes_of(whole))
 

@@ -27,7 +27,7 @@ _NAMES = {
     "Ł": r"\L{}", "ı": r"\i{}", "‘": "`", "’": "'", "“": "``", "”": "''", "`": r"\`{}", '"': r"\char34{}",
 }  # fmt: skip
 """Characters that stand for something else in TeX, or that its fonts have under another name."""
-_LIGATURES = "-',"  # two of a kind make another character
+_LIGATURES = ("-", "'", ",")  # two of a kind make another character
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
     "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c", "\u0328": "k",
@@ -51,7 +51,8 @@ def latex(text: object) -> str:
             numbers = " ".join(f"U+{ord(f):04X}" for f in foreign)
             parts.append(rf"\ifdefined\Umathcode {foreign}\else{{}}[{numbers}]\fi{{}}")
             foreign = ""
-        parts.append("{}" + written if written and written in _LIGATURES and parts[-1:] == [written] else written)
+        again = written in _LIGATURES and bool(parts) and parts[-1].endswith(written)
+        parts.append("{}" + written if again else written)
     shown = "".join(parts)
     return "{}" + shown if shown.startswith(("[", "*")) else shown
 

@@ -7,21 +7,22 @@ or a seed lucky is in both, and falls out of their difference. docs/statistics.m
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from fsseg.process.words import several
+from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult
 from fsseg.report.intervals import Episodes, Part, classes_of, episodes_of, folds_of, interval_of, without_reason
 from fsseg.report.significance import Improvement, SignedRank, holm, probability_of_improvement, signed_rank
-from fsseg.report.statistics import PairedDifference, mean, t_interval
+from fsseg.report.statistics import IMAGES, RUNS, PairedDifference, mean
 
 if TYPE_CHECKING:
     from fsseg.report.resampling import Scores
 
 _MOST = 12  # rows of a table that are set against each other
 _REFERENCE = "baseline"
+BRACKETS = "[low, high]"
 Pair = tuple[CellResult, CellResult]
 
 
@@ -61,15 +62,47 @@ class RowComparison:
         if self.difference is None:
             return f"{who}: not compared: {self.refused}"
         parts = [f"{who}, paired by fold and training seed on the same episodes: {self.difference}"]
-        parts.append(f"higher in {self.wins} of {self.difference.pairs}")
+        parts.append(f"higher in {self.wins} of {count(self.difference.pairs, 'pair')}")
         if self.improvement is not None:
             parts.append(f"probability of improvement {self.improvement}")
         if self.test is not None:
-            adjusted = "" if self.p_holm is None else f", {self.p_holm:.2g} after Holm"
-            parts.append(f"Wilcoxon p {self.test.p:.2g}{adjusted}")
+            adjusted = "" if self.p_holm in (None, self.test.p) else f", {self.p_holm:.2g} after Holm"
+            parts.append(f"Wilcoxon p {self.test.p:.2g}{adjusted}{self.test.limits}")
         if self.left_out:
             parts.append(f"left out: {several(self.left_out, 4)}")
         return "; ".join(parts)
+
+
+def notes_on(comparisons: Sequence[RowComparison]) -> list[str]:
+    """What the intervals of comparisons are, for the notes of a table; nothing without one."""
+    told = [c for c in comparisons if c.difference is not None and c.difference.interval is not None]
+    return notes_on_intervals([(c.difference, c.reason) for c in told if c.difference is not None])
+
+
+def notes_on_intervals(differences: Iterable[tuple[PairedDifference, str]]) -> list[str]:
+    """What the intervals of differences are over.
+
+    Args:
+        differences: each with the reason why its interval is not of recorded episodes; empty if it is.
+    """
+    over: dict[str, list[str]] = {}
+    for difference, reason in differences:
+        if difference.interval is not None:
+            over.setdefault(difference.interval.over, []).append(reason)
+    notes = []
+    for kind, reasons in over.items():
+        what = f"{BRACKETS}: 95 % interval over {kind}"
+        if kind == RUNS:
+            notes.append(f"{what} (Student's t), as single episodes cannot be used: {several(unique(reasons), 1)}")
+        elif kind == IMAGES:
+            notes.append(f"{what}, for these trained models: how much other training seeds would change is not in it")
+        else:
+            notes.append(what)
+    return notes
+
+
+def unique(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
 
 
 def compare(
@@ -124,8 +157,7 @@ def _told(blank: RowComparison, pairs: Sequence[Pair], found: Sequence[Scores | 
     )  # fmt: skip
     whole, reason = without_reason([cell for pair in pairs for cell in pair], found)
     if reason:
-        difference = PairedDifference(mean(differences), t_interval(differences, "pairs"), len(pairs))
-        return replace(told, difference=difference, reason=reason)
+        return replace(told, difference=PairedDifference.over(differences), reason=reason)
     unlike = [a.less(b) for a, b in zip(whole[::2], whole[1::2])]
     runs = [scores.miou for scores in unlike]
     return replace(
@@ -179,3 +211,55 @@ def _by_shot(cells: Sequence[CellResult]) -> dict[int, list[CellResult]]:
     for cell in cells:
         found[cell.key.shot].append(cell)
     return found
+
+
+class Term(NamedTuple):
+    """An answer in a sum: added or taken away (`sign`), of a cell, at a shift, in a round (`Episodes.scores`)."""
+
+    sign: int
+    cell: CellResult
+    shift: str
+    round: int
+
+
+def difference_of(
+    pairs: Sequence[tuple[float, Sequence[Term]]], episodes: Episodes
+) -> tuple[PairedDifference, str] | None:
+    """The mean of sums of answers over pairs of runs, and why its interval is not of recorded episodes (else empty).
+
+    Args:
+        pairs: the recorded value of each sum, and the answers it is of: all of one fold, and those at one shift of the
+            same episodes. None without one.
+    """
+    if not pairs:
+        return None
+    values = [value for value, _ in pairs]
+    terms = [term for _, of_pair in pairs for term in of_pair]
+    whole, reason = without_reason((t.cell for t in terms), episodes.scores([t[1:] for t in terms]))
+    if not reason:
+        reason = next(filter(None, (_unlike(t) for t in _grouped(pairs, whole))), "")
+    if reason:
+        return PairedDifference.over(values), reason
+    runs = []
+    for of_pair in _grouped(pairs, whole):
+        first = of_pair[0][1].miou
+        resampled = sum(term.sign * scores.miou.resampled for term, scores in of_pair)
+        runs.append(first._replace(value=sum(t.sign * s.miou.value for t, s in of_pair), resampled=resampled))
+    return PairedDifference(mean(values), interval_of(runs), len(values)), ""
+
+
+def _grouped(
+    pairs: Sequence[tuple[float, Sequence[Term]]], whole: Sequence[Scores]
+) -> Iterator[list[tuple[Term, Scores]]]:
+    left = iter(whole)
+    for _, terms in pairs:
+        yield [(term, next(left)) for term in terms]
+
+
+def _unlike(of_pair: Sequence[tuple[Term, Scores]]) -> str:
+    """Why answers at one shift are not of the same episodes; empty if they are."""
+    digests: dict[str, str] = {}
+    for term, scores in of_pair:
+        if digests.setdefault(term.shift, scores.digest) != scores.digest:
+            return f"{term.cell.path} has other episodes in its episodes.npz"
+    return ""

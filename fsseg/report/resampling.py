@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsseg.cell.episodes import OWN, EpisodeCounts
-from fsseg.report.statistics import Interval, mean, t_quantile
+from fsseg.report.statistics import BOTH, IMAGES, Interval, mean, t_quantile
 
 RESAMPLES = 2000
 """Of every bootstrap."""
@@ -198,7 +198,7 @@ def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
             own = np.where(either[:, :1] > 0, both[:, :1] / np.maximum(either[:, :1], 1), 0.0)
             iou = 100 * np.divide(both, either, out=np.repeat(own, RESAMPLES + 1, axis=1), where=either > 0)
             fold, queries, _ = answers[i]
-            mious[i] += queries.shares()[:, c] @ iou
+            mious[i] += (queries.shares()[:, c, None] * iou).sum(axis=0)
             line = iou[queries.drawn[:, c]].mean(axis=0)
             of_class[i][name] = Resampled(fold, float(line[0]), line[1:], end - start, 1)
     return [
@@ -228,10 +228,10 @@ def interval(runs: Sequence[Resampled]) -> Interval | None:
     low, high = np.quantile(resampled, _tails(expanded)).tolist()
     seeds = _of_seeds([[run.value for run in of_fold] for of_fold in by_fold.values()])
     if seeds is None:
-        return Interval(low, high, "query images")
+        return Interval(low, high, IMAGES)
     return Interval(
         value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds),
-        "query images and training seeds",
+        BOTH,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fsseg.process.words import count
 from fsseg.report.resampling import RESAMPLES, drawn_counts
 from fsseg.report.statistics import LEVEL, Interval, mean
 
@@ -28,6 +29,14 @@ class SignedRank:
     pairs: int
     equal: int
     smallest: float
+
+    @property
+    def limits(self) -> str:
+        """What to know of p beside it: that so few pairs cannot show much, and that pairs were left out."""
+        told = [f"{count(self.equal, 'equal pair')} left out"] * (self.equal > 0)
+        if self.smallest > 0.05:
+            told.append(f"{count(self.pairs, 'pair')} can give no less than {self.smallest:.2g}")
+        return f" ({', '.join(told)})" if told else ""
 
 
 def signed_rank(differences: Sequence[float]) -> SignedRank | None:

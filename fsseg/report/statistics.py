@@ -7,13 +7,17 @@ intervals of recorded episodes, `fsseg.report.significance` the tests; docs/stat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fsseg.process.words import count
 
 LEVEL = 0.95
 """Of every interval."""
+IMAGES = "query images"
+BOTH = "query images and training seeds"
+RUNS = "runs"
+"""What an interval can be over (`Interval.over`)."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -52,8 +56,8 @@ class Interval:
     """A 95 % interval.
 
     Attributes:
-        over: what it is over, in words: images, images and training seeds, or pairs. What is not named there is held
-            fixed: how much it would change the number is not in the interval.
+        over: what it is over: `IMAGES`, `BOTH`, or `RUNS` of a fold and training seed. What is not named there is
+            held fixed: how much it would change the number is not in the interval.
     """
 
     low: float
@@ -65,13 +69,13 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def t_interval(values: Sequence[float], over: str) -> Interval | None:
-    """Student's t over independent values; None for fewer than two."""
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t over runs or pairs of runs, as if they were independent; None for fewer than two."""
     std = sample_std(values)
     if std is None:
         return None
     middle, half = mean(values), t_quantile(len(values) - 1) * std / math.sqrt(len(values))
-    return Interval(middle - half, middle + half, over)
+    return Interval(middle - half, middle + half, RUNS)
 
 
 def t_quantile(degrees: float) -> float:
@@ -97,12 +101,9 @@ class PairedDifference:
         return f"{self.mean:+.2f} [{self.interval.low:+.2f}, {self.interval.high:+.2f}] ({what})"
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> PairedDifference | None:
-        """Over the pairs measured on both sides, with Student's t over them; None if there is no such pair."""
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        if not differences:
-            return None
-        return cls(mean(differences), t_interval(differences, "pairs"), len(differences))
+    def over(cls, differences: Sequence[float]) -> PairedDifference:
+        """Of the differences of pairs, at least one, with Student's t over them."""
+        return cls(mean(differences), t_interval(differences), len(differences))
 
 
 def shares(histograms: Sequence[Sequence[int]]) -> list[float] | None:
