@@ -20,7 +20,7 @@ from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, number_of, rows_of, statistic
 from fsseg.report.formats import TextTable
 from fsseg.report.latex import PACKAGES
-from fsseg.report.paper import paper_results
+from fsseg.report.paper import WITHOUT_INTERVAL, paper_results
 
 _MOST_ROUNDS = 100  # rows of Table 6
 
@@ -68,6 +68,8 @@ def _ablation(
         ours, theirs = statistic(cells, _miou), paper(kind)
         difference = f"{ours.mean - theirs:+.2f}" if ours and theirs is not None and group.comparable else ""
         table.rows.append([label(kind), number_of(ours), _figure(theirs), difference])
+    if any(row[-1] for row in table.rows):
+        table.notes.append(WITHOUT_INTERVAL)
     table.notes += notes_of(group, rows)
     return table, rows
 
