@@ -1,6 +1,6 @@
 """Single keys from a terminal: read without Enter and without echo, and the terminal is left as it was.
 
-`fsseg.sweep.live` uses it. Python has `curses` for this, which takes over the screen as well.
+`fsseg.sweep.live` uses it. The curses of Python would take over the screen as well.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _NAMES = {
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
-class Keys:
-    """In the block `with Keys() as keys:` stdin gives single keys; after it the terminal is as it was before.
+class TerminalKeys:
+    """In the block `with TerminalKeys() as keys:` stdin gives single keys; after it the terminal is as it was before.
 
     Ctrl-C raises KeyboardInterrupt as always. TERM, and HUP of a terminal that closes, raise SystemExit, so that the
     terminal is put back. Ctrl-Z does nothing: the shell would get a terminal that shows no letters.
@@ -44,7 +44,7 @@ class Keys:
         self._handlers: dict[int, Any] = {}
         self._waiting = b""
 
-    def __enter__(self) -> Keys:
+    def __enter__(self) -> TerminalKeys:
         self._before = termios.tcgetattr(self._handle)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, _end) for number in _ENDS}

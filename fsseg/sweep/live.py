@@ -255,11 +255,14 @@ def _show(view: View, looks: _Looks) -> None:
     from rich.console import Console, Group
     from rich.live import Live
 
-    from fsseg.process.keys import Keys
+    from fsseg.process.keys import TerminalKeys
 
     console = Console(highlight=False, markup=False, emoji=False)
     drawn: tuple[int, int] | None = None
-    with Keys() as keys, Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as screen:
+    with (
+        TerminalKeys() as keys,
+        Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as screen,
+    ):
         while view.at_work or view.log is not None:
             size = console.size.width, console.size.height
             found = looks.newest()
