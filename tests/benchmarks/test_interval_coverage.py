@@ -19,19 +19,19 @@ QUICK = replace(PASCAL, passes=1)
 
 def test_the_interval_of_a_score_holds_that_of_all_images() -> None:
     miou, classes = coverage(QUICK, 300)
-    assert 93 <= miou.percent <= 97
+    assert abs(miou.percent - 95) <= 2 * miou.error  # 2.5 with 300; the slow test has more
     assert 92 <= classes.percent <= 97
 
 
 def test_equal_methods_differ_in_one_of_twenty_and_pairs_are_narrower() -> None:
     paired, unpaired = difference(QUICK, 300)
-    assert 93 <= paired.percent <= 97
+    assert abs(paired.percent - 95) <= 2 * paired.error
     assert unpaired.percent > 99  # so wide that it sees next to nothing
     assert paired.width < 0.5 * unpaired.width
 
 
 def test_trainings_of_one_recipe_differ_in_no_more_than_one_of_twenty() -> None:
-    both, alone, wilcoxon = rows(replace(QUICK, training=0.1), 80)
+    both, alone, wilcoxon = rows(replace(QUICK, training=0.1), 60, folds=2)
     assert both.percent >= 95
     assert wilcoxon.percent >= 95 - 2 * wilcoxon.error
     # of one training seed the images alone are in it: too narrow for a statement on the recipe, as its note says
