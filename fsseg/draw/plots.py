@@ -84,7 +84,7 @@ def _draw_curve(
     axes.plot(steps[window - 1 :], means, color=colour, linewidth=1.6, label=f"{name} (mean of {window} rows)")
 
 
-_LEAST_HEIGHT = 1.8  # inches of a panel
+_LEAST_HEIGHT = 2.1  # inches of a panel
 
 
 @dataclass(frozen=True)
