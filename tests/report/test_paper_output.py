@@ -96,7 +96,7 @@ HOSTILE = [t for t in ODD_TEXT if t.strip() and t not in (".", "..") and "/" not
 
 
 def test_hostile_names_are_text_in_every_file(tmp_path: Path) -> None:
-    for name in HOSTILE:
+    for name in set(HOSTILE):
         make_run(tmp_path / "runs", replace(KEY, variant=name), result=50.0)
     aggregate([tmp_path / "runs"], tmp_path)
     with (tmp_path / "summary.csv").open(newline="") as file:
@@ -109,7 +109,7 @@ def test_hostile_names_are_text_in_every_file(tmp_path: Path) -> None:
     assert not [line for line in lines if "\\input{" in line]
     assert r"\textbackslash{}end\{tabular\}" in tex
     rows = [line for line in lines if "abcb resnet50" in line]
-    assert len(rows) == len(HOSTILE)
+    assert len(rows) == len(set(HOSTILE))
     columns = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
     assert columns == {5}  # a label, four folds, the mean
     for kind in ("md", "csv", "tex", "bib"):
