@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fsseg.report.formats import TextTable
 
 PACKAGES = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{xcolor}.\n"
+_LONG_LABEL = 60  # characters
 _WIDE = 6  # columns of numbers, more than which go over both columns of a page
 
 _NAMES = {
@@ -85,7 +86,7 @@ def latex_table(table: TextTable) -> str:
     best = best_cells(table)
     for i, (label, *cells) in enumerate(table.rows):
         indent = r"\quad " if label.startswith(" ") else ""
-        written = [indent + latex(label.strip())]
+        written = [indent + _label(label.strip())]
         written += [_cell(cell, (i, j) in best) for j, cell in enumerate(cells, 1)]
         if i in table.published:
             written = [rf"\textcolor{{gray}}{{{cell}}}" if cell else "" for cell in written]
@@ -119,6 +120,13 @@ def best_cells(table: TextTable) -> set[tuple[int, int]]:
 
 _INTERVAL = r"\quad{\scriptsize 95\,\% interval}"
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # made smaller if it is too wide
+
+
+def _label(text: str) -> str:
+    """A name; one that would take the place of the numbers in several lines."""
+    shown = visible(text)
+    lines = [latex(shown[i : i + _LONG_LABEL]) for i in range(0, max(1, len(shown)), _LONG_LABEL)]
+    return lines[0] if len(lines) == 1 else "\\shortstack[l]{" + "\\\\".join(lines) + "}"
 
 
 def _ends(cell: str) -> str:

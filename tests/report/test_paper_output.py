@@ -110,6 +110,7 @@ def test_hostile_names_are_text_in_every_file(tmp_path: Path) -> None:
     assert r"\textbackslash{}end\{tabular\}" in tex
     rows = [line for line in lines if "abcb resnet50" in line]
     assert len(rows) == len(set(HOSTILE))
+    assert rf"[l]{{abcb resnet50 [{'x' * 45}\\{'x' * 60}\\" in tex  # a long name takes several lines
     columns = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
     assert columns == {5}  # a label, four folds, the mean
     for kind in ("md", "csv", "tex", "bib"):
