@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult
-from fsseg.report.intervals import Episodes, Part, classes_of, episodes_of, folds_of, interval_of, without_reason
+from fsseg.report.intervals import Episodes, ScorePart, classes_of, episodes_of, folds_of, interval_of, without_reason
 from fsseg.report.significance import Improvement, SignedRank, holm, probability_of_improvement, signed_rank
 from fsseg.report.statistics import IMAGES, RUNS, PairedDifference, mean
 
@@ -48,8 +48,8 @@ class RowComparison:
     difference: PairedDifference | None = None
     refused: str = ""
     episodes: int = 0
-    folds: tuple[Part, ...] = ()
-    classes: tuple[Part, ...] = ()
+    folds: tuple[ScorePart, ...] = ()
+    classes: tuple[ScorePart, ...] = ()
     wins: int = 0
     test: SignedRank | None = None
     p_holm: float | None = None
