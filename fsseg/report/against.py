@@ -17,7 +17,7 @@ from fsseg.process.tables import aligned
 from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.differences import Differences, differences
-from fsseg.report.intervals import Episodes, Part, Score
+from fsseg.report.intervals import Episodes, Score, ScorePart
 from fsseg.report.pairs import Pair, RowComparison, compare, corrected, notes_on
 from fsseg.report.statistics import Interval
 
@@ -175,7 +175,7 @@ def _of_shot_in_words(shot: int, sides: SideBySide) -> list[str]:
     ]
 
 
-def _lines(sides: SideBySide) -> list[tuple[str, Part, Part, Part]]:
+def _lines(sides: SideBySide) -> list[tuple[str, ScorePart, ScorePart, ScorePart]]:
     """Each class and each fold: its name, both scores, and the difference."""
     ours, theirs = ({(p.fold, p.name): p for p in (*s.folds, *s.classes)} for s in (sides.ours, sides.theirs))
     found = []
