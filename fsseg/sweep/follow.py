@@ -59,7 +59,7 @@ def last_lines(file: Path, number: int) -> list[str]:
 def choose(words: Sequence[str]) -> tuple[Snapshot, Surroundings]:
     """The one cell that the words name: folders, and parts of its name or its SLURM job.
 
-    A part that is a whole piece of a name (`fold1`) comes before one within a piece (`fold10`).
+    A part that is a whole piece of a name (fold1) comes before one within a piece (fold10).
 
     Args:
         words: a run directory; or output folders (`outputs` without one) and parts that all must fit.
