@@ -1,4 +1,4 @@
-"""The commands that look after sweeps: plan, status, retry, clean, sync. `fsseg.cli.app` adds them to the app."""
+"""The commands that look after sweeps: plan, status, logs, retry, clean, sync. `fsseg.cli.app` adds them to the app."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `pyth
 
 def add_to(app: typer.Typer) -> None:
     app.command()(takes_line(plan))
-    for function in (status, retry, cancel, clean, sync, merge):
+    for function in (status, logs, retry, cancel, clean, sync, merge):
         app.command()(function)
 
 
@@ -46,23 +46,41 @@ def plan(
 def status(
     folders: Folders,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Print again every few seconds, until nothing runs or waits")
+        bool, typer.Option("--watch", help="Look again every few seconds, until nothing runs or waits")
     ] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
     from fsseg.cell.record import Problem
+    from fsseg.sweep import live
     from fsseg.sweep import status as cells
 
     _held("--every", every, 0.1, 86_400)
     if watch:
         try:
-            cells.watch(folders, every)
+            live.watch(folders, every) if live.is_possible() else cells.watch(folders, every)
         except KeyboardInterrupt:
             raise typer.Exit() from None
     else:
         problems: list[Problem] = []
         print(cells.text(cells.look_around(folders, problems).cells, problems))
+
+
+def logs(
+    cell: Annotated[
+        list[str], typer.Argument(help="A run directory; or an output folder and parts of the name, or a job")
+    ],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cell ends")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", min=0, help="The last lines of each log; else all")] = None,
+) -> None:
+    """What a cell has logged: its train.log, and what its jobs printed."""
+    from fsseg.sweep import follow as following
+
+    try:
+        for line in following.logs(cell, lines, follow):
+            print(line, flush=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def _held(option: str, value: float, least: float, most: float) -> None:
