@@ -217,6 +217,7 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             for kind in BEST:
                 drop(cell.best_part(kind), run.work)
             drop(cell.replaced, run.work)
+        run.trackers.end(State.DONE, run.asked_to_stop)
         sync_cell(run.cfg, cell)
         log.info("done: %s%s", cell.directory, _score(result))
         if run.ranks.world > 1:
@@ -229,6 +230,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         if ending.recorded:
             handler.note(ending.note)
             _close(run, attempt, handler, ending)
+            run.trackers.end(ending.state, run.asked_to_stop)
+        run.trackers.drop()
         if ending.copied:
             sync_cell(run.cfg, cell, final=False)
         if ending.state == State.PREEMPTED:
@@ -307,6 +310,8 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
             raise lack
     if redone is not None:
         _put_aside(run, redone)
+    if run.ranks.first:
+        run.trackers.start(run.cell, cfg.logger.trackers)
     done.timing.prepare_seconds = round(time.monotonic() - started, 2)
     sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
     log.info(

@@ -695,6 +695,9 @@ class LoggerConfig:
 
     tensorboard: bool = True
     """Write TensorBoard events into the run directory."""
+    trackers: Annotated[list[str], constraints.TRACKERS] = field(default_factory=list)
+    """Tools that get settings, curves, result and figures too: wandb, mlflow, trackio, aim (`pip install
+    'fsseg[wandb]'`). One that fails never fails a run."""
     every_steps: Annotated[int, within(1, 1_000_000_000)] = 10
     """Steps between two rows of metrics.csv."""
     figures: Annotated[int, within(0, 200)] = 8
