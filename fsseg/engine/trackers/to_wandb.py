@@ -34,24 +34,23 @@ class WandbRun(Tracker):
             x_disable_machine_info=True, x_save_requirements=False, silent=True,
         )  # fmt: skip
         project, group = os.environ.get("WANDB_PROJECT") or about.experiment, about.group
-        tags = [tag for tag in {f"{key}={value}": None for key, value in about.tags.items()} if len(tag) <= 64]
+        tags = [tag for key, value in about.tags.items() if len(tag := f"{key}={value}") <= 64]
         self._run = wandb.init(
             project=project, name=about.name, group=group[:128], tags=tags, id=about.run, config=dict(about.config),
             dir=folder, mode=mode, resume="allow" if mode == "online" else None, settings=quiet,
         )  # fmt: skip
         self.id = about.run
         self.place = str(self._run.url or Path(self._run.dir).parent)
-        self._last = 0
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
-        self._last = step
 
     def result(self, numbers: Mapping[str, float], figures: Mapping[str, Path], record: Path) -> None:
         if figures:
             self._run.log({name: wandb.Image(str(path)) for name, path in figures.items()})
         self._run.summary.update({f"result/{name}": value for name, value in numbers.items()})
-        self._run.save(str(record), base_path=str(record.parent), policy="now")
+        copy = shutil.copy(record, self._run.dir)  # of a file elsewhere the tool would keep a link
+        self._run.save(copy, base_path=self._run.dir, policy="now")
 
     def close(self, state: str) -> None:
         if state == "preempted" and not self._run.offline:
