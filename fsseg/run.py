@@ -39,6 +39,7 @@ from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors, visible
+from fsseg.process import hook
 from fsseg.process.command import train_line
 from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
@@ -219,6 +220,9 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             drop(cell.replaced, run.work)
         run.trackers.end(State.DONE, run.asked_to_stop)
         sync_cell(run.cfg, cell)
+        if _sweep() is None and not attempt.of_a_sweep:
+            miou = "" if result.miou is None else f"{result.miou:.2f}"
+            _notify(run, "cell_done", MIOU=miou, SECONDS=attempt.seconds)
         log.info("done: %s%s", cell.directory, _score(result))
         if run.ranks.world > 1:
             from fsseg.engine import distributed
@@ -236,6 +240,8 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             sync_cell(run.cfg, cell, final=False)
         if ending.state == State.PREEMPTED:
             log.info("stopped by %s; the next start goes on from the last checkpoint", ending.reason)
+        if ending.state == State.FAILED:
+            _notify(run, "cell_failed", REASON=ending.reason, SECONDS=attempt.seconds)
         if ending.error is error:
             raise
         if ending.error is not None:
@@ -257,6 +263,12 @@ def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fi
         attempt.end(f"{ending.state}: {ending.reason}" if ending.reason else str(ending.state))
     except (OSError, ClaimLost) as error:
         log.debug("the end could not be recorded: %s", error)
+
+
+def _notify(run: Run, event: str, **facts: str) -> None:
+    """Tell how the cell ended, by the command of `notify.on_end`."""
+    what = {"EVENT": event, "DIR": run.cell.directory.absolute(), "CELL": run.cell.key, **facts}
+    hook.call(run.cfg.notify.on_end, run.cfg.notify.timeout_seconds, what)
 
 
 def _follow(run: Run) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a tracker of experiments is asked to do, and what it is told of a run. One file beside this one for each tool."""
+"""What a tracker of experiments is asked to do, and what it is told of a run. Beside this: a file for each tool."""
 
 from __future__ import annotations
 
