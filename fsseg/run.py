@@ -212,12 +212,7 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         write_record(cell.result_file, result)
         # The cell is done, whatever happens to the records from here on.
         _close(run, attempt, handler, Ending(State.DONE), eta_seconds=0, peak_memory_bytes=result.peak_memory_bytes)
-        with suppress(OSError, ClaimLost):
-            drop(cell.previous_checkpoint, run.work)
-            drop(cell.episodes_part, run.work)
-            for kind in BEST:
-                drop(cell.best_part(kind), run.work)
-            drop(cell.replaced, run.work)
+        _clear(run)
         run.trackers.end(State.DONE, run.asked_to_stop)
         sync_cell(run.cfg, cell)
         if _sweep() is None and not attempt.of_a_sweep:
@@ -253,6 +248,18 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             handler.close()
         except OSError as error:
             log.debug("train.log: %s", error)
+
+
+def _clear(run: Run) -> None:
+    """Remove what only an unfinished cell needs."""
+    cell = run.cell
+    assert run.work is not None
+    with suppress(OSError, ClaimLost):
+        drop(cell.previous_checkpoint, run.work)
+        drop(cell.episodes_part, run.work)
+        for kind in BEST:
+            drop(cell.best_part(kind), run.work)
+        drop(cell.replaced, run.work)
 
 
 def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fields: Any) -> None:

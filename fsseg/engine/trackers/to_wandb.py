@@ -24,8 +24,9 @@ class WandbRun(Tracker):
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         folder = Path(os.environ.get("WANDB_DIR") or about.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows = about.rows if mode == "online" else 0
-        if mode == "offline":
+        offline = mode in ("offline", "dryrun")
+        self.rows = 0 if offline else about.rows
+        if offline:
             for former in (folder / "wandb").glob(f"offline-run-*-{about.run}"):
                 shutil.rmtree(former)
         # Nothing but what it is handed: no code, no list of packages, no look at the machine.
@@ -37,7 +38,7 @@ class WandbRun(Tracker):
         tags = [tag for key, value in about.tags.items() if len(tag := f"{key}={value}") <= 64]
         self._run = wandb.init(
             project=project, name=about.name, group=group[:128], tags=tags, id=about.run, config=dict(about.config),
-            dir=folder, mode=mode, resume="allow" if mode == "online" else None, settings=quiet,
+            dir=folder, mode=mode, resume=None if offline else "allow", settings=quiet,
         )  # fmt: skip
         self.id = about.run
         self.place = str(self._run.url or Path(self._run.dir).parent)
