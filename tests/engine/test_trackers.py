@@ -177,8 +177,8 @@ def seen_by_aim(folder: Path, cell: Cell) -> Seen:
     run = aim.Run(key, repo=repo, read_only=True)
     curves = {}
     for name in ("train/loss", "lr"):
-        steps, values = run.get_metric(name, Context({})).values.sparse_numpy()
-        curves[name] = [(int(s), float(v)) for s, v in zip(steps, values)]
+        rows = run.get_metric(name, Context({})).dataframe()
+        curves[name] = [(int(s), float(v)) for s, v in zip(rows["step"], rows["value"])]
     seen = Seen(curves, run["config"])
     seen.scores, seen.name, seen.state = dict(run["result"]), f"{run.experiment}/{run.name}", run["state"]
     seen.pictures = {
