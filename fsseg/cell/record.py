@@ -62,7 +62,7 @@ log = logging.getLogger("fsseg")
 _NUMBER = re.compile("[0-9]{1,9}")
 _REASON_LENGTH = 2000  # characters shown of why a run ended
 # folders of a run: no runs there
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by", "profile"))
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by", "profile", "trackers"))
 _RECORDS = frozenset(("result.json", "status.json", "identity.json", "config.yaml"))  # a folder of this name is a fault
 
 
@@ -125,6 +125,14 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.directory / "tensorboard"
+
+    def tracker_file(self, name: str) -> Path:
+        """What a tracker has of the run (`logger.trackers`)."""
+        return self.directory / "trackers" / f"{name}.json"
+
+    def tracker_log(self, name: str) -> Path:
+        """What the tool printed."""
+        return self.directory / "trackers" / f"{name}.log"
 
     @property
     def profile_folder(self) -> Path:
