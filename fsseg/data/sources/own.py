@@ -22,6 +22,7 @@ from fsseg.config.schema import OwnConfig
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.folds import uneven_fold
 from fsseg.data.images import image_orientation, read_image
+from fsseg.data.placement import below_a_cell, fitted
 from fsseg.data.source import OTHER_SIZE, SPLITS, ClassIndex, Source, Split
 from fsseg.errors import UserError, visible
 
@@ -170,8 +171,8 @@ class OwnSource(Source):
             sizes = self.mask_sizes(split)
             for position, c, pixels in zip(index.pair_image, index.pair_class, index.pair_pixels):
                 image_id = index.image_ids[position]
-                shrunk = self.side / max(sizes[image_id])
-                if 0 < pixels * shrunk**2 < CELL**2:
+                scaled = fitted(*sizes[image_id], self.side)
+                if pixels and below_a_cell(pixels, sizes[image_id], scaled, CELL):
                     found.append(f"{image_id} ({self.classes[c]}, {pixels} pixels)")
         if found:
             yield (
