@@ -52,6 +52,7 @@ MOST_CLASSES = 254
 
 _KEPT_SUPPORTS = 64  # images whose features a predictor keeps between two calls
 _GPU_BATCH = 8
+_PAIRS = 'give pairs [(image, mask), ...], or by class {"cat": [(image, mask), ...]}'
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ class Predictor:
         Raises:
             UserError: an image or mask cannot be used; it is named.
         """
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size={batch_size} is no number of images", "give 1 or more, or leave it out")
         ready = supports if isinstance(supports, Supports) else self.prepare(supports)
         if isinstance(query, list | tuple):
             return list(self.stream(query, ready, batch_size))
@@ -217,11 +220,13 @@ class Predictor:
             UserError: an image or mask cannot be used, or its object is smaller than a feature cell; all are named.
         """
         by_name = supports if isinstance(supports, Mapping) else {ONE_CLASS: supports}
+        if bad := [pairs for pairs in by_name.values() if isinstance(pairs, str) or not isinstance(pairs, Sequence)]:
+            raise UserError(f"supports are given as {type(bad[0]).__name__}", _PAIRS)
         if not 1 <= len(by_name) <= MOST_CLASSES or not all(map(len, by_name.values())):
             what = "there are no supports" if not any(map(len, by_name.values())) else "a class has no support"
             if len(by_name) > MOST_CLASSES:
                 what = f"{len(by_name)} classes are more than the {MOST_CLASSES} that a mask can number"
-            raise UserError(what, 'give pairs [(image, mask), ...], or by class {"cat": [(image, mask), ...]}')
+            raise UserError(what, _PAIRS)
         faults: list[UserError] = []
         shots = {str(name): self._shots(str(name), pairs, faults) for name, pairs in by_name.items()}
         if faults:

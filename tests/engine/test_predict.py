@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,23 @@ def test_every_support_whose_object_is_smaller_than_a_cell_is_named(trained: Run
     with pytest.raises(UserError, match="smaller than a feature cell") as error:
         fsseg.load(trained.directory).predict(image, [(image, less)])
     assert "image_size" not in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"supports": None}, "supports are given as NoneType"),
+        ({"supports": {"cat": None}}, "supports are given as NoneType"),
+        ({"supports": "a.jpg"}, "supports are given as str"),
+        ({"batch_size": -1}, "batch_size=-1 is no number of images"),
+        ({"query": "."}, ". is a folder, where an image or mask is wanted"),
+    ],
+)
+def test_calls_that_cannot_be_meant(given: dict[str, Any], told: str, predictor: Predictor) -> None:
+    image, mask = np.full((50, 50, 3), 90, np.uint8), np.ones((50, 50), bool)
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        predictor.predict(**{"query": image, "supports": [(image, mask)], **given})
+    assert error.value.fix
 
 
 def test_an_object_that_its_method_refuses_is_named(trained: RunDirectory) -> None:
