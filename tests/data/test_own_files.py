@@ -179,6 +179,6 @@ def test_truths_of_no_image_are_told() -> None:
     touch("t/cat/x.png")
     truths = Truths(Path("t"), ("cat", "dog"))
     truths.check_images([Path("y.jpg"), Path("x.jpg")])
-    with pytest.raises(UserError, match="--truth-dir t has no true mask of any image: e.g. no y.png") as error:
+    with pytest.raises(UserError, match=r"--truth-dir t has no true mask of any image: e\.g\. no y\.png") as error:
         truths.check_images([Path("y.jpg")])
     assert "--truth-dir" in error.value.fix
