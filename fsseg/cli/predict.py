@@ -78,6 +78,7 @@ def predict(words: list[str], options: PredictOptions) -> None:
     truths = None if options.truth_dir is None else Truths(options.truth_dir, tuple(supports))
     if truths is not None:
         truths.check()
+        truths.check_images(images)
     folder_for(options.out)
     predictor = predictor_of(options.checkpoint, line)
 

@@ -29,6 +29,7 @@ TOO_LARGE = f"has more than {MAX_PIXELS:,} pixels"
 
 _FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",),
             "grey mask": ("PNG", "BMP")}  # fmt: skip
+_FORMATS["mask image"] = _FORMATS["image"]  # of one object, as `fsseg predict` takes it
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
 _CONVERT = "save it in one of these formats (HEIC is none); if it should be in one, fetch the file again"
@@ -53,7 +54,7 @@ def _named(path: Path | str, kind: str) -> Iterator[None]:
         what = f"{kind} {path} {TOO_LARGE}"
         raise UserError(what, "make image and mask smaller: more is never decoded") from None
     except UnidentifiedImageError:
-        formats = f"format{'s' if kind == 'image' else ''} {', '.join(_FORMATS[kind])}"
+        formats = f"format{'s' if len(_FORMATS[kind]) > 1 else ''} {', '.join(_FORMATS[kind])}"
         raise UserError(f"{kind} {path} cannot be read: not an image of the {formats}", _CONVERT) from None
     except _DECODE_ERRORS as error:
         raise UserError(f"{kind} {path} cannot be read: {_reason(error)}", _RESTORE) from error
@@ -73,13 +74,15 @@ def opened(path: Path | str, kind: str = "image", data: bytes | None = None) -> 
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS[kind])
         with image:
-            if kind == "image":
-                _check_depth(image, path)
+            if kind.endswith("image"):
+                _check_depth(image, path, kind)
             yield image
 
 
 def _check_regular(path: Path | str) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if stat.S_ISDIR(mode := os.stat(path).st_mode):
+        raise UserError(f"{path} is a folder, where an image or mask is wanted", "name a file in it")
+    if not stat.S_ISREG(mode):
         raise OSError("no regular file")  # a pipe would be waited for
 
 
@@ -98,10 +101,10 @@ Read = Callable[[Path | str, str], bytes]
 """`read_file`, or what a source puts in its place that knows what the content must be."""
 
 
-def _check_depth(image: Image.Image, path: Path | str) -> None:
+def _check_depth(image: Image.Image, path: Path | str, kind: str) -> None:
     """8 and 16 bits are read; of floats and 32 bits nobody but the user knows what is black and what white."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # old Pillows open PNGs of 16 bits as I
-        what = f"image {path} holds {'float' if image.mode == 'F' else '32-bit'} values"
+        what = f"{kind} {path} holds {'float' if image.mode == 'F' else '32-bit'} values"
         raise UserError(what, "save it with 8 bits a channel: only you know which of its values are black and white")
 
 

@@ -6,20 +6,28 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fsseg.errors import UserError, merge_errors, visible
+from fsseg.process.words import count
+
+log = logging.getLogger("fsseg")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of the images that a folder or a pattern stands for."""
 MASK_SUFFIX = ".png"
 CLASSES, MASKS = "classes.txt", "masks"
 _MASK_ENDINGS = ("", "_mask")  # of the name of a mask, after that of its image
+
+OUT_FOLDERS, OUT_FILES = (MASKS, "overlays", "probabilities"), ("predictions.csv", "predict.json", "sheet.png")
+"""What `fsseg predict` writes into its folder."""
 
 FilePair = tuple[Path, Path]
 """An image and its mask."""
@@ -56,6 +64,7 @@ def _of_word(word: str) -> list[Path]:
     path = Path(word).expanduser()
     if path.is_dir():
         if found := images_in(path):
+            _tell_others(path, _entries(path))
             return found
         raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})", "name the folder with the images itself")
     if path.exists():
@@ -64,6 +73,7 @@ def _of_word(word: str) -> list[Path]:
         raise UserError(f"{path}: there is no such file or folder", "check the path; patterns such as 'a/*.jpg' work")
     matches = sorted(Path(name) for name in glob.iglob(os.path.expanduser(word), recursive=True))
     if found := [match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file()]:
+        _tell_others(word, matches)
         return found
     raise UserError(f"{word!r} matches no image", "check the folder and the ending; Linux tells .jpg from .JPG")
 
@@ -75,6 +85,17 @@ def images_in(folder: Path) -> list[Path]:
         UserError: it cannot be read.
     """
     return [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _tell_others(place: Path | str, entries: Sequence[Path]) -> None:
+    """Say which files are left out because of their kind."""
+    others = [
+        path.suffix.lower() or "no ending" for path in entries if path.suffix.lower() not in SUFFIXES and path.is_file()
+    ]
+    if others:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(others).items()))
+        log.warning("%s: %s left out, of kinds that are not read (%s); convert what is to be segmented to JPEG or PNG",
+                    place, count(len(others), "file"), kinds)  # fmt: skip
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -157,6 +178,7 @@ def _pairs_in(folder: Path) -> list[FilePair]:
         UserError: an image has no mask, or there is none.
     """
     images = images_in(folder)
+    _tell_others(folder, _entries(folder))
     by_name = {path.name: path for path in images}
     masks: dict[Path, Path] = {}
     for image in images:
@@ -207,6 +229,16 @@ class Truths:
                 "put masks into <class>/<name>.png, or beside <name>.png a classes.txt: line n is the class of value n"
             )
             raise UserError(what, fix)
+
+    def check_images(self, images: Sequence[Path]) -> None:
+        """
+        Raises:
+            UserError: none of the images has a true mask.
+        """
+        if not any(map(self.files, images)):
+            name = f"{images[0].stem}{MASK_SUFFIX}"
+            what = f"--truth-dir {self.folder} has no true mask of any image: e.g. no {name}"
+            raise UserError(what, "call the masks as the images, and end them in .png; or leave --truth-dir out")
 
     @cached_property
     def named_in(self) -> Path | None:
@@ -262,11 +294,18 @@ def output_names(images: Sequence[Path], known: Mapping[str, str]) -> dict[Path,
 
 
 def folder_for(out: Path) -> None:
-    """Make a folder and see that files can be written there, before any work is done for it.
+    """Make a folder for predictions and see that files can be written there, before any work is done for it.
 
     Raises:
         UserError: they cannot.
     """
+    for path, kind, wrong in (
+        *((out / name, "folder", lambda p: p.exists() and not p.is_dir()) for name in OUT_FOLDERS),
+        *((out / name, "file", Path.is_dir) for name in OUT_FILES),
+    ):
+        if wrong(path):
+            what = f"--out {out}: {path} is {'a file' if kind == 'folder' else 'a folder'}, and a {kind} of that name"
+            raise UserError(f"{what} is to be written", "choose another folder: --out FOLDER, or rename what is there")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

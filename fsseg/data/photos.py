@@ -95,7 +95,7 @@ def mask_of(
     """
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
-        with opened(name, data=read_file(name, "image")) as image:
+        with opened(name, "mask image", read_file(name, "mask image")) as image:
             values, turn = mask_values(image, name), orientation(image)
     elif isinstance(given, Image.Image):
         values, turn = mask_values(given, name), orientation(given)
@@ -120,7 +120,7 @@ def mask_of(
 def holds_a_one(path: str | os.PathLike[str]) -> bool:
     """Whether a mask says by the value 1 what the object is; False if it cannot be read."""
     try:
-        with opened(os.fspath(path), data=read_file(os.fspath(path), "image")) as image:
+        with opened(os.fspath(path), "mask image", read_file(os.fspath(path), "mask image")) as image:
             return bool((mask_values(image, os.fspath(path)) == 1).any())
     except UserError:
         return False

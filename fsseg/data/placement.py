@@ -58,6 +58,17 @@ def floored(height: int, width: int, longer: int) -> tuple[int, int]:
     return down, across
 
 
+def below_a_cell(pixels: int, source: tuple[int, int], scaled: tuple[int, int], cell: int) -> bool:
+    """Whether an object takes less than one feature cell at network size: no cell is full of it.
+
+    Args:
+        pixels: of the object, in its image at original size.
+        source, scaled: (height, width) of that image, and of what the network gets of it.
+        cell: pixels from one feature cell to the next.
+    """
+    return pixels * scaled[0] * scaled[1] < cell**2 * source[0] * source[1]
+
+
 class Foreground:
     """Counts the foreground in windows of a placed mask without resampling: a pixel counts where its centre lands.
 

@@ -371,6 +371,10 @@ class Source(ABC):
             cfg: the data set's own configuration; the same in the methods below.
         """
 
+    def setting_faults(self, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        """Settings that do not fit the data that are there; of data sets whose classes are fixed there are none."""
+        return []
+
     @classmethod
     def check_folder(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> list[UserError]:
         """What the folder lacks for `splits`; looks at names only."""

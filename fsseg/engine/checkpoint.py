@@ -172,7 +172,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     try:
         if (part := _faulty_part(path)) is not None:  # torch does not check the checksums
-            raise Damaged(f"{path}: the checkpoint is damaged ({part})", _REPLACE)
+            raise Damaged(f"{path}: {_called(path)} is damaged ({part})", _fix(path))
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint", "give the path of a checkpoints/last.pt") from None
@@ -181,23 +181,34 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from None
     except pickle.UnpicklingError:  # torch's words advise to load it as code
-        raise Damaged(f"{path}: holds objects that no checkpoint of fsseg holds", _REPLACE) from None
+        raise Damaged(f"{path}: holds objects that no checkpoint of fsseg holds", _fix(path)) from None
     except Exception as error:  # torch raises many types for a crafted file, and they differ between versions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Damaged(f"{path}: the checkpoint cannot be read ({reason[:160]})", _REPLACE) from None
+        raise Damaged(f"{path}: the checkpoint cannot be read ({reason[:160]})", _fix(path)) from None
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise Damaged(f"{path}: not a checkpoint of fsseg (format {FORMAT})", "give the path of a checkpoints/last.pt")
     try:
         msgspec.convert(state, _Content)
     except msgspec.ValidationError as error:
-        raise Damaged(f"{path}: the checkpoint makes no sense ({error})", _REPLACE) from None
+        raise Damaged(f"{path}: the checkpoint makes no sense ({error})", _fix(path)) from None
     for held in ("model", *BEST):
         if (name := _not_finite(state.get(held, {}))) is not None:
-            raise Damaged(f"{path}: the weights {name} are no finite numbers", _REPLACE)
+            raise Damaged(f"{path}: the weights {name} are no finite numbers", _fix(path))
     return state
 
 
-_REPLACE = "delete it, or give another one"
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a file lies where a run keeps its checkpoints: it may then be deleted, for the run makes it anew."""
+    run = RunDirectory(path.absolute().parent.parent)
+    return path.absolute().parent == run.checkpoints and run.identity_file.is_file()
+
+
+def _called(path: Path) -> str:
+    return "the checkpoint" if _is_of_a_run(path) else "it is no checkpoint, or it"
+
+
+def _fix(path: Path) -> str:
+    return "delete it, or give another one" if _is_of_a_run(path) else "give the path of a checkpoints/last.pt"
 
 
 def start_from(model: FewShotModel, cfg: Config, source: Source) -> Origin:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fsseg.config.schema import Config
+from fsseg.config.schema import BackboneConfig, Config
 from fsseg.data.loader import evaluation_transform
 from fsseg.data.photos import Photo, Picture, mask_of, photo
+from fsseg.data.placement import below_a_cell
 from fsseg.data.source import IGNORE_INDEX
 from fsseg.data.transforms import EvalTransform
 from fsseg.data.types import EpisodeSpec, Tasks
@@ -32,8 +34,9 @@ from fsseg.engine.devices import choose_device
 from fsseg.engine.features import rounded
 from fsseg.engine.restore import Restored, from_config, restore
 from fsseg.engine.scoring import logits_at_scoring_size, margins
-from fsseg.errors import UserError
+from fsseg.errors import UserError, merge_errors
 from fsseg.model.base import Kept
+from fsseg.process.words import count
 
 log = logging.getLogger("fsseg")
 
@@ -49,6 +52,7 @@ MOST_CLASSES = 254
 
 _KEPT_SUPPORTS = 64  # images whose features a predictor keeps between two calls
 _GPU_BATCH = 8
+_PAIRS = 'give pairs [(image, mask), ...], or by class {"cat": [(image, mask), ...]}'
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class Predictor:
         self.transform: EvalTransform = evaluation_transform(self.cfg)
         self._amp = precision.usable(self.cfg.eval.amp, self.device, "eval.amp")
         self._base_classes = restored.base_classes
+        self._cell = BackboneConfig.named(self.cfg.backbone.name).cells(self.cfg.backbone)[0]
+        self._any_size = restored.any_size
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._turn_told = False
         precision.prepare(self.model, self.device, self._amp)
@@ -190,6 +196,8 @@ class Predictor:
         Raises:
             UserError: an image or mask cannot be used; it is named.
         """
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size={batch_size} is no number of images", "give 1 or more, or leave it out")
         ready = supports if isinstance(supports, Supports) else self.prepare(supports)
         if isinstance(query, list | tuple):
             return list(self.stream(query, ready, batch_size))
@@ -209,15 +217,21 @@ class Predictor:
         """Read and encode supports, for many calls; each image is encoded once.
 
         Raises:
-            UserError: an image or mask cannot be used; it is named.
+            UserError: an image or mask cannot be used, or its object is smaller than a feature cell; all are named.
         """
         by_name = supports if isinstance(supports, Mapping) else {ONE_CLASS: supports}
+        if bad := [pairs for pairs in by_name.values() if isinstance(pairs, str) or not isinstance(pairs, Sequence)]:
+            raise UserError(f"supports are given as {type(bad[0]).__name__}", _PAIRS)
         if not 1 <= len(by_name) <= MOST_CLASSES or not all(map(len, by_name.values())):
             what = "there are no supports" if not any(map(len, by_name.values())) else "a class has no support"
             if len(by_name) > MOST_CLASSES:
                 what = f"{len(by_name)} classes are more than the {MOST_CLASSES} that a mask can number"
-            raise UserError(what, 'give pairs [(image, mask), ...], or by class {"cat": [(image, mask), ...]}')
-        return Supports({str(name): self._shots(str(name), pairs) for name, pairs in by_name.items()})
+            raise UserError(what, _PAIRS)
+        faults: list[UserError] = []
+        shots = {str(name): self._shots(str(name), pairs, faults) for name, pairs in by_name.items()}
+        if faults:
+            raise merge_errors(faults)
+        return Supports(shots)
 
     def query(self, given: Picture, name: str = "the query") -> Query:
         """An image made ready for the network.
@@ -237,7 +251,7 @@ class Predictor:
         """Segment some images together: each goes through the backbone once, whatever the number of classes.
 
         Raises:
-            UserError: a support's object is too small (`model.vanished_mask=error`), or an answer is not finite.
+            UserError: a support's object fills no cell (`model.vanished_mask=error`), or an answer is not finite.
         """
         kept = self._encoded(queries, "query")
         found = {name: self._margins(queries, kept, name, shots) for name, shots in supports.shots.items()}
@@ -250,17 +264,44 @@ class Predictor:
             answers.append(Answer(mask, dict(zip(found, probable))))
         return answers
 
-    def _shots(self, name: str, pairs: Sequence[Pair]) -> list[Shot]:
+    def _shots(self, name: str, pairs: Sequence[Pair], faults: list[UserError]) -> list[Shot]:
+        """The supports of a class; what is wrong with the others goes to `faults`."""
         found = []
         for n, pair in enumerate(pairs, start=1):
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 what = f"support {n} of class {name} is no pair of an image and a mask"
                 raise UserError(what, "give pairs: [(image, mask), ...]")
-            image = photo(pair[0], self.transform.longer_side, f"support image {n} of class {name}")
+            try:
+                image = photo(pair[0], self.transform.longer_side, f"support image {n} of class {name}")
+                mask = mask_of(pair[1], image, f"support mask {n} of class {name}")
+                self._check_size(mask, image)
+            except UserError as error:
+                faults.append(error)
+                continue
             self._tell(image)
-            mask = mask_of(pair[1], image, f"support mask {n} of class {name}")
-            found.append(Shot(image, mask, self.transform.mask(mask, keep_foreground=True), self._support(image)))
+            if not faults:  # else nothing comes of it
+                small = self.transform.mask(mask, keep_foreground=True)
+                found.append(Shot(image, mask, small, self._support(image)))
         return found
+
+    def _check_size(self, mask: NDArray[np.uint8], image: Photo) -> None:
+        """
+        Raises:
+            UserError: the object of a support is smaller than a feature cell, so that its features are of what is
+                around it.
+        """
+        pixels, scaled = int((mask == 1).sum()), self.transform.place(image.size).scaled
+        if not below_a_cell(pixels, image.size, scaled, self._cell):
+            return
+        size, least = image.size, math.ceil(self._cell**2 * math.prod(image.size) / math.prod(scaled))
+        fix = "take an example that shows a larger object, or cut image and mask out around this one"
+        if self._any_size:
+            fix += f", or set a larger dataset.image_size than {self.cfg.dataset.image_size}"
+        raise UserError(
+            f"the object in {image.name} ({size[1]} x {size[0]}) is smaller than a feature cell: "
+            f"{count(pixels, 'pixel')}, and a cell takes {least}",
+            fix,
+        )
 
     def _support(self, image: Photo) -> Kept:
         """What is kept of a support image; of the images of the last calls it is there already."""

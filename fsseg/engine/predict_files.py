@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from fsseg.config.entry import resolved
 from fsseg.data.images import opened
 from fsseg.data.loader import one_by_one
-from fsseg.data.own_files import Truths, output_names
+from fsseg.data.own_files import OUT_FILES, OUT_FOLDERS, Truths, output_names
 from fsseg.data.photos import photo
 from fsseg.data.transforms import EvalTransform
 from fsseg.draw.overlays import class_colours, overlay
@@ -47,7 +47,8 @@ SUPPORTS_ON_THE_SHEET = 5
 """Of each class."""
 _TILE = 420  # pixels of the longer side of a picture on the sheet
 _WORKERS_FROM = 32  # images; for fewer it takes longer to start processes than to read them
-_RECORD = "predict.json"
+_TABLE, _RECORD, _SHEET = OUT_FILES
+_MASKS, _OVERLAYS, _PROBABILITIES = OUT_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,15 @@ class Wanted:
     truths: Truths | None = None
 
     def mask(self, name: str) -> Path:
-        return self.out / "masks" / f"{name}.png"
+        return self.out / _MASKS / f"{name}.png"
 
     def overlay(self, name: str) -> Path:
-        return self.out / "overlays" / f"{name}.jpg"
+        return self.out / _OVERLAYS / f"{name}.jpg"
 
     def probability(self, name: str, of_class: str | None) -> Path:
         """`of_class` is None where there is but one."""
         folder = "" if of_class is None else re.sub(r"[/\\]|^\.+", "_", of_class)
-        return self.out / "probabilities" / folder / f"{name}.png"
+        return self.out / _PROBABILITIES / folder / f"{name}.png"
 
     def files(self, classes: Sequence[str], name: str) -> list[Path]:
         """All that is written for an image, given by the name of its outputs."""
@@ -87,11 +88,11 @@ class Wanted:
 
     @property
     def sheet(self) -> Path:
-        return self.out / "sheet.png"
+        return self.out / _SHEET
 
     @property
     def table(self) -> Path:
-        return self.out / "predictions.csv"
+        return self.out / _TABLE
 
 
 @dataclass
@@ -128,7 +129,12 @@ class Predicted:
         for name in classes:
             rows = [row for image in images if (row := self.table.rows_of(image).get(name)) is not None]
             lines.append(f"  {visible(name)}: {_found(rows)}")
-        lines.append("  masks/ overlays/ predictions.csv sheet.png" + " probabilities/" * wanted.probabilities)
+        if wanted.truths is not None and (bare := sum(not wanted.truths.files(image) for image in images)):
+            lines.append(
+                f"  no true mask for {bare} of {count(self.images, 'image')} in {visible(wanted.truths.folder)}"
+            )
+        parts = [*(f"{name}/" for name in OUT_FOLDERS[: 2 + wanted.probabilities]), _TABLE, _SHEET]
+        lines.append("  " + " ".join(part for part in parts if (wanted.out / part).exists()))
         return "\n".join(lines)
 
     def failure(self) -> UserError | None:
@@ -182,7 +188,7 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
         UserError: the folder holds predictions of other weights or supports, or files of these names by something else.
     """
     record = _record(predictor, supports)
-    same = _same_as_before(wanted, record)
+    same = _same_as_before(wanted, record, images)
     table = PredictionTable(wanted.table, fresh=not same)
     names = output_names(images, table.names)
     done = Predicted(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
@@ -310,8 +316,9 @@ def _record(predictor: Predictor, supports: Supports) -> dict[str, Any]:
             "supports": digests}  # fmt: skip
 
 
-def _same_as_before(wanted: Wanted, record: Mapping[str, Any]) -> bool:
-    """Whether the folder holds predictions that this line goes on with; False if it holds none.
+def _same_as_before(wanted: Wanted, record: Mapping[str, Any], images: Sequence[Path]) -> bool:
+    """Whether the folder holds predictions that this line goes on with; False if it holds none. Others that all of
+    this line's images are to replace are removed, so that nothing of them stays among the new ones.
 
     Raises:
         UserError: it holds others, which are not to be replaced.
@@ -326,7 +333,26 @@ def _same_as_before(wanted: Wanted, record: Mapping[str, Any]) -> bool:
             f"--out {wanted.out} holds predictions of other {' and '.join(differ)} ({before.get('about', 'unknown')})",
             "choose another folder: --out, or replace them: --overwrite",
         )
+    if differ:
+        _remove(wanted, list(before.get("supports") or {}), images, " and ".join(differ))
     return not differ
+
+
+def _remove(wanted: Wanted, classes: Sequence[str], images: Sequence[Path], differ: str) -> None:
+    """
+    Raises:
+        UserError: there are some of images that are not predicted anew.
+    """
+    names = PredictionTable(wanted.table).names
+    if others := sorted(names.keys() - {os.path.abspath(image) for image in images}):
+        raise UserError(
+            f"--out {wanted.out} holds predictions of other {differ}, also of {count(len(others), 'image')} that this "
+            f"line does not name, e.g. {others[0]}",
+            "name all images, or choose another folder: --out",
+        )
+    for name in names.values():
+        for file in replace(wanted, probabilities=True).files(classes, name):
+            file.unlink(missing_ok=True)
 
 
 def _sheet(

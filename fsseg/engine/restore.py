@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Restored:
         about: what it is, in words.
         digest: of its weights; of random ones the seed that they follow from.
         base_classes: name -> class_id of the classes that it was trained on, for methods that treat those otherwise.
+        any_size: the line that it was built from may set another size of images.
     """
 
     cfg: Config
@@ -51,6 +52,7 @@ class Restored:
     about: str
     digest: str
     base_classes: dict[str, int] = field(default_factory=dict)
+    any_size: bool = False
 
 
 def restore(place: str | Path, line: Sequence[str] = ()) -> Restored:
@@ -91,7 +93,7 @@ def from_config(cfg: Config) -> Restored:
     """
     if cfg.checkpoint is not None:
         return _built(cfg, checkpoint.load(Path(cfg.checkpoint)))
-    return _built(cfg)
+    return replace(_built(cfg), any_size=True)
 
 
 def _run_at(folder: Path) -> RunDirectory:

@@ -151,6 +151,12 @@ def test_what_is_there_is_kept_and_only_the_rest_is_done(own: Path) -> None:
     assert len(rows()) == 5
     assert "holds predictions of other supports" in (told := two_lines("--support-dir", "supports/second", "photos"))
     assert "--overwrite" in told
+    before = {path: path.read_bytes() for path in Path("out").rglob("*.*")}
+    told = two_lines("--support-dir", "supports/second", f"photos/{first}.jpg", "--overwrite")
+    assert (
+        "--out out holds predictions of other supports, also of 4 images that this line does not name, e.g. /" in told
+    )
+    assert {path: path.read_bytes() for path in Path("out").rglob("*.*")} == before
     assert "5 images segmented" in predicted("--support-dir", "supports/second", "photos", "--overwrite")
     assert {row["class"] for row in rows()} == {"second"}
 
@@ -161,6 +167,10 @@ def test_a_truth_that_comes_later_scores_what_is_there(own: Path) -> None:
     text = predicted("--support-dir", "supports/first", "photos", "--truth-dir", "truth/first")
     assert "over 5 true masks" in text
     assert all(row["union"] for row in rows())
+    assert "no true mask" not in text
+    Path(f"truth/first/{names()[0]}.png").unlink()
+    text = predicted("--support-dir", "supports/first", "photos", "--truth-dir", "truth/first")
+    assert "no true mask for 1 of 5 images in truth/first" in text
 
 
 def test_one_truth_of_numbers_scores_as_one_of_each_class(own: Path) -> None:
@@ -261,6 +271,14 @@ def test_an_image_that_cannot_be_used_is_named_and_the_others_go_on(own: Path) -
     assert "0 images segmented, 5 kept" in predicted("--support-dir", "supports/first", "photos")
 
 
+def test_what_is_named_at_the_end_is_there(own: Path) -> None:
+    Path("broken.jpg").write_bytes(b"no image")
+    text = predicted("--support-dir", "supports/first", "broken.jpg", status=1)
+    assert "  predictions.csv sheet.png\n" in text
+    assert sorted(path.name for path in Path("out").iterdir()) == ["predict.json", "predictions.csv", "sheet.png"]
+    assert "1 of 1 image could not be used" in text
+
+
 def test_a_photo_on_its_side_is_turned_and_said_once(own: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -279,6 +297,8 @@ def test_a_photo_on_its_side_is_turned_and_said_once(own: Path) -> None:
     [
         (["photos/*.gif"], "'photos/*.gif' matches no image"),
         (["photos", "--out", "photos/x.txt/out"], "nothing can be written there"),
+        (["photos", "--truth-dir", "supports"], "--truth-dir supports has no true mask of any image: e.g. no "),
+        (["photos", "--checkpoint", "truth/x.jpg"], "truth/x.jpg: it is no checkpoint, or it is damaged"),
         (["photos", "--support", "supports/first"], "there is no colon"),
         (["photos", "--truth-dir", "nowhere"], "--truth-dir nowhere is no folder"),
         (["photos", "--support-dir", "supports/first"], "class first is named twice"),
@@ -290,6 +310,7 @@ def test_a_photo_on_its_side_is_turned_and_said_once(own: Path) -> None:
 )
 def test_bad_input_is_told_in_two_lines_and_nothing_is_written(own: Path, words: list[str], told: str) -> None:
     Path("photos/x.txt").touch()
+    Path("truth/x.jpg").write_bytes(b"a photo")
     line = tuple(o for o in LINE if o.partition("=")[0] not in {w.partition("=")[0] for w in words})
     ended = fsseg("predict", *line, "--support-dir", "supports", "--out", "out", *words)
     assert ended.returncode == 1
@@ -298,6 +319,7 @@ def test_bad_input_is_told_in_two_lines_and_nothing_is_written(own: Path, words:
     assert what.startswith("error: ")
     assert told in what
     assert fix.startswith("  -> ")
+    assert "delete" not in fix
     assert "Traceback" not in ended.stderr
     assert not list(Path().glob("out/*"))
 

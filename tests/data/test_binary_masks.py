@@ -88,6 +88,10 @@ OTHERS = {
     "black object, red background": (black_is_1, "a palette in which 1 is black, and 0 another colour"),
     "painted red": (palette([0, 0, 0, 255, 0, 0]).convert("RGB"), "painted in colours"),
     "transparent": (Image.fromarray(np.dstack([GREY] * 4)), "transparent in places"),
+    "white everywhere, the object in alpha alone": (
+        Image.fromarray(np.dstack([255 + 0 * GREY] * 3 + [GREY])),
+        "transparent in places",
+    ),
     "white, and transparent": (Image.fromarray(np.dstack([255 + 0 * GREY, GREY]), mode="LA"), "transparent in places"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -143,3 +144,41 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work() -> None:
         folder_for(Path("file/out"))
     assert "--out" in error.value.fix
     assert images_in(Path("new")) == []
+
+
+def test_what_stands_where_predictions_are_to_be_written_is_told() -> None:
+    touch("a/masks", "b/predictions.csv/x", "c/predict.json/x")
+    for out, told in (
+        ("a", "--out a: a/masks is a file, and a folder of that name is to be written"),
+        ("b", "--out b: b/predictions.csv is a folder, and a file of that name is to be written"),
+        ("c", "--out c: c/predict.json is a folder, and a file of that name is to be written"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)) as error:
+            folder_for(Path(out))
+        assert error.value.fix == "choose another folder: --out FOLDER, or rename what is there"
+
+
+def test_files_of_other_kinds_are_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
+    touch("a/1.jpg", "a/1.png", "a/2.HEIC", "a/3.heic", "a/notes", "a/.hidden", "b/1.jpg")
+    told = "3 files left out, of kinds that are not read (2 .heic, 1 no ending)"
+    for find in (
+        lambda: find_queries(["a"]),
+        lambda: find_queries(["a/*"]),
+        lambda: find_supports([], [Path("a")], "x"),
+    ):
+        caplog.clear()
+        find()
+        assert told in caplog.text
+    caplog.clear()
+    find_queries(["b", "a/*.jpg"])
+    assert not caplog.text
+
+
+def test_truths_of_no_image_are_told() -> None:
+    touch("t/cat/x.png")
+    truths = Truths(Path("t"), ("cat", "dog"))
+    truths.check_images([Path("y.jpg"), Path("x.jpg")])
+    with pytest.raises(UserError, match=r"--truth-dir t has no true mask of any image: e\.g\. no y\.png") as error:
+        truths.check_images([Path("y.jpg")])
+    assert "--truth-dir" in error.value.fix

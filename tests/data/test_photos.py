@@ -109,8 +109,20 @@ def test_a_broken_and_a_huge_file_are_named(tmp_path: Path) -> None:
     Image.new("1", (10_000, 9_000)).save(tmp_path / "huge.png")
     with pytest.raises(UserError, match=r"huge.png has more than 89,478,485 pixels"):
         photo(tmp_path / "huge.png")
-    with pytest.raises(UserError, match=r"cannot be read"):
+    with pytest.raises(UserError, match=r"is a folder, where an image or mask is wanted") as error:
         photo(tmp_path)
+    assert error.value.fix == "name a file in it"
+
+
+def test_a_mask_that_cannot_be_read_is_called_a_mask(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "huge.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.new("F", (9, 6)).save(tmp_path / "float.tif")
+    for name, told in (("huge", "has more than"), ("broken", "cannot be read: not an image of the formats JPEG, PNG"),
+                       ("float", "holds float values")):  # fmt: skip
+        (path,) = tmp_path.glob(f"{name}.*")
+        with pytest.raises(UserError, match=f"^mask image .*{name}.* {told}"):
+            mask_of(path, of(picture()))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def two_classes(runs: dict[str, Finished], root: Path) -> tuple[list[Path], dict
     """Three queries; two classes, the second of two shots, one of them an image of the first class, too."""
     specs = [s for s in episodes(runs["pfenet"]) if s.class_id != episodes(runs["pfenet"])[0].class_id]
     first, second = supports(root, episodes(runs["pfenet"])[0]), supports(root, specs[0])
-    shared = (first[0][0], np.eye(*first[0][1].shape, dtype=bool))
+    shared = (first[0][0], np.tri(*first[0][1].shape, dtype=bool))
     return [files(root, s.query_id)[0] for s in specs[:3]], {"cat": first, "dog": [*second, shared]}
 
 
@@ -210,15 +211,50 @@ def test_a_stream_reads_an_image_when_its_turn_comes(
     assert taken == [0, 1]
 
 
-def test_an_object_smaller_than_a_cell_is_found_or_said(root: Path, tmp_path: Path) -> None:
-    image = np.full((200, 200, 3), 90, np.uint8)
-    mask = np.zeros((200, 200), np.uint8)
-    mask[77, 31] = 255
+def test_every_support_whose_object_is_smaller_than_a_cell_is_named(trained: RunDirectory) -> None:
+    """A cell of 4 x 4 pixels at network size, 25, takes 32 x 32 of an image of 200 x 200, and 1067 of one of
+    200 x 100, whose 100 become 12."""
+    image, wide = np.full((200, 200, 3), 90, np.uint8), np.full((100, 200, 3), 90, np.uint8)
+    mask, small = np.zeros((200, 200), np.uint8), np.zeros((100, 200), np.uint8)
+    mask[70:102, 31:63] = small[:2, :2] = 255
     line = ["dataset=shapes5i", "dataset.image_size=25", "backbone=tiny", "device=cpu"]
-    assert Predictor.from_config(compose([*PROTOTYPE, *line]).cfg).predict(image, [(image, mask)]).mask.shape == (
-        200,
-        200,
-    )
+    predictor = Predictor.from_config(compose([*PROTOTYPE, *line]).cfg)
+    assert predictor.predict(image, [(image, mask)]).mask.shape == (200, 200)
+    less = mask.copy()
+    less[70, 31] = 0
+    with pytest.raises(UserError) as error:
+        predictor.prepare({"cat": [(image, mask), (image, less)], "dog": [(wide, small)]})
+    assert str(error.value).splitlines() == [
+        "2 faults:",
+        "- the object in support image 2 of class cat (200 x 200) is smaller than a feature cell: "
+        "1023 pixels, and a cell takes 1024",
+        "  -> take an example that shows a larger object, or cut image and mask out around this one, or set a larger "
+        "dataset.image_size than 25",
+        "- the object in support image 1 of class dog (200 x 100) is smaller than a feature cell: "
+        "4 pixels, and a cell takes 1067",
+        "  -> take an example that shows a larger object, or cut image and mask out around this one, or set a larger "
+        "dataset.image_size than 25",
+    ]
+    with pytest.raises(UserError, match="smaller than a feature cell") as error:
+        fsseg.load(trained.directory).predict(image, [(image, less)])
+    assert "image_size" not in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"supports": None}, "supports are given as NoneType"),
+        ({"supports": {"cat": None}}, "supports are given as NoneType"),
+        ({"supports": "a.jpg"}, "supports are given as str"),
+        ({"batch_size": -1}, "batch_size=-1 is no number of images"),
+        ({"query": "."}, ". is a folder, where an image or mask is wanted"),
+    ],
+)
+def test_calls_that_cannot_be_meant(given: dict[str, Any], told: str, predictor: Predictor) -> None:
+    image, mask = np.full((50, 50, 3), 90, np.uint8), np.ones((50, 50), bool)
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        predictor.predict(**{"query": image, "supports": [(image, mask)], **given})
+    assert error.value.fix
 
 
 def test_an_object_that_its_method_refuses_is_named(trained: RunDirectory) -> None:
@@ -228,7 +264,7 @@ def test_an_object_that_its_method_refuses_is_named(trained: RunDirectory) -> No
     state["config"]["model"]["vanished_mask"] = "error"
     torch.save(state, trained.checkpoint)
     image, mask = np.full((200, 200, 3), 90, np.uint8), np.zeros((200, 200), np.uint8)
-    mask[77, 31] = 1
+    mask[77:83] = 1  # more pixels than a cell takes, but less than half of each
     with pytest.raises(UserError, match="support image 1 of class object is smaller than one feature cell"):
         fsseg.load(trained.directory).predict(image, [(image, mask)])
 

@@ -21,6 +21,7 @@ from fsseg.data.source import SPLITS, ClassIndex, Source, Split, unreadable
 from fsseg.data.workers import map_files
 from fsseg.draw.sheets import Tile, sample_sheet
 from fsseg.errors import UserError, visible
+from fsseg.process.words import count
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,15 @@ class VerifyReport:
     def text(self, limit: int | None = 20) -> str:
         """The report as text; at most `limit` files per kind, None for all."""
         lines = [f"{self.dataset} in {self.root.absolute()}"]
-        lines += [f"  {split}: {number} images, from {origin}" for split, (origin, number) in self.lists.items()]
+        lines += [
+            f"  {split}: {count(number, 'image')}, from {origin}" for split, (origin, number) in self.lists.items()
+        ]
         lines += [f"  masks: {self.masks}"] if self.masks else []
         lines += _comparison_lines(self.comparison, bool(self.faults), limit)
         for split, paths in self.missing_images.items():
             total = self.lists[split][1] if split in self.lists else len(paths)
             if paths:
-                lines.append(f"missing: {len(paths)} of {total} {split} images are not there:")
+                lines.append(f"missing: {len(paths)} of {count(total, f'{split} image')}:")
                 lines += _some([f"  {path}" for path in paths], limit)
         kinds: dict[str, list[Fault]] = {}
         for fault in self.faults:
@@ -81,7 +84,7 @@ class VerifyReport:
             lines += _some([f"  {fault}" for fault in faults], limit)
             lines.append(f"  -> {faults[0].fix}")
         lines += self.content
-        lines.append(f"{self.decoded} images decoded, {len(self.faults)} faults")
+        lines.append(f"{count(self.decoded, 'image')} decoded, {count(len(self.faults), 'fault')}")
         if self.sheet is not None:
             lines.append(f"masks over their images to look at: {self.sheet}")
         return "\n".join(map(visible, lines))
@@ -148,6 +151,10 @@ def verify(
             report.faults += _image_faults(source, split, index, set(missing), report)
             named = {fault.path for fault in report.faults}
             report.faults += [fault for fault in source.changed_files(split) if fault.path not in named]
+    report.faults += [
+        Fault("settings that do not fit the data", str(source.root), error.what, error.fix)
+        for error in source.setting_faults(["val"])  # what is scored only needs no class to train on
+    ]
     report.faults += source.shared_images(source.listed("train"), source.listed("val"))
     report.faults = list(dict.fromkeys(report.faults))  # splits of one file share its faults
     report.comparison = source.compare(indexes)

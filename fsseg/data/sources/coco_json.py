@@ -24,6 +24,7 @@ from fsseg.data.sources.coco_store import CocoStore, kept_store, open_store
 from fsseg.data.sources.own import OwnSource, some
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
+from fsseg.process.words import count
 
 _RULE = "union"
 
@@ -45,24 +46,29 @@ class CocoJsonSource(OwnSource):
         crowds = "pixels covered only by a crowd are ignored" if cfg.crowds == "ignore" else "crowds are objects"
         self.mask_rule = f"union of all instances per class, by pycocotools; {crowds}"
         self._store: CocoStore | None = None
+        self._faults: list[Fault] = []  # of the file, which is not read again for them
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_store": None}  # a loader process maps it itself
 
     def _opened(self) -> CocoStore:
-        if self._store is None:
-            self._store, faults = open_store(self.annotations, _RULE, self._folders, False, self.export)
-            if self._store is None:
-                raise faults_error(faults)
+        if self._store is None and (faults := self._open(verify=False)):
+            raise faults_error(faults)
+        assert self._store is not None
         return self._store
+
+    def _open(self, verify: bool) -> list[Fault]:
+        """Open the store, or return the faults of the file."""
+        if not self._faults:
+            self._store, self._faults = open_store(self.annotations, _RULE, self._folders, verify, self.export)
+        return self._faults
 
     def all_ids(self) -> list[str]:
         return self._opened().image_ids
 
     def scan(self, split: Split) -> tuple[ClassIndex | None, list[Fault]]:
-        self._store, faults = open_store(self.annotations, _RULE, self._folders, True, self.export)
-        if self._store is None:
-            return None, faults
+        if (found := self._open(verify=True)) or self._store is None:
+            return None, found
         image_ids, faults = self.list_ids(split)
         return self._store.index(image_ids)[0], [*faults, *(self._copies() if split == "val" else ())]
 
@@ -124,7 +130,7 @@ class CocoJsonSource(OwnSource):
         return f"point dataset.images at the folder that the file names in {self._file(split)} are relative to"
 
     def own_notes(self) -> Iterator[str]:
-        yield f"{len(self.classes)} classes: {some(self.classes)}"
+        yield f"classes ({len(self.classes)}): {some(self.classes)}"
         try:
             store = self._opened()
         except UserError:  # told as faults
@@ -137,7 +143,15 @@ class CocoJsonSource(OwnSource):
                 "a tool marks all brush masks so, set dataset.crowds=object"
             )
         if bare := len(store.image_ids) - len(set(index.pair_image.tolist())):
-            yield f"{bare} of {len(store.image_ids)} images have no annotation"
+            yield f"{bare} of {count(len(store.image_ids), 'image')} without an annotation"
+
+    def setting_faults(self, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        errors = super().setting_faults(splits)
+        if len(self.files) > 1 and any(self.lists.values()):
+            what = "dataset.val_annotations and a list both say which images are evaluated"
+            fix = "leave out dataset.train_list and dataset.val_list, or dataset.val_annotations"
+            errors.append(UserError(what, fix))
+        return errors
 
     @classmethod
     def layout(cls, cfg: CocoJsonConfig, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:
@@ -155,11 +169,6 @@ class CocoJsonSource(OwnSource):
         if cfg.images is not None and not (folder := Path(cfg.images).expanduser()).is_dir():
             what = f"dataset.images={cfg.images}: there is no folder {folder.absolute()}"
             errors.append(UserError(what, "set dataset.images to the folder that its file names are relative to"))
-        if cfg.val_annotations is not None and (cfg.train_list or cfg.val_list):
-            what = "dataset.val_annotations and a list both say which images are evaluated"
-            errors.append(
-                UserError(what, "leave out dataset.train_list and dataset.val_list, or dataset.val_annotations")
-            )
         return errors or cls.class_faults(cfg, splits)
 
 

@@ -23,6 +23,7 @@ from fsseg.data.own_files import MASKS
 from fsseg.data.source import SPLITS, ClassIndex, Split
 from fsseg.data.sources.folder_masks import Counts, MaskForm, files_below, open_masks, twins
 from fsseg.data.sources.own import SUFFIXES, OwnSource, some
+from fsseg.process.words import count
 
 IMAGES = "images"
 
@@ -113,10 +114,10 @@ class FolderSource(OwnSource):
         return Path(path).relative_to(self.root / IMAGES).with_suffix("").as_posix()
 
     def own_notes(self) -> Iterator[str]:
-        yield f"{len(self.classes)} classes: {some(self.classes)}"
+        yield f"classes ({len(self.classes)}): {some(self.classes)}"
         if unmarked := sorted(self.image_files.keys() - set(self.all_ids())):
-            number = f"{len(unmarked)} of {len(self.image_files)}"
-            yield f"{number} images have no mask, and are left out: {some(unmarked, 3)}"
+            number = f"{len(unmarked)} of {count(len(self.image_files), 'image')}"
+            yield f"{number} without a mask, left out: {some(unmarked, 3)}"
 
     @classmethod
     def layout(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:

@@ -22,8 +22,10 @@ from fsseg.config.schema import OwnConfig
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.folds import uneven_fold
 from fsseg.data.images import image_orientation, read_image
+from fsseg.data.placement import below_a_cell, fitted
 from fsseg.data.source import OTHER_SIZE, SPLITS, ClassIndex, Source, Split
 from fsseg.errors import UserError, visible
+from fsseg.process.words import count
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of image files, in either case."""
@@ -159,7 +161,7 @@ class OwnSource(Source):
                     continue
         if found:
             yield (
-                f"{len(found)} images are turned by their EXIF orientation, as people see them: {some(found, 3)}; "
+                f"{count(len(found), 'image')} turned by EXIF orientation, as people see them: {some(found, 3)}; "
                 "their masks must be of the turned pictures (look at --sheet)"
             )
 
@@ -170,12 +172,12 @@ class OwnSource(Source):
             sizes = self.mask_sizes(split)
             for position, c, pixels in zip(index.pair_image, index.pair_class, index.pair_pixels):
                 image_id = index.image_ids[position]
-                shrunk = self.side / max(sizes[image_id])
-                if 0 < pixels * shrunk**2 < CELL**2:
-                    found.append(f"{image_id} ({self.classes[c]}, {pixels} pixels)")
+                scaled = fitted(*sizes[image_id], self.side)
+                if pixels and below_a_cell(pixels, sizes[image_id], scaled, CELL):
+                    found.append(f"{image_id} ({self.classes[c]}, {count(int(pixels), 'pixel')})")
         if found:
             yield (
-                f"{len(found)} masks mark less than a feature cell ({CELL}x{CELL} pixels at "
+                f"{count(len(found), 'mask')} with less than a feature cell ({CELL}x{CELL} pixels at "
                 f"dataset.image_size={self.side}): {some(found, 3)}; protocol.min_pixels leaves small objects out, a "
                 "larger dataset.image_size or cut-outs make them larger"
             )
@@ -187,15 +189,22 @@ class OwnSource(Source):
 
     @classmethod
     def class_faults(cls, cfg: Any, splits: Sequence[Split]) -> list[UserError]:
-        """What is wrong with the classes, of data that are there."""
+        """`setting_faults`, of data that are there."""
         try:
             source: OwnSource = cls(cfg)  # type: ignore[call-arg]  # a subclass takes only this
-            novel = source.novel_classes(0)
         except UserError as error:
             return [error]
-        if "train" not in splits or not cfg.novel or len(novel) < len(source.classes):
+        return source.setting_faults(splits)
+
+    def setting_faults(self, splits: Sequence[Split] = SPLITS) -> list[UserError]:
+        """As in `Source`: whether the classes are there that the settings name, some of them to train on."""
+        try:
+            novel = self.novel_classes(0)
+        except UserError as error:
+            return [error]
+        if "train" not in splits or not self.novel or len(novel) < len(self.classes):
             return []
-        what = f"dataset.novel={list(cfg.novel)}: all {len(source.classes)} classes are novel, none is left to train on"
+        what = f"dataset.novel={list(self.novel)}: all {len(self.classes)} classes are novel, none is left to train on"
         return [UserError(what, ALL_NOVEL)]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_what_tools_export_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(own)).mask("val", "b/2", 2)[:3, :10], 1)
     text = verify(own).text()
     assert "class ant has crowds alone (iscrowd=1), which are ignored" in text
-    assert "1 of 3 images have no annotation" in text
+    assert "1 of 3 images without an annotation" in text
 
 
 def test_crowds_are_objects_where_a_tool_marks_its_masks_so(tmp_path: Path) -> None:
@@ -153,6 +154,19 @@ def test_every_fault_of_an_export_is_told_in_one_go_and_once(tmp_path: Path) -> 
         assert text.count(told) >= 1, told
     assert text.count("annotation 11:") == 1
     assert "fsseg prepare" not in text
+
+
+def test_a_faulty_export_is_read_once_and_its_settings_are_checked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
+    write(tmp_path, {**faulty(), "images": []})
+    (tmp_path / "ann" / "a.json").write_text(json.dumps(faulty()))
+    with caplog.at_level("INFO", "fsseg"):
+        report = verify(source(tmp_path, novel=["lion"]))
+    assert "annotation 14: 4 numbers" in report.text()
+    assert "dataset.novel: there is no class lion" in report.text()
+    assert caplog.text.count("reading ") == 1
 
 
 # As Roboflow exports: images beside each file, ids from 0 in each, and an entry 0 that is the mere name of the project.
@@ -248,6 +262,7 @@ def test_two_files_that_do_not_agree_are_told(exported: Path) -> None:
     (fault,) = CocoJsonSource.check_folder(cfg)
     assert fault.what == f"{cfg.annotations} has objects of zebra, which {cfg.val_annotations} does not list"
     assert fault.fix == "export both files with the same categories, spelled alike"
+    roboflow(exported, "valid", {"c.rf.3.jpg": {"zebra": box(0, 0, 3, 7)}}, ["zebra", "ant", "okapi"])
     cfg.val_list = "mine.txt"
     assert "both say which images are evaluated" in CocoJsonSource.check_folder(cfg)[0].what
     cfg.val_annotations, cfg.val_list = str(exported / "none.json"), None

@@ -170,7 +170,7 @@ def test_a_mask_of_the_turned_photograph_fits_and_one_of_the_lying_does_not(tmp_
     np.testing.assert_array_equal(folder.mask("val", "a", 0) == 1, seen)
     report = verify(folder)
     assert not report.faults
-    assert "1 images are turned by their EXIF orientation, as people see them" in report.text()
+    assert "1 image turned by EXIF orientation, as people see them" in report.text()
     write_mask(tmp_path / "masks" / "cat" / "a.png", seen.T)
     with pytest.raises(
         UserError, match=r"40x50 pixels, turned by EXIF orientation 6, .* 50x40 \(its size before"
@@ -183,10 +183,10 @@ def test_what_is_no_fault_is_told_by_verify(tmp_path: Path) -> None:
     root = make(tmp_path, "classes")
     write_jpeg(root / "images" / "bare.jpg")
     text = verify(source(root, image_size=41)).text()
-    assert "3 classes: ant, okapi, zebra" in text
-    assert "1 of 5 images have no mask, and are left out: bare" in text
+    assert "classes (3): ant, okapi, zebra" in text
+    assert "1 of 5 images without a mask, left out: bare" in text
     # by hand: images of 50 x 40 shrink by 41 / 50, so that 60 and 40 pixels are 40 and 27, and 100 are 67
-    assert "2 masks mark less than a feature cell (8x8 pixels at dataset.image_size=41): d (zebra, 60 pixels), " in text
+    assert "2 masks with less than a feature cell (8x8 pixels at dataset.image_size=41): d (zebra, 60 pixels), " in text
 
 
 def test_a_deep_check_reads_every_mask_of_an_image(tmp_path: Path) -> None:
@@ -264,3 +264,20 @@ def test_classes_to_train_on_must_be_left(tmp_path: Path) -> None:
     assert "the classes are ant, okapi, zebra" in text
     (text,) = told(["val"], num_folds=4)
     assert "dataset.num_folds=4: there are only 3 classes" in text
+
+
+def test_verify_tells_of_classes_that_the_settings_name_and_nobody_has(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes")
+    assert not verify(source(root, novel=["zebra"]), decode=False).faults
+    assert not verify(source(root, novel=SORTED), decode=False).faults
+    for changes, told in (
+        (
+            {"novel": ["lion"]},
+            f"{root}: dataset.novel: there is no class lion in {root}\n  -> the classes are ant, okapi",
+        ),
+        ({"num_folds": 4}, f"{root}: dataset.num_folds=4: there are only 3 classes to cut into folds\n  -> set"),
+    ):
+        report = verify(source(root, **changes), decode=False)
+        assert told in report.text()
+        assert report.text().endswith("0 images decoded, 1 fault")
+        assert not report.ready
