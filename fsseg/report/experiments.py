@@ -6,7 +6,7 @@ the files under `conf/experiment` set it. Text, Markdown and PNG are made from r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,14 +39,24 @@ def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | No
         OSError: a file cannot be written.
     """
     texts, files = [], []
-    for group in groups_of(cells, REPORTS):
-        table = REPORTS[group.report](group, folder / f"{group.stem}.png")
-        table.notes += group.notes
+    for group, table in experiment_tables(cells, folder):
         markdown = folder / f"{group.stem}.md"
         write_atomic(markdown, table.to_markdown())
         texts.append(table.to_text())
         files += [markdown, *table.pictures]
     return Written("\n".join(texts), files) if texts else None
+
+
+def experiment_tables(cells: Iterable[CellResult], folder: Path) -> Iterator[tuple[Group, TextTable]]:
+    """The table of every experiment among the cells; its pictures are written into `folder`.
+
+    Raises:
+        OSError: a picture cannot be written.
+    """
+    for group in groups_of(cells, REPORTS):
+        table = REPORTS[group.report](group, folder / f"{group.stem}.png")
+        table.notes += group.notes
+        yield group, table
 
 
 def _ablation(

@@ -27,7 +27,7 @@ from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.queue import Queued
 
-_IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
+IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 _NEVER = "never started"
 
 
@@ -252,6 +252,6 @@ def watch(folders: Sequence[str | Path], every: float = 5.0) -> None:
         if sys.stdout.isatty():
             print("\033[H\033[2J", end="")
         print(f"{time.strftime('%H:%M:%S')}  {text(cells, problems)}", flush=True)
-        if not any(s.state in _IN_HANDS for s in cells):
+        if not any(s.state in IN_HANDS for s in cells):
             return
         time.sleep(every)
