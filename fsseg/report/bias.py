@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from fsseg.cell.models import Distances, Metrics
 from fsseg.draw import plots
 from fsseg.errors import visible
+from fsseg.process.words import count
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
-from fsseg.report.statistics import PairedDifference, Statistic, shares
+from fsseg.report.intervals import Episodes
+from fsseg.report.pairs import Term, difference_of, notes_on_intervals
+from fsseg.report.statistics import Statistic, shares
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""
+
+Told = tuple[str, dict[str, list[tuple[float, list[Term]]]]]
+"""A line with a place for figures, and for each shift the pairs of runs that they are of (`difference_of`)."""
 
 
 def figure5(group: Group, picture: Path) -> TextTable:
@@ -60,7 +66,7 @@ def background_bias(group: Group, picture: Path) -> TextTable:
         ]
         if points := [(float(s), v.mean, v.std) for s, v in zip(shifts, figures) if v is not None]:
             series[label] = points
-    table.notes = _against_baseline(rows, shifts) + _gain_of_rounds(rows, shifts)
+    table.notes = _paired_notes(rows, shifts)
     table.notes += notes_of(group, rows, beside_paper=False)
     if series:
         plots.miou_against_shift(picture, series, "mIoU by background shift")
@@ -86,35 +92,64 @@ def _distances(figures: Iterable[Statistic | None]) -> list[str]:
     return [MISSING if v is None else f"{v.mean:.3f}" for v in figures]
 
 
-def _against_baseline(rows: Rows, shifts: Sequence[str]) -> list[str]:
+def _paired_notes(rows: Rows, shifts: Sequence[str]) -> list[str]:
+    """Differences between the models, between the shifts, and between the rounds of a model, with their intervals."""
+    told = [*_lost_of_each(rows, shifts), *_against_baseline(rows, shifts), *_gain_of_rounds(rows, shifts)]
+    episodes, lines, found = Episodes(), [], []
+    for line, by_shift in told:
+        at = {s: difference for s, pairs in by_shift.items() if (difference := difference_of(pairs, episodes))}
+        if at:
+            lines.append(line.format(", ".join(f"{d}{f' at shift {s}' if s else ''}" for s, (d, _) in at.items())))
+            found += at.values()
+    return lines + notes_on_intervals(found)
+
+
+def _lost_of_each(rows: Rows, shifts: Sequence[str]) -> Iterator[Told]:
+    """What each model loses from the first shift to the last."""
+    for kind, cells in rows.items() if len(shifts) > 1 else ():
+        runs = [(lost, _loss(c, shifts, 1)) for c in cells.values() if (lost := _lost(c, shifts)) is not None]
+        yield f"{LABELS[kind]} loses from shift {shifts[0]} to {shifts[-1]}: {{}}", {"": runs}
+
+
+def _against_baseline(rows: Rows, shifts: Sequence[str]) -> Iterator[Told]:
     """Paired differences to the baseline: every fold and seed against the same fold and seed."""
-    lines = []
     for kind in ("sm", "full"):
-        pairs = [(rows[kind][key], rows["baseline"][key]) for key in rows[kind] if key in rows["baseline"]]
-        if at := _at_shifts({s: [(_miou_at(a, s), _miou_at(b, s)) for a, b in pairs] for s in shifts}):
-            lines.append(f"{LABELS[kind]} against the baseline, paired by fold and seed: {at}")
-        if len(shifts) > 1 and (figure := PairedDifference.of((_lost(b, shifts), _lost(a, shifts)) for a, b in pairs)):
-            lines.append(
-                f"what the baseline loses from shift {shifts[0]} to {shifts[-1]}, less what {LABELS[kind]} loses "
-                f"(positive: {LABELS[kind]} loses less), paired by fold and seed: {figure}"
+        met = [(rows[kind][key], rows["baseline"][key]) for key in rows[kind] if key in rows["baseline"]]
+        pairs = [(a, b) for a, b in met if a.episodes == b.episodes]
+        unlike = f" ({count(len(met) - len(pairs), 'pair')} left out: other episodes)" if len(pairs) < len(met) else ""
+        by_shift = {
+            s: [(x - y, [Term(1, a, s, -1), Term(-1, b, s, -1)]) for a, b in pairs
+                if (x := _miou_at(a, s)) is not None and (y := _miou_at(b, s)) is not None]
+            for s in shifts
+        }  # fmt: skip
+        yield f"{LABELS[kind]} against the baseline, paired by fold and seed{unlike}: {{}}", by_shift
+        if len(shifts) > 1:
+            lost = [
+                (y - x, [*_loss(b, shifts, 1), *_loss(a, shifts, -1)]) for a, b in pairs
+                if (x := _lost(a, shifts)) is not None and (y := _lost(b, shifts)) is not None
+            ]  # fmt: skip
+            yield (
+                (
+                    f"what the baseline loses from shift {shifts[0]} to {shifts[-1]}, less what {LABELS[kind]} loses "
+                    f"(positive: {LABELS[kind]} loses less), paired by fold and seed{unlike}: {{}}"
+                ),
+                {"": lost},
             )
-    return lines
 
 
-def _gain_of_rounds(rows: Rows, shifts: Sequence[str]) -> list[str]:
+def _gain_of_rounds(rows: Rows, shifts: Sequence[str]) -> Iterator[Told]:
     """mIoU of a model's last round minus that of its first."""
-    lines = []
     for kind, cells in rows.items():
-        several = {s: [r for c in cells.values() if len(r := _rounds_at(c, s)) > 1] for s in shifts}
-        if at := _at_shifts({s: [(rounds[-1], rounds[0]) for rounds in found] for s, found in several.items()}):
-            lines.append(f"{LABELS[kind]}, P_T - P_1 of the same model: {at}")
-    return lines
+        several = {
+            s: [(r[-1] - r[0], [Term(1, c, s, -1), Term(-1, c, s, 0)])
+                for c in cells.values() if len(r := _rounds_at(c, s)) > 1]
+            for s in shifts
+        }  # fmt: skip
+        yield f"{LABELS[kind]}, P_T - P_1 of the same model: {{}}", several
 
 
-def _at_shifts(pairs: Mapping[str, Iterable[tuple[float | None, float | None]]]) -> str:
-    """The paired differences at each shift; empty without any."""
-    found = {s: PairedDifference.of(of_shift) for s, of_shift in pairs.items()}
-    return ", ".join(f"{figure} at shift {s}" for s, figure in found.items() if figure)
+def _loss(cell: CellResult, shifts: Sequence[str], sign: int) -> list[Term]:
+    return [Term(sign, cell, shifts[0], -1), Term(-sign, cell, shifts[-1], -1)]
 
 
 def _metrics(cell: CellResult, shift: str | None = None) -> Metrics | None:

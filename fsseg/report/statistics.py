@@ -1,13 +1,23 @@
-"""Means, spreads and paired differences for all tables and notes of a report.
+"""Means, spreads, intervals and differences as the tables and notes of a report show them.
 
-All sums use `math.fsum`: no figure depends on the order in which the runs were read.
+All sums use `math.fsum`: no figure depends on the order in which the runs were read. `fsseg.report.resampling` makes
+intervals of recorded episodes, `fsseg.report.significance` the tests; docs/statistics.md has the formulas.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from fsseg.process.words import count
+
+LEVEL = 0.95
+"""Of every interval."""
+IMAGES = "query images"
+BOTH = "query images and training seeds"
+RUNS = "runs"
+"""What an interval can be over (`Interval.over`)."""
 
 
 def mean(values: Sequence[float]) -> float:
@@ -42,25 +52,58 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A 95 % interval.
+
+    Attributes:
+        over: what it is over: `IMAGES`, `BOTH`, or `RUNS` of a fold and training seed. What is not named there is
+            held fixed: how much it would change the number is not in the interval.
+    """
+
+    low: float
+    high: float
+    over: str
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t over runs or pairs of runs, as if they were independent; None for fewer than two."""
+    std = sample_std(values)
+    if std is None:
+        return None
+    middle, half = mean(values), t_quantile(len(values) - 1) * std / math.sqrt(len(values))
+    return Interval(middle - half, middle + half, RUNS)
+
+
+def t_quantile(degrees: float) -> float:
+    """Half the width of a 95 % interval of Student's t, in standard errors."""
+    from scipy.special import stdtrit  # a fifth of a second, only for reports that have a difference
+
+    return float(stdtrit(degrees, 0.5 + LEVEL / 2))
+
+
+@dataclass(frozen=True)
 class PairedDifference:
-    """Mean of first minus second over pairs, with its standard error if there are two pairs or more."""
+    """Mean of first minus second over pairs, with its interval; None where one pair is all there is to go by."""
 
     mean: float
-    standard_error: float | None
+    interval: Interval | None
     pairs: int
 
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f"standard error {self.standard_error:.2f}, "
-        return f"{self.mean:+.2f} ({error}{self.pairs} pair{'' if self.pairs == 1 else 's'})"
+        """`+4.00 [+1.21, +6.80] (3 pairs)`."""
+        what = count(self.pairs, "pair")
+        if self.interval is None:
+            return f"{self.mean:+.2f} ({what}, no interval)"
+        return f"{self.mean:+.2f} [{self.interval.low:+.2f}, {self.interval.high:+.2f}] ({what})"
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> PairedDifference | None:
-        """Over the pairs measured on both sides; None if there is no such pair."""
-        differences = [a - b for a, b in pairs if a is not None and b is not None]
-        if not differences:
-            return None
-        std, num = sample_std(differences), len(differences)
-        return cls(mean(differences), None if std is None else std / math.sqrt(num), num)
+    def over(cls, differences: Sequence[float]) -> PairedDifference:
+        """Of the differences of pairs, at least one, with Student's t over them."""
+        return cls(mean(differences), t_interval(differences), len(differences))
 
 
 def shares(histograms: Sequence[Sequence[int]]) -> list[float] | None:
