@@ -18,7 +18,8 @@ from fsseg.cell.record import Problem, Snapshot
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.experiments import experiment_tables
 from fsseg.report.formats import TextTable
-from fsseg.report.page import facts
+from fsseg.report.intervals import Episodes
+from fsseg.report.page import against, facts
 from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
 from fsseg.report.page.heat import heat_map
@@ -116,6 +117,7 @@ def contents(
     budget = Budget()
     page.experiments = _experiments(report, budget)
     page.results = [of_text_table(_without_differences(table.as_text())) for table in report.tables]
+    page.against = _compared(report)
     page.heat = [listing for table in report.tables if (listing := heat_map(table)) is not None]
     page.curves = strips(_by_row(report))
     page.sheets, page.sheets_left = sheets_of(
@@ -156,6 +158,15 @@ def _experiments(report: Report, budget: Budget) -> list[Experiment]:
             words = f"{table.title}. {_in_words(table)}"
             drawn = (embedded(picture, f"Plot of {words}", budget, table.title) for picture in table.pictures)
             found.append(Experiment(listing, [picture for picture in drawn if picture is not None]))
+    return found
+
+
+def _compared(report: Report) -> list[Listing]:
+    """Scores and differences with their intervals; each record of episodes is read once."""
+    episodes, found = Episodes(), []
+    for table in report.tables:
+        if (scores := against.scores(table, episodes)) is not None:
+            found += [scores, *against.comparisons(table, episodes)]
     return found
 
 

@@ -15,6 +15,21 @@ HEAT_STEPS = 20
 
 
 @dataclass(frozen=True)
+class Bar:
+    """An interval as a picture: places between 0 and 100, and what it shows in words.
+
+    Attributes:
+        zero: where 0 is; None if it is not on the axis.
+    """
+
+    low: float
+    value: float
+    high: float
+    zero: float | None
+    words: str
+
+
+@dataclass(frozen=True)
 class Datum:
     """One cell of a table.
 
@@ -26,6 +41,8 @@ class Datum:
     text: str
     order: float | None = None
     heat: int | None = None
+    strong: bool = False
+    bar: Bar | None = None
 
 
 @dataclass
@@ -48,6 +65,7 @@ class Listing:
         groups: headings over the columns after the first, each with the number of columns that it spans.
         words: the columns hold words, not numbers.
         filtered: a field above it filters its rows by text.
+        folded: shown when its reader asks for it.
         legend: lowest and highest value of the colours.
     """
 
@@ -58,6 +76,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     words: bool = False
     filtered: bool = False
+    folded: bool = False
     legend: tuple[float, float] | None = None
 
     @property
