@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fsseg.cell.record import RunDirectory
@@ -71,10 +71,10 @@ def _strip(label: str, cells: Sequence[CellResult]) -> Strip | None:
     scores: dict[tuple[int, int], dict[int, Curve]] = defaultdict(dict)
     loss_name = score_name = ""
     for cell in cells:
-        curves, key = RunDirectory(cell.path).curves(), cell.key
-        if name := _named(curves, lambda name: "loss" in name.lower()):
+        curves, key = RunDirectory(cell.path).curves(_is_drawn), cell.key
+        if name := next(filter(_is_loss, curves), ""):
             loss_name, losses[key.shot, key.fold][key.seed] = name, thinned(curves[name])
-        if name := _named(curves, lambda name: name.lower().endswith("miou")):
+        if name := next(filter(_is_score, curves), ""):
             score_name, scores[key.shot, key.fold][key.seed] = name, thinned(curves[name])
     if not losses:
         return None
@@ -110,8 +110,16 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(values[max(0, i - 1) : i + 1]) / len(values[max(0, i - 1) : i + 1]) for i in range(len(values))]
 
 
-def _named(curves: Iterable[str], wanted: Callable[[str], bool]) -> str:
-    return next((name for name in curves if wanted(name)), "")
+def _is_loss(name: str) -> bool:
+    return "loss" in name.lower()
+
+
+def _is_score(name: str) -> bool:
+    return name.lower().endswith("miou")
+
+
+def _is_drawn(name: str) -> bool:
+    return _is_loss(name) or _is_score(name)
 
 
 def _points(curve: Curve, steps: float, top: float) -> str:
