@@ -258,9 +258,9 @@ class RunDirectory:
             with os.fdopen(handle, encoding="utf-8", errors="replace", newline="") as file:
                 lines = csv.reader(file)
                 names = {name: place for place, name in enumerate(next(lines, []))}
-                at = names.pop("step", None)
+                at = names.pop("step", len(names))
                 columns = [(place, name) for name, place in names.items() if name and wanted(name)]
-                for line in lines if at is not None else ():
+                for line in lines:
                     if (step := _finite(line[at]) if at < len(line) else None) is None:
                         continue
                     for place, name in columns:

@@ -145,6 +145,17 @@ def test_on_a_phone_tables_scroll_in_their_own_boxes(chromium: Any, page: Path) 
     assert wide > 0
 
 
+def test_a_dark_page_is_printed_light(chromium: Any, page: Path) -> None:
+    shown(chromium, page, dark=True)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    ink = "return getComputedStyle(document.querySelector('h1')).color"
+    try:
+        assert (background(chromium), chromium.execute_script(ink)) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    finally:
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_print_shows_what_is_folded(opened: Any) -> None:
     folded = "return document.querySelectorAll('details:not([open])').length"
     before = opened.execute_script(folded)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from fsseg.process.words import several
 from fsseg.report.formats import MISSING
 from fsseg.report.intervals import Episodes, Part, Score
-from fsseg.report.page.listing import Bar, Datum, Line, Listing
+from fsseg.report.page.listing import Bar, Datum, Line, Listing, about
 from fsseg.report.pairs import RowComparison, compare, corrected, notes_on
 from fsseg.report.statistics import Interval
 from fsseg.report.tables import Row, Table
@@ -34,7 +34,7 @@ def scores(table: Table, episodes: Episodes) -> Listing | None:
                 )
     ends = [end for _, score in found for end in _ends(score.value, score.interval)]
     listing = Listing(
-        f"mIoU in percent with its 95 % interval, {table.title}", ["", "mIoU", "interval", "", "runs", "episodes"]
+        f"mIoU in percent with its 95 % interval, {about(table)}", ["", "mIoU", "interval", "", "runs", "episodes"]
     )
     listing.bodies.append([
         Line(label, [
@@ -65,17 +65,20 @@ def comparisons(table: Table, episodes: Episodes) -> list[Listing]:
         "row less reference", "difference", "interval", "", "pairs", "episodes", "higher in", "P(improvement)",
         "Wilcoxon p", "after Holm",
     ]  # fmt: skip
-    several_shots = len(table.shots) > 1
-    listing = Listing(f"Differences of mIoU, paired by fold and training seed, {table.title}", columns)
-    listing.bodies.append([_compared(c, _name(c, several_shots), ends) for c in found])
+    names = _names(found, len(table.shots) > 1)
+    references = {c.reference for c in found}
+    to = f" to {found[0].reference}" if len(references) == 1 else ""
+    columns[0] = "row" if to else columns[0]
+    listing = Listing(f"Differences of mIoU{to}, paired by fold and training seed, {about(table)}", columns)
+    listing.bodies.append([_compared(c, name, ends) for c, name in zip(found, names)])
     listing.notes = [
-        *(f"{_name(c, several_shots)}: not compared: {c.refused}" for c in found if c.refused),
-        *(f"{_name(c, several_shots)}: left out: {several(c.left_out, 4)}" for c in found if c.left_out),
+        *(f"{name}: not compared: {c.refused}" for c, name in zip(found, names) if c.refused),
+        *(f"{name}: left out: {several(c.left_out, 4)}" for c, name in zip(found, names) if c.left_out),
+        *(f"{name}: Wilcoxon's p{c.test.limits}" for c, name in zip(found, names) if c.test and c.test.limits),
         *notes_on(found),
-        "Wilcoxon's p is exact, over pairs of runs; with few pairs no small one can come out. Holm's correction is for "
-        "all rows of this table",
+        "Wilcoxon's p is exact, over pairs of runs; Holm's correction is for all rows of this table",
     ]
-    parts = _parts(table, [c for c in found if c.classes], several_shots)
+    parts = _parts(table, [(c, name) for c, name in zip(found, names) if c.classes])
     return [listing, parts] if parts is not None else [listing]
 
 
@@ -98,8 +101,11 @@ def _of_variants(table: Table, episodes: Episodes) -> list[RowComparison]:
     return corrected(found)
 
 
-def _name(compared: RowComparison, several_shots: bool) -> str:
-    return f"{compared.row} less {compared.reference}" + (f", {compared.shot}-shot" if several_shots else "")
+def _names(found: Sequence[RowComparison], several_shots: bool) -> list[str]:
+    """What to call each comparison: without the reference, if all have the same."""
+    alike = len({c.reference for c in found}) == 1
+    names = [c.row if alike else f"{c.row} less {c.reference}" for c in found]
+    return [f"{name}, {c.shot}-shot" if several_shots else name for c, name in zip(found, names)]
 
 
 def _compared(c: RowComparison, label: str, ends: Sequence[float]) -> Line:
@@ -114,17 +120,17 @@ def _compared(c: RowComparison, label: str, ends: Sequence[float]) -> Line:
         Datum(str(c.episodes) if c.episodes else MISSING),
         Datum(f"{c.wins} of {d.pairs}"),
         Datum(str(c.improvement) if c.improvement is not None else MISSING),
-        Datum(f"{test.p:.2g}{test.limits}") if test is not None else Datum(MISSING),
+        Datum(f"{test.p:.2g}") if test is not None else Datum(MISSING),
         Datum(f"{c.p_holm:.2g}") if c.p_holm is not None else Datum(MISSING),
     ])  # fmt: skip
 
 
-def _parts(table: Table, found: Sequence[RowComparison], several_shots: bool) -> Listing | None:
+def _parts(table: Table, named: Sequence[tuple[RowComparison, str]]) -> Listing | None:
     """The difference of each class with its interval, by fold."""
-    if not found:
+    if not named:
         return None
-    names = [_name(c, several_shots) for c in found]
-    listing = Listing(f"Differences of IoU by fold and class, {table.title}", ["class", *names])
+    found = [c for c, _ in named]
+    listing = Listing(f"Differences of IoU by fold and class, {about(table)}", ["class", *(name for _, name in named)])
     for fold in sorted({part.fold for c in found for part in c.folds}):
         lines = [Line(f"fold {fold}", _in_row([c.folds for c in found], fold, f"fold {fold}"), lead=True)]
         of_fold = dict.fromkeys(part.name for c in found for part in c.classes if part.fold == fold)

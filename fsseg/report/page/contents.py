@@ -6,6 +6,7 @@ the lines that run them (`Standing`). Tables, differences and pairs are those of
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -156,9 +157,13 @@ def _experiments(report: Report, budget: Budget) -> list[Experiment]:
         for _, table in experiment_tables(report.cells, Path(folder)):
             listing = of_text_table(table)
             words = f"{table.title}. {_in_words(table)}"
-            drawn = (embedded(picture, f"Plot of {words}", budget, table.title) for picture in table.pictures)
+            drawn = (embedded(picture, f"Plot of {words}", budget, _caption(picture)) for picture in table.pictures)
             found.append(Experiment(listing, [picture for picture in drawn if picture is not None]))
     return found
+
+
+def _caption(picture: Path) -> str:
+    return re.sub("[-_]+", " ", picture.stem)
 
 
 def _compared(report: Report) -> list[Listing]:

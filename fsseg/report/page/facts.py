@@ -15,7 +15,7 @@ from fsseg.cell.record import Snapshot
 from fsseg.process.words import count, several, size, span
 from fsseg.report.collect import CellResult
 from fsseg.report.formats import MISSING
-from fsseg.report.page.listing import Datum, Line, Listing, plain
+from fsseg.report.page.listing import Datum, Line, Listing, about, plain
 from fsseg.report.statistics import mean
 from fsseg.report.tables import Report, Table
 
@@ -103,7 +103,7 @@ def what_differs(table: Table) -> Listing | None:
     rows: list[list[str | Datum]] = [
         [setting, *(of_rows.get(label, MISSING) for label in labels)] for setting, of_rows in table.differences.items()
     ]
-    return plain(f"Settings in which the rows of {table.title} differ", ["setting", *labels], rows, words=True)
+    return plain(f"Settings in which the rows of {about(table)} differ", ["setting", *labels], rows, words=True)
 
 
 def provenance(cells: Iterable[CellResult]) -> Listing | None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from fsseg.report.formats import MISSING
-from fsseg.report.page.listing import HEAT_STEPS, Datum, Line, Listing
+from fsseg.report.page.listing import HEAT_STEPS, Datum, Line, Listing, about
 from fsseg.report.statistics import mean
 from fsseg.report.tables import Row, Table
 
@@ -38,7 +38,7 @@ def heat_map(table: Table) -> Listing | None:
     listing = (_classes_down if len(columns) <= _MOST_COLUMNS else _classes_across)(folds, labels, scale)
     listing.legend = scale
     listing.caption = (
-        f"IoU of each class and mIoU of each fold, {table.title}: {min(values):.1f} to {max(values):.1f} percent, "
+        f"IoU of each class and mIoU of each fold, {about(table)}: {min(values):.1f} to {max(values):.1f} percent, "
         f"mean {mean(values):.1f}"
     )
     listing.notes.append("a number is the mean over training seeds")

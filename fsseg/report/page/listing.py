@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fsseg.report.formats import TextTable
+from fsseg.report.tables import Table
 
+_LONG = 30  # rows
 HEAT_STEPS = 20
 """Colours of a heat map are numbered 0 to this; style.css has them."""
 
@@ -80,8 +82,14 @@ class Listing:
     legend: tuple[float, float] | None = None
 
     @property
-    def count(self) -> int:
-        return sum(map(len, self.bodies))
+    def long(self) -> bool:
+        """Whether it scrolls in a box of its own, under its headings."""
+        return sum(map(len, self.bodies)) > _LONG
+
+
+def about(table: Table) -> str:
+    """Data set and rules of a table, for captions of what is not mIoU alone."""
+    return table.title.replace("mIoU in percent; ", "")
 
 
 def plain(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str | Datum]], words: bool = False) -> Listing:
