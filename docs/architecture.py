@@ -27,6 +27,7 @@ ROOMS = {
     "__main__": (1, "`python -m fsseg`: the command `fsseg`"),
     "cli": (1, "the command `fsseg`: one function a subcommand; `fsseg train` is `train.py`"),
     "run": (2, "one cell from its configuration to its result"),
+    "demo": (0, "the page of `fsseg demo`: models, supports, images, and the server around them"),
     "bench": (0, "how fast loading, training steps, evaluations and sweeps are on this machine"),
     "engine": (2, "the training loop, the evaluation loop, the score, checkpoints, several processes"),
     "model": (2, "the methods, one file each; what they share in `blocks`, the networks in `backbones`"),

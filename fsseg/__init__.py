@@ -6,6 +6,7 @@ can be called: `fsseg.run("dataset=shapes5i fold=1")` runs a cell. Nothing heavy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 
-def load(place: str | PathLike[str], device: str = "auto") -> Predictor:
+def load(place: str | PathLike[str], device: str = "auto", overrides: Sequence[str] = ()) -> Predictor:
     """The model of a checkpoint or a run directory, for masks of other images.
 
     `fsseg.load("outputs/.../last.pt").predict("query.jpg", [("support.jpg", "support.png")]).mask`
@@ -27,13 +28,14 @@ def load(place: str | PathLike[str], device: str = "auto") -> Predictor:
     Args:
         place: a checkpoint, or a run directory.
         device: auto, cpu, cuda or cuda:<number>.
+        overrides: what is otherwise on this machine, e.g. `["backbone.weights=FILE"]`.
 
     Raises:
         fsseg.errors.UserError: it is not there, cannot be read, or needs what is not here.
     """
     from fsseg.engine.predict import Predictor
 
-    return Predictor.from_checkpoint(str(place), device)
+    return Predictor.from_checkpoint(str(place), device, overrides)
 
 
 def read_results(*folders: str | PathLike[str]) -> pd.DataFrame:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import browser
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -39,3 +42,14 @@ def shared_dir() -> Path:
             pytest.fail(f"{SHARED} is absent although FSSEG_REQUIRE_SHARED is set")
         pytest.skip(f"{SHARED} is absent")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Chromium without a window and without a network, as a driver of selenium; required in CI."""
+    if why := browser.missing():
+        if os.environ.get("FSSEG_REQUIRE_BROWSER"):
+            pytest.fail(f"FSSEG_REQUIRE_BROWSER is set, but {why}")
+        pytest.skip(why)
+    with browser.started(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver

@@ -91,7 +91,7 @@ def check_changes(changes: Sequence[str]) -> None:
         key = word.partition("=")[0]
         if "=" not in word or not is_neutral(key):
             raise UserError(
-                f"--also {word}: only what belongs to this machine can be changed for a run that is finished",
+                f"{word}: only what belongs to this machine can be changed for a run that is finished",
                 "give e.g. dataset.root=, data.roots.<name>=, device=, num_workers= or checkpoint=",
             )
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fsseg.cell import weights as published
 from fsseg.cell.variant import PATHS_BY_CONTENT, earlier_variants, is_neutral, variant_of
 from fsseg.config.history import ACT_ELSEWHERE, ADDED, ADDED_TO, RETIRED, STANDARD_POOL
-from fsseg.config.tasks import BASE_LEARNERS, LISTS_ARE_FILES, changes_a_base_learner
+from fsseg.config.tasks import BASE_LEARNERS, changes_a_base_learner
 from fsseg.errors import UserError
 from fsseg.process.files import sha256_of
 
@@ -158,7 +158,7 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
     for key in ("dataset.train_list", "dataset.val_list"):  # a list may be a file: its place does not matter
         if not isinstance(value := flat.get(key), str):
             continue
-        path = Path(value).expanduser() if flat.get("dataset.name") in LISTS_ARE_FILES else list_file(value)
+        path = Path(value).expanduser() if _lists_are_files(flat.get("dataset.name")) else list_file(value)
         if path is not None and path.is_file():
             kept[key] = f"content {file_digest(path)}"
     if flat.get("backbone.base_training"):
@@ -166,6 +166,14 @@ def identity(resolved: dict[str, Any]) -> dict[str, Any]:
 
         kept[BASE_CELL] = fingerprint(identity(base_settings(resolved)))
     return kept
+
+
+def _lists_are_files(name: Any) -> bool:
+    """Whether a data set's lists are files always; False of one that this code does not know."""
+    from fsseg.config.schema import DatasetConfig  # Hydra, as above
+
+    schema = DatasetConfig.choices().get(name)
+    return schema is not None and schema.LISTS_ARE_FILES
 
 
 def base_learner_variant(identity_: dict[str, Any]) -> str:

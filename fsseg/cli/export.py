@@ -17,6 +17,10 @@ def add_to(app: typer.Typer) -> None:
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory, or a checkpoint in it", metavar="RUN_DIR")],
     to: Annotated[str, typer.Option(help="onnx, torchscript or safetensors")],
+    line: Annotated[
+        list[str] | None,
+        typer.Argument(help="What is otherwise on this machine: backbone.weights=", metavar="[KEY=VALUE]..."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The file; one in the current folder if not given")] = None,
 ) -> None:
     """Write the model of a run as ONNX, TorchScript or safetensors, for use without fsseg."""
@@ -24,4 +28,4 @@ def export(
     from fsseg.process.logs import configure_logging
 
     configure_logging("warning")
-    print("\n".join(map(visible, write(run, to, out).splitlines())))
+    print("\n".join(map(visible, write(run, to, out, line or []).splitlines())))

@@ -37,7 +37,9 @@ class PredictOptions:
     ] = None
     class_name: Annotated[str, typer.Option("--class", help="What the examples of --support show")] = "object"
     out: Annotated[Path, typer.Option(help="Folder for masks, overlays and the table")] = Path("predictions")
-    truth_dir: Annotated[Path | None, typer.Option(help="True masks, to score: <class>/<name>.png")] = None
+    truth_dir: Annotated[
+        Path | None, typer.Option(help="True masks, to score: <class>/<name>.png, or numbers and a classes.txt")
+    ] = None
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Images computed together")] = None
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write them too, as PNG of 16 bits")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there")] = False
@@ -77,7 +79,7 @@ def predict(words: list[str], options: PredictOptions) -> None:
     if truths is not None:
         truths.check()
     folder_for(options.out)
-    predictor = _predictor(options.checkpoint, line)
+    predictor = predictor_of(options.checkpoint, line)
 
     from fsseg.engine.predict_files import Wanted, predict_files
 
@@ -99,8 +101,14 @@ def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
     return line, [word for word in words if word not in line]
 
 
-def _predictor(checkpoint: Path | None, line: list[str]) -> Predictor:
-    """
+def names_a_model(line: list[str]) -> bool:
+    """Whether a line says which model it means, without a checkpoint beside it."""
+    return any(word.startswith(("method=", "checkpoint=")) for word in line)
+
+
+def predictor_of(checkpoint: Path | None, line: list[str]) -> Predictor:
+    """The model that a command names: of a checkpoint with what the line changes, or of the line alone.
+
     Raises:
         UserError: there is no such model, or it must be trained first.
     """
@@ -111,7 +119,7 @@ def _predictor(checkpoint: Path | None, line: list[str]) -> Predictor:
         from fsseg.engine.predict import Predictor  # torch: not before the files are found
 
         return Predictor.from_checkpoint(checkpoint, device, [*line, *workers])
-    if not any(word.startswith(("method=", "checkpoint=")) for word in line):
+    if not names_a_model(line):
         what = "no model is named"
         raise UserError(
             what, "give --checkpoint last.pt, or a method that trains nothing: method=prototype backbone=..."

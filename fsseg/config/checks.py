@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.config.constraints import FILE_PATH, NAME, PLAIN_TEXT, Constraint, shown
 from fsseg.config.history import ACT_ELSEWHERE
 from fsseg.config.schema import BackboneConfig, Config, DatasetConfig, MethodConfig, ResNetConfig, trains
-from fsseg.config.tasks import BASE_LEARNERS, LISTS_ARE_FILES
+from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import UserError, merge_errors
 from fsseg.process.remote import url_faults
 
@@ -129,7 +129,9 @@ def _places(cfg: Config) -> Iterator[tuple[str, UserError]]:
     }
     if _has_deep_stem(cfg):
         files["backbone.weights"] = f"give the path of {ResNetConfig.deep_weights(cfg.backbone.name)}"
-    if cfg.dataset.name in LISTS_ARE_FILES:  # a list of PASCAL may be a name
+    if getattr(
+        DatasetConfig.choices().get(cfg.dataset.name), "LISTS_ARE_FILES", False
+    ):  # a list of PASCAL may be a name
         fix = "give a text file with one image per line, or leave it out"
         files |= {"dataset.train_list": fix, "dataset.val_list": fix}
     for key, fix in files.items():

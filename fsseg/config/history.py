@@ -22,6 +22,9 @@ ADDED = {
 ADDED_TO = {"coco20i": {"dataset.coco_masks": "union", "dataset.train_list": None, "dataset.val_list": None}}
 """The same of one data set alone."""
 
+ADDED_GROUPS = ("base_training",)
+"""Whole groups that came later: they act on nothing in a cell that has none of them."""
+
 BEFORE = {**ADDED, **{key: value for keys in ADDED_TO.values() for key, value in keys.items()}}
 """Every such setting, with that value."""
 

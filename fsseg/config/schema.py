@@ -92,6 +92,8 @@ class DatasetConfig(Choice):
     """Classes that the folds are cut from; 0 where the source finds them on the disk."""
     FOLDER: ClassVar[str] = ""
     """Its place in a folder that holds all data sets; its name if empty."""
+    LISTS_ARE_FILES: ClassVar[bool] = False
+    """Whether `train_list` and `val_list` are files always; else they may be names of the data set's own lists."""
     name: Annotated[str, NAME] = MISSING
     """Name of the data set: one of `NAMES`; part of the cell's identity."""
     root: Annotated[str, FILE_PATH] = MISSING
@@ -163,6 +165,7 @@ class CocoConfig(DatasetConfig):
     TARGET = "fsseg.data.sources.coco:CocoSource"
     FOLDER = "coco"
     NUM_CLASSES = 80
+    LISTS_ARE_FILES = True
     year: Annotated[int, one_of(2014, 2017)] = 2014
     """2014 (every published result) or 2017 (the same images, cut differently)."""
     contiguous_folds: bool = False
@@ -188,6 +191,7 @@ class OwnConfig(DatasetConfig):
     """What a user's own data sets share: classes are found on the disk, novel ones and splits are chosen here."""
 
     NUM_CLASSES = 0
+    LISTS_ARE_FILES = True
     num_folds: Annotated[int, within(1, 1000)] = 2
     """Folds that the classes, sorted by name, are cut into; the first ones hold one class more if it does not come out
     even. 1: all classes are novel, for evaluations without training."""
@@ -220,8 +224,11 @@ class CocoJsonConfig(OwnConfig):
     TARGET = "fsseg.data.sources.coco_json:CocoJsonSource"
     annotations: Annotated[str, FILE_PATH] = MISSING
     """The JSON file."""
-    images: Annotated[str, FILE_PATH] = MISSING
-    """Folder that the file names in it are relative to."""
+    val_annotations: Annotated[str | None, FILE_PATH] = None
+    """A second one: its images are evaluated, and those of `annotations` trained on."""
+    images: Annotated[str | None, FILE_PATH] = None
+    """Folder that the file names in them are relative to; null takes the folder `images` beside each file, or else the
+    file's own."""
     crowds: Annotated[str, one_of("ignore", "object")] = "ignore"
     """Annotations with iscrowd=1: ignore (255, as COCO means it) or object (some tools mark every brush mask so)."""
 
@@ -773,6 +780,7 @@ NEUTRAL_KEYS = (
     "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
     "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
     "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations", "dataset.images",
+    "dataset.val_annotations",
 )  # fmt: skip
 # What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
 # fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by

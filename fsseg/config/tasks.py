@@ -1,5 +1,4 @@
-"""What a cell trains, episodes or the base classes of its fold (BAM's stage 1), and on which kind of lists. Neither
-Hydra nor torch here.
+"""What a cell trains, episodes or the base classes of its fold (BAM's stage 1). Neither Hydra nor torch here.
 
 `fsseg.config.base_training` makes the second kind from the first, `fsseg.cell.key` names it, reports leave it out.
 """
@@ -9,9 +8,6 @@ from __future__ import annotations
 BASE_LEARNERS = ("pspnet",)
 """Methods (`model.name`) that segment the base classes of a fold, without supports; what such a cell scores on these
 classes is no few-shot score."""
-
-LISTS_ARE_FILES = ("coco20i", "folder", "coco_json", "fss1000", "isic", "deepglobe", "chest_xray", "suim")
-"""Data sets (`dataset.name`) whose train_list and val_list are files always; of the others they may be names."""
 
 _RULES = ("novel_in_training", "list_rule", "min_pixels", "fit", "ignore_in_loss", "scoring_size")
 _COUNT = ("dataset.", "backbone.", "model.", "train.", "fold", "seed", "shot", "eval.enabled", "eval.amp",

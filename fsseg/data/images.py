@@ -31,6 +31,7 @@ _FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PN
             "grey mask": ("PNG", "BMP")}  # fmt: skip
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"
+_CONVERT = "save it in one of these formats (HEIC is none); if it should be in one, fetch the file again"
 # What Pillow raises on damaged files, by decoder: OSError (truncation), SyntaxError (PNG chunks), ValueError, EOFError.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -53,7 +54,7 @@ def _named(path: Path | str, kind: str) -> Iterator[None]:
         raise UserError(what, "make image and mask smaller: more is never decoded") from None
     except UnidentifiedImageError:
         formats = f"format{'s' if kind == 'image' else ''} {', '.join(_FORMATS[kind])}"
-        raise UserError(f"{kind} {path} cannot be read: not an image of the {formats}", _RESTORE) from None
+        raise UserError(f"{kind} {path} cannot be read: not an image of the {formats}", _CONVERT) from None
     except _DECODE_ERRORS as error:
         raise UserError(f"{kind} {path} cannot be read: {_reason(error)}", _RESTORE) from error
 

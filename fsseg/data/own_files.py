@@ -10,13 +10,15 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from fsseg.errors import UserError, merge_errors
+from fsseg.errors import UserError, merge_errors, visible
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of the images that a folder or a pattern stands for."""
 MASK_SUFFIX = ".png"
+CLASSES, MASKS = "classes.txt", "masks"
 _MASK_ENDINGS = ("", "_mask")  # of the name of a mask, after that of its image
 
 FilePair = tuple[Path, Path]
@@ -176,6 +178,9 @@ def _pairs_in(folder: Path) -> list[FilePair]:
 class Truths:
     """Where the true masks of images lie: `<class>/<name>.png`; without the class where there is but one.
 
+    Or `<name>.png` with numbers of classes, where a `classes.txt` lies beside them, as in `dataset=folder`: also beside
+    the folder `masks` that holds them.
+
     Args:
         folder: of `--truth-dir`.
         classes: that are predicted.
@@ -187,14 +192,47 @@ class Truths:
     def check(self) -> None:
         """
         Raises:
-            UserError: the folder is none.
+            UserError: the folder is none, or nothing says which class its masks are of.
         """
         if not self.folder.is_dir():
             raise UserError(f"--truth-dir {self.folder} is no folder", "name the folder of the true masks")
+        if self.named_in is not None:
+            if lacking := [visible(name) for name in self.classes if name not in self.numbers]:
+                names = ", ".join(map(visible, self.numbers))
+                what = f"{self.named_in} names no class {', '.join(lacking)}: it has {names}"
+                raise UserError(what, "call the folders of the examples (or --class) as the classes are called there")
+        elif len(self.classes) > 1 and not any((self.folder / name).is_dir() for name in self.classes):
+            what = f"--truth-dir {self.folder} has no folder of a class ({', '.join(map(visible, self.classes))})"
+            fix = (
+                "put masks into <class>/<name>.png, or beside <name>.png a classes.txt: line n is the class of value n"
+            )
+            raise UserError(what, fix)
+
+    @cached_property
+    def named_in(self) -> Path | None:
+        """The classes.txt, if the masks hold numbers of classes."""
+        above = [self.folder.absolute().parent] if self.folder.absolute().name == MASKS else []
+        return next((file for place in (self.folder, *above) if (file := place / CLASSES).is_file()), None)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Class -> its number in the masks, of all that `named_in` names; empty without one.
+
+        Raises:
+            UserError: the file cannot be read, or names no classes.
+        """
+        if self.named_in is None:
+            return {}
+        from fsseg.data.sources.folder_masks import read_classes
+
+        return {name: number for number, name in enumerate(read_classes(self.named_in), 1)}
 
     def files(self, image: Path) -> dict[str, Path]:
         """Class -> the true mask of an image, as far as there are any."""
         name = image.stem + MASK_SUFFIX
+        if self.named_in is not None:
+            path = next((p for p in (self.folder / name, self.folder / MASKS / name) if p.is_file()), None)
+            return {} if path is None else dict.fromkeys(self.classes, path)
         places = {c: self.folder / c / name for c in self.classes}
         found = {c: path for c, path in places.items() if path.is_file()}
         if not found and len(self.classes) == 1 and (flat := self.folder / name).is_file():

@@ -1,7 +1,7 @@
 """Images and masks of a user's own, as files, PIL images or arrays. `fsseg.engine.predict` is the caller.
 
-Unlike those of data sets, photos are turned as people see them (EXIF orientation), their masks alike. A mask has 0 for
-background and 255 or 1 for the object.
+Photos are turned as people see them (EXIF orientation), their masks alike. `fsseg.data.binary_masks` says which masks
+are read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fsseg.data.binary_masks import marked, mask_values, two_values
 from fsseg.data.images import decode_image, eight_bits, opened, orientation, read_file, sideways, turned
-from fsseg.data.source import IGNORE_INDEX
 from fsseg.errors import UserError
 
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -80,8 +80,8 @@ def mask_of(
 ) -> NDArray[np.uint8]:
     """The mask of a photo, (H, W) uint8 in {0, 1, 255}: 1 is the object, 255 is left out.
 
-    Where 255 is the only value beside 0, it is the object. A mask that has the size of the photo as it is stored, and
-    not of the photo upright, is turned with it.
+    What is beside 0 is the object, see `fsseg.data.binary_masks.two_values`. A mask that has the size of the photo as
+    it is stored, and not of the photo upright, is turned with it.
 
     Args:
         given: a path, a PIL image, or an array (H, W) of numbers or of bool.
@@ -96,15 +96,15 @@ def mask_of(
     if isinstance(given, str | os.PathLike):
         name = os.fspath(given)
         with opened(name, data=read_file(name, "image")) as image:
-            values, turn = _values(image, name), orientation(image)
+            values, turn = mask_values(image, name), orientation(image)
     elif isinstance(given, Image.Image):
-        values, turn = _values(given, name), orientation(given)
+        values, turn = mask_values(given, name), orientation(given)
     else:
         values, turn = np.asarray(given), 1
         if values.ndim != 2 or values.dtype.kind not in "bui" or not values.size:
             what = f"{name} is an array of {_shape(values)} of {values.dtype}"
             raise UserError(what, "give an array (H, W) of bool, or of whole numbers: 0, and 1 or 255 for the object")
-    mask = turned(_binary(values, name, ones), turn)
+    mask = turned(marked(two_values(values, name), ones), turn)
     if mask.shape != of.size and mask.shape == of.size[::-1] and sideways(of.orientation) and turn == 1:
         mask = turned(mask, of.orientation)
     if mask.shape != of.size:
@@ -121,55 +121,9 @@ def holds_a_one(path: str | os.PathLike[str]) -> bool:
     """Whether a mask says by the value 1 what the object is; False if it cannot be read."""
     try:
         with opened(os.fspath(path), data=read_file(os.fspath(path), "image")) as image:
-            return bool((_values(image, os.fspath(path)) == 1).any())
+            return bool((mask_values(image, os.fspath(path)) == 1).any())
     except UserError:
         return False
-
-
-def _binary(values: NDArray[Any], name: str, ones: bool) -> NDArray[np.uint8]:
-    """Values as {0, 1, 255}.
-
-    Raises:
-        UserError: there are others.
-    """
-    found = [int(v) for v in np.unique(values)]
-    if others := [v for v in found if v not in (0, 1, IGNORE_INDEX)]:
-        some = ", ".join(map(str, others[:6])) + (", ..." if len(others) > 6 else "")
-        raise UserError(
-            f"{name} holds the values {some}: a mask has 0 and 255, or 0 and 1",
-            "save one mask for each class, as PNG and without smoothing; of an array pass e.g. labels == 3",
-        )
-    whole = 1 if ones or 1 in found else IGNORE_INDEX
-    out = np.zeros(values.shape, np.uint8)
-    out[values == whole] = 1
-    if whole == 1:
-        out[values == IGNORE_INDEX] = IGNORE_INDEX
-    return out
-
-
-def _values(image: Image.Image, name: str) -> NDArray[Any]:
-    """The numbers of a mask (H, W): grey levels, or indices of a palette unless its colours are black and white.
-
-    Raises:
-        UserError: it has colours.
-    """
-    if image.mode == "P":
-        colours = np.array(image.convert("RGB"))
-        return colours[..., 0] if set(np.unique(colours)) <= {0, 255} and _grey(colours) else np.array(image)
-    if image.mode.startswith("I"):
-        deep = np.array(image, dtype=np.int64)
-        return np.where(deep == 65535, IGNORE_INDEX, deep)
-    if image.mode in ("1", "L", "LA"):
-        return np.array(image.convert("L"))
-    colours = np.array(image.convert("RGB"))
-    if not _grey(colours):
-        what = f"{name} is painted in colours (mode {image.mode})"
-        raise UserError(what, "save it as a grey PNG: 0 (black) background, 255 (white) object")
-    return colours[..., 0]
-
-
-def _grey(colours: NDArray[np.uint8]) -> bool:
-    return bool((colours == colours[..., :1]).all())
 
 
 def _shape(array: NDArray[Any]) -> str:

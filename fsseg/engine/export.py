@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +117,14 @@ FORMATS = {
 }
 
 
-def export(place: str | Path, kind: str, out: Path | None = None) -> str:
+def export(place: str | Path, kind: str, out: Path | None = None, line: Sequence[str] = ()) -> str:
     """Write the model of a run or a checkpoint to a file.
 
     Args:
         place: a run directory or a checkpoint.
         kind: one of `FORMATS`.
         out: the file; without it one in the current folder that is named after the run.
+        line: as of `fsseg.engine.restore.restore`.
 
     Returns:
         What was written, in words.
@@ -133,7 +134,7 @@ def export(place: str | Path, kind: str, out: Path | None = None) -> str:
             it does not compute what the model does.
     """
     _check_packages(kind)
-    restored = restore(place)
+    restored = restore(place, line)
     cfg = restored.cfg
     path = out or Path(f"{cfg.model.name}_{cfg.backbone.name}_{cfg.dataset.name}_fold{cfg.fold}_{cfg.shot}shot"
                        f"{FORMATS[kind].suffix}")  # fmt: skip

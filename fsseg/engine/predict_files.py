@@ -79,9 +79,19 @@ class Wanted:
         folder = "" if of_class is None else re.sub(r"[/\\]|^\.+", "_", of_class)
         return self.out / "probabilities" / folder / f"{name}.png"
 
+    def files(self, classes: Sequence[str], name: str) -> list[Path]:
+        """All that is written for an image, given by the name of its outputs."""
+        several = len(classes) > 1
+        of_each = [self.probability(name, c if several else None) for c in classes] if self.probabilities else []
+        return [self.mask(name), self.overlay(name), *of_each]
+
     @property
     def sheet(self) -> Path:
         return self.out / "sheet.png"
+
+    @property
+    def table(self) -> Path:
+        return self.out / "predictions.csv"
 
 
 @dataclass
@@ -169,15 +179,17 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
     An image that cannot be used is named, and the others go on.
 
     Raises:
-        UserError: the folder holds predictions of other weights or supports.
+        UserError: the folder holds predictions of other weights or supports, or files of these names by something else.
     """
     record = _record(predictor, supports)
     same = _same_as_before(wanted, record)
-    table = PredictionTable(wanted.out / "predictions.csv", fresh=not same)
+    table = PredictionTable(wanted.table, fresh=not same)
     names = output_names(images, table.names)
     done = Predicted(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
     todo = [n for n in images if wanted.overwrite or not _is_there(wanted, supports.classes, table, n, names[n])]
     done.kept = len(images) - len(todo)
+    if not same and not wanted.overwrite:
+        _check_free(wanted, supports.classes, [names[image] for image in todo])
     write_json(wanted.out / _RECORD, record)
     table.forget(todo)
     log.info("%s on %s", predictor.about, predictor.device)
@@ -263,17 +275,26 @@ def _save(picture: Image.Image, path: Path, **options: Any) -> None:
 def _is_there(wanted: Wanted, classes: Sequence[str], table: PredictionTable, image: Path, name: str) -> bool:
     """Whether all that is wanted of an image was written before."""
     own = table.rows_of(image)
-    files = [wanted.mask(name), wanted.overlay(name)]
-    if wanted.probabilities:
-        files += (
-            [wanted.probability(name, c) for c in classes] if len(classes) > 1 else [wanted.probability(name, None)]
-        )
     scored = set() if wanted.truths is None else set(wanted.truths.files(image))
     return (
         set(own) == set(classes)
         and all(own[c].union is not None for c in scored)
-        and all(file.is_file() for file in files)
+        and all(file.is_file() for file in wanted.files(classes, name))
     )
+
+
+def _check_free(wanted: Wanted, classes: Sequence[str], names: Sequence[str]) -> None:
+    """That no file of another origin is replaced: own data as `dataset=folder` reads them have masks/ too.
+
+    Raises:
+        UserError: one would be.
+    """
+    files = [wanted.sheet, wanted.table, *(file for name in names for file in wanted.files(classes, name))]
+    if (found := next((file for file in files if file.exists()), None)) is not None:
+        raise UserError(
+            f"--out {wanted.out} holds {found}, and no {_RECORD} says what wrote it",
+            "choose another folder: --out, or replace it: --overwrite",
+        )
 
 
 def _record(predictor: Predictor, supports: Supports) -> dict[str, Any]:

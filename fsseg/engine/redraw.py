@@ -270,7 +270,7 @@ def _model(found: Finished, source: Source) -> FewShotModel:
     elif starts_from_a_base_learner(cfg):
         _start_from_base(found, model)
     else:
-        check_weights(result, model, found.cell.directory)
+        check_weights(result, model, found.cell.directory, "--also ")
     return model
 
 

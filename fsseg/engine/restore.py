@@ -194,8 +194,11 @@ def _built(cfg: Config, state: dict[str, Any] | None = None, run: RunDirectory |
     return Restored(cfg, model.eval(), about, str(file_digest(Path(path))), ids)
 
 
-def check_weights(result: Result, model: FewShotModel, directory: Path) -> None:
+def check_weights(result: Result, model: FewShotModel, directory: Path, option: str = "") -> None:
     """That a training-free model has the weights that its run was scored with.
+
+    Args:
+        option: of the caller, which comes before an override.
 
     Raises:
         UserError: it has others.
@@ -206,5 +209,5 @@ def check_weights(result: Result, model: FewShotModel, directory: Path) -> None:
         raise UserError(
             f"{directory} was scored with the weights {then['file']} (SHA-256 {then['digest']}), and {here} loaded "
             "here",
-            "name the file of the run: --also backbone.weights=FILE",
+            f"name the file of the run: {option}backbone.weights=FILE",
         )

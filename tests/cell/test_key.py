@@ -18,6 +18,7 @@ from fsseg.cell.key import CellKey, fingerprint, flatten, identity, variant_of
 from fsseg.cell.variant import labels
 from fsseg.config.compose import compose, composer
 from fsseg.config.history import completed
+from fsseg.config.schema import DatasetConfig
 
 KEY = CellKey("runs", "pascal5i", "abcb", "resnet50", 1, 2, 0, "default")
 
@@ -148,6 +149,23 @@ def test_a_list_file_counts_by_content(tmp_path: Path) -> None:
     a, b = (identity({"dataset": {"train_list": str(tmp_path / n)}}) for n in ("one.txt", "two.txt"))
     assert a == b
     assert identity({"dataset": {"train_list": "part_train"}})["dataset.train_list"] == "part_train"
+
+
+NAMED_LISTS = {"pascal5i", "shapes5i"}
+
+
+@pytest.mark.parametrize("name", sorted(DatasetConfig.choices()))
+def test_the_schema_says_whether_a_list_without_a_folder_is_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text("a\n")
+    digest = hashlib.sha256(b"a\n").hexdigest()[:16]
+    stored = {"dataset": {"name": name, "val_list": "mine"}}
+    assert identity(stored)["dataset.val_list"] == ("mine" if name in NAMED_LISTS else f"content {digest}")
+    schema = DatasetConfig.named(name)
+    monkeypatch.setattr(schema, "LISTS_ARE_FILES", not schema.LISTS_ARE_FILES)
+    assert identity(stored)["dataset.val_list"] == (f"content {digest}" if name in NAMED_LISTS else "mine")
 
 
 def test_the_pool_and_the_list_that_it_sets_are_one_setting(tmp_path: Path, monkeypatch) -> None:

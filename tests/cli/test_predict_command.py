@@ -163,6 +163,39 @@ def test_a_truth_that_comes_later_scores_what_is_there(own: Path) -> None:
     assert all(row["union"] for row in rows())
 
 
+def test_one_truth_of_numbers_scores_as_one_of_each_class(own: Path) -> None:
+    """Beside a classes.txt whose order is another one; as the folder of a data set, and as its `masks/`."""
+    Path("mine/masks").mkdir(parents=True)
+    Path("mine/classes.txt").write_text("second\nother\nfirst\n")
+    for name in names():
+        first, second = (pixels(f"truth/{of_class}/{name}.png") for of_class in CLASSES)
+        numbers = np.where(first == 255, 255, 3 * (first == 1) + (second == 1))
+        numbers[(numbers == 0) & (np.indices(numbers.shape).sum(0) == 9)] = 2  # of a class that nobody asks for
+        write(f"mine/masks/{name}.png", numbers)
+        for of_class in CLASSES:  # 1 somewhere in each, or 255 would be the object
+            assert (pixels(f"truth/{of_class}/{name}.png") != 255).any()
+    predicted("--support-dir", "supports", "photos", "--truth-dir", "truth")
+    by_class = rows()
+    assert sum(int(row["intersection"]) for row in by_class) > 0
+    for folder in ("mine", "mine/masks"):
+        predicted("--support-dir", "supports", "photos", "--truth-dir", folder, "--overwrite")
+        for row, expected in zip(rows(), by_class, strict=True):
+            assert {k: v for k, v in row.items() if k != "seconds"} == {
+                k: v for k, v in expected.items() if k != "seconds"
+            }
+    write(f"mine/masks/{names()[1]}.png", numbers * 0 + 4)
+    told = predicted("--support-dir", "supports", "photos", "--truth-dir", "mine", "--overwrite", status=1)
+    assert f"left out: mine/masks/{names()[1]}.png holds 4, for which mine/classes.txt has no line" in told
+    shutil.rmtree("out")
+    Path("mine/classes.txt").write_text("second\n")
+    told = two_lines("--support-dir", "supports", "photos", "--truth-dir", "mine")
+    assert "error: mine/classes.txt names no class first: it has second" in told
+    Path("mine/classes.txt").unlink()
+    told = two_lines("--support-dir", "supports", "photos", "--truth-dir", "mine/masks")
+    assert "error: --truth-dir mine/masks has no folder of a class (first, second)" in told
+    assert not list(Path().glob("out/*"))
+
+
 def test_a_boundary_is_no_object_where_others_mark_it_by_1(own: Path) -> None:
     second = names()[1]
     for name in names():
@@ -180,6 +213,23 @@ def test_a_boundary_is_no_object_where_others_mark_it_by_1(own: Path) -> None:
     for row in rows():
         mask = pixels(f"out/masks/{row['name']}.png") == 255
         assert (int(row["intersection"]), int(row["union"])) == (mask[:5].sum(), mask[5:].sum() + mask[:5].size)
+
+
+def test_files_that_no_prediction_wrote_are_not_replaced(own: Path) -> None:
+    """Own data as `dataset=folder` reads them have masks/ too: --out into their folder must not cost the true ones."""
+    words, mine = ("--support-dir", "supports/first", "photos"), f"out/masks/{names()[0]}.png"
+    write(mine, np.full((3, 4), 7))
+    before = Path(mine).read_bytes()
+    assert two_lines(*words) == (
+        f"error: --out out holds {mine}, and no predict.json says what wrote it\n"
+        "  -> choose another folder: --out, or replace it: --overwrite"
+    )
+    assert [path.read_bytes() for path in own.glob("out/**/*.*")] == [before]
+    Path(mine).rename("out/masks/other.png")  # nobody's business
+    predicted(*words)
+    Path("out/predict.json").write_text("{")
+    assert "predict.json" in two_lines(*words)
+    predicted(*words, "--overwrite")
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(own: Path) -> None:
@@ -257,7 +307,10 @@ def test_a_mask_that_cannot_be_used_is_told_before_anything_is_written(own: Path
     for broken, told in (
         (np.zeros((3, 4)), "has 4 x 3 pixels, and its image supports/first/"),
         (0 * pixels(mask), "marks no pixel of an object"),
-        (pixels(mask) // 255 * 9, "holds the values 9: a mask has 0 and 255, or 0 and 1"),
+        (
+            pixels(mask) // 255 * 9 + np.eye(*pixels(mask).shape),
+            "holds 3 values beside 0, where a mask of one class has one: 1",
+        ),
     ):
         write(str(mask), broken)
         assert f"error: {mask} {told}" in two_lines("--support-dir", "supports", "photos")

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from fsseg.cell.key import flatten
 from fsseg.cell.record import open_cell
 from fsseg.config.compose import compose, composer
 from fsseg.config.entry import resolved
+from fsseg.config.history import BEFORE
 from fsseg.config.recorded import from_recorded
 from fsseg.config.schema import trains
 from fsseg.errors import UserError
@@ -49,3 +51,34 @@ def test_a_missing_setting_is_refused() -> None:
     del plain["seed"]
     with pytest.raises(UserError, match="seed is known on one side only"):
         from_recorded(plain)
+
+
+def earlier(plain: dict[str, Any]) -> dict[str, Any]:
+    """As it was recorded before any of the settings existed that came later, and while those that are gone did."""
+    found: dict[str, Any] = json.loads(json.dumps(plain))
+    for key in BEFORE:
+        group, _, name = key.partition(".")
+        found[group].pop(name, None)
+    for name in ("base_training", "check", "num_threads", "sync"):
+        found.pop(name)
+    found["dataset"]["hue_shift"], found["train"]["warmup_steps"] = 0.0, 0
+    return found
+
+
+@pytest.mark.parametrize("line", [["dataset=coco20i", "backbone=resnet50"], ["dataset=shapes5i", "train.lr=0.5"]])
+def test_a_run_of_before_has_what_every_run_had_then(line: list[str]) -> None:
+    composed = compose(line)
+    today: Any = from_recorded(composed.resolved)
+    found: Any = from_recorded(earlier(composed.resolved))
+    flat, now = flatten(resolved(found)), flatten(resolved(today))
+    assert flat.keys() == now.keys()
+    known = {key: value for key, value in BEFORE.items() if key in now}
+    assert {key: flat[key] for key in known} == known
+    assert {k for k in now if flat[k] != now[k]} <= {*known, *(k for k in now if k.startswith("base_training."))}
+    if line[0] == "dataset=coco20i":  # today masks are painted, and the run had others
+        assert (found.dataset.coco_masks, today.dataset.coco_masks) == ("union", "painted")
+    assert trains(found) == trains(today)
+    gone = earlier(composed.resolved)
+    gone["train"]["warmup_steps"] = 100
+    with pytest.raises(UserError, match="warmup_steps"):
+        from_recorded(gone)

@@ -390,3 +390,11 @@ def test_a_mask_of_own_classes_may_have_any_palette(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other class numbers"):
         read_labels(tmp_path / "m.png")
     assert np.unique(read_labels(tmp_path / "m.png", own=True)).tolist() == [0, 1, 2]
+
+
+def test_a_photo_of_another_format_is_to_be_converted(tmp_path: Path) -> None:
+    """An iPhone's: nothing is damaged, and no second copy would help."""
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(UserError, match="not an image of the formats JPEG") as caught:
+        read_image(tmp_path / "a.heic")
+    assert caught.value.fix.startswith("save it in one of these formats")

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+import yaml
+from command_line import fsseg as command
 from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, cell_of, composed, done
 
 import fsseg
 from fsseg.cell.finished import Finished, open_finished
+from fsseg.cell.key import file_digest
 from fsseg.cell.record import RunDirectory
 from fsseg.config.compose import compose
 from fsseg.data.loader import evaluation_plan, evaluation_transform
@@ -305,6 +309,56 @@ def test_weights_that_are_not_here_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(weights)) as told:
         Predictor.from_config(c.cfg)
     assert told.value.fix
+
+
+def test_a_run_from_before_a_setting_existed_predicts_as_it_did(
+    trained: RunDirectory, runs: dict[str, Finished], root: Path
+) -> None:
+    """Neither its config.yaml nor its checkpoint holds the setting."""
+    spec = episodes(runs["trained"])[0]
+    query, examples = files(root, spec.query_id)[0], supports(root, spec)
+    expected = fsseg.load(trained.directory).predict(query, examples).probability
+    state = torch.load(trained.checkpoint, weights_only=True)
+    stored = (state["config"], yaml.safe_load(trained.config_file.read_text()))
+    for config in stored:
+        del config["base_training"], config["check"], config["backbone"]["base_training"], config["protocol"]["fit"]
+        del config["eval"]["amp"], config["train"]["lr_scale"]
+    torch.save(state, trained.checkpoint)
+    trained.config_file.write_text(yaml.safe_dump(stored[1]))
+    for place in (trained.directory, trained.checkpoint):
+        np.testing.assert_array_equal(fsseg.load(place).predict(query, examples).probability, expected)
+    assert open_finished(trained).cfg.protocol.fit == "longer_side"
+
+
+def test_the_advice_for_other_weights_works_in_each_place(root: Path, tmp_path: Path) -> None:
+    """In Python, `fsseg predict` and `fsseg export`: the file of the run, which lies elsewhere now, is named."""
+    weights, kept = tmp_path / "w.pth", tmp_path / "kept.pth"
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, kept)
+    shutil.copy(kept, weights)
+    c = composed(root, tmp_path / "out", *PROTOTYPE, "backbone=resnet18", f"backbone.weights={weights}",
+                 "dataset.image_size=25", "protocol.num_episodes=1")  # fmt: skip
+    done(c)
+    run, (image, _) = (
+        cell_of(c).directory,
+        files(root, episodes(open_finished(RunDirectory(cell_of(c).directory)))[0].query_id),
+    )
+    torch.save({name: value + 1 for name, value in state.items()}, weights)
+    with pytest.raises(UserError, match=rf"was scored with the weights {weights} \(SHA-256") as fault:
+        fsseg.load(run)
+    assert fault.value.fix == "name the file of the run: backbone.weights=FILE"
+    word = f"backbone.weights={kept}"
+    assert fsseg.load(run, overrides=[word]).digest == file_digest(kept)
+    with pytest.raises(UserError, match=r"^train\.lr=1: only what belongs to this machine"):
+        fsseg.load(run, overrides=["train.lr=1"])
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "m.png")
+    Image.open(image).resize((64, 64)).save(tmp_path / "i.png")
+    line = ("--support", f"{tmp_path}/i.png:{tmp_path}/m.png", str(tmp_path / "i.png"), "--out", str(tmp_path / "pred"))
+    for words in (("predict", "--checkpoint", str(run), *line),
+                  ("export", str(run), "--to", "safetensors", "--out", str(tmp_path / "m.safetensors"))):  # fmt: skip
+        assert fault.value.fix in command(*words).stderr
+        told = command(*words, word)
+        assert told.returncode == 0, told.stderr
 
 
 def test_a_training_free_run_keeps_its_random_weights_and_the_callers_random_numbers(runs: dict[str, Finished]) -> None:

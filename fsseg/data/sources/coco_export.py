@@ -6,6 +6,7 @@ an annotation is no class: Roboflow writes one that is the mere name of the proj
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +23,56 @@ _KIND = "categories that give no classes"
 
 
 @dataclass(frozen=True)
+class ExportPart:
+    """One of several annotation files of a data set.
+
+    Attributes:
+        path: of the file.
+        folder: of its images, below the folder of the data set; empty: that one.
+    """
+
+    path: Path
+    folder: str
+
+    @property
+    def key(self) -> list[Any]:
+        stat = self.path.stat()
+        return [self.path.name, self.folder, stat.st_size, stat.st_mtime_ns]
+
+
+@dataclass(frozen=True)
 class Export:
     """How an export is read.
 
     Attributes:
         crowds: annotations with iscrowd=1 are ignored (`ignore`: 255), or objects like the others (`object`).
+        parts: the files that it is made of, if they are several, the first one included.
     """
 
     crowds: str = "ignore"
+    parts: tuple[ExportPart, ...] = ()
     fix = _FIX
 
     @property
     def key(self) -> dict[str, Any]:
-        """What of it a store depends on."""
-        return {"export": 1, "crowds": self.crowds}
+        """What of it a store depends on.
+
+        Raises:
+            OSError: a part is not there.
+        """
+        return {
+            "export": 1,
+            "crowds": self.crowds,
+            **({"parts": [part.key for part in self.parts]} if self.parts else {}),
+        }
+
+    def content(self, path: Path) -> dict[str, Any]:
+        """What the file holds, or all parts together.
+
+        Raises:
+            UserError: one is missing, or no COCO JSON, or their categories do not agree.
+        """
+        return merged(self.parts) if self.parts else read_json(path, _FIX)
 
     def read(self, annotation: dict[str, Any]) -> dict[str, Any]:
         """A sound annotation as it is to be understood."""
@@ -77,7 +114,53 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def export_classes(path: Path, folders: list[Path]) -> tuple[str, ...]:
+def merged(parts: Sequence[ExportPart]) -> dict[str, Any]:
+    """Several files as one: categories are known by their names, ids and file names say of which part they are. An
+    image knows its part by its number, `PART`.
+
+    Raises:
+        UserError: a file is missing or no COCO JSON, or a category with objects in one file is not listed in another.
+    """
+    contents = [read_json(part.path, _FIX) for part in parts]
+    named = [used_categories(part.path, c["categories"], c["annotations"]) for part, c in zip(parts, contents)]
+    if faults := [fault for _, found in named for fault in found]:
+        raise faults_error(faults)
+    for part, (used, _) in zip(parts, named):
+        for other, content in zip(parts, contents):
+            listed = {str(entry.get("name")).strip() for entry in content["categories"] if isinstance(entry, dict)}
+            if lacking := sorted(set(used.values()) - listed):
+                what = (
+                    f"{part.path} has objects of {', '.join(map(visible, lacking))}, which {other.path} does not list"
+                )
+                raise UserError(what, "export both files with the same categories, spelled alike")
+    found: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    names = sorted({name for used, _ in named for name in used.values()})
+    found["categories"] = [{"id": name, "name": name} for name in names]
+    for number, (part, content, (used, _)) in enumerate(zip(parts, contents, named)):
+        for image in content["images"]:
+            found["images"].append(_of_part(part, image, ("id",), {PART: number}))
+        for annotation in content["annotations"]:
+            category: Any = annotation.get("category_id") if isinstance(annotation, dict) else None
+            known = {"category_id": used.get(category, f"{category} of {part.path}")} if _is_plain(category) else {}
+            found["annotations"].append(_of_part(part, annotation, ("id", "image_id"), known))
+    return found
+
+
+PART = "part of the data set"
+
+
+def _of_part(part: ExportPart, entry: Any, ids: Sequence[str], more: dict[str, Any]) -> Any:
+    """An entry whose ids and file name say of which part it is; what is no such thing stays as it is, to be told."""
+    if not isinstance(entry, dict):
+        return entry
+    own = {key: f"{entry[key]} of {part.path}" for key in ids if _is_plain(entry.get(key))}
+    name = entry.get("file_name")
+    if part.folder and isinstance(name, str) and name and not name.startswith("/"):
+        own["file_name"] = f"{part.folder}/{name}"
+    return {**entry, **own, **more}
+
+
+def export_classes(path: Path, folders: list[Path], export: Export) -> tuple[str, ...]:
     """Names of the classes of an export, sorted; kept beside its store, so that the file is read once.
 
     Raises:
@@ -85,14 +168,15 @@ def export_classes(path: Path, folders: list[Path]) -> tuple[str, ...]:
     """
     try:
         stat = path.stat()
+        more = {"parts": [part.key for part in export.parts]} if export.parts else {}
     except OSError as error:
-        what = f"dataset.annotations={path} cannot be read: {error.strerror}"
-        raise UserError(what, "set dataset.annotations to the JSON file") from None
-    key = {"classes": 1, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        what = f"{error.filename} cannot be read: {error.strerror}"
+        raise UserError(what, "set dataset.annotations (and dataset.val_annotations) to a JSON file") from None
+    key = {"classes": 1, "file": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **more}
     name = f"{path.stem}.classes.store"
     if (kept := find_store(folders, name, key)) is not None:
         return tuple(unpack_names(kept["classes"]))
-    content = read_json(path, _FIX)
+    content = export.content(path)
     names, faults = used_categories(path, content["categories"], content["annotations"])
     if faults:
         raise faults_error(faults)
@@ -102,3 +186,18 @@ def export_classes(path: Path, folders: list[Path]) -> tuple[str, ...]:
     arrays: Arrays = {"classes": pack_names(classes)}
     keep_store(folders, name, key, arrays)
     return tuple(classes)
+
+
+def parts_of(files: Sequence[Path], images: str | None) -> tuple[Path, tuple[ExportPart, ...]]:
+    """The folder that holds all images, and the files with their folders below it.
+
+    Args:
+        images: the folder that the file names of all are relative to; None: the folder `images` beside each file, or
+            else the file's own.
+    """
+    if images is not None:
+        return Path(images).expanduser(), tuple(ExportPart(file, "") for file in files)
+    own = [beside if (beside := file.parent / "images").is_dir() else file.parent for file in files]
+    root = Path(os.path.commonpath([os.path.abspath(folder) for folder in own])) if len(own) > 1 else own[0]
+    below = [os.path.relpath(folder, root).replace(os.sep, "/") for folder in own]
+    return root, tuple(ExportPart(file, "" if folder == "." else folder) for file, folder in zip(files, below))

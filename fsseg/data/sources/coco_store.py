@@ -29,7 +29,7 @@ from fsseg.data.sources.coco_annotations import (
     image_name,
     read_json,
 )
-from fsseg.data.sources.coco_export import Export
+from fsseg.data.sources.coco_export import PART, Export
 from fsseg.data.sources.coco_painted import PaintedMaker, PaintedMasks
 from fsseg.data.sources.coco_union import UnionMaker, UnionMasks
 from fsseg.errors import UserError
@@ -62,6 +62,7 @@ class CocoStore:
     Attributes:
         path: of the annotations.
         image_ids: of all images, in the order of their COCO ids.
+        parts: number of the file that lists each image, if an export is made of several.
     """
 
     def __init__(self, path: Path, rule: str, arrays: Arrays) -> None:
@@ -69,6 +70,7 @@ class CocoStore:
         self.image_ids = unpack_names(arrays["image_ids"])
         self._file_names = unpack_names(arrays["file_names"])
         self._shape = arrays["shape"]
+        self.parts = arrays.get("part")
         self._masks = RULES[rule].masks(arrays)
         self._position = {image_id: position for position, image_id in enumerate(self.image_ids)}
 
@@ -186,7 +188,7 @@ def read_annotations(path: Path, rule: str, export: Export | None = None) -> tup
     start = time.monotonic()
     log.info("reading %s (%.0f MB)", path, path.stat().st_size / 1e6)
     fix = OFFICIAL if export is None else export.fix
-    content = read_json(path, fix)
+    content = read_json(path, fix) if export is None else export.content(path)
     annotations = content.pop("annotations")
     class_of, faults = _classes(path, content["categories"], annotations, export)
     images, found = check_images(path, content["images"], export is not None, fix)
@@ -217,6 +219,8 @@ def read_annotations(path: Path, rule: str, export: Export | None = None) -> tup
         "shape": np.array(sizes, dtype=np.int32).reshape(-1, 2),
         **maker.arrays(sizes),
     }
+    if export is not None and export.parts:
+        arrays["part"] = np.array([images[number][PART] for number in order], dtype=np.int8)
     log.info("indexed %s in %.1f s: %d pairs", path.name, time.monotonic() - start, len(arrays["pair_image"]))
     return arrays, []
 

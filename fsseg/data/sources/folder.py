@@ -19,11 +19,12 @@ from fsseg.config.schema import OwnConfig
 from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Fault
 from fsseg.data.images import image_size, size_error
+from fsseg.data.own_files import MASKS
 from fsseg.data.source import SPLITS, ClassIndex, Split
 from fsseg.data.sources.folder_masks import Counts, MaskForm, files_below, open_masks, twins
 from fsseg.data.sources.own import SUFFIXES, OwnSource, some
 
-IMAGES, MASKS = "images", "masks"
+IMAGES = "images"
 
 
 class FolderSource(OwnSource):

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fsseg.data.binary_masks import WHITE, read_binary
+from fsseg.data.binary_masks import WHITE, marked, read_binary
 from fsseg.data.faults import Fault
 from fsseg.data.images import read_labels
+from fsseg.data.own_files import CLASSES, MASKS
 from fsseg.data.source import IGNORE_INDEX, ClassIndex, label_table
 from fsseg.data.sources.mask_scan import MaskCount, MaskFile, build_index, kept_counts, scan_masks, unknown_faults
 from fsseg.data.sources.own import same_names, some
 from fsseg.errors import UserError, visible
 
-CLASSES = "classes.txt"
 _BACKGROUND = {"background", "_background_", "__background__", "bg"}
 
 Counts = dict[str, MaskCount]
@@ -95,7 +95,7 @@ class IndexedMasks(MaskForm):
     task = "own mask"
 
     def __init__(self, root: Path) -> None:
-        self.named_in, self.folder = str(root / CLASSES), root / "masks"
+        self.named_in, self.folder = str(root / CLASSES), root / MASKS
         by_value = read_classes(root / CLASSES)
         super().__init__(by_value, files_below(self.folder, (".png",)))
         ranks = [self.classes.index(name) + 1 for name in by_value]
@@ -126,7 +126,7 @@ class IndexedMasks(MaskForm):
 
 
 class ClassMasks(MaskForm):
-    """A file for each class that an image shows: 255 on the object, 0 elsewhere. Objects of two classes may overlap.
+    """A file for each class that an image shows, read by `fsseg.data.binary_masks`. Objects of two classes may overlap.
 
     Args:
         by_class: name of a class -> its mask files by the id of their image.
@@ -135,7 +135,11 @@ class ClassMasks(MaskForm):
 
     def __init__(self, by_class: Mapping[str, Mapping[str, MaskFile]], named_in: str, grey: bool = False) -> None:
         self.named_in, self.grey = named_in, grey
-        self.rule = "grey levels of the mask from 128 on" if grey else "pixels of 255 in the class's mask"
+        self.rule = (
+            "grey levels of the mask from 128 on"
+            if grey
+            else "pixels of the one value beside 0 in the class's mask; 255 beside 1 is ignored"
+        )
         self.task = "grey mask" if grey else "binary mask"
         super().__init__(
             list(by_class), {f"{c}\t{i}": file for c, files in by_class.items() for i, file in files.items()}
@@ -163,13 +167,25 @@ class ClassMasks(MaskForm):
             grid: dict[int, int] = {}
             for name in names:
                 count, value = counts[name], self._rank[name.partition("\t")[0]] + 1
-                if WHITE in count.pixels:
-                    pixels[value], grid[value] = count.pixels[WHITE], count.grid[WHITE]
+                own = 1 if 1 in count.pixels else WHITE
+                if own in count.pixels:
+                    pixels[value], grid[value] = count.pixels[own], count.grid[own]
                 elif not self.grey:
                     fix = "mark the object with 255, or delete the file: an image without one does not show the class"
-                    faults.append(Fault("empty masks", self.files[name].path, "no pixel is 255", fix))
+                    faults.append(Fault("empty masks", self.files[name].path, "all of it is 0", fix))
             merged[image_id] = MaskCount(counts[names[0]].height, counts[names[0]].width, pixels, grid)
-        return build_index(list(merged), merged, len(self.classes))[0], faults
+        return build_index(list(merged), merged, len(self.classes))[0], [*faults, *self._boundary_alone(counts)]
+
+    def _boundary_alone(self, counts: Counts) -> Iterator[Fault]:
+        """Masks with 255 alone where another one has it beside 1: are they of a whole object, or of a boundary?"""
+        beside = next((name for name, count in counts.items() if {1, WHITE} <= count.pixels.keys()), None)
+        if beside is None:
+            return
+        why = f"255 is its only value beside 0, but in {self.files[beside].path} it stands beside 1, and is ignored"
+        fix = "mark objects by 1 in all masks, and delete masks that show none"
+        for name, count in counts.items():
+            if WHITE in count.pixels and 1 not in count.pixels:
+                yield Fault("masks of which 255 may be object or boundary", self.files[name].path, why, fix)
 
     def mask(
         self, image_id: str, class_id: int, ignore_classes: Sequence[int], size: tuple[int, int] | None
@@ -181,12 +197,12 @@ class ClassMasks(MaskForm):
             raise UserError(f"image {image_id} has no mask", "take it off the list")
         found = np.zeros(shape, dtype=np.uint8)
         if own is not None:
-            found[own == WHITE] = 1
+            found[:] = own
         for other in others:
             if other.shape != shape:
                 what = f"masks of {image_id} are of two sizes: {shape[::-1]} and {other.shape[::-1]}"
                 raise UserError(what, "save all masks of an image at its size")
-            found[other == WHITE] = IGNORE_INDEX
+            found[other == 1] = IGNORE_INDEX
         held = self.of_image(image_id)
         name = f"{self.classes[class_id]}\t{image_id}"
         path = self.files[name if name in self.files else held[0]].path if held else None
@@ -194,7 +210,7 @@ class ClassMasks(MaskForm):
 
     def _read(self, image_id: str, class_id: int) -> NDArray[np.uint8] | None:
         file = self.files.get(f"{self.classes[class_id]}\t{image_id}")
-        return None if file is None else read_binary(file.path, grey=self.grey)
+        return None if file is None else marked(read_binary(file.path, grey=self.grey))
 
 
 def open_masks(root: Path) -> MaskForm:
@@ -203,7 +219,7 @@ def open_masks(root: Path) -> MaskForm:
     Raises:
         UserError: there are none, or their classes are not told.
     """
-    masks = root / "masks"
+    masks = root / MASKS
     if not masks.is_dir():
         what = f"there is no folder {masks.absolute()}"
         raise UserError(what, "point dataset.root at the folder that holds images/ and masks/")

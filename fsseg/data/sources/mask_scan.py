@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fsseg.data.arrays import Arrays, find_store, keep_store, pack_names, unpack_names
+from fsseg.data.binary_masks import FIX as BINARY_FIX
 from fsseg.data.faults import Fault
 from fsseg.data.source import IGNORE_INDEX, ClassIndex
 from fsseg.data.workers import map_files
@@ -31,8 +32,7 @@ RULE_VERSION = 3
 
 _FIXES = {
     "own mask": "save them as PNG with the number of a class a pixel, 8 bits: with a palette, or as grey",
-    "binary mask": "save them as PNG with 255 on the object and 0 elsewhere, without soft edges, colours or "
-    "transparency; numbers of classes are read where the folder has a classes.txt",
+    "binary mask": BINARY_FIX,
 }
 """What a user can do about masks of their own, by the task that cannot read them."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,25 @@ def test_crowds_are_objects_where_a_tool_marks_its_masks_so(tmp_path: Path) -> N
     np.testing.assert_array_equal(own.mask("val", "a/1.rf.9", 0), 1 - BLOB)
 
 
+def test_a_crowd_of_run_lengths_by_hand(tmp_path: Path) -> None:
+    """Run lengths go down the columns of 20 pixels: none of 0, then columns 0 and 1, then nothing. The box of the
+    same class covers rows 0 to 9 of columns 1 to 4, so 10 pixels of column 1 are of both."""
+    content = export()
+    content["annotations"] = [
+        {"id": 1, "image_id": 0, "category_id": -7, "iscrowd": 1,
+         "segmentation": {"size": [20, 30], "counts": [0, 40, 560]}},
+        {"id": 2, "image_id": 0, "category_id": -7, "iscrowd": 0, "segmentation": box(1, 0, 4, 10)},
+    ]  # fmt: skip
+    root = write(tmp_path, content)
+    crowd, both = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
+    crowd[:, :2], crowd[:10, 1:5] = 255, 1
+    both[:, :2], both[:10, 1:5] = 1, 1
+    for crowds, expected in (("ignore", crowd), ("object", both)):
+        own = source(root, crowds=crowds)
+        assert own.index("val").pair_pixels.tolist() == [40 if crowds == "ignore" else 70]
+        np.testing.assert_array_equal(own.mask("val", "b/2", 0), expected)
+
+
 def test_an_index_is_kept_and_made_again_when_the_file_changes(tmp_path: Path) -> None:
     root = write(tmp_path, export())
     assert source(root).kept_index("val") is None
@@ -133,6 +153,118 @@ def test_every_fault_of_an_export_is_told_in_one_go_and_once(tmp_path: Path) -> 
         assert text.count(told) >= 1, told
     assert text.count("annotation 11:") == 1
     assert "fsseg prepare" not in text
+
+
+# As Roboflow exports: images beside each file, ids from 0 in each, and an entry 0 that is the mere name of the project.
+# Class ids differ between the two files. Each value: image -> category -> box.
+TRAIN = {"a.rf.1.jpg": {"zebra": box(0, 0, 10, 10)}, "b.rf.2.jpg": {"ant": box(2, 2, 4, 6), "zebra": box(9, 9, 5, 5)}}
+VALID = {"c.rf.3.jpg": {"okapi": box(1, 1, 12, 8)}, "a.rf.1.jpg": {"zebra": box(0, 0, 3, 7)}}
+
+
+def roboflow(root: Path, part: str, shown: dict[str, Any], categories: list[str]) -> Path:
+    names = list(shown)
+    annotations = [(i, c, s) for i, name in enumerate(names) for c, s in shown[name].items()]
+    content = {
+        "images": [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(names)],
+        "categories": [{"id": 0, "name": "safari", "supercategory": "none"}]
+        + [{"id": i, "name": name, "supercategory": "safari"} for i, name in enumerate(categories, 1)],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": categories.index(c) + 1, "segmentation": s, "iscrowd": 0}
+            for n, (i, c, s) in enumerate(annotations)
+        ],
+    }
+    for number, name in enumerate(names):
+        write_jpeg(root / part / name, (20, 30), seed=number + 10 * (part == "valid"))
+    path = root / part / "_annotations.coco.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def both_parts_config(root: Path, **changes: Any) -> CocoJsonConfig:
+    files = {"annotations": root / "train" / "_annotations.coco.json",
+             "val_annotations": root / "valid" / "_annotations.coco.json"}  # fmt: skip
+    settings: Any = {"image_size": 81, "num_folds": 1, **{key: str(path) for key, path in files.items()}, **changes}
+    return CocoJsonConfig(name="coco_json", root=str(root), **settings)
+
+
+def both_parts(root: Path, **changes: Any) -> CocoJsonSource:
+    cfg = both_parts_config(root, **changes)
+    assert CocoJsonSource.check_folder(cfg) == []
+    return CocoJsonSource(cfg)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    roboflow(tmp_path, "train", TRAIN, ["ant", "okapi", "zebra"])
+    roboflow(tmp_path, "valid", VALID, ["zebra", "okapi", "ant"])
+    return tmp_path
+
+
+def test_two_files_are_the_two_sides_and_classes_go_by_name(exported: Path) -> None:
+    """Of two images of one name each stays what it is."""
+    own = both_parts(exported)
+    own.check()
+    assert own.classes == ("ant", "okapi", "zebra")
+    found = {}
+    for split in ("train", "val"):
+        index = own.index(split)  # type: ignore[arg-type]
+        pairs = zip(index.pair_image.tolist(), index.pair_class.tolist(), index.pair_pixels.tolist())
+        found[split] = {(index.image_ids[i], own.classes[c]): n for i, c, n in pairs}
+    assert found == {
+        "train": {("train/a.rf.1", "zebra"): 100, ("train/b.rf.2", "ant"): 24, ("train/b.rf.2", "zebra"): 25},
+        "val": {("valid/a.rf.1", "zebra"): 21, ("valid/c.rf.3", "okapi"): 96},
+    }
+    assert own.image_path("val", "valid/a.rf.1") == exported / "valid" / "a.rf.1.jpg"
+    assert own.mask_path("val", "valid/a.rf.1") == exported / "valid" / "_annotations.coco.json"
+    assert own.mask("val", "valid/c.rf.3", 1)[1:9, 1:13].all()
+    assert own.list_origin("train").endswith("train/_annotations.coco.json")
+    assert verify(own).faults == []
+    again = both_parts(exported)
+    kept = again.kept_index("val")
+    assert kept is not None
+    assert kept.fingerprint == own.index("val").fingerprint
+    roboflow(exported, "valid", {"c.rf.3.jpg": VALID["c.rf.3.jpg"]}, ["zebra", "okapi", "ant"])
+    assert both_parts(exported).kept_index("val") is None
+
+
+def test_the_same_picture_on_both_sides_is_a_fault_whatever_it_is_called(exported: Path) -> None:
+    shutil.copy(exported / "train" / "b.rf.2.jpg", exported / "valid" / "c.rf.3.jpg")
+    with pytest.raises(UserError, match=r"trained on and evaluated \(1\): .*valid/c\.rf\.3\.jpg.* is the same as "
+                       r".*train/b\.rf\.2\.jpg"):  # fmt: skip
+        both_parts(exported).check()
+
+
+def test_one_folder_of_images_and_an_image_in_both_files(exported: Path) -> None:
+    for part in ("train", "valid"):
+        for path in (exported / part).glob("*.jpg"):
+            write_jpeg(exported / "all" / path.name, (20, 30))
+    with pytest.raises(UserError, match=r"images 0 of .*train/_ann.* and 1 of .*valid/_ann.* are both called a\.rf\.1"):
+        both_parts(exported, images=str(exported / "all")).check()
+
+
+def test_two_files_that_do_not_agree_are_told(exported: Path) -> None:
+    roboflow(exported, "valid", {"c.rf.3.jpg": {"Zebra": box(0, 0, 3, 7)}}, ["Zebra", "ant", "okapi"])
+    cfg = both_parts_config(exported)
+    (fault,) = CocoJsonSource.check_folder(cfg)
+    assert fault.what == f"{cfg.annotations} has objects of zebra, which {cfg.val_annotations} does not list"
+    assert fault.fix == "export both files with the same categories, spelled alike"
+    cfg.val_list = "mine.txt"
+    assert "both say which images are evaluated" in CocoJsonSource.check_folder(cfg)[0].what
+    cfg.val_annotations, cfg.val_list = str(exported / "none.json"), None
+    assert CocoJsonSource.check_folder(cfg)[0].what.startswith(
+        f"dataset.val_annotations={exported}/none.json: there is no"
+    )
+
+
+def test_images_lie_in_a_folder_beside_the_file_or_beside_it(exported: Path) -> None:
+    """One file alone, without dataset.images."""
+    alone_config = both_parts_config(exported, val_annotations=None, val_share=1.0)
+    alone = CocoJsonSource(alone_config)
+    alone.check(["val"])
+    assert alone.index("val").image_ids == ("a.rf.1", "b.rf.2")
+    (exported / "train" / "images").mkdir()
+    with pytest.raises(UserError, match=r"train/images/a\.rf\.1\.jpg"):
+        CocoJsonSource(alone_config).check(["val"])
 
 
 CATEGORIES = {

@@ -98,14 +98,15 @@ def test_every_fault_is_told_in_one_go(tmp_path: Path) -> None:
     write_mask(masks / "ant" / "nobody.png", np.ones((40, 50), bool))
     write_mask(masks / "zebra" / "a.png", np.ones((50, 40), bool))
     write_mask(masks / "okapi" / "b.png", np.zeros((40, 50), bool))
-    Image.fromarray(np.full((40, 50), 7, np.uint8)).save(masks / "zebra" / "d.png")
+    Image.fromarray(np.repeat(np.array([[7, 9]], np.uint8), 25, 1).repeat(40, 0)).save(masks / "zebra" / "d.png")
     write_jpeg(masks / "zebra" / "e.jpg")
     (root / "images" / "day 1" / "c.jpg").write_bytes(b"nonsense")
     with pytest.raises(UserError) as error:
         source(root).check(["val"])
     text = f"{error.value.what}\n{error.value.fix}"
     for told in (
-        "nobody.jpg", "50x40 pixels, its mask in", "okapi/b.png: no pixel is 255", "other values than 0 and 255: 7",
+        "nobody.jpg", "50x40 pixels, its mask in", "okapi/b.png: all of it is 0",
+        "2 values beside 0, where a mask of one class has one: 7, 9",
         "c.jpg", "masks that are no PNG (1)", "255 on the object and 0 elsewhere, without soft edges",
         "an image and its mask have one name", "delete the file",
     ):  # fmt: skip
@@ -117,6 +118,26 @@ def test_every_fault_is_told_in_one_go(tmp_path: Path) -> None:
         "images of another size than their masks",
     }
     assert report.missing_images["val"] == [str(root / "images" / "nobody.jpg")]
+
+
+def test_a_boundary_of_255_beside_1_is_that_of_an_indexed_mask(tmp_path: Path) -> None:
+    """And where masks of one set do so, one with 255 alone is not guessed at."""
+    root = make(tmp_path / "classes", "classes")
+    for image_id, labels in SHOWN.items():
+        for value in set(np.unique(labels).tolist()) - {0, 255}:
+            path = root / "masks" / CLASSES[value - 1] / f"{image_id}.png"
+            Image.fromarray(np.where(labels == 255, 255, labels == value).astype(np.uint8)).save(path)
+    found, expected = source(root), source(make(tmp_path / "indexed", "indexed"))
+    assert found.index("val").fingerprint == expected.index("val").fingerprint
+    for image_id, name, _ in PAIRS:
+        masks = [s.mask("val", image_id, SORTED.index(name)) for s in (found, expected)]
+        np.testing.assert_array_equal(*masks)
+    assert (found.mask("val", "a", SORTED.index("ant")) == 255).sum() == 30
+    found.check(["val"])
+    write_mask(root / "masks" / "zebra" / "d.png", SHOWN["d"] == 1)
+    with pytest.raises(UserError, match=r"255 may be object or boundary \(1\): .*zebra/d\.png") as error:
+        source(root).check(["val"])
+    assert error.value.fix == "mark objects by 1 in all masks, and delete masks that show none"
 
 
 def test_images_of_other_kinds_are_converted_and_a_huge_one_is_told(tmp_path: Path) -> None:
