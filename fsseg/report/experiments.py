@@ -19,7 +19,7 @@ from fsseg.report.bias import background_bias, figure5
 from fsseg.report.collect import CellResult
 from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, rows_of, statistic
 from fsseg.report.formats import MISSING, TextTable
-from fsseg.report.paper import paper_results
+from fsseg.report.paper import WITHOUT_INTERVAL, paper_results
 
 _MOST_ROUNDS = 100  # rows of Table 6
 
@@ -74,6 +74,8 @@ def _ablation(
         ours, theirs = statistic(cells, _miou), paper(kind)
         difference = f"{ours.mean - theirs:+.2f}" if ours and theirs is not None and group.comparable else ""
         table.rows.append([label(kind), str(ours or MISSING), _figure(theirs), difference])
+    if any(row[-1] for row in table.rows):
+        table.notes.append(WITHOUT_INTERVAL)
     table.notes += notes_of(group, rows)
     return table, rows
 

@@ -22,6 +22,10 @@ FOLDS = (0, 1, 2, 3)
 """The folds of both data sets; a mean is a mean over all of them."""
 MEAN = -1
 """The fold number that stands for the mean over the folds."""
+WITHOUT_INTERVAL = (
+    "difference: ours less the published figure, without an interval: published figures come without their episodes"
+)
+"""Below every table with such a difference."""
 
 _NAMES = {"abcb": "ABCB"}  # our methods that the paper has a row for -> its name there
 _POOL = "dataset.train_list"

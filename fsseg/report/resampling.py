@@ -97,16 +97,18 @@ class Queries:
         truth = ordered[first]
         ids, starts = np.unique(truth[:, 0], return_index=True)
         names = dict(zip(scope.classes, scope.class_names))
-        seeds = [rows["seed"] == seed for seed in scope.seeds]
-        sums = np.zeros((2, counts.rounds, len(seeds), len(truth)))
-        for s, own in enumerate(seeds):
-            for kind, column in enumerate(("intersection", "union")):
-                for r in range(counts.rounds):
-                    sums[kind, r, s] = np.bincount(query[own], rows[column][own, r], len(truth))
-        drawn = np.array([np.isin(ids, rows["class_id"][own]) for own in seeds])
+        # one place for each seed and query: a sum over each is one pass over the episodes
+        place = sum(s * (rows["seed"] == seed) for s, seed in enumerate(scope.seeds)) * len(truth) + query
+        size = (len(scope.seeds), len(truth))
+        both, either = (
+            np.stack([np.bincount(place, column[:, r], math.prod(size)).reshape(size) for r in range(counts.rounds)])
+            for column in (rows["intersection"], rows["union"])
+        )
+        met = np.bincount(place, minlength=math.prod(size)).reshape(size)
+        drawn = np.add.reduceat(met, starts, axis=1) > 0
         which = b"".join(np.ascontiguousarray(c).tobytes() for c in (rows["seed"], rows["number"], *columns))
         return cls(
-            tuple(names[i] for i in ids.tolist()), truth, (*starts.tolist(), len(truth)), sums[0], sums[1], drawn,
+            tuple(names[i] for i in ids.tolist()), truth, (*starts.tolist(), len(truth)), both, either, drawn,
             zero, len(scope.classes), len(rows), hashlib.sha256(which).hexdigest(),
         )  # fmt: skip
 
@@ -198,7 +200,7 @@ def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
             own = np.where(either[:, :1] > 0, both[:, :1] / np.maximum(either[:, :1], 1), 0.0)
             iou = 100 * np.divide(both, either, out=np.repeat(own, RESAMPLES + 1, axis=1), where=either > 0)
             fold, queries, _ = answers[i]
-            mious[i] += queries.shares()[:, c] @ iou
+            mious[i] += (queries.shares()[:, c, None] * iou).sum(axis=0)
             line = iou[queries.drawn[:, c]].mean(axis=0)
             of_class[i][name] = Resampled(fold, float(line[0]), line[1:], end - start, 1)
     return [

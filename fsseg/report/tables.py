@@ -24,7 +24,7 @@ from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
 from fsseg.report.formats import MISSING, TextTable
 from fsseg.report.pairs import RowComparison, notes_on, paired
-from fsseg.report.paper import MEAN, Published, comparable, other_data
+from fsseg.report.paper import MEAN, WITHOUT_INTERVAL, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike
 from fsseg.report.published import notes_on as notes_on_published
 from fsseg.report.replication import OLDER_PROTOCOL
@@ -192,7 +192,7 @@ class Table:
         if any(entry.std is not None for entry in found):
             text.notes.append("±: sample standard deviation over training seeds")
         if any(entry.difference is not None for entry in found):
-            text.notes.append(_TO_PUBLISHED)
+            text.notes.append(WITHOUT_INTERVAL)
         text.notes += [note for kind, note in _OF_BEST.items() if any(kind in row.best for row in self.rows)]
         reported = [figures for row in self.rows for of_shot in row.reported.values() for figures in of_shot]
         text.notes += notes_on_published(marks, reported, [row.key.method for row in self.rows if row.reported])
@@ -221,9 +221,6 @@ def _reported(row: Row, columns: Sequence[tuple[int, int]], marks: Mapping[str, 
     return lines
 
 
-_TO_PUBLISHED = (
-    "difference: ours less the published figure, without an interval: published figures come without their episodes"
-)
 _OF_BEST = {
     "best_novel": "best on novel classes: of the checkpoints of a training, the one that scored best on the novel test "
     "classes (train.select), which is optimistic. It is not the result: that is the last one, in the rows above",

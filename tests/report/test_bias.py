@@ -48,22 +48,28 @@ def test_background_bias_shows_what_each_model_loses(tmp_path: Path, add: Add) -
     # P_1: 59 and 59; 42 and 43: 42.5, sqrt(0.5); lost 17 and 16
     assert table["baseline + SM + IC: P_1"] == ["59.00 ±0.00", "42.50 ±0.71", "16.50 ±0.71", "", ""]
     assert not any(label.endswith("P_2") or label.startswith("baseline (backbone + QP):") for label in table)
+    # 20 and 18, error 1; t of 1 degree is 12.706
+    assert "baseline (backbone + QP) loses from shift 0.0 to 1.0: +19.00 [+6.29, +31.71] (2 pairs)\n" in text
     # pairs at 0: +1 and -1, error sqrt(2) / sqrt(2) = 1; at 1: +11 and +9, error the same
     assert (
-        "baseline + SM + IC against the baseline, paired by fold and seed: +0.00 (standard error 1.00, 2 pairs) at "
-        "shift 0.0, +10.00 (standard error 1.00, 2 pairs) at shift 1.0\n"
+        "baseline + SM + IC against the baseline, paired by fold and seed: +0.00 [-12.71, +12.71] (2 pairs) at "
+        "shift 0.0, +10.00 [-2.71, +22.71] (2 pairs) at shift 1.0\n"
     ) in text
     # the baseline loses 20 and 18, the model 10 and 8: 10 less, twice
     assert (
         "what the baseline loses from shift 0.0 to 1.0, less what baseline + SM + IC loses (positive: baseline + SM + "
-        "IC loses less), paired by fold and seed: +10.00 (standard error 0.00, 2 pairs)\n"
+        "IC loses less), paired by fold and seed: +10.00 [+10.00, +10.00] (2 pairs)\n"
     ) in text
     # at 0: 61 - 59 twice; at 1: 51 - 42 = 9 and 53 - 43 = 10, deviation sqrt(0.5), error sqrt(0.5) / sqrt(2) = 0.5
     assert (
-        "baseline + SM + IC, P_T - P_1 of the same model: +2.00 (standard error 0.00, 2 pairs) at shift 0.0, +9.50 "
-        "(standard error 0.50, 2 pairs) at shift 1.0\n"
+        "baseline + SM + IC, P_T - P_1 of the same model: +2.00 [+2.00, +2.00] (2 pairs) at shift 0.0, +9.50 "
+        "[+3.15, +15.85] (2 pairs) at shift 1.0\n"
     ) in text
     assert text.count("P_T - P_1") == 1  # the baseline has one round
+    assert (
+        "[low, high]: 95 % interval over runs (Student's t), as single episodes cannot be used: "
+        f"{tmp_path / 'background_bias'}"
+    ) in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"background_bias.png", "background_bias-distance.png"}
 
 
@@ -81,14 +87,14 @@ def test_every_paired_figure_says_how_many_pairs_it_is_of(tmp_path: Path, add: A
     text = report(tmp_path)
     # at 0: 63 - 60 = 3 and 51 - 50 = 1, deviation sqrt(2), error 1; at 1: 39 - 40
     assert (
-        "baseline + SM against the baseline, paired by fold and seed: +2.00 (standard error 1.00, 2 pairs) at shift "
-        "0.0, -1.00 (1 pair) at shift 1.0\n"
+        "baseline + SM against the baseline, paired by fold and seed: +2.00 [-10.71, +14.71] (2 pairs) at shift "
+        "0.0, -1.00 (1 pair, no interval) at shift 1.0\n"
     ) in text
     # the baseline loses 60 - 40 = 20, SM 63 - 39 = 24: 4 more
-    assert "(positive: baseline + SM loses less), paired by fold and seed: -4.00 (1 pair)\n" in text
+    assert "(positive: baseline + SM loses less), paired by fold and seed: -4.00 (1 pair, no interval)\n" in text
     # at 0: 5, 1 and 6: mean 4, deviation sqrt((1 + 9 + 4) / 2) = sqrt(7), error sqrt(7 / 3) = 1.53
-    # at 1: 9 and 5: mean 7, deviation sqrt(8), error 2
+    # t of 2 degrees is 4.303; at 1: 9 and 5: mean 7, deviation sqrt(8), error 2
     assert (
-        "baseline + SM, P_T - P_1 of the same model: +4.00 (standard error 1.53, 3 pairs) at shift 0.0, +7.00 "
-        "(standard error 2.00, 2 pairs) at shift 1.0\n"
+        "baseline + SM, P_T - P_1 of the same model: +4.00 [-2.57, +10.57] (3 pairs) at shift 0.0, +7.00 "
+        "[-18.41, +32.41] (2 pairs) at shift 1.0\n"
     ) in text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsseg.report.statistics import PairedDifference, Statistic, mean, sample_std, shares
+from fsseg.report.statistics import Interval, PairedDifference, Statistic, mean, sample_std, shares
 
 PERCENT = st.floats(0, 100)
 
@@ -39,13 +39,23 @@ def test_the_deviation_of_a_statistic_is_that_of_the_seeds_means_over_folds() ->
     assert str(found) == "22.00 ±2.83"
 
 
-def test_a_paired_difference_is_of_the_pairs_measured_on_both_sides() -> None:
-    # 3 and 1: mean 2, deviation sqrt(2), error sqrt(2) / sqrt(2) = 1
-    found = PairedDifference.of([(63.0, 60.0), (None, 1.0), (51.0, 50.0), (2.0, None)])
-    assert found == PairedDifference(2.0, pytest.approx(1.0), 2)  # type: ignore[arg-type]
-    assert str(found) == "+2.00 (standard error 1.00, 2 pairs)"
-    assert str(PairedDifference.of([(1.0, 2.5)])) == "-1.50 (1 pair)"
-    assert PairedDifference.of([(None, 1.0)]) is None
+def test_a_difference_over_pairs_has_the_interval_of_students_t() -> None:
+    # 3 and 1: mean 2, deviation sqrt(2), error sqrt(2) / sqrt(2) = 1; t of 1 degree is 12.706
+    found = PairedDifference.over([3.0, 1.0])
+    assert (found.mean, found.pairs) == (2.0, 2)
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
+    assert found.interval.over == "runs"
+    assert str(found) == "+2.00 [-10.71, +14.71] (2 pairs)"
+
+
+def test_one_pair_says_that_it_has_no_interval() -> None:
+    assert str(PairedDifference.over([-1.5])) == "-1.50 (1 pair, no interval)"
+
+
+def test_an_interval_excludes_zero_on_either_side() -> None:
+    ends = [(-2.0, -1.0), (-1.0, 0.0), (0.0, 1.0), (-1.0, 1.0), (0.5, 1.0)]
+    assert [Interval(*pair, "runs").excludes_zero for pair in ends] == [True, False, False, False, True]
 
 
 def test_shares_are_of_everything_counted() -> None:
