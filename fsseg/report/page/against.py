@@ -54,9 +54,13 @@ def scores(table: Table, episodes: Episodes) -> Listing | None:
     return listing
 
 
-def comparisons(table: Table, episodes: Episodes) -> list[Listing]:
-    """Each row less the reference, with interval and tests; and the same of every fold and class."""
-    found = table.pairs or _of_variants(table, episodes)
+def comparisons(table: Table, episodes: Episodes | None) -> list[Listing]:
+    """Each row less the reference, with interval and tests; and the same of every fold and class.
+
+    Args:
+        episodes: for the variants of one method, which the table itself does not compare; None leaves these out.
+    """
+    found = table.pairs or ([] if episodes is None else _of_variants(table, episodes))
     if not found:
         return []
     known = [(c, c.difference) for c in found if c.difference is not None]

@@ -27,6 +27,8 @@ from fsseg.report.page.heat import heat_map
 from fsseg.report.page.listing import Listing, of_text_table
 from fsseg.report.tables import Report, build
 
+_MOST_RESAMPLED = 300
+"""Cells whose records of episodes are read for intervals: some 30 ms each, and twice that for differences."""
 _RUNNING = (State.RUNNING, State.PENDING, State.QUEUED, State.UNKNOWN)
 _ENDED = (State.FAILED, State.BROKEN, State.STALE, State.PREEMPTED)
 
@@ -167,11 +169,17 @@ def _caption(picture: Path) -> str:
 
 
 def _compared(report: Report) -> list[Listing]:
-    """Scores and differences with their intervals; each record of episodes is read once."""
-    episodes, found = Episodes(), []
+    """Scores and differences with their intervals; a table of too many cells has its own differences alone."""
+    episodes, left, found = Episodes(), _MOST_RESAMPLED, []
     for table in report.tables:
+        cells = sum(len(row.counted) for row in table.rows)
+        if cells > left:
+            found += against.comparisons(table, None)
+            continue
+        left -= cells
         if (scores := against.scores(table, episodes)) is not None:
-            found += [scores, *against.comparisons(table, episodes)]
+            found.append(scores)
+        found += against.comparisons(table, episodes)
     return found
 
 
