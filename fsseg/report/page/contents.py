@@ -25,7 +25,7 @@ from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
 from fsseg.report.page.heat import heat_map
 from fsseg.report.page.listing import Listing, of_text_table
-from fsseg.report.tables import Report, build
+from fsseg.report.tables import Report, Table, build
 
 _MOST_RESAMPLED = 300
 """Cells whose records of episodes are read for intervals: some 30 ms each, and twice that for differences."""
@@ -119,7 +119,7 @@ def contents(
     )
     budget = Budget()
     page.experiments = _experiments(report, budget)
-    page.results = [of_text_table(_without_differences(table.as_text())) for table in report.tables]
+    page.results = [_scores_of(table) for table in report.tables]
     page.against = _compared(report)
     page.heat = [listing for table in report.tables if (listing := heat_map(table)) is not None]
     page.curves = strips(_by_row(report))
@@ -192,10 +192,11 @@ def _in_words(table: TextTable, most: int = 12) -> str:
     return "; ".join(rows[:most]) + (f"; and {len(rows) - most} more rows in the table" if len(rows) > most else "")
 
 
-def _without_differences(table: TextTable) -> TextTable:
+def _scores_of(table: Table) -> Listing:
     """A table of scores without the notes that have a section of their own."""
-    table.notes = [note for note in table.notes if not note.startswith("differs: ")]
-    return table
+    text, elsewhere = table.as_text(), {str(pair) for pair in table.pairs}
+    text.notes = [note for note in text.notes if note not in elsewhere and not note.startswith("differs: ")]
+    return of_text_table(text)
 
 
 def _by_row(report: Report) -> dict[str, list[CellResult]]:
