@@ -39,6 +39,7 @@ from fsseg.engine.devices import choose_device, describe_device
 from fsseg.engine.endings import Ending, disk_fault, ending_of, is_disk_fault
 from fsseg.engine.result import Work, build_result
 from fsseg.errors import UserError, merge_errors, visible
+from fsseg.process import hook
 from fsseg.process.command import train_line
 from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
@@ -211,13 +212,12 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         write_record(cell.result_file, result)
         # The cell is done, whatever happens to the records from here on.
         _close(run, attempt, handler, Ending(State.DONE), eta_seconds=0, peak_memory_bytes=result.peak_memory_bytes)
-        with suppress(OSError, ClaimLost):
-            drop(cell.previous_checkpoint, run.work)
-            drop(cell.episodes_part, run.work)
-            for kind in BEST:
-                drop(cell.best_part(kind), run.work)
-            drop(cell.replaced, run.work)
+        _clear(run)
+        run.trackers.end(State.DONE, run.asked_to_stop)
         sync_cell(run.cfg, cell)
+        if _sweep() is None and not attempt.of_a_sweep:
+            miou = "" if result.miou is None else f"{result.miou:.2f}"
+            _notify(run, "cell_done", MIOU=miou, SECONDS=attempt.seconds)
         log.info("done: %s%s", cell.directory, _score(result))
         if run.ranks.world > 1:
             from fsseg.engine import distributed
@@ -229,10 +229,14 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
         if ending.recorded:
             handler.note(ending.note)
             _close(run, attempt, handler, ending)
+            run.trackers.end(ending.state, run.asked_to_stop)
+        run.trackers.drop()
         if ending.copied:
             sync_cell(run.cfg, cell, final=False)
         if ending.state == State.PREEMPTED:
             log.info("stopped by %s; the next start goes on from the last checkpoint", ending.reason)
+        if ending.state == State.FAILED:
+            _notify(run, "cell_failed", REASON=ending.reason, SECONDS=attempt.seconds)
         if ending.error is error:
             raise
         if ending.error is not None:
@@ -246,6 +250,18 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             log.debug("train.log: %s", error)
 
 
+def _clear(run: Run) -> None:
+    """Remove what only an unfinished cell needs."""
+    cell = run.cell
+    assert run.work is not None
+    with suppress(OSError, ClaimLost):
+        drop(cell.previous_checkpoint, run.work)
+        drop(cell.episodes_part, run.work)
+        for kind in BEST:
+            drop(cell.best_part(kind), run.work)
+        drop(cell.replaced, run.work)
+
+
 def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fields: Any) -> None:
     """Record how the attempt ended, as far as that can be written."""
     handler.strict = False
@@ -254,6 +270,12 @@ def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fi
         attempt.end(f"{ending.state}: {ending.reason}" if ending.reason else str(ending.state))
     except (OSError, ClaimLost) as error:
         log.debug("the end could not be recorded: %s", error)
+
+
+def _notify(run: Run, event: str, **facts: str) -> None:
+    """Tell how the cell ended, by the command of `notify.on_end`."""
+    what = {"EVENT": event, "DIR": run.cell.directory.absolute(), "CELL": run.cell.key, **facts}
+    hook.call(run.cfg.notify.on_end, run.cfg.notify.timeout_seconds, what)
 
 
 def _follow(run: Run) -> Outcome:
@@ -307,6 +329,8 @@ def _work(run: Run, redone: AttemptFile | None = None) -> Work:
             raise lack
     if redone is not None:
         _put_aside(run, redone)
+    if run.ranks.first:
+        run.trackers.start(run.cell, cfg.logger.trackers)
     done.timing.prepare_seconds = round(time.monotonic() - started, 2)
     sizes = [p.numel() for p in model.parameters()], [p.numel() for p in model.parameters() if p.requires_grad]
     log.info(

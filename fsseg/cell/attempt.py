@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,6 +76,7 @@ class AttemptFile:
     """
 
     def __init__(self, run: RunDirectory, run_id: str | None = None) -> None:
+        self._began = time.monotonic()
         number, last = run.last_attempt()
         if last is not None and last.ended is None:
             last.ended = "without a word: killed, or the machine went down"
@@ -92,6 +94,16 @@ class AttemptFile:
     def change(self) -> str:
         """How the code has changed since the run was submitted; empty if it has not, or was not submitted."""
         return self._record.change
+
+    @property
+    def seconds(self) -> str:
+        """Since it started."""
+        return f"{time.monotonic() - self._began:.0f}"
+
+    @property
+    def of_a_sweep(self) -> bool:
+        """Whether it runs what the record of a sweep says."""
+        return self._record.sweep is not None
 
     def redone(self, run_id: str) -> None:
         """Note that a former run was put aside, and the run that takes its place."""

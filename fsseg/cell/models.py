@@ -458,6 +458,25 @@ class Copied(Struct):
     run: str | None = None
 
 
+class Tracked(Struct):
+    """`trackers/<name>.json`: what a tracker has of a run (`fsseg.engine.trackers`).
+
+    Attributes:
+        run: see `Identity`.
+        id: of the run in the tool; `place`: where people find it.
+        rows: how many rows of metrics.csv it has.
+        ended: state of the cell when the last start ended; None before.
+        error: why the tracker was dropped in the last start.
+    """
+
+    run: str
+    id: str | None = None
+    rows: Count = 0
+    place: str = ""
+    ended: str | None = None
+    error: str = ""
+
+
 def read(path: Path, kind: type[T], limit: int = RECORD_BYTES) -> T | None:
     """A JSON file of at most `limit` bytes as its model; None if there is none.
 

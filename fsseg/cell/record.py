@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -62,7 +62,7 @@ log = logging.getLogger("fsseg")
 _NUMBER = re.compile("[0-9]{1,9}")
 _REASON_LENGTH = 2000  # characters shown of why a run ended
 # folders of a run: no runs there
-_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by", "profile"))
+_INSIDE = frozenset(("checkpoints", "figures", "attempts", "tensorboard", "used_by", "profile", "trackers"))
 _RECORDS = frozenset(("result.json", "status.json", "identity.json", "config.yaml"))  # a folder of this name is a fault
 
 
@@ -125,6 +125,14 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.directory / "tensorboard"
+
+    def tracker_file(self, name: str) -> Path:
+        """What a tracker has of the run (`logger.trackers`)."""
+        return self.directory / "trackers" / f"{name}.json"
+
+    def tracker_log(self, name: str) -> Path:
+        """What the tool printed."""
+        return self.directory / "trackers" / f"{name}.log"
 
     @property
     def profile_folder(self) -> Path:
@@ -508,12 +516,10 @@ class Cell(RunDirectory):
             return
         if stored.fingerprint == self.fingerprint:
             return
-        theirs, ours = stored.identity, json.loads(json.dumps(self.identity, default=str))
-        without = {key: BEFORE.get(key, "(absent)") for key in theirs.keys() ^ ours.keys()}
+        ours = json.loads(json.dumps(self.identity, default=str))
         differing = [
-            f"{key}: {theirs.get(key, without.get(key))} there, {ours.get(key, without.get(key))} now"
-            for key in sorted(set(theirs) | set(ours))
-            if theirs.get(key) != ours.get(key)
+            f"{key}: {there} there, {now} now"
+            for key, (there, now) in settings_that_differ(stored.identity, ours).items()
         ]
         raise UserError(
             f"{self.directory} holds a run with other settings: " + "; ".join(differing),
@@ -559,6 +565,19 @@ class Cell(RunDirectory):
         """identity.json for the run of this id; `own` is its name if that is not the one of the directory."""
         content = Identity(self.fingerprint, self.identity, list(self.overrides), run, own or self.key)
         write_record(self.identity_file, content)
+
+
+def settings_that_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> its values in two identities, where these are others.
+
+    An identity that lacks a key was made before there was that setting, and stands for what was done then.
+    """
+    without = {key: BEFORE.get(key, "(absent)") for key in one.keys() ^ other.keys()}
+    return {
+        key: (one.get(key, without.get(key)), other.get(key, without.get(key)))
+        for key in sorted(set(one) | set(other))
+        if one.get(key) != other.get(key)
+    }
 
 
 def open_cell(cfg: Config, resolved: dict[str, Any], overrides: Iterable[str] = (), output: Path | None = None) -> Cell:

@@ -175,6 +175,9 @@ def read_sweep(file: Path) -> Sweep:
 def sweeps_of(experiments: Iterable[Path], problems: list[Problem] | None = None) -> list[Sweep]:
     """The sweeps of experiments (`outputs/<name>`), the newest of each last.
 
+    Records of several machines are numbered as they were brought together (`fsseg.sweep.merge`), so their own time
+    counts, and the number only where that is equal.
+
     Args:
         problems: takes the records that cannot be read.
     """
@@ -183,12 +186,14 @@ def sweeps_of(experiments: Iterable[Path], problems: list[Problem] | None = None
         if (real := os.path.realpath(experiment)) in seen:
             continue
         seen.add(real)
+        own: list[Sweep] = []
         for _, file in sorted(_numbered(experiment / FOLDER)):
             try:
-                found.append(read_sweep(file))
+                own.append(read_sweep(file))
             except Unreadable as error:
                 if problems is not None:
                     problems.append(Problem(file, str(error)))
+        found += sorted(own, key=lambda sweep: sweep.record.started)
     return found
 
 

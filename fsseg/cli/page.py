@@ -79,8 +79,9 @@ def _standing(folders: Sequence[Path]) -> tuple[Standing, bool]:
     """How all cells stand, and whether one of them is in somebody's hands."""
     from fsseg.cell.record import Problem
     from fsseg.report.page.contents import Standing
+    from fsseg.sweep.pace import IN_HANDS
     from fsseg.sweep.retry import find_retries
-    from fsseg.sweep.status import IN_HANDS, look_around
+    from fsseg.sweep.status import look_around
 
     problems: list[Problem] = []
     cells = look_around(folders, problems).cells

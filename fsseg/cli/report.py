@@ -1,4 +1,7 @@
-"""The part of the `fsseg` command that shows what ran: tables and sheets of episodes; `fsseg.cli.app` adds it."""
+"""The part of the `fsseg` command that shows what ran: tables, two runs beside each other, sheets of episodes.
+
+`fsseg.cli.app` adds it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from fsseg.errors import UserError, merge_errors, visible
 
 
 def add_to(app: typer.Typer) -> None:
-    for function in (aggregate, sheets):
+    for function in (aggregate, compare, sheets):
         app.command()(function)
 
 
@@ -31,6 +34,20 @@ def aggregate(
         if out is None and is_url(folders[0]):
             out = Path(folders[0].rstrip("/").rpartition("/")[2] + "-summary")
         print(collect_tables(places, out))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A run directory, or a folder with the runs of one row")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, scored on the same episodes")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with all decimals")] = False,
+) -> None:
+    """Two runs or rows side by side: settings that differ, scores, and paired differences with their intervals."""
+    import json
+
+    from fsseg.report import against
+
+    found = against.side_by_side(first, second)
+    print(json.dumps(against.to_json(found), indent=2) if as_json else against.text(found))
 
 
 def sheets(

@@ -1,4 +1,4 @@
-"""The commands that look after sweeps: plan, status, retry, clean, sync. `fsseg.cli.app` adds them to the app."""
+"""The commands that look after sweeps: plan, status, logs, retry, clean, sync. `fsseg.cli.app` adds them to the app."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Line = Annotated[list[str] | None, typer.Argument(help="Overrides as after `pyth
 
 def add_to(app: typer.Typer) -> None:
     app.command()(takes_line(plan))
-    for function in (status, retry, cancel, clean, sync):
+    for function in (status, logs, retry, cancel, clean, sync, merge):
         app.command()(function)
 
 
@@ -46,23 +46,41 @@ def plan(
 def status(
     folders: Folders,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Print again every few seconds, until nothing runs or waits")
+        bool, typer.Option("--watch", help="Look again every few seconds, until nothing runs or waits")
     ] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks with --watch")] = 5.0,
 ) -> None:
     """How cells stand: counts, which run and how long they still need, which failed and why, results so far."""
     from fsseg.cell.record import Problem
+    from fsseg.sweep import live
     from fsseg.sweep import status as cells
 
     _held("--every", every, 0.1, 86_400)
     if watch:
         try:
-            cells.watch(folders, every)
+            live.watch(folders, every) if live.is_possible() else cells.watch(folders, every)
         except KeyboardInterrupt:
             raise typer.Exit() from None
     else:
         problems: list[Problem] = []
         print(cells.text(cells.look_around(folders, problems).cells, problems))
+
+
+def logs(
+    cell: Annotated[
+        list[str], typer.Argument(help="A run directory; or an output folder and parts of the name, or a job")
+    ],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the cell ends")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", min=0, help="The last lines of each log; else all")] = None,
+) -> None:
+    """What a cell has logged: its train.log, and what its jobs printed."""
+    from fsseg.sweep import follow as following
+
+    try:
+        for line in following.logs(cell, lines, follow):
+            print(line, flush=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def _held(option: str, value: float, least: float, most: float) -> None:
@@ -154,3 +172,30 @@ def _pull(url: str, output: Path, checkpoints: bool) -> None:
     print(pulls.text(found, output))
     if behind := sum(bool(p.error) for p in found):
         raise UserError(f"{behind} of {len(found)} cells are not fetched in full", "mend the causes, and pull again")
+
+
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="Output folders of several machines, or addresses: s3://...")],
+    out: Annotated[Path, typer.Option(help="The output folder that takes their runs; may be one of them")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files; so it is without an option")] = False,
+    move: Annotated[
+        bool, typer.Option("--move", help="Remove a run where it was, once its copy is complete and compared")
+    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Give the files a second name, on the same file system")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Say what would be done, and change nothing")] = False,
+) -> None:
+    """Bring the runs of several machines into one output folder, checkpoints included."""
+    from fsseg.sweep import merge as merging
+    from fsseg.sweep.local import How
+    from fsseg.sweep.merged import text
+
+    if copy + move + link > 1:
+        raise UserError("--copy, --move and --link exclude each other", "give one of them")
+    how = How.MOVE if move else How.LINK if link else How.COPY
+    merged = merging.merge(sources, out, how, check)
+    print(text(merged))
+    if merged.faults:
+        raise UserError(
+            f"{merged.faults} of these are not complete in {out} (see above)",
+            "of two runs of one cell move one away; copy anew what is not whole; then run the same command again",
+        )

@@ -285,6 +285,15 @@ def _timm_is_installed(cfg: Config) -> Iterator[UserError]:
         yield UserError(what, "pip install 'fsseg[timm]', or choose another backbone")
 
 
+@_relates("logger.trackers", of_runs=True)
+def _trackers_are_installed(cfg: Config) -> Iterator[UserError]:
+    """The package of each tracker is there; a folder of its name in the current one is none."""
+    for name in cfg.logger.trackers:
+        if (found := find_spec(name)) is None or found.origin is None:
+            what = f"logger.trackers=[{name}]: the package {name} is not installed"
+            yield UserError(what, f"pip install 'fsseg[{name}]', or leave {name} out")
+
+
 @_relates("backbone.trainable_layers", "backbone.name")
 def _timm_models_train_whole_or_not(cfg: Config) -> Iterator[UserError]:
     """The stages of timm's models are not told apart."""

@@ -128,6 +128,11 @@ SELECT = Constraint(
     f"is no list of {' and '.join(BEST)}, each once at most (the last checkpoint is the result always)",
     "e.g. [best_novel], or [] for none",
 )
+COMMAND = Constraint(lambda v: 0 < len(v.strip()) <= 5000, "is no command", "a line for the shell, or leave it out")
+TRACKERS = Constraint(
+    lambda v: len(set(v)) == len(v) and set(v) <= {"wandb", "mlflow", "trackio", "aim"},
+    "is no list of wandb, mlflow, trackio and aim, each once at most", "e.g. [wandb], or [] for none",
+)  # fmt: skip
 DEPTHS = Constraint(
     lambda v: len(v) == 3 and 0 < v[0] <= v[1] <= v[2] <= 1000,
     "is not three numbers of blocks, none smaller than the one before", "e.g. [6,9,12]",

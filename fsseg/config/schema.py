@@ -702,6 +702,9 @@ class LoggerConfig:
 
     tensorboard: bool = True
     """Write TensorBoard events into the run directory."""
+    trackers: Annotated[list[str], constraints.TRACKERS] = field(default_factory=list)
+    """Tools that get settings, curves, result and figures too: wandb, mlflow, trackio, aim (`pip install
+    'fsseg[wandb]'`). One that fails never fails a run."""
     every_steps: Annotated[int, within(1, 1_000_000_000)] = 10
     """Steps between two rows of metrics.csv."""
     figures: Annotated[int, within(0, 200)] = 8
@@ -722,6 +725,16 @@ class SyncConfig:
     """How often a file is tried, with growing pauses, before it is left to `fsseg sync`."""
     timeout_seconds: Annotated[float, above(0, 86_400)] = 100.0
     """Time that the end of a run spends on copying at most; what is left over is for `fsseg sync`."""
+
+
+@dataclass
+class NotifyConfig:
+    """A command that is run when a sweep ends, a cell fails, or a cell outside a sweep is done."""
+
+    on_end: Annotated[str | None, constraints.COMMAND] = None
+    """A line for the shell; what ended, and how, is in its environment: FSSEG_EVENT, FSSEG_DIR, FSSEG_REASON, ..."""
+    timeout_seconds: Annotated[float, above(0, 3600)] = 60.0
+    """Time after which the command is ended."""
 
 
 @dataclass
@@ -769,6 +782,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
 
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
@@ -776,11 +790,11 @@ class Config:
 NEUTRAL_KEYS = (
     "output_dir", "check", "redo", "report", "device", "num_workers", "num_threads", "log_level", "logger.",
     "eval.batch_size", "data.", "dataset.root", "dataset.sbd_root", "dataset.cache", "backbone.weights",
-    "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "protocol.episodes_file",
-    "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate", "train.compile", "train.profile",
-    "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place", "eval.feature_folder",
-    "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations", "dataset.images",
-    "dataset.val_annotations",
+    "train.checkpoint_minutes", "train.checkpoint_epochs", "lease_seconds", "sync.", "notify.",
+    "protocol.episodes_file", "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate",
+    "train.compile", "train.profile", "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place",
+    "eval.feature_folder", "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations",
+    "dataset.images", "dataset.val_annotations",
 )  # fmt: skip
 # What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
 # fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fsseg.cell.claim import Claim
 from fsseg.cell.record import Cell
 from fsseg.cell.status import StatusFile
+from fsseg.engine.trackers.processes import Trackers
 from fsseg.process.ranks import ALONE, Ranks
 from fsseg.process.signals import Signals
 
@@ -34,6 +35,7 @@ class Run:
         signals: notes of signals that ask the run to stop.
         status: writes `status.json`.
         announced: whether the other processes have been told if there is work.
+        trackers: processes that tell other tools of the run; none outside the first process.
     """
 
     cfg: Config
@@ -47,6 +49,7 @@ class Run:
     signals: Signals = field(default_factory=Signals)
     status: StatusFile = field(default_factory=lambda: StatusFile(None))
     announced: bool = False
+    trackers: Trackers = field(default_factory=Trackers)
 
     def still_ours(self) -> None:
         """Check the claim; called before anything is written to the cell.
@@ -56,6 +59,10 @@ class Run:
         """
         if self.claim is not None:
             self.claim.check()
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came: what is left to do must be short."""
+        return self.signals.received is not None
 
     def should_stop(self) -> str | None:
         """A reason to stop, or None; called at every step.

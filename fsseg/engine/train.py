@@ -96,6 +96,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         window = state["window"]
         validations.restore(state, run)
         log.info("resuming at step %d of %d", step, total)
+        run.trackers.saved(rows)
     distributed.broadcast_weights(model, ranks)
 
     earlier, settings = seconds, resolved(cfg)
@@ -163,6 +164,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
             rows=metrics.rows, window=window, **validations.state(),
         )  # fmt: skip
         checkpoint.save(cell.checkpoint, whole, cell.previous_checkpoint)
+        run.trackers.saved(metrics.rows)
 
     log.info("training on %d images, %d steps (%.1f epochs), batch %d%s",
              plan.num_images, total, total / plan.steps_per_epoch, cfg.train.batch_size,

@@ -24,9 +24,9 @@ def size(count: float | None) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
-def count(number: int, noun: str) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 seed`, `5 seeds`; `plural` where it is no `s` more."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def every(number: int, noun: str) -> str:

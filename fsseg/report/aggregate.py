@@ -8,10 +8,11 @@ from pathlib import Path
 from fsseg.errors import UserError, visible
 from fsseg.process.files import write_atomic, write_json
 from fsseg.report import summary
+from fsseg.report.bibliography import to_bib
 from fsseg.report.collect import collect
 from fsseg.report.experiments import experiment_report
 from fsseg.report.replication import REPLICATION_FILE, is_ours
-from fsseg.report.tables import build
+from fsseg.report.tables import build, with_intervals
 
 _SHOWN = 20  # rows that have no place in the older workflow's file
 
@@ -19,8 +20,8 @@ _SHOWN = 20  # rows that have no place in the older workflow's file
 def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) -> str:
     """Read runs, tabulate them, write the files, and return the text to print.
 
-    Writes summary.csv, .md, .json and .tex and replication_results.json into `out_dir`, by default the first path (or
-    its folder, if it is a file), and the tables and plots of the paper's experiments for the runs that ask for one.
+    Writes summary.csv, .md, .json, .tex and .bib and replication_results.json into `out_dir`, by default the first path
+    (or its folder, if it is a file), and the tables and plots of the paper's experiments for the runs that ask for one.
     A replication_results.json that the older workflow wrote is never replaced.
 
     Raises:
@@ -28,18 +29,20 @@ def aggregate(paths: Iterable[str | Path], out_dir: str | Path | None = None) ->
     """
     paths = list(paths)
     report = build(collect(paths))
+    with_intervals(report)
     first = Path(paths[0])
     folder = Path(out_dir) if out_dir is not None else (first if first.is_dir() else first.parent)
     old = summary.to_replication(report)
     target = folder / REPLICATION_FILE
     if target.exists() and not is_ours(target):
         target = folder / "replication_results_fsseg.json"
-    files = [folder / f"summary.{kind}" for kind in ("csv", "md", "json", "tex")] + [target]
+    files = [folder / f"summary.{kind}" for kind in ("csv", "md", "json", "tex", "bib")] + [target]
     try:
         write_atomic(files[0], summary.to_csv(report))
         write_atomic(files[1], summary.to_markdown(report))
         write_json(files[2], summary.to_json(report))
         write_atomic(files[3], summary.to_latex(report))
+        write_atomic(files[4], to_bib(cell.key for cell in [*report.cells, *report.base_learners]))
         write_json(target, old)
         experiments = experiment_report(report.cells, folder)
     except OSError as error:

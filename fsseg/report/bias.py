@@ -14,11 +14,11 @@ from fsseg.draw import plots
 from fsseg.errors import visible
 from fsseg.process.words import count
 from fsseg.report.collect import CellResult
-from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, rows_of, statistic
-from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.comparison import LABELS, Cells, Group, Rows, component, notes_of, number_of, rows_of, statistic
+from fsseg.report.formats import MISSING, Number, TextTable
 from fsseg.report.intervals import Episodes
 from fsseg.report.pairs import Term, difference_of, notes_on_intervals
-from fsseg.report.statistics import Statistic, shares
+from fsseg.report.statistics import PairedDifference, Statistic, shares
 
 BIN_LABELS = ("0-0.1", "0.1-0.2", "0.2-0.3", "0.3-0.4", "0.4-0.5", "0.5-0.6", ">0.6")
 """The bins of Figure 5, as `fsseg.engine.diagnostics` counts them."""
@@ -32,7 +32,7 @@ def figure5(group: Group, picture: Path) -> TextTable:
     rows = rows_of(group, kinds, component)
     of_bins = _shares(rows)
     table = TextTable(f"Figure 5, share of episodes by foreground distance, percent ({group.title})", ["", *of_bins])
-    table.rows = [[bin_, *(f"{s[i]:.1f}" for s in of_bins.values())] for i, bin_ in enumerate(BIN_LABELS)]
+    table.rows = [[bin_, *(Number(f"{s[i]:.1f}", s[i]) for s in of_bins.values())] for i, bin_ in enumerate(BIN_LABELS)]
     means = [statistic(cells, _mean_distance) for k, cells in rows.items() if LABELS[k] in of_bins]
     table.rows.append(["mean distance", *_distances(means)])
     table.notes = [
@@ -41,7 +41,7 @@ def figure5(group: Group, picture: Path) -> TextTable:
         *notes_of(group, rows, beside_paper=False),
     ]
     if of_bins:
-        plots.distance_histograms(picture, BIN_LABELS, {visible(group.title): of_bins}, "Figure 5")
+        table.vectors += plots.distance_histograms(picture, BIN_LABELS, {visible(group.title): of_bins}, "Figure 5")
         table.pictures.append(picture)
     return table
 
@@ -53,6 +53,7 @@ def background_bias(group: Group, picture: Path) -> TextTable:
     )
     header = ["", *(f"mIoU at shift {s}" for s in shifts), "lost", *(f"distance at {s}" for s in shifts)]
     table = TextTable(f"Background bias: mIoU in percent by background shift ({group.title})", header)
+    table.scores = range(1, len(shifts) + 1)
     series = {}
     for kind, cells in rows.items():
         figures, label = _figures(cells, shifts), LABELS[kind]
@@ -69,11 +70,12 @@ def background_bias(group: Group, picture: Path) -> TextTable:
     table.notes = _paired_notes(rows, shifts)
     table.notes += notes_of(group, rows, beside_paper=False)
     if series:
-        plots.miou_against_shift(picture, series, "mIoU by background shift")
+        table.vectors += plots.miou_against_shift(picture, series, "mIoU by background shift")
         table.pictures.append(picture)
     if panels := {f"background shift {s}": found for s in shifts if (found := _shares(rows, s))}:
         histogram = picture.with_name(f"{picture.stem}-distance.png")
-        plots.distance_histograms(histogram, BIN_LABELS, panels, "Distance of foreground features by background shift")
+        title = "Distance of foreground features by background shift"
+        table.vectors += plots.distance_histograms(histogram, BIN_LABELS, panels, title)
         table.pictures.append(histogram)
     return table
 
@@ -85,17 +87,18 @@ def _figures(cells: Cells, shifts: Sequence[str], t: int | None = None) -> list[
 
 
 def _texts(figures: Iterable[Statistic | None]) -> list[str]:
-    return [MISSING if v is None else str(v) for v in figures]
+    return [number_of(v) for v in figures]
 
 
 def _distances(figures: Iterable[Statistic | None]) -> list[str]:
-    return [MISSING if v is None else f"{v.mean:.3f}" for v in figures]
+    return [MISSING if v is None else Number(f"{v.mean:.3f}", v.mean) for v in figures]
 
 
 def _paired_notes(rows: Rows, shifts: Sequence[str]) -> list[str]:
     """Differences between the models, between the shifts, and between the rounds of a model, with their intervals."""
     told = [*_lost_of_each(rows, shifts), *_against_baseline(rows, shifts), *_gain_of_rounds(rows, shifts)]
-    episodes, lines, found = Episodes(), [], []
+    episodes, lines = Episodes(), []
+    found: list[tuple[PairedDifference, str]] = []
     for line, by_shift in told:
         at = {s: difference for s, pairs in by_shift.items() if (difference := difference_of(pairs, episodes))}
         if at:

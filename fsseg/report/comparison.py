@@ -15,6 +15,7 @@ from typing import Any
 
 from fsseg.process.files import json_text
 from fsseg.report.collect import CellResult, by_list
+from fsseg.report.formats import MISSING, Number
 from fsseg.report.paper import comparable_ablation, unlike_ablation
 from fsseg.report.statistics import Statistic
 
@@ -196,6 +197,11 @@ def statistic(cells: Cells, measure: Callable[[CellResult], float | None]) -> St
     """Mean and spread of a measure over cells that hold the same folds for every seed; None if any has none."""
     known = {key: value for key, cell in cells.items() if (value := measure(cell)) is not None}
     return Statistic.of(known) if known and len(known) == len(cells) else None
+
+
+def number_of(figure: Statistic | None) -> str:
+    """What a table shows of it."""
+    return MISSING if figure is None else Number(figure, figure.mean, figure.std)
 
 
 def notes_of(group: Group, rows: Rows, beside_paper: bool = True) -> list[str]:

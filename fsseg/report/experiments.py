@@ -14,11 +14,12 @@ from typing import Any
 
 from fsseg.cell.models import Cost
 from fsseg.cell.record import RunDirectory
-from fsseg.process.files import PICTURE_BYTES, read_file, write_atomic
+from fsseg.process.files import PICTURE_BYTES, read_file, write_atomic, write_json
 from fsseg.report.bias import background_bias, figure5
 from fsseg.report.collect import CellResult
-from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, rows_of, statistic
-from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.comparison import LABELS, Group, Rows, component, groups_of, notes_of, number_of, rows_of, statistic
+from fsseg.report.formats import TextTable
+from fsseg.report.latex import PACKAGES
 from fsseg.report.paper import WITHOUT_INTERVAL, paper_results
 
 _MOST_ROUNDS = 100  # rows of Table 6
@@ -40,10 +41,13 @@ def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | No
     """
     texts, files = [], []
     for group, table in experiment_tables(cells, folder):
-        markdown = folder / f"{group.stem}.md"
-        write_atomic(markdown, table.to_markdown())
+        of_table = [folder / f"{group.stem}.{kind}" for kind in ("md", "tex", "csv", "json")]
+        write_atomic(of_table[0], table.to_markdown())
+        write_atomic(of_table[1], f"{PACKAGES}\n{table.to_latex()}")
+        write_atomic(of_table[2], table.to_csv())
+        write_json(of_table[3], {"schema_version": 1, **table.to_json(), "pictures": [p.name for p in table.pictures]})
         texts.append(table.to_text())
-        files += [markdown, *table.pictures]
+        files += [*of_table, *table.pictures, *table.vectors]
     return Written("\n".join(texts), files) if texts else None
 
 
@@ -69,11 +73,11 @@ def _ablation(
 ) -> tuple[TextTable, Rows]:
     """A table with one row for each kind of model: ours, the paper's, and the difference if the task is the same."""
     rows = rows_of(group, kinds, kind_of)
-    table = TextTable(f"{title}: mIoU in percent ({group.title})", ["", "ours", "paper", "difference"])
+    table = TextTable(f"{title}: mIoU in percent ({group.title})", ["", "ours", "paper", "difference"], scores=(1,))
     for kind, cells in rows.items():
         ours, theirs = statistic(cells, _miou), paper(kind)
         difference = f"{ours.mean - theirs:+.2f}" if ours and theirs is not None and group.comparable else ""
-        table.rows.append([label(kind), str(ours or MISSING), _figure(theirs), difference])
+        table.rows.append([label(kind), number_of(ours), _figure(theirs), difference])
     if any(row[-1] for row in table.rows):
         table.notes.append(WITHOUT_INTERVAL)
     table.notes += notes_of(group, rows)
@@ -120,7 +124,7 @@ def _table6(group: Group, _: Path) -> TextTable:
     table = TextTable(f"Table 6, mIoU of P_t in percent ({group.title})", header)
     for t in range(1, max([*iterations, len(paper)]) + 1):
         found = [statistic(rows[T], partial(_round, t=t)) for T in iterations]
-        table.rows.append([f"P_{t}", *(str(s or MISSING) for s in found), _figure(paper.get(str(t)))])
+        table.rows.append([f"P_{t}", *map(number_of, found), _figure(paper.get(str(t)))])
     table.notes += notes_of(group, rows)
     return table
 

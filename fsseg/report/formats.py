@@ -1,12 +1,14 @@
-"""A table of text cells, for a terminal, as Markdown and as LaTeX; how foreign text stands in each, and in CSV.
+"""A table of text cells, for a terminal and as Markdown, LaTeX, CSV and JSON; how foreign text stands in each.
 
 `fsseg.report.tables` (scores) and `fsseg.report.experiments` (the paper's experiments) use it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from urllib.parse import quote
 
 from fsseg.errors import visible
 from fsseg.process.tables import aligned
+from fsseg.report.latex import latex_table
+from fsseg.report.statistics import Interval
 
 MISSING = "—"
 _MAX_WIDTH = 118  # a wider table is cut into one block a group
@@ -26,6 +30,9 @@ class TextTable:
     Attributes:
         header: names of the columns; the first is that of the rows' labels.
         groups: headings over the columns after the first, each over the same number of columns.
+        scores: numbers of the columns of whose numbers the largest is the best.
+        published: numbers of the rows that are not ours.
+        vectors: files of the same pictures for a paper, as PDF and SVG.
     """
 
     title: str
@@ -34,6 +41,9 @@ class TextTable:
     groups: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
+    scores: Collection[int] = ()
+    published: set[int] = field(default_factory=set)
+    vectors: list[Path] = field(default_factory=list)
 
     def to_text(self) -> str:
         """For a terminal or a log."""
@@ -50,7 +60,7 @@ class TextTable:
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
-        groups = [f"{group} " for group in self.groups for _ in range(self._per_group)] or [""] * len(self.header)
+        groups = [f"{group} " for group in self.groups for _ in range(self.per_group)] or [""] * len(self.header)
         header = [self.header[0], *(group + name for group, name in zip(groups, self.header[1:]))]
         rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
         parts = [f"### {markdown(self.title)}", "", line(header), rule, *map(line, self.rows), ""]
@@ -59,31 +69,54 @@ class TextTable:
         return "\n".join(parts) + "\n"
 
     def to_latex(self) -> str:
-        """As a table with groups; needs \\usepackage{booktabs}."""
-        num = self._per_group
-        spans = " & ".join(f"\\multicolumn{{{num}}}{{c}}{{{latex(group)}}}" for group in self.groups)
-        rules = " ".join(f"\\cmidrule(lr){{{2 + i * num}-{1 + (i + 1) * num}}}" for i in range(len(self.groups)))
-        parts = [
-            f"\\begin{{table}}\n  \\centering\n  \\caption{{{latex(self.title)}}}\n"
-            f"  \\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}\n    \\toprule\n"
-            f"    & {spans} \\\\\n    {rules}\n    & {' & '.join(map(latex, self.header[1:]))} \\\\\n    \\midrule\n"
-        ]
-        for label, *cells in self.rows:
-            indent = "\\quad " if label.startswith(" ") else ""
-            numbers = (
-                latex(c).replace(" ±", r" $\pm$ ").replace(" (*)", "$^{*}$").replace(MISSING, "---") for c in cells
-            )
-            parts.append(f"    {indent}{latex(label.strip())} & {' & '.join(numbers)} \\\\\n")
-        parts.append("    \\bottomrule\n  \\end{tabular}\n\\end{table}\n")
-        return "".join([*parts, *(f"% {visible(note)}\n" for note in self.notes)])
+        """As a table of booktabs (`fsseg.report.latex`)."""
+        return latex_table(self)
+
+    def to_csv(self) -> str:
+        """One line a row. Numbers have all decimals that are known; spreads and intervals have columns of their own."""
+        names, columns = self._columns(), ["row", "kind"]
+        for j, name in enumerate(names[1:], 1):
+            kinds = {kind for row in self.rows if j < len(row) for kind in _parts(row[j])}
+            columns += [name, *(f"{name} {kind}" for kind in ("std", "low", "high") if kind in kinds)]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(map(csv_cell, columns))
+        for i, row in enumerate(self.rows):
+            line: dict[str, Any] = {"row": row[0].strip(), "kind": self._kind(i)}
+            for name, cell in zip(names[1:], row[1:]):
+                line |= {f"{name} {kind}".rstrip(): value for kind, value in _parts(cell).items()}
+            writer.writerow(csv_cell(line.get(name)) for name in columns)
+        return out.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        """Title, columns, rows and notes; of each cell its text, and its value and spread if it is a number."""
+        names = self._columns()
+        rows = [
+            {
+                "row": row[0].strip(), "kind": self._kind(i),
+                "cells": {name: _as_json(cell) for name, cell in zip(names[1:], row[1:])},
+            }
+            for i, row in enumerate(self.rows)
+        ]  # fmt: skip
+        return {"title": self.title, "columns": names[1:], "rows": rows, "notes": self.notes}
+
+    def _columns(self) -> list[str]:
+        """Names of the columns, each with its group, no two alike."""
+        groups = [f"{group} " for group in self.groups for _ in range(self.per_group)] or [""] * len(self.header)
+        names = [self.header[0], *(group + name for group, name in zip(groups, self.header[1:]))]
+        return [name if name not in names[:j] else f"{name} ({j})" for j, name in enumerate(names)]
+
+    def _kind(self, row: int) -> str:
+        return "published" if row in self.published else "ours"
 
     @property
-    def _per_group(self) -> int:
+    def per_group(self) -> int:
+        """Columns below each heading."""
         return (len(self.header) - 1) // max(len(self.groups), 1)
 
     def _lines(self) -> list[str]:
         """The rows in columns; each group has its heading and a double gap before it."""
-        rows, num = [self.header, *self.rows], self._per_group
+        rows, num = [self.header, *self.rows], self.per_group
         if not self.groups:
             return aligned(rows).split("\n")
         widths = [max(map(len, column)) for column in zip(*rows)]
@@ -97,7 +130,7 @@ class TextTable:
     def _blocks(self) -> Iterator[TextTable]:
         """A table for each group that has a number, with the rows that are not empty there."""
         for i, group in enumerate(self.groups):
-            first, last = 1 + i * self._per_group, 1 + (i + 1) * self._per_group
+            first, last = 1 + i * self.per_group, 1 + (i + 1) * self.per_group
             header, *rows = ([line[0], *line[first:last]] for line in [self.header, *self.rows])
             if any(set(row[1:]) - {"", MISSING} for row in rows):
                 yield replace(self, header=header, rows=[row for row in rows if any(row[1:])], groups=[group])
@@ -119,16 +152,43 @@ def markdown_item(text: object) -> str:
 _MARKDOWN = re.compile(r"[\\`|~$]|(?<!\()\*|\*(?!\))|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[:]|#")
 
 
-def latex(text: object) -> str:
-    """A text as LaTeX that shows just this text; after the end of a row too, where `[` and `*` are arguments."""
-    shown = "".join(_LATEX.get(c, c) for c in visible(text))
-    return "{}" + shown if shown.startswith(("[", "*")) else shown
+class Number(str):
+    """A number as text, as a table shows it, which keeps what it is made of for CSV, JSON and LaTeX.
+
+    Attributes:
+        spread: its standard deviation over training seeds; None if there is none.
+        interval: its 95 % interval; None if there is none.
+    """
+
+    value: float
+    spread: float | None
+    interval: Interval | None
+
+    def __new__(
+        cls, text: object, value: float, spread: float | None = None, interval: Interval | None = None
+    ) -> Number:
+        made = super().__new__(cls, text)
+        made.value, made.spread, made.interval = value, spread, interval
+        return made
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", **{c: "\\" + c for c in "&%$#_{}"},
-}  # fmt: skip
+def _parts(cell: str) -> dict[str, Any]:
+    """What a cell holds: `""` its number (or text, where it is none), `std`, `low`, `high`; nothing if it is empty."""
+    if isinstance(cell, Number):
+        ends = {} if cell.interval is None else {"low": cell.interval.low, "high": cell.interval.high}
+        return {"": cell.value, **({} if cell.spread is None else {"std": cell.spread}), **ends}
+    if cell in ("", MISSING, "-"):
+        return {}
+    return {"": float(cell) if _DECIMAL.fullmatch(cell) else cell}
+
+
+def _as_json(cell: str) -> dict[str, Any]:
+    found = _parts(cell)
+    value = found.pop("", None)
+    return {"text": str(cell), **({} if isinstance(value, str) else {"value": value}), **found}
+
+
+_DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 def csv_cell(value: Any) -> Any:
@@ -136,4 +196,5 @@ def csv_cell(value: Any) -> Any:
     if value is None or isinstance(value, (int, float)):
         return value
     shown = visible(value)
-    return "'" + shown if shown.startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) else shown
+    begins = shown.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20"))  # some drop blanks before they look
+    return "'" + shown if begins else shown

@@ -32,7 +32,7 @@ Answer = tuple[Path, str, int]
 
 
 @dataclass(frozen=True)
-class Part:
+class ScorePart:
     """One number of a fold or a class, with its interval if it has one; a score in percent, or a difference of two."""
 
     name: str
@@ -57,8 +57,8 @@ class Score:
     interval: Interval | None
     runs: int
     episodes: int
-    folds: tuple[Part, ...] = ()
-    classes: tuple[Part, ...] = ()
+    folds: tuple[ScorePart, ...] = ()
+    classes: tuple[ScorePart, ...] = ()
     reason: str = ""
 
 
@@ -179,16 +179,16 @@ def interval_of(runs: Sequence[Resampled]) -> Interval | None:
     return interval(runs)
 
 
-def folds_of(runs: Sequence[Resampled]) -> tuple[Part, ...]:
+def folds_of(runs: Sequence[Resampled]) -> tuple[ScorePart, ...]:
     """The mean of each fold."""
     return tuple(
-        Part(f"fold {fold}", fold, mean([run.value for run in of_fold]), interval_of(of_fold))
+        ScorePart(f"fold {fold}", fold, mean([run.value for run in of_fold]), interval_of(of_fold))
         for fold in sorted({run.fold for run in runs})
         if (of_fold := [run for run in runs if run.fold == fold])
     )
 
 
-def classes_of(found: Iterable[Scores]) -> tuple[Part, ...]:
+def classes_of(found: Iterable[Scores]) -> tuple[ScorePart, ...]:
     """The mean of each class of each fold, in the order of the folds."""
     of_class: dict[tuple[int, str], list[Resampled]] = {}
     for scores in found:
@@ -196,6 +196,6 @@ def classes_of(found: Iterable[Scores]) -> tuple[Part, ...]:
             of_class.setdefault((run.fold, name), []).append(run)
     order = sorted(of_class, key=lambda key: key[0])
     return tuple(
-        Part(name, fold, mean([run.value for run in of_class[fold, name]]), interval_of(of_class[fold, name]))
+        ScorePart(name, fold, mean([run.value for run in of_class[fold, name]]), interval_of(of_class[fold, name]))
         for fold, name in order
     )

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult
-from fsseg.report.intervals import Episodes, Part, classes_of, episodes_of, folds_of, interval_of, without_reason
+from fsseg.report.intervals import Episodes, ScorePart, classes_of, episodes_of, folds_of, interval_of, without_reason
+from fsseg.report.resampling import Resampled, Scores
 from fsseg.report.significance import Improvement, SignedRank, holm, probability_of_improvement, signed_rank
 from fsseg.report.statistics import IMAGES, RUNS, PairedDifference, mean
-
-if TYPE_CHECKING:
-    from fsseg.report.resampling import Scores
 
 _MOST = 12  # rows of a table that are set against each other
 _REFERENCE = "baseline"
@@ -48,8 +46,8 @@ class RowComparison:
     difference: PairedDifference | None = None
     refused: str = ""
     episodes: int = 0
-    folds: tuple[Part, ...] = ()
-    classes: tuple[Part, ...] = ()
+    folds: tuple[ScorePart, ...] = ()
+    classes: tuple[ScorePart, ...] = ()
     wins: int = 0
     test: SignedRank | None = None
     p_holm: float | None = None
@@ -240,11 +238,7 @@ def difference_of(
         reason = next(filter(None, (_unlike(t) for t in _grouped(pairs, whole))), "")
     if reason:
         return PairedDifference.over(values), reason
-    runs = []
-    for of_pair in _grouped(pairs, whole):
-        first = of_pair[0][1].miou
-        resampled = sum(term.sign * scores.miou.resampled for term, scores in of_pair)
-        runs.append(first._replace(value=sum(t.sign * s.miou.value for t, s in of_pair), resampled=resampled))
+    runs = [Resampled.total([(t.sign, s.miou) for t, s in of_pair]) for of_pair in _grouped(pairs, whole)]
     return PairedDifference(mean(values), interval_of(runs), len(values)), ""
 
 

@@ -101,7 +101,10 @@ class Queries:
         place = sum(s * (rows["seed"] == seed) for s, seed in enumerate(scope.seeds)) * len(truth) + query
         size = (len(scope.seeds), len(truth))
         both, either = (
-            np.stack([np.bincount(place, column[:, r], math.prod(size)).reshape(size) for r in range(counts.rounds)])
+            np.stack(
+                [np.bincount(place, column[:, r], math.prod(size)).reshape(size) for r in range(counts.rounds)],
+                dtype=np.float64,
+            )
             for column in (rows["intersection"], rows["union"])
         )
         met = np.bincount(place, minlength=math.prod(size)).reshape(size)
@@ -144,6 +147,12 @@ class Resampled(NamedTuple):
     resampled: NDArray[np.float64]
     queries: int
     strata: int
+
+    @classmethod
+    def total(cls, terms: Sequence[tuple[int, Resampled]]) -> Resampled:
+        """Numbers of one fold, added up with their signs, resample by resample."""
+        value = math.fsum(sign * term.value for sign, term in terms)
+        return terms[0][1]._replace(value=value, resampled=np.sum([s * t.resampled for s, t in terms], axis=0))
 
     def less(self, other: Resampled) -> Resampled:
         """The difference, resample by resample; only of numbers that are resampled alike."""

@@ -43,7 +43,7 @@ def signed_rank(differences: Sequence[float]) -> SignedRank | None:
     """Exact Wilcoxon test that paired differences are symmetric about 0; None if none differs from 0.
 
     Zeros are left out, and equal sizes share the mean of their ranks, as Wilcoxon has it. The distribution is that of
-    all 2^n signs of the ranks at hand, so it is exact with ties too, where that of `scipy.stats.wilcoxon` is not;
+    all 2^n signs of the ranks at hand, so it is exact with ties too, where the tables of scipy's wilcoxon are not;
     without ties the two agree.
     """
     unequal = sorted((d for d in differences if d != 0), key=abs)

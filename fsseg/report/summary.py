@@ -16,6 +16,7 @@ from fsseg.config.constraints import BEST
 from fsseg.errors import visible
 from fsseg.report.collect import NOT_RECORDED, CellResult, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
+from fsseg.report.latex import PACKAGES
 from fsseg.report.paper import FOLDS, MEAN
 from fsseg.report.published import as_printed, label_of
 from fsseg.report.replication import OLDER_PROTOCOL, Place, replication_json
@@ -36,7 +37,7 @@ def to_markdown(report: Report) -> str:
 
 def to_latex(report: Report) -> str:
     """One booktabs table per data set and protocol."""
-    return "\n".join(["% Needs \\usepackage{booktabs}.\n", *(t.as_text().to_latex() for t in report.tables)])
+    return "\n".join([PACKAGES, *(t.as_text().to_latex() for t in report.tables)])
 
 
 def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> list[str]:
@@ -66,7 +67,8 @@ def to_csv(report: Report) -> str:
     """
     columns = [
         "dataset", "protocol", "protocol_id", "data_val", "name", "method", "backbone", "variant", "shot", "fold",
-        "miou", "std", "eval_std", "fb_iou", "seeds", "partial", "paper", "difference", "selected", *BEST, "published",
+        "miou", "std", "low", "high", "eval_std", "fb_iou", "seeds", "partial", "paper",
+        "difference", "selected", *BEST, "published",
     ]  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
@@ -152,7 +154,9 @@ def _made_with(row: Row) -> list[MadeWith]:
 
 
 def _figures(entry: Entry) -> dict[str, Any]:
-    return vars(entry) | {"seeds": list(entry.seeds), "difference": entry.difference}
+    ends = {"low": None, "high": None} if entry.interval is None else asdict(entry.interval)
+    plain = {name: value for name, value in vars(entry).items() if name != "interval"}
+    return plain | {"seeds": list(entry.seeds), "difference": entry.difference, **ends}
 
 
 def to_replication(report: Report) -> dict[str, Any]:

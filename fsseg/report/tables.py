@@ -22,13 +22,14 @@ from fsseg.config.history import completed
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.report.collect import CellResult, Collection, MadeWith, by_list
 from fsseg.report.differences import Differences, differences, in_words
-from fsseg.report.formats import MISSING, TextTable
+from fsseg.report.formats import MISSING, Number, TextTable
+from fsseg.report.intervals import Episodes
 from fsseg.report.pairs import RowComparison, notes_on, paired
 from fsseg.report.paper import MEAN, WITHOUT_INTERVAL, Published, comparable, other_data
 from fsseg.report.published import as_printed, figures_beside, label_of, note_of_unlike
 from fsseg.report.published import notes_on as notes_on_published
 from fsseg.report.replication import OLDER_PROTOCOL
-from fsseg.report.statistics import mean, sample_std
+from fsseg.report.statistics import Interval, mean, sample_std
 
 _BY_FILE = ("seeds", "num_episodes", "query_order", "episodes_list")
 # Fields of a result's protocol that `protocol.episodes_file`, if given, replaces.
@@ -46,6 +47,7 @@ class Entry:
         seeds: the training seeds in it.
         partial: it lacks a novel class; such a number is not compared with a published one.
         paper: the published figure, if there is one to compare with.
+        interval: of `miou`, over the query images and training seeds; None until `with_intervals` finds one.
     """
 
     miou: float
@@ -55,6 +57,7 @@ class Entry:
     seeds: tuple[int, ...] = ()
     partial: bool = False
     paper: float | None = None
+    interval: Interval | None = None
 
     @property
     def difference(self) -> float | None:
@@ -172,15 +175,19 @@ class Table:
         columns, marks = [(shot, fold) for shot in self.shots for fold in self.columns], self._marks()
         names = ["mean" if fold == MEAN else f"fold {fold}" for _, fold in columns]
         text = TextTable(self.title, ["", *names], groups=[f"{shot}-shot" for shot in self.shots])
+        text.scores = range(1, len(columns) + 1)
         for row in self.rows:
             entries = [row.entries.get(column) for column in columns]
-            text.rows.append([row.label, *(MISSING if e is None else str(e) for e in entries)])
+            text.rows.append([row.label, *map(_number, entries)])
             if (source := next(iter(row.published.values()), None)) is not None and not row.reported:
                 figures = [row.paper(*column) for column in columns]
                 label = f"  paper ({source.method}, {source.venue})"
+                text.published.add(len(text.rows))
                 text.rows.append([label, *("" if f is None else f"{f:.1f}" for f in figures)])
                 text.rows.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
-            text.rows += _reported(row, columns, marks)
+            for line in _reported(row, columns, marks):
+                text.published |= {len(text.rows)} if line[0].startswith(_PUBLISHED) else set()
+                text.rows.append(line)
             for kind, of_kind in row.best.items():
                 figures_of_kind = (of_kind.get(column) for column in columns)
                 text.rows.append([f"  {BEST[kind]}", *("" if e is None else str(e) for e in figures_of_kind)])
@@ -208,13 +215,20 @@ class Table:
         return {label: number for number, label in enumerate(found, 1)}
 
 
+_PUBLISHED = "  published ("
+
+
+def _number(entry: Entry | None) -> str:
+    return MISSING if entry is None else Number(entry, entry.miou, entry.std, entry.interval)
+
+
 def _reported(row: Row, columns: Sequence[tuple[int, int]], marks: Mapping[str, int]) -> list[list[str]]:
     """Lines with the published rows of a method, one for each source, and with the difference where there is one."""
     lines = []
     for label in dict.fromkeys(label_of(f) for of_shot in row.reported.values() for f in of_shot):
         of_source = {s: f for s, of_shot in row.reported.items() for f in of_shot if label_of(f) == label}
         shown = ["" if (f := of_source.get(s)) is None else as_printed(row.beside(f, s, fold)) for s, fold in columns]
-        lines.append([f"  published ({marks[label]})", *shown])
+        lines.append([f"{_PUBLISHED}{marks[label]})", *shown])
         if any(row.published.get(shot) is figures for shot, figures in of_source.items()):
             entries = (row.entries.get(c) if row.published.get(c[0]) is of_source.get(c[0]) else None for c in columns)
             lines.append(["  difference", *(_signed(e.difference if e else None) for e in entries)])
@@ -245,6 +259,27 @@ class Report:
     problems: list[Problem]
     cells: list[CellResult]
     base_learners: list[CellResult] = field(default_factory=list)
+
+
+MOST_WITH_INTERVALS = 400
+"""Cells of a report, more than which take minutes to resample."""
+
+
+def with_intervals(report: Report) -> None:
+    """Give the numbers of a report their intervals, where the episodes of all cells of a row are recorded.
+
+    Nothing is done for a report of more than `MOST_WITH_INTERVALS` cells.
+    """
+    if sum(len(row.counted) for table in report.tables for row in table.rows) > MOST_WITH_INTERVALS:
+        return
+    episodes = Episodes()
+    for row in (row for table in report.tables for row in table.rows):
+        for shot in sorted({shot for shot, _ in row.entries}):
+            score = episodes.score([cell for cell in row.counted if cell.key.shot == shot and cell.scored])
+            found = {MEAN: score.interval} | {part.fold: part.interval for part in score.folds}
+            for fold, interval in found.items() if not score.reason else ():
+                if (entry := row.entries.get((shot, fold))) is not None:
+                    row.entries[shot, fold] = replace(entry, interval=interval)
 
 
 def build(collection: Collection) -> Report:

@@ -162,7 +162,7 @@ class Kept:
 
     Attributes:
         paths: without links.
-        tails: last parts of relative paths that lead nowhere from here: whatever ends like them is kept.
+        tails: last parts of paths that lead nowhere from here: whatever ends like them is kept.
         unknown: some cell does not tell what it refers to, so every checkpoint is kept.
         notes: why more is kept than is named.
     """
@@ -216,16 +216,20 @@ def _add(kept: Kept, run: RunDirectory, name: str) -> None:
     """Keep what a name in a run's records may mean.
 
     A relative path starts at the folder where the run was started. That is this one, or one above the run, or unknown.
+    The path of a run that was brought here from another machine leads nowhere, but its end is that of its cell.
     """
     starts = (Path.cwd(), *Path(os.path.abspath(run.directory)).parents)
     places = [Path(os.path.realpath(start / name)) for start in starts]
     kept.paths.update(places)
-    if os.path.isabs(name) or any(place.is_file() for place in places):
+    if any(place.is_file() for place in places):
         return
-    tail = tuple(part for part in Path(os.path.normpath(name)).parts if part != "..")
+    tail, what = tuple(part for part in Path(os.path.normpath(name)).parts if part != ".."), "a relative path"
+    if os.path.isabs(name):  # a run of another machine: its own run may have come here with it
+        key = CellKey.from_path(Path(name).parent.parent)
+        tail, what = (*key.path.parts, *tail[-2:]) if key else (), "which is not here"
     if tail and tail not in kept.tails:
         kept.tails.add(tail)
-        kept.notes.append(f"{run.directory} refers to {name}, a relative path: what ends like it stays")
+        kept.notes.append(f"{run.directory} refers to {name}, {what}: what ends like it stays")
 
 
 def _referred(run: RunDirectory) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,18 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]], list[str]]:
+def files_of(
+    run: RunDirectory, checkpoints: bool, takes: Callable[[str], bool] = is_plain
+) -> tuple[dict[str, list[int]], list[str]]:
     """The files of a copy, and what is left out of it.
 
     The result comes last, just before it the settings: until then the store holds the old ones of both, or none. What
     was evaluated so far (`RunDirectory.episodes_part`) goes along with the checkpoints, until there is a result. A link
     is followed only to a file inside the run.
+
+    Args:
+        checkpoints: take them too.
+        takes: whether a file of this name can travel.
 
     Returns:
         Name -> [bytes, time of change in ns] in the order of sending, and the names of what cannot travel.
@@ -81,7 +87,7 @@ def files_of(run: RunDirectory, checkpoints: bool) -> tuple[dict[str, list[int]]
         except OSError:  # a link in a circle
             left_out.append(shown(told))
             continue
-        if not inside or (stat.S_ISREG(about.st_mode) and not is_plain(told)):
+        if not inside or (stat.S_ISREG(about.st_mode) and not takes(told)):
             left_out.append(shown(told))
         elif stat.S_ISREG(about.st_mode):
             found[told] = [about.st_size, about.st_mtime_ns]

@@ -25,9 +25,9 @@ from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.pace import IN_HANDS, LOST
 from fsseg.sweep.queue import Queued
 
-IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 _NEVER = "never started"
 
 
@@ -127,19 +127,18 @@ def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int
     counts = Counter(s.state for s in cells)
     lines = [f"{len(cells)} cells: " + ", ".join(f"{counts[state]} {state}" for state in State if counts[state])]
 
-    def section(title: str, states: Sequence[State], row: Callable[[Snapshot], str]) -> None:
+    def section(title: str, *states: State, row: Callable[[Snapshot], str] = told) -> None:
         if chosen := [s for s in cells if s.state in states]:
             lines.append(f"\n{title}")
-            lines.extend(visible(row(s)) for s in chosen[:limit])
+            lines.extend(visible(f"  {s.label}  {row(s)}").rstrip() for s in chosen[:limit])
             if len(chosen) > limit:
                 lines.append(f"  ... and {len(chosen) - limit} more")
 
-    section("running", [State.RUNNING], _running)
-    section("pending in SLURM's queue", [State.PENDING], _in_a_queue)
-    section("queued in a sweep", [State.QUEUED], _in_a_queue)
-    section("not to be known from here (`fsseg status` where their queue is)", [State.UNKNOWN], _in_a_queue)
-    waiting = [State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED]
-    section("to be run again (`fsseg retry`)", waiting, _waiting)
+    section("running", State.RUNNING)
+    section("pending in SLURM's queue", State.PENDING)
+    section("queued in a sweep", State.QUEUED)
+    section("not to be known from here (`fsseg status` where their queue is)", State.UNKNOWN)
+    section("to be run again (`fsseg retry`)", *LOST, row=lambda s: f"{s.state}: {_waiting(s)}")
     if problems:
         lines.append("\nleft out")
         lines.extend(f"  {visible(p)}" for p in problems[:limit])
@@ -148,10 +147,19 @@ def text(cells: Sequence[Snapshot], problems: Sequence[Problem] = (), limit: int
     return "\n".join([*lines, *_results(cells)])
 
 
+def told(s: Snapshot) -> str:
+    """What there is to say of a cell beside its name and its state."""
+    if s.state == State.RUNNING:
+        return _running(s)
+    if s.state == State.DONE:
+        return s.result.score_line() if s.result is not None else ""
+    return s.reason if s.state in (State.PENDING, State.QUEUED, State.UNKNOWN) else _waiting(s, with_log=False)
+
+
 def _running(s: Snapshot) -> str:
     status = s.status
     if status is None or status.state != State.RUNNING:  # its job has a node, and has not come to it yet
-        return f"  {s.label}  starting, {s.reason}"
+        return f"starting, {s.reason}"
     parts = [status.phase or "?"]
     if s.progress:
         parts.append("{1}/{2}".format(*s.progress))
@@ -162,23 +170,19 @@ def _running(s: Snapshot) -> str:
     parts.append(f"on {status.host or 'unknown host'}" + (f" (SLURM {status.slurm_job})" if status.slurm_job else ""))
     if s.age is not None:
         parts.append(f"heard of {span(s.age)} ago")
-    return f"  {s.label}  " + ", ".join(parts)
+    return ", ".join(parts)
 
 
-def _in_a_queue(s: Snapshot) -> str:
-    return f"  {s.label}  {s.reason}".rstrip()
-
-
-def _waiting(s: Snapshot) -> str:
+def _waiting(s: Snapshot, with_log: bool = True) -> str:
     parts = [s.reason] if s.reason else []
     if s.progress:
         parts.append("{} {}/{}".format(*s.progress))
     if s.state == State.STALE:
         host = s.status.host if s.status else None
         parts.append(f"last on {host or 'unknown host'}" + (f" {span(s.age)} ago" if s.age is not None else ""))
-    if s.run.log_file.exists() or s.state != State.STOPPED:
+    if with_log and (s.run.log_file.exists() or s.state != State.STOPPED):
         parts.append(f"log: {s.run.log_file}")
-    return f"  {s.label}  {s.state}: " + ", ".join(parts)
+    return ", ".join(parts)
 
 
 def _once_each(cells: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:

@@ -42,6 +42,7 @@ from fsseg.config.recorded import from_recorded
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.data.registry import sharing
 from fsseg.errors import UserError, merge_errors, visible
+from fsseg.process import hook
 from fsseg.process.logs import configure_logging
 from fsseg.process.provenance import code_state
 from fsseg.process.tables import aligned
@@ -143,6 +144,10 @@ class Job(Point):
                 cell.note(self.note)
             except OSError as error:
                 log.warning("%s: the reason of the failure cannot be written (%s)", cell.directory, error.strerror)
+            if self.composed is not None:  # a process that ends without a word tells nobody
+                facts = {"EVENT": "cell_failed", "DIR": cell.directory.absolute(), "CELL": cell.key}
+                notify = self.composed.cfg.notify
+                hook.call(notify.on_end, notify.timeout_seconds, facts | {"REASON": self.note})
 
 
 class FssegSweeper(Sweeper):
@@ -188,7 +193,7 @@ class FssegSweeper(Sweeper):
         if any(job.composed is not None and job.composed.cfg.check for job in jobs):
             self._check(jobs)
             return []
-        todo = self._announce(jobs)
+        todo, began = self._announce(jobs), time.monotonic()
 
         self.returns: list[JobReturn] = []
         interrupted = None
@@ -209,6 +214,7 @@ class FssegSweeper(Sweeper):
                 if job.state == State.TODO:
                     job.settle(None, self.elsewhere)
         print(text(jobs), flush=True)
+        self._notify(jobs, time.monotonic() - began, f"ended by {interrupted}" if interrupted is not None else "")
         if interrupted is not None:
             log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
             raise SystemExit(128 + interrupted.signum)
@@ -253,6 +259,23 @@ class FssegSweeper(Sweeper):
                 f"{len(faulty)} of {len(jobs)} cells would be refused (listed above)",
                 "mend the cause and check again; without check=true the line runs the others",
             )
+
+    def _notify(self, jobs: Sequence[Job], seconds: float, reason: str) -> None:
+        """Tell that the sweep is over, by the command of `notify.on_end`; of several that share it, the last one does.
+
+        Nothing is told while a cell is in other hands, or if nothing was launched here.
+        """
+        assert self.config is not None
+        states = Counter(job.state for job in jobs)
+        if states[State.RUNNING] + states[State.PENDING] or not any(job.launches for job in jobs):
+            return
+        failed = states[State.FAILED] + states[State.FAULTY]
+        facts = {
+            "EVENT": "sweep_ended", "DIR": ":".join(str(path.absolute()) for path in _experiments(jobs)),
+            "CELLS": len(jobs), "DONE": states[State.DONE], "FAILED": failed,
+            "STOPPED": len(jobs) - states[State.DONE] - failed, "REASON": reason, "SECONDS": f"{seconds:.0f}",
+        }  # fmt: skip
+        hook.call(self.config.notify.on_end, self.config.notify.timeout_seconds, facts)
 
     @property
     def _leaves(self) -> bool:

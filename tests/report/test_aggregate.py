@@ -31,7 +31,7 @@ def test_the_text_shows_numbers_paper_differences_missing_cells_and_files(sweep)
     assert "CUDA out of memory" in text
     assert "5-shot fold 3 seed 0: not started" in text
     assert text.rstrip().endswith(
-        f"Written to {sweep}: summary.csv, summary.md, summary.json, summary.tex, replication_results.json"
+        f"Written to {sweep}: summary.csv, summary.md, summary.json, summary.tex, summary.bib, replication_results.json"
     )
 
 
@@ -118,7 +118,7 @@ def test_a_second_aggregation_says_the_same_and_does_not_read_its_own_files(swee
     before = {p.name: p.read_bytes() for p in sweep.iterdir() if p.is_file()}
     assert aggregate([sweep]) == first
     assert {p.name: p.read_bytes() for p in sweep.iterdir() if p.is_file()} == before
-    assert len(before) == 5  # no temporary file stays
+    assert len(before) == 6  # no temporary file stays
 
 
 def test_the_older_workflows_own_file_is_read_and_never_replaced(tmp_path):

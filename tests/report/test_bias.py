@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from experiment_files import BASELINE, FULL, SM, Add, report, rows
+from made_episodes import counts_of
+
+from fsseg.cell.episodes import write_counts
+from fsseg.cell.models import write_record
 
 
 def distance(counts: list[int], mean: float) -> dict[str, Any]:
@@ -98,3 +102,31 @@ def test_every_paired_figure_says_how_many_pairs_it_is_of(tmp_path: Path, add: A
         "baseline + SM, P_T - P_1 of the same model: +4.00 [-2.57, +10.57] (3 pairs) at shift 0.0, +7.00 "
         "[-18.41, +32.41] (2 pairs) at shift 1.0\n"
     ) in text
+
+
+def test_recorded_episodes_give_intervals_over_images_at_every_shift(tmp_path: Path, add: Add) -> None:
+    """Every image loses a tenth of its object at shift 1 with the baseline and nothing with SM: intervals of no width
+    but for rounding to whole pixels. Of an area A, 0.6 A or 0.5 A of 1.2 A: 50 and 41.67 percent."""
+    areas = {0: [1200, 2400, 3600, 4800], 1: [600, 6000, 1800, 3000]}
+    for name, model, shares in (("b", BASELINE, (0.6, 0.5)), ("s", SM, (0.6, 0.6))):
+        counts = counts_of(
+            areas, lambda c, i, s, shift, r, at=shares: int(areas[c][i] * at[shift == "1.0"]), shifts=("", "0.0", "1.0")
+        )
+        by_shift = {
+            s: {"miou": 100 * at / 1.2, "miou_per_round": [100 * at / 1.2]} for s, at in zip(("0.0", "1.0"), shares)
+        }
+        record = write_counts(tmp_path / "e.npz", counts)
+        run = add("background_bias", name, 50.0, model, metrics={"by_background_shift": by_shift})
+        result = run.result()
+        assert result is not None
+        result.episodes = record
+        write_record(run.result_file, result)
+        (tmp_path / "e.npz").replace(run.episodes_file)
+    text = report(tmp_path)
+    assert "baseline (backbone + QP) loses from shift 0.0 to 1.0: +8.33 [+8.33, +8.33] (1 pair)\n" in text
+    assert (
+        "baseline + SM against the baseline, paired by fold and seed: +0.00 [+0.00, +0.00] (1 pair) at shift 0.0, "
+        in text
+    )
+    assert "+8.33 [+8.33, +8.33] (1 pair) at shift 1.0\n" in text
+    assert "[low, high]: 95 % interval over query images, for these trained models" in text

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from fsseg.errors import visible
-from fsseg.report.formats import TextTable, csv_cell, latex
+from fsseg.report.formats import Number, TextTable, csv_cell
+from fsseg.report.latex import latex
+from fsseg.report.statistics import Interval
 
 PLAIN = TextTable("Title", ["", "ours", "paper"], [["baseline", "60.00", ""], ["a|b", "7.5 ±0.1", "61.48"]])
 WIDE = TextTable(
@@ -87,9 +89,62 @@ def test_latex_has_a_rule_under_each_group() -> None:
     assert r"& \multicolumn{2}{c}{1-shot} & \multicolumn{2}{c}{5-shot} \\" in lines
     assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in lines
     assert r"& fold 0 & mean & fold 0 & mean \\" in lines
-    assert r"ours & 1.0$^{*}$ & --- & 3.0 $\pm$ 0.5 & --- \\" in lines
+    assert r"ours & 1.0$^{*}$ & --- & 3.0{\scriptsize\,$\pm$0.5} & --- \\" in lines
     assert r"\quad paper &  &  & 4.0 &  \\" in lines
     assert lines[-1] == "% * without x"
+
+
+def test_latex_sets_the_best_of_ours_bold_published_rows_grey_and_intervals_small() -> None:
+    table = TextTable("T", ["", "a", "b"], scores=(1,), published={1})
+    interval = Interval(58.04, 63.25, "query images")
+    table.rows = [["one", Number("60.7 ±0.2", 60.71, 0.21, interval), "9.0"], ["  paper", "72.9", "9.5"],
+                  ["two", Number("60.7", 60.66), "1.0"], ["three", "-5.0", "2"], ["four", "90.0 (*)", "—"]]  # fmt: skip
+    lines = [line.strip() for line in table.to_latex().splitlines()]
+    start = lines.index(r"\midrule") + 1
+    assert lines[start : start + 6] == [
+        r"one & \textbf{60.7}{\scriptsize\,$\pm$0.2} & 9.0 \\",
+        r"\quad{\scriptsize 95\,\% interval} & {\scriptsize [58.0, 63.2]} &  \\",
+        r"\textcolor{gray}{\quad paper} & \textcolor{gray}{72.9} & \textcolor{gray}{9.5} \\",
+        r"two & \textbf{60.7} & 1.0 \\",
+        r"three & $-$5.0 & 2 \\",
+        r"four & 90.0$^{*}$ & --- \\",
+    ]
+    assert "% 95 % interval over query images" in lines
+
+
+def test_csv_and_json_keep_all_decimals_and_hold_no_formula() -> None:
+    table = TextTable("T", ["", "mean", "mean", "-1"], groups=[], published={1}, notes=["n"])
+    table.rows = [["=cmd", Number("60.7 ±0.2", 60.71, 0.21, Interval(58.04, 63.25, "runs")), "+1.50", "@x"],
+                  ["  paper", "72.9", "—", ""]]  # fmt: skip
+    assert list(csv.reader(io.StringIO(table.to_csv()))) == [
+        ["row", "kind", "mean", "mean std", "mean low", "mean high", "mean (2)", "'-1"],
+        ["'=cmd", "ours", "60.71", "0.21", "58.04", "63.25", "1.5", "'@x"],
+        ["paper", "published", "72.9", "", "", "", "", ""],
+    ]
+    found = table.to_json()
+    assert found["rows"][0]["cells"]["mean"] == {
+        "text": "60.7 ±0.2", "value": 60.71, "std": 0.21, "low": 58.04, "high": 63.25,
+    }  # fmt: skip
+    assert found["rows"][0]["cells"]["-1"] == {"text": "@x"}
+    assert found["rows"][1] == {"row": "paper", "kind": "published", "cells": {
+        "mean": {"text": "72.9", "value": 72.9}, "mean (2)": {"text": "—", "value": None},
+        "-1": {"text": "", "value": None},
+    }}  # fmt: skip
+
+
+def test_latex_writes_every_character_so_that_any_tex_can_show_it() -> None:
+    for text, written in (
+        ("a_b%c&d#e$f", r"a\_b\%c\&d\#e\$f"),
+        ("x^y~{q}|\\w", r"x\textasciicircum{}y\textasciitilde{}\{q\}\textbar{}\textbackslash{}w"),
+        ("é ñ Å ç ž í", r"\'{e} \~{n} \r{A} \c{c} \v{z} \'{\i}"),
+        ("ł ß ± —", r"\l{} \ss{} $\pm$ ---"),
+        ("a--b ,,", "a-{}-b ,{},"),
+        ("日本!", r"\ifdefined\Umathcode 日本\else{}[U+65E5 U+672C]\fi{}!"),
+        ("[x]", "{}[x]"),
+        ("*", "{}*"),
+        ("\x1b[2J\n", r"\textbackslash{}x1b[2J\textbackslash{}n"),
+    ):
+        assert latex(text) == written
 
 
 ANYTHING = st.text(st.one_of(st.characters(), st.sampled_from("\\|`*_~<>&[](){}$#%^=+-@!:\t\r\n\x1b\u202e\udcff '\"")))
@@ -108,15 +163,26 @@ def test_markdown_shows_any_text_as_it_is(text: str) -> None:
         assert html.unescape(shown).split() == wanted.split(), (tag, page)
 
 
-@given(ANYTHING)
+@given(st.text(st.one_of(st.characters(max_codepoint=127), st.sampled_from("\\|`*_~<>&[](){}$#%^=+-@!:\t\r\n\x1b'\""))))
 def test_latex_holds_no_special_character_of_a_text(text: str) -> None:
-    written = latex(text)
+    written = latex(text).removeprefix("{}")
     back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<",
-            r"\textgreater{}": ">", r"\textbar{}": "|", **{"\\" + c: c for c in "&%$#_{}"}}  # fmt: skip
+            r"\textgreater{}": ">", r"\textbar{}": "|", r"\`{}": "`", r"\char34{}": '"', "{}": "",
+            **{"\\" + c: c for c in "&%$#_{}"}}  # fmt: skip
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
-    assert not set(re.sub(pattern, "", written.removeprefix("{}"))) & set("\\~^&%$#_{}<>|")
-    assert re.sub(pattern, lambda found: back[found[0]], written.removeprefix("{}")) == visible(text)
-    assert written[:1] not in ("[", "*")  # after \\ they would be its arguments
+    assert not set(re.sub(pattern, "", written)) & set('\\~^&%$#_{}<>|`"')
+    assert re.sub(pattern, lambda found: back[found[0]], written) == visible(text)
+    assert "--" not in written
+    assert latex(text)[:1] not in ("[", "*")  # after \\ they would be its arguments
+
+
+@given(ANYTHING)
+def test_latex_of_any_text_has_its_braces_and_conditions_closed(text: str) -> None:
+    written = latex(text)
+    plain = re.sub(r"\\[{}\\]", "", written.replace(r"\textbackslash{}", ""))
+    assert plain.count("{") == plain.count("}")
+    assert written.count("\\ifdefined") == written.count("\\fi{}") == written.count("\\else{}")
+    assert "\n" not in written
 
 
 @given(ANYTHING)

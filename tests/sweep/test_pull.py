@@ -23,7 +23,7 @@ from fsseg.cell.models import Attempt, Identity, State, read, write_record
 from fsseg.cell.record import Cell, RunDirectory, find_runs
 from fsseg.cli.sweep import sync as command
 from fsseg.errors import UserError
-from fsseg.sweep import pull as module
+from fsseg.sweep import copies as module
 from fsseg.sweep import sync
 from fsseg.sweep.pull import Pulled, pull, text
 from fsseg.sweep.store import Store, Tries

@@ -1,0 +1,146 @@
+"""Whatever a tracker does, the run ends as without it. The packages here are broken ones, put in the place of wandb."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from runs import cell_of, composed, done, numbers
+
+from fsseg.cell.models import State, Tracked, read
+from fsseg.config.checks import faults
+from fsseg.config.compose import Composed
+from fsseg.engine.trackers import processes
+from fsseg.engine.trackers.follow import rows_of
+from fsseg.engine.trackers.processes import Trackers
+from fsseg.errors import UserError
+from fsseg.process.logs import configure_logging
+from fsseg.run import run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes5i")
+
+
+_RUN = """
+class Settings:
+    def __init__(self, **settings): pass
+class Run:
+    url = None
+    dir = "/nowhere/run/files"
+    offline = True
+    def log(self, *a, **k): {log}
+    def finish(self, *a, **k): {finish}
+def init(**settings): return Run()
+"""
+BROKEN = {
+    "import": ("raise RuntimeError('no such luck')", "no such luck"),
+    "init": ("", "has no attribute 'Settings'"),
+    "log": (_RUN.format(log="raise OSError('disk of the tool is full')", finish="pass"), "disk of the tool is full"),
+    "dies": (_RUN.format(log="import os; os._exit(7)", finish="pass"), "ended with status 7"),
+    "hangs": (_RUN.format(log="import time; time.sleep(100)", finish="pass"), "not done after"),
+}
+
+
+def with_package(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a package of this text in front of all others, here and in the processes that start from here."""
+    (folder / "wandb").mkdir(parents=True)
+    (folder / "wandb" / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+    monkeypatch.setattr(processes, "PATIENCE", 3.0 if "sleep" in text else 60.0)
+
+
+def short(root: Path, output: Path, *overrides: str) -> Composed:
+    return composed(root, output, "train.max_steps=3", "train.checkpoint_minutes=0", *overrides)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_tracker_is_told_once_and_changes_nothing(
+    fault: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, reason = BROKEN[fault]
+    plain = done(short(root, tmp_path / "plain"))
+    with_package(text, tmp_path / "packages", monkeypatch)
+    c, began = short(root, tmp_path / "out", "logger.trackers=[wandb]"), time.monotonic()
+    with_it = done(c)
+    assert time.monotonic() - began < 60
+    assert numbers(with_it) == numbers(plain)
+    told = [line for line in cell_of(c).log_file.read_text().splitlines() if "tracker wandb" in line]
+    assert len(told) == 1
+    assert reason in told[0]
+    assert "trackers/wandb.log" in told[0]
+    assert cell_of(c).status().state == State.DONE  # type: ignore[union-attr]
+    if fault in ("import", "log"):
+        note = read(cell_of(c).tracker_file("wandb"), Tracked)
+        assert note is not None
+        assert reason in note.error
+        assert "Traceback" in cell_of(c).tracker_log("wandb").read_text()
+
+
+def test_a_missing_package_is_refused_in_two_lines_before_anything_is_written(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsseg.config.checks.find_spec", lambda name: None)
+    for more in ((), ("check=true",)):
+        c = composed(root, tmp_path / "out", "logger.trackers=[mlflow]", *more)
+        with pytest.raises(UserError, match=r"logger\.trackers=\[mlflow\]") as caught:
+            run(c.config, c.task_overrides)
+        assert "pip install 'fsseg[mlflow]'" in caught.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_package_s_name_is_no_package(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tools leave such folders where one works."""
+    import importlib.util
+
+    (tmp_path / "mlflow").mkdir()
+    spec = importlib.util.spec_from_loader("mlflow", None, is_package=True)
+    monkeypatch.setattr("fsseg.config.checks.find_spec", lambda name: spec)
+    assert spec is not None
+    assert spec.origin is None
+    (found,) = faults(composed(root, tmp_path, "logger.trackers=[mlflow]").cfg)
+    assert "not installed" in found.what
+
+
+@pytest.mark.parametrize("given", ["[tensorbord]", "[wandb,wandb]"])
+def test_an_unknown_or_repeated_name_is_refused(given: str, root: Path, tmp_path: Path) -> None:
+    (found,) = faults(composed(root, tmp_path, f"logger.trackers={given}").cfg)
+    assert found.what.startswith("logger.trackers=")
+    assert "wandb, mlflow, trackio and aim" in found.what
+
+
+def test_trackers_do_not_change_which_cell_it_is(root: Path, tmp_path: Path) -> None:
+    with_them = composed(root, tmp_path, "logger.trackers=[wandb,aim]", "variant=null")
+    without = composed(root, tmp_path, "variant=null")
+    assert cell_of(with_them).fingerprint == cell_of(without).fingerprint
+    assert cell_of(with_them).directory == cell_of(without).directory
+
+
+def test_a_process_that_cannot_start_is_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = cell_of(composed(root, tmp_path))
+    cell.directory.mkdir(parents=True)
+    configure_logging("info")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
+    trackers = Trackers()
+    trackers.start(cell, ["wandb"])
+    trackers.saved(3)
+    trackers.end(State.DONE, lambda: False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tracker wandb: [Errno 2]" in line
+    assert "no-python" in line
+
+
+def test_rows_are_read_from_the_file_by_number(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/loss,val/miou\n10,2.5,\n20,1.5,\n20,,31\n30,0.5,\n")
+    assert rows_of(file, 0, 0) == []
+    assert rows_of(file, 1, 3) == [(20, {"train/loss": 1.5}), (20, {"val/miou": 31.0})]
+    assert rows_of(file, 3, 9) == [(30, {"train/loss": 0.5})]
