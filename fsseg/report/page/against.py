@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from fsseg.process.words import several
 from fsseg.report.formats import MISSING
-from fsseg.report.intervals import Episodes, Part, Score
+from fsseg.report.intervals import Episodes, ScorePart, Score
 from fsseg.report.page.listing import Bar, Datum, Line, Listing, about
 from fsseg.report.pairs import RowComparison, compare, corrected, notes_on
 from fsseg.report.statistics import Interval
@@ -148,7 +148,7 @@ def _parts(table: Table, named: Sequence[tuple[RowComparison, str]]) -> Listing 
     return listing
 
 
-def _in_row(columns: Sequence[Sequence[Part]], fold: int, name: str) -> list[Datum]:
+def _in_row(columns: Sequence[Sequence[ScorePart]], fold: int, name: str) -> list[Datum]:
     found = []
     for parts in columns:
         part = next((p for p in parts if (p.fold, p.name) == (fold, name)), None)
