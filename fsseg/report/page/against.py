@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from fsseg.process.words import several
 from fsseg.report.formats import MISSING
-from fsseg.report.intervals import Episodes, ScorePart, Score
+from fsseg.report.intervals import Episodes, Score, ScorePart
 from fsseg.report.page.listing import Bar, Datum, Line, Listing, about
 from fsseg.report.pairs import RowComparison, compare, corrected, notes_on
 from fsseg.report.statistics import Interval
