@@ -250,22 +250,29 @@ class RunDirectory:
         except Unreadable:
             return None
 
-    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+    def curves(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, tuple[list[float], list[float]]]:
         """Column of metrics.csv -> (steps, values), steps rising.
 
         What is no finite number is skipped, and so are lines that a kill cut short. Where a resumed run wrote a step
         twice, the later line counts. Reading ends at what is no CSV. {} if there is no file, or it is larger than
         `METRICS_BYTES`.
+
+        Args:
+            wanted: which columns are read.
         """
         found: dict[str, dict[float, float]] = {}
         with suppress(OSError, csv.Error):
             handle = open_regular(self.metrics_file, METRICS_BYTES)
             with os.fdopen(handle, encoding="utf-8", errors="replace", newline="") as file:
-                for line in csv.DictReader(file):
-                    if (step := _finite(line.get("step"))) is None:
+                lines = csv.reader(file)
+                names = {name: place for place, name in enumerate(next(lines, []))}
+                at = names.pop("step", len(names))
+                columns = [(place, name) for name, place in names.items() if name and wanted(name)]
+                for line in lines:
+                    if (step := _finite(line[at]) if at < len(line) else None) is None:
                         continue
-                    for name, cell in line.items():
-                        if name and name != "step" and (value := _finite(cell)) is not None:
+                    for place, name in columns:
+                        if place < len(line) and (value := _finite(line[place])) is not None:
                             found.setdefault(name, {})[step] = value
         return {name: (sorted(values), [values[s] for s in sorted(values)]) for name, values in found.items()}
 

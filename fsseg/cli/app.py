@@ -1,8 +1,7 @@
 """The `fsseg` command: runs cells and looks after them. Each subcommand imports what it needs when it is called.
 
-`fsseg.cli.sweep`, `fsseg.cli.data`, `fsseg.cli.bench`, `fsseg.cli.report`, `fsseg.cli.predict`, `fsseg.cli.demo` and
-`fsseg.cli.export` add their commands to the `app` made here. Its help must be quick: nothing but typer is imported
-before a command is called.
+The other modules of `fsseg.cli` add their commands to the `app` made here. Its help must be quick: nothing but typer is
+imported before a command is called.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from fsseg.cli import bench as bench_commands
 from fsseg.cli import data as data_commands
 from fsseg.cli import demo as demo_command
 from fsseg.cli import export as export_command
+from fsseg.cli import page as page_command
 from fsseg.cli import predict as predict_command
 from fsseg.cli import report as report_commands
 from fsseg.cli import sweep as sweep_commands
@@ -30,6 +30,7 @@ sweep_commands.add_to(app)
 data_commands.add_to(app)
 bench_commands.add_to(app)
 report_commands.add_to(app)
+page_command.add_to(app)
 export_command.add_to(app)
 predict_command.add_to(app)
 demo_command.add_to(app)

@@ -90,9 +90,9 @@ class CellResult:
 
     Attributes:
         path: the run directory; for a figure of the older workflow, its file.
-        result: without its provenance and, where it asks for no report, without the scores of each class and seed: no
-            table shows them, and they would take most of the memory. For a cell without result.json only its key, and
-            its protocol if that is known.
+        result: if `collect` was asked for the whole, all that is in result.json. Otherwise without its provenance and,
+            where it asks for no report, without the scores of each class and seed: no table shows them, and they would
+            take most of the memory. For a cell without result.json only its key, and its protocol if that is known.
         reason: why there is no score, in words; empty if there is one.
         episodes: fingerprints of the evaluated episode lists, one a seed.
         made_with: what is kept of its provenance.
@@ -202,11 +202,14 @@ class Collection:
     problems: list[Problem]
 
 
-def collect(paths: Iterable[str | Path]) -> Collection:
+def collect(paths: Iterable[str | Path], whole: bool = False) -> Collection:
     """Read all run directories under any number of folders; a run directory or a replication_results.json may be named.
 
     Overlapping folders are read once. A file that cannot be understood becomes a `Problem`, and its cell counts as
     missing, never as a number.
+
+    Args:
+        whole: keep of each result also what no table shows (see `CellResult.result`).
 
     Raises:
         UserError: a path does not exist, or nothing at all was found.
@@ -227,7 +230,7 @@ def collect(paths: Iterable[str | Path]) -> Collection:
         for name, files in walk(root, seen, problems):
             folder = Path(name)
             if is_run(folder, files):
-                cells += _read_run(RunDirectory(folder), problems, shared)
+                cells += _read_run(RunDirectory(folder), problems, shared, whole)
             if REPLICATION_FILE in files and not is_ours(folder / REPLICATION_FILE):
                 older[folder / REPLICATION_FILE] = _read_replication(folder / REPLICATION_FILE, problems)
     figures, apart = merge_older(older)
@@ -252,14 +255,17 @@ def _order(k: CellKey) -> tuple[Any, ...]:
     return (k.dataset, k.method, k.backbone, k.variant, k.name, k.shot, k.fold, k.seed)
 
 
-def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> list[CellResult]:
+def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared, whole: bool) -> list[CellResult]:
     """The cell of a run directory; an empty list if it cannot be identified."""
     seen = run.look()
     if (result := seen.result) is not None:
         why = "" if result.metrics else "trained, not evaluated"
         made_with = shared(MadeWith.of(result.provenance))
         result.cell = run.row_key(result.cell)
-        return [CellResult(run.directory, result, seen.state, why, _slim(result, shared), made_with, shared)]
+        episodes = shared(_episodes(result))
+        if not whole:
+            _slim(result, shared)
+        return [CellResult(run.directory, result, seen.state, why, episodes, made_with, shared)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
         file, _, what = seen.reason.partition(" ")
@@ -277,8 +283,14 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared) -> li
     return [CellResult(run.directory, known, seen.state, _reason(seen), shared=shared)]
 
 
-def _slim(result: Result, shared: _Shared) -> tuple[str, ...]:
-    """Drop of a result what no table shows, and share with other results what they have too; returns its episodes."""
+def _episodes(result: Result) -> tuple[str, ...]:
+    """Fingerprints of the evaluated lists of episodes, one a seed."""
+    seeds = result.metrics.per_seed if result.metrics else []
+    return tuple(s.episodes_fingerprint for s in seeds if s.episodes_fingerprint)
+
+
+def _slim(result: Result, shared: _Shared) -> None:
+    """Drop of a result what no table shows, and share with other results what they have too."""
     metrics, result.provenance = result.metrics, {}
     result.protocol, result.model, result.dataset = (
         shared(result.protocol),
@@ -287,12 +299,10 @@ def _slim(result: Result, shared: _Shared) -> tuple[str, ...]:
     )
     result.missing_classes, result.cost = shared(result.missing_classes), shared(result.cost)
     if metrics is None:
-        return ()
-    episodes = tuple(s.episodes_fingerprint for s in metrics.per_seed if s.episodes_fingerprint)
+        return
     beside = [best.metrics for best in result.best.values() if best.metrics is not None]
     for shown in beside if result.report is not None else [metrics, *beside]:
         shown.per_seed, shown.per_class = [], {}
-    return shared(episodes)
 
 
 def _reason(seen: Snapshot) -> str:

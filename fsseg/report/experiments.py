@@ -6,7 +6,7 @@ the files under `conf/experiment` set it. Text, Markdown and PNG are made from r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,9 +40,7 @@ def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | No
         OSError: a file cannot be written.
     """
     texts, files = [], []
-    for group in groups_of(cells, REPORTS):
-        table = REPORTS[group.report](group, folder / f"{group.stem}.png")
-        table.notes += group.notes
+    for group, table in experiment_tables(cells, folder):
         of_table = [folder / f"{group.stem}.{kind}" for kind in ("md", "tex", "csv", "json")]
         write_atomic(of_table[0], table.to_markdown())
         write_atomic(of_table[1], f"{PACKAGES}\n{table.to_latex()}")
@@ -51,6 +49,18 @@ def experiment_report(cells: Iterable[CellResult], folder: Path) -> Written | No
         texts.append(table.to_text())
         files += [*of_table, *table.pictures, *table.vectors]
     return Written("\n".join(texts), files) if texts else None
+
+
+def experiment_tables(cells: Iterable[CellResult], folder: Path) -> Iterator[tuple[Group, TextTable]]:
+    """The table of every experiment among the cells; its pictures are written into `folder`.
+
+    Raises:
+        OSError: a picture cannot be written.
+    """
+    for group in groups_of(cells, REPORTS):
+        table = REPORTS[group.report](group, folder / f"{group.stem}.png")
+        table.notes += group.notes
+        yield group, table
 
 
 def _ablation(

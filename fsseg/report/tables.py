@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsseg.cell.key import CellKey
 from fsseg.cell.models import State
 from fsseg.cell.record import Problem, RunDirectory
 from fsseg.cell.variant import is_shortened, labels
@@ -130,7 +131,7 @@ class Table:
     """Rows with the same scoring: data set, every field of the protocol, evaluation images.
 
     `differs` are rules in which it differs from other tables, `differences` settings in which its rows differ. `pairs`
-    are its methods against each other.
+    are its methods against each other. `unstarted` are those of its missing cells that have no directory.
     `twice` names the results that lie in two directories, as after a copy of the folder.
     """
 
@@ -143,6 +144,7 @@ class Table:
     differences: Differences = field(default_factory=dict)
     pairs: list[RowComparison] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+    unstarted: list[CellKey] = field(default_factory=list)
     twice: list[tuple[str, Path, Path]] = field(default_factory=list)
 
     @property
@@ -616,6 +618,9 @@ def _list_missing(row: Row, done: list[CellResult], pending: list[CellResult], t
                 label = "{} {} {}-shot fold {} seed {}".format(table.key.dataset, row.label, *place)
                 cell = known.get(place)
                 table.missing.append((label, f"{cell.reason} ({cell.path})" if cell else "not started"))
+                if cell is None:
+                    k = row.key
+                    table.unstarted.append(CellKey(k.name, table.key.dataset, k.method, k.backbone, *place, k.variant))
 
 
 def _mark_differences(tables: list[Table]) -> None:

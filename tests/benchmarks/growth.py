@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from many_cells import make_tree, planned
+from many_cells import make_tree, make_whole_tree, planned
 
 Case = Callable[[Path, int], list[str]]
 """Fills an empty folder for so many cells, and gives the arguments of `fsseg`."""
@@ -34,6 +34,11 @@ def _plan(*more: str, swept: str = "seed", made: tuple[str, ...] = ()) -> Case:
     return case
 
 
+def _report(folder: Path, count: int) -> list[str]:
+    make_whole_tree(folder / "runs", count)
+    return ["report", str(folder / "runs"), "--out", str(folder / "report.html")]
+
+
 CASES: dict[str, Case] = {
     "aggregate": _of_tree("aggregate", "seeds"),
     "aggregate, a variant each": _of_tree("aggregate", "variants"),
@@ -48,6 +53,7 @@ CASES: dict[str, Case] = {
     "status": _of_tree("status", "unfinished"),
     "retry": _of_tree("retry", "unfinished"),
     "clean": _of_tree("clean", "unfinished"),
+    "report": _report,
 }
 
 

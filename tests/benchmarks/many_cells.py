@@ -6,6 +6,7 @@ records are those of whole runs (20 novel classes, five evaluation seeds, proven
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the command line; pytest has it there already
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the command 
 from run_directories import make_run
 
 from fsseg.cell.key import CellKey, identity
+from fsseg.cell.record import find_runs
 from fsseg.config.compose import compose
 from fsseg.sweep.grid import build_grid
 
@@ -51,6 +54,28 @@ def make_tree(folder: Path, count: int, kind: str = "seeds") -> None:
                 variant=components[number % 3],
             )  # fmt: skip
         _make(folder, key, number, kind)
+
+
+def make_whole_tree(folder: Path, count: int, kind: str = "unfinished") -> None:
+    """The same with what `fsseg report` reads besides: 600 rows of metrics.csv, and a sheet of episodes, in each."""
+    make_tree(folder, count, kind)
+    rows = [f"{step},{5 / (1 + step / 4000):.6g},0.01,{0.4 + step % 7 / 10}" for step in range(50, 30_050, 50)]
+    metrics = "\n".join(["step,train/loss,train/lr,train/seconds_per_step", *rows]) + "\n"
+    sheet = _sheet()
+    for run in find_runs([folder]):
+        run.metrics_file.write_text(metrics)
+        run.figures.mkdir()
+        run.episodes_figure.write_bytes(sheet)
+
+
+def _sheet() -> bytes:
+    """A picture as large as a sheet of three episodes, and as hard to compress as photos."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (45, 75, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((1300, 780), Image.Resampling.BICUBIC).save(out, "PNG")
+    return out.getvalue()
 
 
 def planned(folder: Path, count: int, swept: str = "seed", made: Sequence[str] = ()) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import fsseg
+from html_page import parsed
 from PIL import Image
 from runs import cell_of, composed, done
 
@@ -102,6 +103,28 @@ def test_the_command_draws_the_extremes_of_each_run_that_it_is_given(
             sheet = tmp_path / opened(directory).cell.key.path / f"{rank}.png"
             assert f"  {rank:<7} IoU {value:.1f}  {sheet}\n" in text
         assert "counts of all 3 drawn episodes as recorded" in text
+
+
+def test_a_page_has_sheets_that_are_drawn_for_it_alone(copied: RunDirectory, tmp_path: Path) -> None:
+    before = sorted(copied.directory.rglob("*"))
+    out = tmp_path / "page.html"
+    made = fsseg("report", str(copied.directory), "--out", str(out), "--sheets", "--also", "device=cpu")
+    assert made.returncode == 0, made.stderr
+    assert sorted(copied.directory.rglob("*")) == before
+    page = parsed(out.read_text())
+    sheets = page.one("section", id="sheets")
+    assert [p.attributes["alt"].split(" of ")[0] for p in sheets.all("img")] == [
+        "Best episodes", "Median episodes", "Worst episodes",
+    ]  # fmt: skip
+    best: dict[str, float] = {}  # by hand, from the record
+    found = np.load(copied.episodes_file)
+    for class_id, name in zip(found["classes"], found["class_names"]):
+        own = found["class_id"] == class_id
+        both, either = found["intersection"][own, -1], found["union"][own, -1]
+        if either.any():
+            best[str(name)] = float(np.max(100 * both[either > 0] / either[either > 0]))
+    shown = {row[0]: row[1] for row in sheets.one("table").rows()[1:]}
+    assert shown == {name: f"{iou:.1f}" for name, iou in best.items()}
 
 
 @pytest.mark.parametrize("which", ["trained", "training_free"])
