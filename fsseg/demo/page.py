@@ -74,32 +74,9 @@ def page(models: Models, folder: Path) -> gr.Blocks:
         pairs = gr.State([])
         with gr.Row():
             with gr.Column():
-                image = gr.File(label="Support image", elem_id="support-image", height=130)
-                mask = gr.File(label="Mask file (or draw below)", elem_id="support-mask", height=130)
-                editor = gr.ImageEditor(
-                    label="Draw over the object", elem_id="editor", type="numpy", format="png", sources=(),
-                    layers=False, transforms=(), buttons=[], brush=gr.Brush(colors=[_BRUSH], color_mode="fixed"),
-                )  # fmt: skip
-                add_button = gr.Button("Add support", elem_id="add")
-                support_told = gr.Textbox(
-                    label="Supports: messages", lines=2, interactive=False, elem_id="support-told"
-                )
-                supports = gr.Gallery(
-                    label="Supports", columns=4, height=190, object_fit="contain", fit_columns=False, interactive=False,
-                    buttons=[], elem_id="supports",
-                )  # fmt: skip
-                clear = gr.Button("Remove all supports", elem_id="clear")
+                image, mask, editor, add_button, support_told, supports, clear = _supports()
             with gr.Column():
-                queries = gr.File(
-                    label=f"Images to segment (up to {MOST_QUERIES})", file_count="multiple", elem_id="queries"
-                )
-                run = gr.Button("Segment", variant="primary", elem_id="segment")
-                text = gr.Textbox(label="Messages", lines=2, interactive=False, elem_id="told")
-                pictures = gr.Gallery(
-                    label="Overlays", columns=2, object_fit="contain", fit_columns=False, interactive=False, buttons=[],
-                    elem_id="overlays",
-                )  # fmt: skip
-                files = gr.File(label="Masks and table", file_count="multiple", interactive=False, elem_id="files")
+                queries, run, text, pictures, files = _images()
         private: dict[str, Any] = {"api_visibility": "private"}
         blocks.load(choices, None, [model, advice], **private)
         image.change(show, image, [editor, support_told], **private)
@@ -108,3 +85,34 @@ def page(models: Models, folder: Path) -> gr.Blocks:
         clear.click(lambda: ([], [], ""), None, [pairs, supports, support_told], **private)
         run.click(answer, [model, pairs, queries], [pictures, files, text], concurrency_id="work", **private)
     return blocks
+
+
+def _supports() -> tuple[Any, ...]:
+    """Where supports are given: image, mask, drawing, a button that adds them, messages, those in use, one to clear."""
+    image = gr.File(label="Support image", elem_id="support-image", height=130)
+    mask = gr.File(label="Mask file (or draw below)", elem_id="support-mask", height=130)
+    editor = gr.ImageEditor(
+        label="Draw over the object", elem_id="editor", type="numpy", format="png", sources=(),
+        layers=False, transforms=(), buttons=[], brush=gr.Brush(colors=[_BRUSH], color_mode="fixed"),
+    )  # fmt: skip
+    add_button = gr.Button("Add support", elem_id="add")
+    support_told = gr.Textbox(label="Supports: messages", lines=2, interactive=False, elem_id="support-told")
+    supports = gr.Gallery(
+        label="Supports", columns=4, height=190, object_fit="contain", fit_columns=False, interactive=False,
+        buttons=[], elem_id="supports",
+    )  # fmt: skip
+    clear = gr.Button("Remove all supports", elem_id="clear")
+    return image, mask, editor, add_button, support_told, supports, clear
+
+
+def _images() -> tuple[Any, ...]:
+    """Where images are given and answers shown: images, a button, messages, overlays, files."""
+    queries = gr.File(label=f"Images to segment (up to {MOST_QUERIES})", file_count="multiple", elem_id="queries")
+    run = gr.Button("Segment", variant="primary", elem_id="segment")
+    text = gr.Textbox(label="Messages", lines=2, interactive=False, elem_id="told")
+    pictures = gr.Gallery(
+        label="Overlays", columns=2, object_fit="contain", fit_columns=False, interactive=False, buttons=[],
+        elem_id="overlays",
+    )  # fmt: skip
+    files = gr.File(label="Masks and table", file_count="multiple", interactive=False, elem_id="files")
+    return queries, run, text, pictures, files

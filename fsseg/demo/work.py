@@ -1,4 +1,4 @@
-"""What the page does between an upload and an overlay, without a browser: `fsseg.demo.page` calls it.
+"""What the page does between an upload and an overlay, without a browser: the page (`fsseg/demo/page.py`) calls it.
 
 Masks come from `fsseg.engine.predict_files`, as those of `fsseg predict`: supports and images are files here too, and a
 drawing becomes the PNG that a user would have saved.

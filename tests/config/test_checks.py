@@ -22,7 +22,7 @@ CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "data
 ANY_NUMBER = {"dataset.generator_seed"}
 ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "dataset.cache", "dataset.sbd_root",
             "dataset.train_list", "dataset.val_list", "dataset.label_maps", "protocol.name",
-            "protocol.train_pool"}  # fmt: skip
+            "protocol.train_pool", "notify.on_end"}  # fmt: skip
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
     "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],
@@ -31,6 +31,7 @@ LISTS = {
     "protocol.seeds": ["[1,1]", "[]"],
     "protocol.unlike": [],  # any text
     "train.betas": ["[0.9]", "[]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]"],
+    "logger.trackers": ["[nonsense]", "[wandb,wandb]"],
     "train.select": ["[last]", "[best_base,best_base]"],
     "train.lr_factors": ["{backbone:-1}", "{backbone:1001}", "{neck:0.1,backbone:nan}"],
     "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],
