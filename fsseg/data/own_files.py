@@ -89,13 +89,15 @@ def images_in(folder: Path) -> list[Path]:
 
 def _tell_others(place: Path | str, entries: Sequence[Path]) -> None:
     """Say which files are left out because of their kind."""
-    others = [
-        path.suffix.lower() or "no ending" for path in entries if path.suffix.lower() not in SUFFIXES and path.is_file()
-    ]
-    if others:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(others).items()))
-        log.warning("%s: %s left out, of kinds that are not read (%s); convert what is to be segmented to JPEG or PNG",
-                    place, count(len(others), "file"), kinds)  # fmt: skip
+    if told := other_kinds(entries):
+        log.warning("%s: %s; convert what is to be segmented to JPEG or PNG", place, told)
+
+
+def other_kinds(files: Iterable[Path]) -> str:
+    """How many files are of kinds that are not read, such as HEIC, in words; empty if there are none."""
+    kinds = Counter(p.suffix.lower() or "no ending" for p in files if p.suffix.lower() not in SUFFIXES and p.is_file())
+    named = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return f"{count(kinds.total(), 'file')} left out, of kinds that are not read ({named})" if kinds else ""
 
 
 def _entries(folder: Path) -> list[Path]:

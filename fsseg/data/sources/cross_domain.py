@@ -18,11 +18,12 @@ from typing import Any
 
 from fsseg.config.schema import Fss1000Config, OwnConfig
 from fsseg.data.faults import Comparison, Fault
+from fsseg.data.own_files import SUFFIXES
 from fsseg.data.source import SPLITS, ClassIndex, Split
 from fsseg.data.sources.folder import FolderSource
 from fsseg.data.sources.folder_masks import ClassMasks, files_below
 from fsseg.data.sources.mask_scan import MaskFile
-from fsseg.data.sources.own import SUFFIXES, some
+from fsseg.data.sources.own import some
 from fsseg.errors import UserError
 
 JPEG = (".jpg", ".jpeg")

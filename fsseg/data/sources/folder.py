@@ -19,10 +19,10 @@ from fsseg.config.schema import OwnConfig
 from fsseg.data.arrays import cache_folders
 from fsseg.data.faults import Fault
 from fsseg.data.images import image_size, size_error
-from fsseg.data.own_files import MASKS
+from fsseg.data.own_files import MASKS, SUFFIXES, other_kinds
 from fsseg.data.source import SPLITS, ClassIndex, Split
-from fsseg.data.sources.folder_masks import Counts, MaskForm, files_below, open_masks, twins
-from fsseg.data.sources.own import SUFFIXES, OwnSource, some
+from fsseg.data.sources.folder_masks import Counts, MaskForm, all_files, files_below, open_masks, twins
+from fsseg.data.sources.own import OwnSource, some
 from fsseg.process.words import count
 
 IMAGES = "images"
@@ -118,6 +118,8 @@ class FolderSource(OwnSource):
         if unmarked := sorted(self.image_files.keys() - set(self.all_ids())):
             number = f"{len(unmarked)} of {count(len(self.image_files), 'image')}"
             yield f"{number} without a mask, left out: {some(unmarked, 3)}"
+        if others := other_kinds(all_files(self.root / IMAGES)):
+            yield f"{self.root / IMAGES}: {others}; convert images to JPEG or PNG"
 
     @classmethod
     def layout(cls, cfg: Any, splits: Sequence[Split] = SPLITS) -> dict[str, bool]:

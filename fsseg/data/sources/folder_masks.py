@@ -296,17 +296,16 @@ def twins(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for path in all_files(folder):
+        if path.suffix.lower() in suffixes and "\n" not in str(path) and path.is_file():
+            yield path.relative_to(folder).with_suffix("").as_posix(), path
+
+
+def all_files(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and in those below it, without hidden files and folders."""
     for base, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(base, name)
-            if (
-                path.suffix.lower() in suffixes
-                and not name.startswith(".")
-                and "\n" not in str(path)
-                and path.is_file()
-            ):
-                yield path.relative_to(folder).with_suffix("").as_posix(), path
+        yield from (Path(base, name) for name in names if not name.startswith("."))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -22,13 +22,11 @@ from fsseg.config.schema import OwnConfig
 from fsseg.data.faults import Comparison, Fault
 from fsseg.data.folds import uneven_fold
 from fsseg.data.images import image_orientation, read_image
+from fsseg.data.own_files import SUFFIXES
 from fsseg.data.placement import below_a_cell, fitted
 from fsseg.data.source import OTHER_SIZE, SPLITS, ClassIndex, Source, Split
 from fsseg.errors import UserError, visible
 from fsseg.process.words import count
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-"""Endings of image files, in either case."""
 
 CELL = 8
 """Pixels between two feature cells of the ResNets, at network size; of other backbones it differs."""

@@ -182,7 +182,11 @@ def test_a_mask_of_the_turned_photograph_fits_and_one_of_the_lying_does_not(tmp_
 def test_what_is_no_fault_is_told_by_verify(tmp_path: Path) -> None:
     root = make(tmp_path, "classes")
     write_jpeg(root / "images" / "bare.jpg")
+    for name in ("a.HEIC", "day 1/e.heic", "day 1/f.cr2", ".hidden/g.heic", "day 1/.DS_Store"):
+        (root / "images" / name).parent.mkdir(exist_ok=True)
+        (root / "images" / name).touch()
     text = verify(source(root, image_size=41)).text()
+    assert f"{root}/images: 3 files left out, of kinds that are not read (1 .cr2, 2 .heic); convert images" in text
     assert "classes (3): ant, okapi, zebra" in text
     assert "1 of 5 images without a mask, left out: bare" in text
     # by hand: images of 50 x 40 shrink by 41 / 50, so that 60 and 40 pixels are 40 and 27, and 100 are 67
