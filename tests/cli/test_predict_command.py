@@ -161,6 +161,17 @@ def test_what_is_there_is_kept_and_only_the_rest_is_done(own: Path) -> None:
     assert {row["class"] for row in rows()} == {"second"}
 
 
+def test_nothing_of_other_supports_stays_when_they_are_replaced(own: Path) -> None:
+    predicted("--support-dir", "supports", "photos", "--probabilities")
+    kept = own / "out" / "probabilities" / "of_my_own.txt"
+    kept.touch()
+    assert len(list(own.glob("out/probabilities/*/*.png"))) == 2 * 5
+    predicted("--support-dir", "supports/second", "photos", "--overwrite")  # without --probabilities
+    left = [path for path in own.glob("out/probabilities/**/*") if path.is_file()]
+    assert left == [kept]
+    assert set(np.unique(pixels(f"out/masks/{names()[0]}.png"))) <= {0, 255}
+
+
 def test_a_truth_that_comes_later_scores_what_is_there(own: Path) -> None:
     predicted("--support-dir", "supports/first", "photos")
     assert {row["iou"] for row in rows()} == {""}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from fsseg.cell.record import RunDirectory
 from fsseg.engine import checkpoint
 from fsseg.engine.checkpoint import Damaged, load, recover, rng_state, save, seed_everything, set_rng_state
 from fsseg.errors import UserError
@@ -137,6 +138,27 @@ def test_a_damaged_one_is_said_so_and_the_one_before_takes_its_place(
     assert load(last)["step"] == 1
     save(last, state(2), previous)  # and the damaged one never becomes the previous one
     assert load(previous)["step"] == 1
+
+
+def test_only_the_damaged_checkpoint_of_a_run_may_be_deleted(tmp_path: Path) -> None:
+    """A file of any other name or place may be somebody's photo."""
+    run = RunDirectory(tmp_path / "seed0")
+    (run.directory / "other").mkdir(parents=True)
+    run.checkpoints.mkdir()
+    own, elsewhere = run.checkpoint, run.directory / "other" / "last.pt"
+    for path in (own, elsewhere):
+        path.write_bytes(b"no archive")
+    assert "it is no checkpoint, or it is damaged" in refused(own).what  # not in a run yet
+    run.identity_file.touch()
+    assert "the checkpoint is damaged" in refused(own).what
+    assert refused(own).fix == "delete it, or give another one"
+    assert "delete" not in refused(elsewhere).fix
+
+
+def refused(path: Path) -> Damaged:
+    with pytest.raises(Damaged, match=str(path)) as caught:
+        load(path)
+    return caught.value
 
 
 def test_none_usable_is_said_so(files: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
