@@ -21,7 +21,8 @@ from fsseg.errors import UserError
 Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
 """What may be given as an image or a mask: a path, a PIL image, or an array."""
 
-_ARRAY = "give an array (H, W, 3) of uint8, RGB"
+_ARRAY = "give a path, a PIL image, or an array (H, W, 3) of uint8, RGB"
+_MASK = "give a path, a PIL image, or an array (H, W) of bool or of whole numbers: 0, and 1 or 255 for the object"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def photo(given: Picture, longer_side: int | None = None, name: str = "the image
     else:
         pixels = np.asarray(given)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-            raise UserError(f"{name} is an array of {_shape(pixels)} of {pixels.dtype}", _ARRAY)
+            raise UserError(f"{name} is {_words(given, pixels)}", _ARRAY)
         size, turn = (pixels.shape[0], pixels.shape[1]), 1
     return Photo(name, pixels, size[::-1] if sideways(turn) else size, turn)
 
@@ -102,8 +103,7 @@ def mask_of(
     else:
         values, turn = np.asarray(given), 1
         if values.ndim != 2 or values.dtype.kind not in "bui" or not values.size:
-            what = f"{name} is an array of {_shape(values)} of {values.dtype}"
-            raise UserError(what, "give an array (H, W) of bool, or of whole numbers: 0, and 1 or 255 for the object")
+            raise UserError(f"{name} is {_words(given, values)}", _MASK)
     mask = turned(marked(two_values(values, name), ones), turn)
     if mask.shape != of.size and mask.shape == of.size[::-1] and sideways(of.orientation) and turn == 1:
         mask = turned(mask, of.orientation)
@@ -126,5 +126,8 @@ def holds_a_one(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _shape(array: NDArray[Any]) -> str:
-    return " x ".join(map(str, array.shape)) or "one number"
+def _words(given: Any, array: NDArray[Any]) -> str:
+    """What was given in place of an image or a mask."""
+    if not array.ndim:
+        return f"given as {type(given).__name__}"
+    return f"an array of {' x '.join(map(str, array.shape))} of {array.dtype}"

@@ -179,6 +179,7 @@ def test_other_masks_are_told(tmp_path: Path) -> None:
         (WHITE[:, :5], "has 5 x 6 pixels, and its image the image 9 x 6"),
         (WHITE.T, "has 6 x 9 pixels, and its image the image 9 x 6"),
         (WHITE / 255, "is an array of 6 x 9 of float64"),
+        (None, "^the mask is given as NoneType"),
         (tmp_path / "none.png", "none.png is missing"),
     ]
     for given, told in cases:

@@ -418,6 +418,7 @@ def test_a_training_free_run_keeps_its_random_weights_and_the_callers_random_num
         ({"cat": [], "dog": [1]}, "a class has no support"),
         ([1], "support 1 of class object is no pair"),
         ([(np.zeros((4, 4)), np.ones((4, 4)))], "support image 1 of class object is an array of 4 x 4 of float64"),
+        ([(None, np.ones((4, 4)))], "support image 1 of class object is given as NoneType"),
         ({str(n): [1] for n in range(255)}, "255 classes are more than the 254"),
     ],
 )
