@@ -261,6 +261,10 @@ class Truths:
 
         return {name: number for number, name in enumerate(read_classes(self.named_in), 1)}
 
+    def sources(self, image: Path) -> list[Path]:
+        """The files that an image's score follows from."""
+        return [*self.files(image).values(), *([] if self.named_in is None else [self.named_in])]
+
     def files(self, image: Path) -> dict[str, Path]:
         """Class -> the true mask of an image, as far as there are any."""
         name = image.stem + MASK_SUFFIX

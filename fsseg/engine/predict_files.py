@@ -189,10 +189,11 @@ def predict_files(predictor: Predictor, supports: Supports, images: Sequence[Pat
     """
     record = _record(predictor, supports)
     same = _same_as_before(wanted, record, images)
+    anew = _other_truths(wanted, record) or wanted.overwrite
     table = PredictionTable(wanted.table, fresh=not same)
     names = output_names(images, table.names)
     done = Predicted(table, len(images), None if wanted.truths is None else TrueMasks(wanted.truths, images))
-    todo = [n for n in images if wanted.overwrite or not _is_there(wanted, supports.classes, table, n, names[n])]
+    todo = [n for n in images if anew or not _is_there(wanted, supports.classes, table, n, names[n])]
     done.kept = len(images) - len(todo)
     if not same and not wanted.overwrite:
         _check_free(wanted, supports.classes, [names[image] for image in todo])
@@ -278,15 +279,24 @@ def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     write_atomic(path, out.getvalue())
 
 
+def _other_truths(wanted: Wanted, record: dict[str, Any]) -> bool:
+    """Whether the folder holds scores by other true masks than this line's; notes in `record` whose they are now."""
+    before = (read_json(wanted.out / _RECORD) or {}).get("truths")
+    record["truths"] = before if wanted.truths is None else os.path.abspath(wanted.truths.folder)
+    return before is not None and record["truths"] != before
+
+
 def _is_there(wanted: Wanted, classes: Sequence[str], table: PredictionTable, image: Path, name: str) -> bool:
     """Whether all that is wanted of an image was written before."""
     own = table.rows_of(image)
-    scored = set() if wanted.truths is None else set(wanted.truths.files(image))
-    return (
-        set(own) == set(classes)
-        and all(own[c].union is not None for c in scored)
-        and all(file.is_file() for file in wanted.files(classes, name))
-    )
+    if set(own) != set(classes) or not all(file.is_file() for file in wanted.files(classes, name)):
+        return False
+    if (truths := wanted.truths) is None:
+        return True
+    files = truths.files(image)
+    written = wanted.mask(name).stat().st_mtime_ns
+    mended = any(file.stat().st_mtime_ns > written for file in truths.sources(image))
+    return {c for c, row in own.items() if row.union is not None} == set(files) and not mended
 
 
 def _check_free(wanted: Wanted, classes: Sequence[str], names: Sequence[str]) -> None:

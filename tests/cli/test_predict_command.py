@@ -182,6 +182,27 @@ def test_a_truth_that_comes_later_scores_what_is_there(own: Path) -> None:
     Path(f"truth/first/{names()[0]}.png").unlink()
     text = predicted("--support-dir", "supports/first", "photos", "--truth-dir", "truth/first")
     assert "no true mask for 1 of 5 images in truth/first" in text
+    assert "1 image segmented" in text  # to take its score away
+    assert [row["union"] == "" for row in rows()] == [row["name"] == names()[0] for row in rows()]
+
+
+def test_a_truth_that_was_mended_and_another_one_score_anew(own: Path) -> None:
+    line = ("--support-dir", "supports/first", "photos", "--truth-dir")
+    predicted(*line, "truth/first")
+    before = {row["name"]: row["iou"] for row in rows()}
+    assert "5 kept from before" in predicted(*line, "truth/first")
+    shutil.copytree("truth/first", "mended")
+    name = names()[0]
+    write(f"mended/{name}.png", pixels(f"out/masks/{name}.png") // 255)
+    os.utime(f"mended/{name}.png", (1, 1))
+    assert "5 images segmented" in predicted(*line, "mended")  # another folder, with an older file
+    assert {row["name"]: row["iou"] for row in rows()} == {**before, name: "100.0"}
+    other = names()[1]
+    write(f"mended/{other}.png", pixels(f"out/masks/{other}.png") // 255)
+    assert "1 image segmented" in predicted(*line, "mended")
+    assert {row["name"]: row["iou"] for row in rows()} == {**before, name: "100.0", other: "100.0"}
+    assert "5 kept from before" in predicted(*line[:-1])  # without truths scores stay
+    assert "5 kept from before" in predicted(*line, "mended")
 
 
 def test_one_truth_of_numbers_scores_as_one_of_each_class(own: Path) -> None:
