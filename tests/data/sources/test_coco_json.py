@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from trees import box, coco_json, run_lengths, write_jpeg
 
 from fsseg.config.schema import CocoJsonConfig
 from fsseg.data.setup.verify import verify
+from fsseg.data.sources import coco_store
 from fsseg.data.sources.coco_json import CocoJsonSource
 from fsseg.errors import UserError
 
@@ -157,16 +157,16 @@ def test_every_fault_of_an_export_is_told_in_one_go_and_once(tmp_path: Path) -> 
 
 
 def test_a_faulty_export_is_read_once_and_its_settings_are_checked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("fsseg"), "propagate", True)
+    told: list[str] = []
+    monkeypatch.setattr(coco_store.log, "info", lambda text, *parts: told.append(text % parts))
     write(tmp_path, {**faulty(), "images": []})
     (tmp_path / "ann" / "a.json").write_text(json.dumps(faulty()))
-    with caplog.at_level("INFO", "fsseg"):
-        report = verify(source(tmp_path, novel=["lion"]))
+    report = verify(source(tmp_path, novel=["lion"]))
     assert "annotation 14: 4 numbers" in report.text()
     assert "dataset.novel: there is no class lion" in report.text()
-    assert caplog.text.count("reading ") == 1
+    assert [text for text in told if text.startswith("reading ")] == [f"reading {tmp_path / 'ann' / 'a.json'} (0 MB)"]
 
 
 # As Roboflow exports: images beside each file, ids from 0 in each, and an entry 0 that is the mere name of the project.
