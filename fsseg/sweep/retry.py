@@ -29,7 +29,7 @@ from fsseg.process.command import train_words
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import split_overrides
-from fsseg.sweep.status import look_around
+from fsseg.sweep.status import Surroundings, look_around
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composer
@@ -65,7 +65,11 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    around = look_around(list(folders))
+    return retries_among(look_around(list(folders)), extra)
+
+
+def retries_among(around: Surroundings, extra: Sequence[str] = ()) -> Retry:
+    """The same of cells that were looked at."""
     found = Retry([s for s in around.cells if s.state in _STATES and not s.alive])
     for s in around.cells:
         if s.state == State.UNKNOWN:
@@ -115,7 +119,8 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
     plain = [f"{k}={v}" for k, v in own.items()]
     why = ""
     # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
-    for words in (composer.swept(plain), plain):
+    swept = list(composer.swept(plain))
+    for words in (swept, plain) if swept != plain else (swept,):
         cell, home = _led_to(composer, words, output)
         if cell.key != key or cell.fingerprint != noted.fingerprint:
             why = why or f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"
