@@ -109,7 +109,7 @@ def test_latex_sets_the_best_of_ours_bold_published_rows_grey_and_intervals_smal
         r"three & $-$5.0 & 2 \\",
         r"four & 90.0$^{*}$ & --- \\",
     ]
-    assert "% 95 % interval over query images" in lines
+    assert r"\caption{T. 95 \% intervals are over query images.}" in lines
 
 
 def test_csv_and_json_keep_all_decimals_and_hold_no_formula() -> None:
