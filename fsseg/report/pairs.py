@@ -16,7 +16,7 @@ from fsseg.report.collect import CellResult
 from fsseg.report.intervals import Episodes, ScorePart, classes_of, episodes_of, folds_of, interval_of, without_reason
 from fsseg.report.resampling import Resampled, Scores
 from fsseg.report.significance import Improvement, SignedRank, holm, probability_of_improvement, signed_rank
-from fsseg.report.statistics import IMAGES, RUNS, PairedDifference, mean_of_folds
+from fsseg.report.statistics import BOTH, IMAGES, RUNS, PairedDifference, mean_of_folds
 
 _MOST = 12  # rows of a table that are set against each other
 _REFERENCE = "baseline"
@@ -97,6 +97,18 @@ def notes_on_intervals(differences: Iterable[tuple[PairedDifference, str]]) -> l
         else:
             notes.append(what)
     return notes
+
+
+def notes_on_parts(comparisons: Sequence[RowComparison]) -> list[str]:
+    """In which folds and classes the intervals are over less than that of the whole; for whoever shows them."""
+    folds: set[int] = set()
+    for c in comparisons:
+        if c.difference is not None and c.difference.interval is not None and c.difference.interval.over == BOTH:
+            folds |= {p.fold for p in c.folds if p.interval is not None and p.interval.over == IMAGES}
+    if not folds:
+        return []
+    which = f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, sorted(folds)))}"
+    return [f"of {which}, which {'have' if len(folds) > 1 else 'has'} one pair, it is over query images alone"]
 
 
 def unique(texts: Iterable[str]) -> list[str]:

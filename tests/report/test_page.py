@@ -75,6 +75,18 @@ def test_the_tables_are_those_of_aggregate(tmp_path, make_cell):
     assert differences.rows()[1][:5] == ["abcb resnet50", "+10.00", "[+10.00, +10.00]", "", "4"]
 
 
+def test_a_row_that_lacks_folds_says_so_beside_its_score(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0)
+    for fold in range(3):
+        make_cell(fold, 50.0, method="baseline")
+    _, page = page_of(tmp_path)
+    scores = next(iter(section(page, "against").all("table")))
+    assert scores.rows()[2][:2] == ["baseline resnet50", "50.00"]
+    assert "baseline resnet50: of folds 0, 1, 2 alone" in section(page, "against").text
+    assert "[low, high]" not in section(page, "results").text  # nothing there has brackets
+
+
 def test_rows_of_published_figures_stay_with_the_row_above(tmp_path, make_cell):
     data = {"num_val_images": 1449, "fingerprint_val": "v"}
     for fold in range(4):

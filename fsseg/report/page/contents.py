@@ -25,6 +25,7 @@ from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
 from fsseg.report.page.heat import heat_map
 from fsseg.report.page.listing import Listing, of_text_table
+from fsseg.report.pairs import notes_on
 from fsseg.report.tables import Report, Table, build
 
 _MOST_RESAMPLED = 300
@@ -194,7 +195,7 @@ def _in_words(table: TextTable, most: int = 12) -> str:
 
 def _scores_of(table: Table) -> Listing:
     """A table of scores without the notes that have a section of their own."""
-    text, elsewhere = table.as_text(), {str(pair) for pair in table.pairs}
+    text, elsewhere = table.as_text(), {*map(str, table.pairs), *notes_on(table.pairs)}
     text.notes = [note for note in text.notes if note not in elsewhere and not note.startswith("differs: ")]
     return of_text_table(text)
 

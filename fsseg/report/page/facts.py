@@ -64,8 +64,7 @@ def cost_and_time(table: Table) -> Listing | None:
     for row in table.rows:
         for shot in table.shots:
             if cells := [c for c in row.counted if c.key.shot == shot]:
-                label = f"{row.label}, {shot}-shot" if len(table.shots) > 1 else row.label
-                rows.append([label, *_took(cells)])
+                rows.append([table.named(row.label, shot), *_took(cells)])
     if not rows:
         return None
     listing = plain(f"Cost and time of {table.title.partition(' (')[0]}", columns, rows)
