@@ -77,9 +77,9 @@ def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: f
 
 def _standing(folders: Sequence[Path]) -> tuple[Standing, bool]:
     """How all cells stand, and whether one of them is in somebody's hands."""
+    from fsseg.cell.models import IN_HANDS
     from fsseg.cell.record import Problem
     from fsseg.report.page.contents import Standing
-    from fsseg.sweep.pace import IN_HANDS
     from fsseg.sweep.retry import retries_among
     from fsseg.sweep.status import look_around
 

@@ -194,7 +194,7 @@ def _figure(value: float, interval: Interval | None, signed: bool = False) -> st
     shown = f"{value:{form}}"
     if interval is None:
         return f"{shown} (no interval)" if signed else shown
-    return f"{shown} [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{shown} {interval.brackets(form)}"
 
 
 def to_json(found: TwoSides) -> dict[str, Any]:

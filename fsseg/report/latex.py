@@ -144,8 +144,7 @@ def _ends(cell: str) -> str:
     if interval is None or match is None:
         return ""
     decimals = len(match[2].partition(".")[2])
-    low, high = (f"{end:.{decimals}f}" for end in (interval.low, interval.high))
-    return rf"{{\scriptsize [{low}, {high}]}}".replace("[-", "[$-$")
+    return rf"{{\scriptsize {interval.brackets(f'.{decimals}f')}}}".replace("-", "$-$")
 
 
 def _cell(text: str, bold: bool) -> str:

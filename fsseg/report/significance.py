@@ -93,7 +93,7 @@ class Improvement:
 
     def __str__(self) -> str:
         text = f"{self.probability:.2f}"
-        return text if self.interval is None else f"{text} [{self.interval.low:.2f}, {self.interval.high:.2f}]"
+        return text if self.interval is None else f"{text} {self.interval.brackets('.2f')}"
 
 
 def probability_of_improvement(

@@ -77,6 +77,10 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def brackets(self, form: str) -> str:
+        """`[1.21, 6.80]`, both ends in the form that is given (`.2f`)."""
+        return f"[{self.low:{form}}, {self.high:{form}}]"
+
 
 def t_interval(values: Sequence[float], middle: float) -> Interval | None:
     """Student's t over runs or pairs of runs, as if they were independent; None for fewer than two.
@@ -111,7 +115,7 @@ class PairedDifference:
         what = count(self.pairs, "pair")
         if self.interval is None:
             return f"{self.mean:+.2f} ({what}, no interval)"
-        return f"{self.mean:+.2f} [{self.interval.low:+.2f}, {self.interval.high:+.2f}] ({what})"
+        return f"{self.mean:+.2f} {self.interval.brackets('+.2f')} ({what})"
 
     @classmethod
     def over(cls, differences: Sequence[float], folds: Sequence[int]) -> PairedDifference:

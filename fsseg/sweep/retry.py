@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import State, Unreadable
+from fsseg.cell.models import LOST, State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_words
@@ -34,7 +34,6 @@ from fsseg.sweep.status import Surroundings, look_around
 if TYPE_CHECKING:
     from fsseg.config.compose import Composer
 
-_STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN, State.STOPPED)
 _AGAIN = "run its sweep line again"
 _KEY = re.compile(r"(\+\+|\+|~)?(?!hydra\b)[A-Za-z_]\w*([./@]\w+)*", re.ASCII)
 """Of an override that sets something of a cell: no option of the command line, nothing of Hydra's own."""
@@ -70,7 +69,7 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
 
 def retries_among(around: Surroundings, extra: Sequence[str] = ()) -> Retry:
     """The same of cells that were looked at."""
-    found = Retry([s for s in around.cells if s.state in _STATES and not s.alive])
+    found = Retry([s for s in around.cells if s.state in LOST and not s.alive])
     for s in around.cells:
         if s.state == State.UNKNOWN:
             found.notes.setdefault(f"{s.reason}: look where it is, or {_AGAIN}", []).append(s.label)

@@ -147,6 +147,16 @@ def test_what_is_missing_stands_there_with_its_reason_and_the_line(tmp_path, mak
     )
 
 
+def test_only_a_cell_that_runs_has_time_to_go(tmp_path, make_cell):
+    for fold, age in ((0, 1.0), (1, 10_000.0)):
+        status = {"state": "running", "phase": "train", "step": 30, "steps": 100, "eta_seconds": 480.0}
+        make_cell(fold, None, status=status, age=age)
+    _, page = page_of(tmp_path)
+    told = {row[1]: row[2] for row in section(page, "missing").one("table").rows()[1:]}
+    assert told["running"] == "train step 30 of 100, 8 min to go"
+    assert "to go" not in told["stale"]
+
+
 def test_a_cell_that_a_sweep_has_not_come_to_is_not_missing_twice(tmp_path, make_cell):
     for fold in range(3):
         make_cell(fold, 60.0)

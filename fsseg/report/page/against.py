@@ -39,7 +39,7 @@ def scores(table: Table, episodes: Episodes) -> Listing | None:
     )
     listing.bodies.append([
         Line(label, [
-            Datum(f"{score.value:.2f}"), _brackets(score.interval, "{:.2f}"),
+            Datum(f"{score.value:.2f}"), _brackets(score.interval, ".2f"),
             _bar(score.value, score.interval, ends, f"{label}: {score.value:.2f}{_told(score.interval)}"),
             Datum(str(score.runs)),
             Datum(str(score.episodes) if score.episodes else MISSING),
@@ -120,7 +120,7 @@ def _compared(c: RowComparison, label: str, ends: Sequence[float]) -> Line:
     d, test = c.difference, c.test
     return Line(label, [
         Datum(f"{d.mean:+.2f}", d.mean, strong=d.interval is not None and d.interval.excludes_zero),
-        _brackets(d.interval, "{:+.2f}"),
+        _brackets(d.interval, "+.2f"),
         _bar(d.mean, d.interval, ends, f"{label}: {d}"),
         Datum(str(d.pairs)),
         Datum(str(c.episodes) if c.episodes else MISSING),
@@ -159,7 +159,7 @@ def _in_row(columns: Sequence[Sequence[ScorePart]], fold: int, name: str) -> lis
             found.append(Datum(MISSING))
             continue
         interval = part.interval
-        brackets = "" if interval is None else f" [{interval.low:+.1f}, {interval.high:+.1f}]"
+        brackets = "" if interval is None else f" {interval.brackets('+.1f')}"
         strong = interval is not None and interval.excludes_zero
         found.append(Datum(f"{part.value:+.1f}{brackets}", part.value, strong=strong))
     return found
@@ -168,7 +168,7 @@ def _in_row(columns: Sequence[Sequence[ScorePart]], fold: int, name: str) -> lis
 def _brackets(interval: Interval | None, form: str) -> Datum:
     if interval is None:
         return Datum(MISSING)
-    return Datum(f"[{form.format(interval.low)}, {form.format(interval.high)}]", interval.high - interval.low)
+    return Datum(interval.brackets(form), interval.high - interval.low)
 
 
 def _told(interval: Interval | None) -> str:

@@ -128,7 +128,8 @@ def unfinished(cells: Sequence[Snapshot]) -> Listing | None:
         if s.state != State.DONE:
             told = [s.reason] if s.reason else []
             told += ["{} step {} of {}".format(*s.progress)] if s.progress else []
-            told += [f"{span(s.status.eta_seconds)} to go"] if s.status and s.status.eta_seconds is not None else []
+            if s.state == State.RUNNING and s.status and s.status.eta_seconds is not None:
+                told.append(f"{span(s.status.eta_seconds)} to go")
             told += [f"on {s.status.host}"] if s.status and s.status.host else []
             told += [f"log: {s.run.log_file}"] if s.state in (State.FAILED, State.BROKEN, State.STALE) else []
             rows.append([s.label, str(s.state), ", ".join(told) or MISSING])
