@@ -98,7 +98,8 @@ def test_latex_sets_the_best_of_ours_bold_published_rows_grey_and_intervals_smal
     table = TextTable("T", ["", "a", "b"], scores=(1,), published={1})
     interval, below = Interval(58.04, 63.25, "query images"), Interval(-4.0, -0.5, "runs")
     table.rows = [["one", Number("60.7 ±0.2", 60.71, 0.21, interval), "9.0"], ["  paper", "72.9", "9.5"],
-                  ["two", Number("60.7", 60.66), Number("1.0", 1.0, None, below)], ["three", "-5.0", "2"], ["four", "90.0 (*)", "—"]]  # fmt: skip
+                  ["two", Number("60.7", 60.66), Number("1.0", 1.0, None, below)],
+                  ["three", "-5.0", "2"], ["four", "90.0 (*)", "—"]]  # fmt: skip
     lines = [line.strip() for line in table.to_latex().splitlines()]
     start = lines.index(r"\midrule") + 1
     assert lines[start : start + 7] == [
