@@ -76,6 +76,12 @@ class State(str, Enum):
         return self.value
 
 
+IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
+"""States of cells that somebody works on, or will."""
+LOST = (State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED)
+"""States of cells that have no result, and that nobody has."""
+
+
 class Versioned(Struct, kw_only=True):
     """A file that says which version it is of; one that does not is of the first."""
 

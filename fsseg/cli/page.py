@@ -77,16 +77,16 @@ def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: f
 
 def _standing(folders: Sequence[Path]) -> tuple[Standing, bool]:
     """How all cells stand, and whether one of them is in somebody's hands."""
+    from fsseg.cell.models import IN_HANDS
     from fsseg.cell.record import Problem
     from fsseg.report.page.contents import Standing
-    from fsseg.sweep.pace import IN_HANDS
-    from fsseg.sweep.retry import find_retries
+    from fsseg.sweep.retry import retries_among
     from fsseg.sweep.status import look_around
 
     problems: list[Problem] = []
-    cells = look_around(folders, problems).cells
-    again = find_retries(folders)
-    return Standing(cells, again.lines, again.notes, problems), any(s.state in IN_HANDS for s in cells)
+    around = look_around(folders, problems)
+    again = retries_among(around)
+    return Standing(around.cells, again.lines, again.notes, problems), any(s.state in IN_HANDS for s in around.cells)
 
 
 def _draw(folders: Sequence[Path], also: Sequence[str], folder: Path) -> dict[Path, Path]:

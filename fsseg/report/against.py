@@ -18,7 +18,7 @@ from fsseg.process.words import count, several
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.differences import Differences, differences
 from fsseg.report.intervals import Episodes, Score, ScorePart
-from fsseg.report.pairs import Pair, RowComparison, compare, corrected, notes_on
+from fsseg.report.pairs import Pair, RowComparison, compare, corrected, notes_on, notes_on_parts
 from fsseg.report.statistics import Interval
 
 A, B = "A", "B"
@@ -138,8 +138,10 @@ def text(found: TwoSides) -> str:
         rows = [["differs", A, B]]
         rows += [[key, of_rows.get(A, "-"), of_rows.get(B, "-")] for key, of_rows in found.settings.items()]
         lines += ["", aligned(rows, left=(0, 1, 2))]
-    else:
-        lines += ["", "no setting differs"]
+    if all(c.identity is None for side in found.cells for c in side):
+        lines += ["", "settings not known, without identity.json"]
+    elif not found.settings:
+        lines += ["", "no further setting differs"]
     for shot, sides in found.shots.items():
         lines += ["", *_of_shot_in_words(shot, sides)]
     return "\n".join(lines)
@@ -165,7 +167,7 @@ def _of_shot_in_words(shot: int, sides: SideBySide) -> list[str]:
         _figure(total.mean, total.interval, signed=True), str(total.pairs),
     ])  # fmt: skip
     notes = [visible(f"{A} against {B}{str(comparison).partition(f'{shot}-shot')[2]}")]
-    notes += map(visible, notes_on([comparison]))
+    notes += map(visible, [*notes_on([comparison]), *notes_on_parts([comparison])])
     if comparison.reason:
         notes.append(visible(f"no classes: {comparison.reason}"))
     return [
@@ -192,7 +194,7 @@ def _figure(value: float, interval: Interval | None, signed: bool = False) -> st
     shown = f"{value:{form}}"
     if interval is None:
         return f"{shown} (no interval)" if signed else shown
-    return f"{shown} [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{shown} {interval.brackets(form)}"
 
 
 def to_json(found: TwoSides) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from fsseg.cell.models import Unreadable
 from fsseg.cell.record import RunDirectory
 from fsseg.report.collect import CellResult
-from fsseg.report.statistics import Interval, mean, t_interval
+from fsseg.report.statistics import Interval, mean, mean_of_folds, t_interval
 
 if TYPE_CHECKING:
     from fsseg.cell.episodes import EpisodeCounts
@@ -43,7 +43,7 @@ class ScorePart:
 
 @dataclass(frozen=True)
 class Score:
-    """mIoU in percent: mean over folds and training seeds, with its interval.
+    """mIoU in percent: mean over training seeds, then over folds, with its interval.
 
     Attributes:
         interval: over the query images, and over training seeds where a fold has several; over (fold, seed) runs where
@@ -150,11 +150,12 @@ class Episodes:
         known = [miou for miou in mious if miou is not None]
         if not known or len(known) < len(mious):
             raise ValueError("only cells that have a score")
+        value = mean_of_folds(known, [cell.key.fold for cell in cells])
         whole, reason = without_reason(cells, self.scores([(cell, "", -1) for cell in cells]))
         if reason:
-            return Score(mean(known), t_interval(known), len(known), 0, reason=reason)
+            return Score(value, t_interval(known, value), len(known), 0, reason=reason)
         runs = [s.miou for s in whole]
-        return Score(mean(known), interval_of(runs), len(known), episodes_of(whole), folds_of(runs), classes_of(whole))
+        return Score(value, interval_of(runs), len(known), episodes_of(whole), folds_of(runs), classes_of(whole))
 
 
 def without_reason(cells: Iterable[CellResult], found: Iterable[Scores | str]) -> tuple[list[Scores], str]:

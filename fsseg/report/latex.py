@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fsseg.report.formats import TextTable
 
 PACKAGES = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{xcolor}.\n"
+_SIGNS = ("±", "(*)")
+"""Beginnings of notes on what stands in a table."""
 _LONG_LABEL = 60  # characters
 _WIDE = 6  # columns of numbers, more than which go over both columns of a page
 
@@ -72,10 +74,10 @@ def _character(c: str) -> str | None:
 
 
 def latex_table(table: TextTable) -> str:
-    """A table with what `PACKAGES` names; the notes are comments below it."""
+    """A table with what `PACKAGES` names. The caption says what its signs mean; the other notes are comments below."""
     num = table.per_group
     star = "*" if len(table.header) - 1 > _WIDE else ""
-    lines = [rf"\begin{{table{star}}}", r"  \centering", rf"  \caption{{{latex(table.title)}}}", r"  \small",
+    lines = [rf"\begin{{table{star}}}", r"  \centering", rf"  \caption{{{latex(_caption(table))}}}", r"  \small",
              r"  \setlength{\tabcolsep}{4pt}", rf"  {_FITTED}",
              rf"  \begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"    \toprule"]  # fmt: skip
     if table.groups:
@@ -94,10 +96,17 @@ def latex_table(table: TextTable) -> str:
         if any(getattr(cell, "interval", None) is not None for cell in cells):
             lines.append(f"    {' & '.join([_INTERVAL, *map(_ends, cells)])} \\\\")
     lines += [r"    \bottomrule", r"  \end{tabular}}", rf"\end{{table{star}}}"]
-    found = (getattr(cell, "interval", None) for row in table.rows for cell in row)
-    over = {interval.over: None for interval in found if interval is not None}
-    notes = [f"95 % interval over {kind}" for kind in over] + table.notes
+    notes = (note for note in table.notes if not note.startswith(_SIGNS))
     return "\n".join([*lines, *(f"% {visible(note)}" for note in notes)]) + "\n"
+
+
+def _caption(table: TextTable) -> str:
+    """The title, what the intervals are over, and the notes on signs that stand in the table."""
+    found = (getattr(cell, "interval", None) for row in table.rows for cell in row)
+    over = dict.fromkeys(interval.over for interval in found if interval is not None)
+    told = [f"95 % intervals are over {', or '.join(over)}"] if over else []
+    told += [note for note in table.notes if note.startswith(_SIGNS)]
+    return ". ".join([table.title, *told]) + "." * bool(told)
 
 
 def best_cells(table: TextTable) -> set[tuple[int, int]]:
@@ -135,8 +144,7 @@ def _ends(cell: str) -> str:
     if interval is None or match is None:
         return ""
     decimals = len(match[2].partition(".")[2])
-    low, high = (f"{end:.{decimals}f}" for end in (interval.low, interval.high))
-    return rf"{{\scriptsize [{low}, {high}]}}".replace("[-", "[$-$")
+    return rf"{{\scriptsize {interval.brackets(f'.{decimals}f')}}}".replace("-", "$-$")
 
 
 def _cell(text: str, bold: bool) -> str:

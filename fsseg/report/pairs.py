@@ -16,7 +16,7 @@ from fsseg.report.collect import CellResult
 from fsseg.report.intervals import Episodes, ScorePart, classes_of, episodes_of, folds_of, interval_of, without_reason
 from fsseg.report.resampling import Resampled, Scores
 from fsseg.report.significance import Improvement, SignedRank, holm, probability_of_improvement, signed_rank
-from fsseg.report.statistics import IMAGES, RUNS, PairedDifference, mean
+from fsseg.report.statistics import BOTH, IMAGES, RUNS, PairedDifference, mean_of_folds
 
 _MOST = 12  # rows of a table that are set against each other
 _REFERENCE = "baseline"
@@ -99,6 +99,18 @@ def notes_on_intervals(differences: Iterable[tuple[PairedDifference, str]]) -> l
     return notes
 
 
+def notes_on_parts(comparisons: Sequence[RowComparison]) -> list[str]:
+    """In which folds and classes the intervals are over less than that of the whole; for whoever shows them."""
+    folds: set[int] = set()
+    for c in comparisons:
+        if c.difference is not None and c.difference.interval is not None and c.difference.interval.over == BOTH:
+            folds |= {p.fold for p in c.folds if p.interval is not None and p.interval.over == IMAGES}
+    if not folds:
+        return []
+    which = f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, sorted(folds)))}"
+    return [f"of {which}, which {'have' if len(folds) > 1 else 'has'} one pair, it is over query images alone"]
+
+
 def unique(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
@@ -148,6 +160,7 @@ def _told(blank: RowComparison, pairs: Sequence[Pair], found: Sequence[Scores | 
         found: the resampled scores of both sides of each pair, one pair after the other.
     """
     differences = [_miou(a) - _miou(b) for a, b in pairs]
+    folds = [a.key.fold for a, _ in pairs]
     sides = (_by_fold(side) for side in zip(*pairs))
     told = replace(
         blank, wins=sum(d > 0 for d in differences), test=signed_rank(differences),
@@ -155,11 +168,11 @@ def _told(blank: RowComparison, pairs: Sequence[Pair], found: Sequence[Scores | 
     )  # fmt: skip
     whole, reason = without_reason([cell for pair in pairs for cell in pair], found)
     if reason:
-        return replace(told, difference=PairedDifference.over(differences), reason=reason)
+        return replace(told, difference=PairedDifference.over(differences, folds), reason=reason)
     unlike = [a.less(b) for a, b in zip(whole[::2], whole[1::2])]
     runs = [scores.miou for scores in unlike]
     return replace(
-        told, difference=PairedDifference(mean(differences), interval_of(runs), len(pairs)),
+        told, difference=PairedDifference(mean_of_folds(differences, folds), interval_of(runs), len(pairs)),
         episodes=episodes_of(unlike), folds=folds_of(runs), classes=classes_of(unlike),
     )  # fmt: skip
 
@@ -231,15 +244,15 @@ def difference_of(
     """
     if not pairs:
         return None
-    values = [value for value, _ in pairs]
+    values, folds = [value for value, _ in pairs], [terms[0].cell.key.fold for _, terms in pairs]
     terms = [term for _, of_pair in pairs for term in of_pair]
     whole, reason = without_reason((t.cell for t in terms), episodes.scores([t[1:] for t in terms]))
     if not reason:
         reason = next(filter(None, (_unlike(t) for t in _grouped(pairs, whole))), "")
     if reason:
-        return PairedDifference.over(values), reason
+        return PairedDifference.over(values, folds), reason
     runs = [Resampled.total([(t.sign, s.miou) for t, s in of_pair]) for of_pair in _grouped(pairs, whole)]
-    return PairedDifference(mean(values), interval_of(runs), len(values)), ""
+    return PairedDifference(mean_of_folds(values, folds), interval_of(runs), len(values)), ""
 
 
 def _grouped(

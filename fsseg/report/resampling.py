@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsseg.cell.episodes import OWN, EpisodeCounts
-from fsseg.report.statistics import BOTH, IMAGES, Interval, mean, t_quantile
+from fsseg.report.statistics import BOTH, IMAGES, Interval, mean, mean_of_folds, t_quantile
 
 RESAMPLES = 2000
 """Of every bootstrap."""
@@ -219,7 +219,7 @@ def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
 
 
 def interval(runs: Sequence[Resampled]) -> Interval | None:
-    """95 % interval of the mean of runs over folds and training seeds; those of a fold share their episodes.
+    """95 % interval of the mean of runs: over training seeds, then over folds. Those of a fold share their episodes.
 
     Over query images: the percentiles of the resampled mean, expanded for few queries (Hesterberg 2015). Where a fold
     has several training seeds, over those too: the squared half widths add up (Zou and Donner 2008), that of the seeds
@@ -230,7 +230,8 @@ def interval(runs: Sequence[Resampled]) -> Interval | None:
     by_fold: dict[int, list[Resampled]] = defaultdict(list)
     for run in runs:
         by_fold[run.fold].append(run)
-    value, resampled = mean([run.value for run in runs]), np.mean([run.resampled for run in runs], axis=0)
+    value = mean_of_folds([run.value for run in runs], [run.fold for run in runs])
+    resampled = np.mean([np.mean([run.resampled for run in of_fold], axis=0) for of_fold in by_fold.values()], axis=0)
     queries, strata = (sum(getattr(of_fold[0], name) for of_fold in by_fold.values()) for name in ("queries", "strata"))
     if queries <= strata:
         return None
@@ -253,7 +254,8 @@ def _tails(quantile: float) -> list[float]:
 
 
 def _of_seeds(folds: Sequence[Sequence[float]]) -> float | None:
-    """Half width of the 95 % interval of a mean of all values over what varies within folds; None without two in one.
+    """Half width of the 95 % interval of the mean of the folds' means over what varies within folds; None without two
+    values in one fold.
 
     The deviation is pooled over the folds.
     """
@@ -261,4 +263,5 @@ def _of_seeds(folds: Sequence[Sequence[float]]) -> float | None:
     if degrees == 0:
         return None
     squares = math.fsum((v - mean(of_fold)) ** 2 for of_fold in folds for v in of_fold)
-    return t_quantile(degrees) * math.sqrt(squares / degrees / sum(map(len, folds)))
+    error = math.sqrt(squares / degrees * math.fsum(1 / len(of_fold) for of_fold in folds)) / len(folds)
+    return t_quantile(degrees) * error

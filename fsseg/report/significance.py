@@ -84,7 +84,8 @@ class Improvement:
     """Probability that a run of the first row scores higher than one of the second, on the same fold.
 
     Attributes:
-        interval: over training seeds; None where no fold has two runs of a row.
+        interval: over training seeds; None where no fold has two runs of a row, or all draws agree, as where every run
+            of one row is higher: that would say that it is certain.
     """
 
     probability: float
@@ -92,7 +93,7 @@ class Improvement:
 
     def __str__(self) -> str:
         text = f"{self.probability:.2f}"
-        return text if self.interval is None else f"{text} [{self.interval.low:.2f}, {self.interval.high:.2f}]"
+        return text if self.interval is None else f"{text} {self.interval.brackets('.2f')}"
 
 
 def probability_of_improvement(
@@ -117,4 +118,4 @@ def probability_of_improvement(
         resampled += np.einsum("bi,ij,bj->b", of_first, won, of_second) / won.size / len(folds)
     several = any(len(side[fold]) > 1 for fold in folds for side in (ours, theirs))
     low, high = np.quantile(resampled, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]).tolist()
-    return Improvement(mean(values), Interval(low, high, "training seeds") if several else None)
+    return Improvement(mean(values), Interval(low, high, "training seeds") if several and low < high else None)

@@ -24,6 +24,15 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def mean_of_folds(values: Sequence[float], folds: Sequence[int]) -> float:
+    """Mean over folds of the mean of each: a fold counts alike however many training seeds it has.
+
+    Args:
+        folds: that of each value.
+    """
+    return mean([mean([v for v, f in zip(values, folds) if f == fold]) for fold in sorted(set(folds))])
+
+
 def sample_std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1); None for fewer than two values."""
     if len(values) < 2:
@@ -68,13 +77,21 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def brackets(self, form: str) -> str:
+        """`[1.21, 6.80]`, both ends in the form that is given (`.2f`)."""
+        return f"[{self.low:{form}}, {self.high:{form}}]"
 
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """Student's t over runs or pairs of runs, as if they were independent; None for fewer than two."""
+
+def t_interval(values: Sequence[float], middle: float) -> Interval | None:
+    """Student's t over runs or pairs of runs, as if they were independent; None for fewer than two.
+
+    Args:
+        middle: of the interval: their mean, or that of folds.
+    """
     std = sample_std(values)
     if std is None:
         return None
-    middle, half = mean(values), t_quantile(len(values) - 1) * std / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * std / math.sqrt(len(values))
     return Interval(middle - half, middle + half, RUNS)
 
 
@@ -87,7 +104,7 @@ def t_quantile(degrees: float) -> float:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of first minus second over pairs, with its interval; None where one pair is all there is to go by."""
+    """Mean over folds of first minus second, with its interval; None where one pair is all there is to go by."""
 
     mean: float
     interval: Interval | None
@@ -98,12 +115,17 @@ class PairedDifference:
         what = count(self.pairs, "pair")
         if self.interval is None:
             return f"{self.mean:+.2f} ({what}, no interval)"
-        return f"{self.mean:+.2f} [{self.interval.low:+.2f}, {self.interval.high:+.2f}] ({what})"
+        return f"{self.mean:+.2f} {self.interval.brackets('+.2f')} ({what})"
 
     @classmethod
-    def over(cls, differences: Sequence[float]) -> PairedDifference:
-        """Of the differences of pairs, at least one, with Student's t over them."""
-        return cls(mean(differences), t_interval(differences), len(differences))
+    def over(cls, differences: Sequence[float], folds: Sequence[int]) -> PairedDifference:
+        """Of the differences of pairs, at least one, with Student's t over them.
+
+        Args:
+            folds: that of each pair.
+        """
+        middle = mean_of_folds(differences, folds)
+        return cls(middle, t_interval(differences, middle), len(differences))
 
 
 def shares(histograms: Sequence[Sequence[int]]) -> list[float] | None:

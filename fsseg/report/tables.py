@@ -151,6 +151,10 @@ class Table:
     def folds(self) -> range:
         return range(self.key.num_folds)
 
+    def named(self, label: str, shot: int) -> str:
+        """A row's label, with the number of shots where the table has several."""
+        return f"{label}, {shot}-shot" if len(self.shots) > 1 else label
+
     @property
     def columns(self) -> tuple[int, ...]:
         """Its folds, and their mean."""

@@ -14,11 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsseg.cell.models import State
+from fsseg.cell.models import IN_HANDS, State
 from fsseg.cell.record import Snapshot
 from fsseg.errors import UserError, visible
 from fsseg.process.files import open_regular
-from fsseg.sweep.pace import IN_HANDS
 from fsseg.sweep.status import Surroundings, look_around
 
 _BLOCK = 1 << 16

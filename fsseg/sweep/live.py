@@ -18,11 +18,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsseg.cell.models import State
+from fsseg.cell.models import IN_HANDS, State
 from fsseg.cell.record import Problem, Snapshot
 from fsseg.errors import visible
 from fsseg.sweep.follow import last_lines, logs_of
-from fsseg.sweep.pace import IN_HANDS, pace_of
+from fsseg.sweep.pace import pace_of
 from fsseg.sweep.status import Surroundings, look_around, text, told
 
 if TYPE_CHECKING:

@@ -12,14 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fsseg.cell.models import State
+from fsseg.cell.models import IN_HANDS, LOST, State
 from fsseg.cell.record import Snapshot
 from fsseg.process.words import count, span
-
-IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
-"""States of cells that somebody works on, or will."""
-LOST = (State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED)
-"""States of cells that have no result, and that nobody has."""
 
 
 class _Taken(NamedTuple):

@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsseg.cell.key import CellKey
-from fsseg.cell.models import State, Unreadable
+from fsseg.cell.models import LOST, State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.errors import UserError, visible
 from fsseg.process.command import train_words
 from fsseg.sweep.boxes import command, merge
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import split_overrides
-from fsseg.sweep.status import look_around
+from fsseg.sweep.status import Surroundings, look_around
 
 if TYPE_CHECKING:
     from fsseg.config.compose import Composer
 
-_STATES = (State.FAILED, State.STALE, State.PREEMPTED, State.BROKEN, State.STOPPED)
 _AGAIN = "run its sweep line again"
 _KEY = re.compile(r"(\+\+|\+|~)?(?!hydra\b)[A-Za-z_]\w*([./@]\w+)*", re.ASCII)
 """Of an override that sets something of a cell: no option of the command line, nothing of Hydra's own."""
@@ -65,8 +64,12 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     Raises:
         UserError: a folder does not exist or holds no run.
     """
-    around = look_around(list(folders))
-    found = Retry([s for s in around.cells if s.state in _STATES and not s.alive])
+    return retries_among(look_around(list(folders)), extra)
+
+
+def retries_among(around: Surroundings, extra: Sequence[str] = ()) -> Retry:
+    """The same of cells that were looked at."""
+    found = Retry([s for s in around.cells if s.state in LOST and not s.alive])
     for s in around.cells:
         if s.state == State.UNKNOWN:
             found.notes.setdefault(f"{s.reason}: look where it is, or {_AGAIN}", []).append(s.label)
@@ -115,7 +118,8 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
     plain = [f"{k}={v}" for k, v in own.items()]
     why = ""
     # A -m line writes every value anew (false becomes False), which may name another variant: then a line without it.
-    for words in (composer.swept(plain), plain):
+    swept = list(composer.swept(plain))
+    for words in (swept, plain) if swept != plain else (swept,):
         cell, home = _led_to(composer, words, output)
         if cell.key != key or cell.fingerprint != noted.fingerprint:
             why = why or f"was made by another version of the code or its configuration files: {_AGAIN}, or redo=true"

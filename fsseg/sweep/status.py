@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsseg.cell.key import CellKey, number_of_folds
-from fsseg.cell.models import State, Unreadable
+from fsseg.cell.models import IN_HANDS, LOST, State, Unreadable
 from fsseg.cell.record import Problem, RunDirectory, Snapshot, nothing_found
 from fsseg.cell.sweeps import Sweep, look_for
 from fsseg.cell.variant import is_shortened, labels
@@ -25,7 +25,6 @@ from fsseg.errors import visible
 from fsseg.process.tables import aligned
 from fsseg.process.words import span
 from fsseg.sweep.elsewhere import Elsewhere
-from fsseg.sweep.pace import IN_HANDS, LOST
 from fsseg.sweep.queue import Queued
 
 _NEVER = "never started"

@@ -291,6 +291,13 @@ def test_what_contradicts_itself_is_refused(change: Any, words: str, tmp_path: P
         read_counts(tmp_path / "other.npz")
 
 
+@given(picked=st.lists(st.integers(0, len(SCORED) - 1), max_size=4))
+def test_what_is_in_order_is_what_sorting_would_not_change(picked: list[int]) -> None:
+    counts = EpisodeCounts.of(SCOPE, [SCORED[i] for i in picked])
+    assert counts.is_in_order() == (picked == sorted(set(picked)))
+    assert counts.is_in_order() == (counts.in_order().rows.tobytes() == counts.rows.tobytes())
+
+
 def test_a_part_that_claims_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         for name, array in arrays(tmp_path).items():

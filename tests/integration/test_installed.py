@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from installed_copy import environment, lay_out
+from run_directories import KEY, make_run
 
 from fsseg.cell.record import RunDirectory, find_runs
 
@@ -81,6 +82,26 @@ def test_torchrun_takes_the_module(site: Path, here: Path, shapes_root: Path) ->
                   f"dataset.root={shapes_root}", *SMALL, "device=cpu")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(folds(here)) == [0]
+
+
+@pytest.mark.process
+def test_pages_and_tables_have_their_templates_and_facts(site: Path, here: Path) -> None:
+    make_run(here / "outputs", KEY, result=50.0)
+    for command in ("report", "aggregate"):
+        made = python(site, here, "-m", "fsseg", command, "outputs")
+        assert made.returncode == 0, made.stderr
+    page = (here / "report.html").read_text()
+    for part in ("style.css", "script.js"):
+        assert (REPO / "fsseg/report/page/templates" / part).read_text() in page
+    assert "@inproceedings{zhu2024abcb," in (here / "outputs" / "summary.bib").read_text()
+
+
+def test_the_build_leaves_no_file_of_the_package_out() -> None:
+    """hatchling takes the folders that `lay_out` takes, without what .gitignore names."""
+    if not (REPO / ".git").exists():
+        pytest.skip("no checkout")
+    line = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard", "fsseg", "conf"]
+    assert subprocess.run(line, cwd=REPO, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_what_is_printed_to_be_run_fits_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,25 @@ def test_every_difference_has_an_interval_or_says_that_it_has_none(tmp_path: Pat
     assert "no classes" in shown
 
 
+def test_settings_that_nobody_knows_are_not_told_to_be_equal(tmp_path: Path) -> None:
+    known = [scored_run(tmp_path / "known", key, MORE, identity={"train.lr": 0.1}) for key in (ABCB, BASELINE)]
+    assert "no further setting differs\n" in text(side_by_side(*(run.directory for run in known)))
+    unknown = [scored_run(tmp_path / "unknown", key, MORE) for key in (ABCB, BASELINE)]
+    shown = text(side_by_side(*(run.directory for run in unknown)))
+    assert "setting differs" not in shown
+    assert "settings not known, without identity.json\n" in shown
+
+
+def test_folds_of_one_pair_say_that_training_seeds_are_not_in_their_intervals(tmp_path: Path) -> None:
+    for fold, seed, hits in ((0, 0, MORE), (0, 1, {"cat": [71] * 6, "dog": [22] * 6}), (1, 0, MORE)):
+        scored_run(tmp_path, replace(ABCB, fold=fold, seed=seed), hits, episodes=f"e{fold}")
+        scored_run(tmp_path, replace(BASELINE, fold=fold, seed=seed), EVEN, episodes=f"e{fold}")
+    place = tmp_path / "runs" / "pascal5i"
+    shown = text(side_by_side(place / "abcb", place / "baseline"))
+    assert "  [low, high]: 95 % interval over query images and training seeds\n" in shown
+    assert "  of fold 1, which has one pair, it is over query images alone" in shown
+
+
 def test_cells_meet_by_fold_and_seed_and_what_is_alone_is_named(tmp_path: Path) -> None:
     scored_run(tmp_path, ABCB, MORE)
     scored_run(tmp_path, replace(ABCB, fold=1), MORE, episodes="f")

@@ -96,20 +96,22 @@ def test_latex_has_a_rule_under_each_group() -> None:
 
 def test_latex_sets_the_best_of_ours_bold_published_rows_grey_and_intervals_small() -> None:
     table = TextTable("T", ["", "a", "b"], scores=(1,), published={1})
-    interval = Interval(58.04, 63.25, "query images")
+    interval, below = Interval(58.04, 63.25, "query images"), Interval(-4.0, -0.5, "runs")
     table.rows = [["one", Number("60.7 ±0.2", 60.71, 0.21, interval), "9.0"], ["  paper", "72.9", "9.5"],
-                  ["two", Number("60.7", 60.66), "1.0"], ["three", "-5.0", "2"], ["four", "90.0 (*)", "—"]]  # fmt: skip
+                  ["two", Number("60.7", 60.66), Number("1.0", 1.0, None, below)],
+                  ["three", "-5.0", "2"], ["four", "90.0 (*)", "—"]]  # fmt: skip
     lines = [line.strip() for line in table.to_latex().splitlines()]
     start = lines.index(r"\midrule") + 1
-    assert lines[start : start + 6] == [
+    assert lines[start : start + 7] == [
         r"one & \textbf{60.7}{\scriptsize\,$\pm$0.2} & 9.0 \\",
         r"\quad{\scriptsize 95\,\% interval} & {\scriptsize [58.0, 63.2]} &  \\",
         r"\textcolor{gray}{\quad paper} & \textcolor{gray}{72.9} & \textcolor{gray}{9.5} \\",
         r"two & \textbf{60.7} & 1.0 \\",
+        r"\quad{\scriptsize 95\,\% interval} &  & {\scriptsize [$-$4.0, $-$0.5]} \\",
         r"three & $-$5.0 & 2 \\",
         r"four & 90.0$^{*}$ & --- \\",
     ]
-    assert "% 95 % interval over query images" in lines
+    assert r"\caption{T. 95 \% intervals are over query images, or runs.}" in lines
 
 
 def test_csv_and_json_keep_all_decimals_and_hold_no_formula() -> None:

@@ -75,6 +75,18 @@ def test_the_tables_are_those_of_aggregate(tmp_path, make_cell):
     assert differences.rows()[1][:5] == ["abcb resnet50", "+10.00", "[+10.00, +10.00]", "", "4"]
 
 
+def test_a_row_that_lacks_folds_says_so_beside_its_score(tmp_path, make_cell):
+    for fold in range(4):
+        make_cell(fold, 60.0)
+    for fold in range(3):
+        make_cell(fold, 50.0, method="baseline")
+    _, page = page_of(tmp_path)
+    scores = next(iter(section(page, "against").all("table")))
+    assert scores.rows()[2][:2] == ["baseline resnet50", "50.00"]
+    assert "baseline resnet50: of folds 0, 1, 2 alone" in section(page, "against").text
+    assert "[low, high]" not in section(page, "results").text  # nothing there has brackets
+
+
 def test_rows_of_published_figures_stay_with_the_row_above(tmp_path, make_cell):
     data = {"num_val_images": 1449, "fingerprint_val": "v"}
     for fold in range(4):
@@ -133,6 +145,16 @@ def test_what_is_missing_stands_there_with_its_reason_and_the_line(tmp_path, mak
         "Of 4 cells 1 done, 1 running, 1 failed, 1 missing"
         in page.one("svg", **{"class": "bar"}).attributes["aria-label"]
     )
+
+
+def test_only_a_cell_that_runs_has_time_to_go(tmp_path, make_cell):
+    for fold, age in ((0, 1.0), (1, 10_000.0)):
+        status = {"state": "running", "phase": "train", "step": 30, "steps": 100, "eta_seconds": 480.0}
+        make_cell(fold, None, status=status, age=age)
+    _, page = page_of(tmp_path)
+    told = {row[1]: row[2] for row in section(page, "missing").one("table").rows()[1:]}
+    assert told["running"] == "train step 30 of 100, 8 min to go"
+    assert "to go" not in told["stale"]
 
 
 def test_a_cell_that_a_sweep_has_not_come_to_is_not_missing_twice(tmp_path, make_cell):

@@ -15,7 +15,8 @@ from fsseg.report.aggregate import aggregate
 from fsseg.report.collect import collect
 from fsseg.report.intervals import Episodes
 from fsseg.report.pairs import compare
-from fsseg.report.tables import build
+from fsseg.report.paper import MEAN
+from fsseg.report.tables import build, with_intervals
 
 MakeCell = Callable[..., RunDirectory]
 
@@ -120,6 +121,38 @@ def test_training_seeds_are_in_the_interval_where_there_are_several(tmp_path: Pa
     one = compare(*([c for c in collect([tmp_path]).cells if c.key.method == m and c.key.seed == 0]
                     for m in ("abcb", "baseline")))  # fmt: skip
     assert one.difference.interval.over == "query images"
+
+
+@pytest.mark.parametrize("with_episodes", [True, False])
+def test_folds_of_different_numbers_of_seeds_count_alike(
+    tmp_path: Path, make_cell: MakeCell, with_episodes: bool
+) -> None:
+    """Scores and differences are those of the table: means over folds of the means over training seeds."""
+    for fold, seed in ((0, 0), (0, 1), (1, 0), (2, 0), (3, 0)):
+        areas = made_areas([10 * fold, 10 * fold + 1], 30, seed=fold)
+        for method, share in (("abcb", 0.3 + 0.2 * fold), ("baseline", 0.25)):
+            counts = counts_of(areas, share_of(areas, share, 0.05, 10 * seed + len(method)))
+            run = recorded(make_cell, fold, counts, place=tmp_path, method=method, seed=seed)
+            if not with_episodes:
+                run.episodes_file.unlink()
+    report = build(collect([tmp_path]))
+    with_intervals(report)
+    ((table,), cells) = report.tables, collect([tmp_path]).cells
+    mious = {(c.key.method, c.key.fold, c.key.seed): c.result.miou for c in cells}
+    ours, theirs = (
+        (mious[m, 0, 0] / 2 + mious[m, 0, 1] / 2 + mious[m, 1, 0] + mious[m, 2, 0] + mious[m, 3, 0]) / 4
+        for m in ("abcb", "baseline")
+    )
+    assert abs(ours - sum(mious[k] for k in mious if k[0] == "abcb") / 5) > 2  # it makes a difference here
+    score = Episodes().score([c for c in cells if c.key.method == "abcb"])
+    assert score.value == pytest.approx(ours)
+    assert score.interval.low < ours < score.interval.high
+    (pair,) = table.pairs
+    assert pair.difference.mean == pytest.approx(ours - theirs)
+    assert pair.difference.interval.low < ours - theirs < pair.difference.interval.high
+    (entry,) = (e for row in table.rows if row.key.method == "abcb" for (_, f), e in row.entries.items() if f == MEAN)
+    assert entry.miou == pytest.approx(ours)
+    assert entry.interval == (score.interval if with_episodes else None)
 
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path, make_cell: MakeCell) -> None:

@@ -65,7 +65,19 @@ def test_numbers_of_recorded_episodes_have_intervals_in_every_file(tmp_path: Pat
     (table,) = json.loads((tmp_path / "summary.json").read_text())["tables"]
     entry = table["rows"][0]["shots"]["1shot"]["0"]
     assert (entry["low"], entry["high"], entry["over"]) == (low, high, "query images")
-    assert rf"{{\scriptsize [{low:.1f}, {high:.1f}]}}" in (tmp_path / "summary.tex").read_text()
+    tex = (tmp_path / "summary.tex").read_text()
+    assert rf"{{\scriptsize [{low:.1f}, {high:.1f}]}}" in tex
+    (caption,) = (line for line in tex.splitlines() if line.startswith(r"  \caption{"))
+    assert caption.endswith(r"evaluation seed). 95 \% intervals are over query images.}")
+
+
+def test_a_caption_says_what_the_signs_of_its_table_are(tmp_path: Path, make_cell: Add) -> None:
+    for seed in (0, 1):
+        make_cell(0, 60.0 + seed, seed=seed, missing_classes=["cat"])
+    aggregate([tmp_path], tmp_path)
+    (caption,) = (x for x in (tmp_path / "summary.tex").read_text().splitlines() if x.startswith(r"  \caption{"))
+    assert r"$\pm$: sample standard deviation over training seeds." in caption
+    assert "(*) partial: a novel class of the fold could not be evaluated" in caption
 
 
 def test_a_report_of_very_many_cells_is_not_resampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,5 +147,16 @@ def test_training_seeds_add_their_share() -> None:
     assert found.over == "query images and training seeds"
 
 
+def test_each_fold_counts_alike_however_many_training_seeds_it_has() -> None:
+    """Fold 0: 60 and 62, fold 1: 50. The mean of the folds is (61 + 50) / 2 = 55.5, not that of the runs. The variance
+    within folds is 2 of 1 degree, that of the mean (2 / 2 + 2 / 1) / 4 = 3 / 4; t of 1 degree is 12.706. The images: 3
+    and 4 to either side in every run."""
+    around = np.r_[np.full(1000, -3.0), np.full(1000, 4.0)]
+    found = interval([Resampled(f, v, v + around, 10_000, 1) for f, v in ((0, 60.0), (0, 62.0), (1, 50.0))])
+    assert found is not None
+    half = scipy.stats.t.ppf(0.975, 1) * 0.75**0.5
+    assert (found.low, found.high) == pytest.approx((55.5 - (9 + half**2) ** 0.5, 55.5 + (16 + half**2) ** 0.5))
+
+
 def test_one_image_a_class_has_no_interval() -> None:
     assert interval([Resampled(0, 50.0, np.full(RESAMPLES, 50.0), 3, 3)]) is None

@@ -64,6 +64,13 @@ def test_the_probability_of_improvement_is_a_mean_over_folds() -> None:
     assert str(found) == "0.81 [0.50, 1.00]"
 
 
+def test_a_row_that_is_always_higher_has_no_interval() -> None:
+    """Every draw of two runs of each gives 1: that says nothing of how sure it is."""
+    found = probability_of_improvement({0: [5.0, 6.0]}, {0: [1.0, 2.0]})
+    assert found is not None
+    assert (found.probability, found.interval) == (1.0, None)
+
+
 def test_one_run_a_fold_has_no_interval() -> None:
     found = probability_of_improvement({0: [1.0], 1: [2.0]}, {0: [0.0], 1: [3.0]})
     assert found is not None

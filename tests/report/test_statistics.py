@@ -41,7 +41,7 @@ def test_the_deviation_of_a_statistic_is_that_of_the_seeds_means_over_folds() ->
 
 def test_a_difference_over_pairs_has_the_interval_of_students_t() -> None:
     # 3 and 1: mean 2, deviation sqrt(2), error sqrt(2) / sqrt(2) = 1; t of 1 degree is 12.706
-    found = PairedDifference.over([3.0, 1.0])
+    found = PairedDifference.over([3.0, 1.0], [0, 1])
     assert (found.mean, found.pairs) == (2.0, 2)
     assert found.interval is not None
     assert (found.interval.low, found.interval.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
@@ -50,7 +50,7 @@ def test_a_difference_over_pairs_has_the_interval_of_students_t() -> None:
 
 
 def test_one_pair_says_that_it_has_no_interval() -> None:
-    assert str(PairedDifference.over([-1.5])) == "-1.50 (1 pair, no interval)"
+    assert str(PairedDifference.over([-1.5], [0])) == "-1.50 (1 pair, no interval)"
 
 
 def test_an_interval_excludes_zero_on_either_side() -> None:

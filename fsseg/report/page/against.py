@@ -13,7 +13,7 @@ from fsseg.process.words import several
 from fsseg.report.formats import MISSING
 from fsseg.report.intervals import Episodes, Score, ScorePart
 from fsseg.report.page.listing import Bar, Datum, Line, Listing, about
-from fsseg.report.pairs import RowComparison, compare, corrected, notes_on
+from fsseg.report.pairs import RowComparison, compare, corrected, notes_on, notes_on_parts
 from fsseg.report.statistics import Interval
 from fsseg.report.tables import Row, Table
 
@@ -26,19 +26,20 @@ def scores(table: Table, episodes: Episodes) -> Listing | None:
     if not 1 <= len(rows := _rows(table)) <= _MOST:
         return None
     found: list[tuple[str, Score]] = []
+    lacking = []
     for row in rows:
         for shot in table.shots:
             if cells := [c for c in row.counted if c.key.shot == shot]:
-                found.append(
-                    (f"{row.label}, {shot}-shot" if len(table.shots) > 1 else row.label, episodes.score(cells))
-                )
+                found.append((label := table.named(row.label, shot), episodes.score(cells)))
+                if len(folds := sorted({c.key.fold for c in cells})) < len(table.folds):
+                    lacking.append(f"{label}: of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))} alone")
     ends = [end for _, score in found for end in _ends(score.value, score.interval)]
     listing = Listing(
         f"mIoU in percent with its 95 % interval, {about(table)}", ["", "mIoU", "interval", "", "runs", "episodes"]
     )
     listing.bodies.append([
         Line(label, [
-            Datum(f"{score.value:.2f}"), _brackets(score.interval, "{:.2f}"),
+            Datum(f"{score.value:.2f}"), _brackets(score.interval, ".2f"),
             _bar(score.value, score.interval, ends, f"{label}: {score.value:.2f}{_told(score.interval)}"),
             Datum(str(score.runs)),
             Datum(str(score.episodes) if score.episodes else MISSING),
@@ -50,6 +51,7 @@ def scores(table: Table, episodes: Episodes) -> Listing | None:
     listing.notes += dict.fromkeys(
         f"{label}: single episodes cannot be used: {score.reason}" for label, score in found if score.reason
     )
+    listing.notes += lacking
     listing.notes.append("rows share their episodes: whether one is better is told by the differences, not by overlap")
     return listing
 
@@ -69,7 +71,7 @@ def comparisons(table: Table, episodes: Episodes | None) -> list[Listing]:
         "row less reference", "difference", "interval", "", "pairs", "episodes", "higher in", "P(improvement)",
         "Wilcoxon p", "after Holm",
     ]  # fmt: skip
-    names = _names(found, len(table.shots) > 1)
+    names = _names(found, table)
     references = {c.reference for c in found}
     to = f" to {found[0].reference}" if len(references) == 1 else ""
     columns[0] = "row" if to else columns[0]
@@ -105,11 +107,11 @@ def _of_variants(table: Table, episodes: Episodes) -> list[RowComparison]:
     return corrected(found)
 
 
-def _names(found: Sequence[RowComparison], several_shots: bool) -> list[str]:
+def _names(found: Sequence[RowComparison], table: Table) -> list[str]:
     """What to call each comparison: without the reference, if all have the same."""
     alike = len({c.reference for c in found}) == 1
     names = [c.row if alike else f"{c.row} less {c.reference}" for c in found]
-    return [f"{name}, {c.shot}-shot" if several_shots else name for c, name in zip(found, names)]
+    return [table.named(name, c.shot) for c, name in zip(found, names)]
 
 
 def _compared(c: RowComparison, label: str, ends: Sequence[float]) -> Line:
@@ -118,7 +120,7 @@ def _compared(c: RowComparison, label: str, ends: Sequence[float]) -> Line:
     d, test = c.difference, c.test
     return Line(label, [
         Datum(f"{d.mean:+.2f}", d.mean, strong=d.interval is not None and d.interval.excludes_zero),
-        _brackets(d.interval, "{:+.2f}"),
+        _brackets(d.interval, "+.2f"),
         _bar(d.mean, d.interval, ends, f"{label}: {d}"),
         Datum(str(d.pairs)),
         Datum(str(c.episodes) if c.episodes else MISSING),
@@ -142,7 +144,8 @@ def _parts(table: Table, named: Sequence[tuple[RowComparison, str]]) -> Listing 
         listing.bodies.append(lines)
     listing.notes = [
         "bold: the interval does not hold 0. These intervals are not corrected for their number: of twenty that are of "
-        "no difference, one leaves 0 out"
+        "no difference, one leaves 0 out",
+        *notes_on_parts(found),
     ]
     listing.folded = True
     return listing
@@ -156,7 +159,7 @@ def _in_row(columns: Sequence[Sequence[ScorePart]], fold: int, name: str) -> lis
             found.append(Datum(MISSING))
             continue
         interval = part.interval
-        brackets = "" if interval is None else f" [{interval.low:+.1f}, {interval.high:+.1f}]"
+        brackets = "" if interval is None else f" {interval.brackets('+.1f')}"
         strong = interval is not None and interval.excludes_zero
         found.append(Datum(f"{part.value:+.1f}{brackets}", part.value, strong=strong))
     return found
@@ -165,7 +168,7 @@ def _in_row(columns: Sequence[Sequence[ScorePart]], fold: int, name: str) -> lis
 def _brackets(interval: Interval | None, form: str) -> Datum:
     if interval is None:
         return Datum(MISSING)
-    return Datum(f"[{form.format(interval.low)}, {form.format(interval.high)}]", interval.high - interval.low)
+    return Datum(interval.brackets(form), interval.high - interval.low)
 
 
 def _told(interval: Interval | None) -> str:

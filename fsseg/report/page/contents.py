@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from fsseg.cell.models import State
+from fsseg.cell.models import IN_HANDS, LOST, State
 from fsseg.cell.record import Problem, Snapshot
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.experiments import experiment_tables
@@ -25,12 +25,11 @@ from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
 from fsseg.report.page.heat import heat_map
 from fsseg.report.page.listing import Listing, of_text_table
+from fsseg.report.pairs import notes_on
 from fsseg.report.tables import Report, Table, build
 
 _MOST_RESAMPLED = 300
 """Cells whose records of episodes are read for intervals: some 30 ms each, and twice that for differences."""
-_RUNNING = (State.RUNNING, State.PENDING, State.QUEUED, State.UNKNOWN)
-_ENDED = (State.FAILED, State.BROKEN, State.STALE, State.PREEMPTED)
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,8 @@ def _counts(standing: Standing, report: Report) -> dict[str, int]:
     states = Counter(s.state for s in standing.cells)
     done, running, failed = (
         states[State.DONE],
-        sum(map(states.__getitem__, _RUNNING)),
-        sum(map(states.__getitem__, _ENDED)),
+        sum(states[s] for s in (*IN_HANDS, State.UNKNOWN)),
+        sum(states[s] for s in LOST if s != State.STOPPED),
     )
     missing = sum(states.values()) - done - running - failed + len(_not_started(report, standing))
     return {"done": done, "running": running, "failed": failed, "missing": missing}
@@ -194,7 +193,7 @@ def _in_words(table: TextTable, most: int = 12) -> str:
 
 def _scores_of(table: Table) -> Listing:
     """A table of scores without the notes that have a section of their own."""
-    text, elsewhere = table.as_text(), {str(pair) for pair in table.pairs}
+    text, elsewhere = table.as_text(), {*map(str, table.pairs), *notes_on(table.pairs)}
     text.notes = [note for note in text.notes if note not in elsewhere and not note.startswith("differs: ")]
     return of_text_table(text)
 

@@ -64,8 +64,7 @@ def cost_and_time(table: Table) -> Listing | None:
     for row in table.rows:
         for shot in table.shots:
             if cells := [c for c in row.counted if c.key.shot == shot]:
-                label = f"{row.label}, {shot}-shot" if len(table.shots) > 1 else row.label
-                rows.append([label, *_took(cells)])
+                rows.append([table.named(row.label, shot), *_took(cells)])
     if not rows:
         return None
     listing = plain(f"Cost and time of {table.title.partition(' (')[0]}", columns, rows)
@@ -129,7 +128,8 @@ def unfinished(cells: Sequence[Snapshot]) -> Listing | None:
         if s.state != State.DONE:
             told = [s.reason] if s.reason else []
             told += ["{} step {} of {}".format(*s.progress)] if s.progress else []
-            told += [f"{span(s.status.eta_seconds)} to go"] if s.status and s.status.eta_seconds is not None else []
+            if s.state == State.RUNNING and s.status and s.status.eta_seconds is not None:
+                told.append(f"{span(s.status.eta_seconds)} to go")
             told += [f"on {s.status.host}"] if s.status and s.status.host else []
             told += [f"log: {s.run.log_file}"] if s.state in (State.FAILED, State.BROKEN, State.STALE) else []
             rows.append([s.label, str(s.state), ", ".join(told) or MISSING])

@@ -34,7 +34,7 @@ def heat_map(table: Table) -> Listing | None:
     values = [v for classes in folds.values() for of_columns in classes.values() for v in of_columns.values()]
     low, high = 10.0 * (min(values) // 10), 10.0 * -(-max(values) // 10)
     scale = (low, high if high > low else low + 10.0)
-    labels = {c: f"{c[0]}, {c[1]}-shot" if len(table.shots) > 1 else c[0] for c in columns}
+    labels = {column: table.named(*column) for column in columns}
     listing = (_classes_down if len(columns) <= _MOST_COLUMNS else _classes_across)(folds, labels, scale)
     listing.legend = scale
     listing.caption = (
