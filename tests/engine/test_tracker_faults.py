@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from runs import cell_of, composed, done, numbers
 
 from fsseg.cell.models import State, Tracked, read
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed
 from fsseg.engine.trackers import processes
-from fsseg.engine.trackers.follow import rows_of
+from fsseg.engine.trackers.base import About, Tracker
+from fsseg.engine.trackers.follow import CLASSES, opened, rows_of
 from fsseg.engine.trackers.processes import Trackers
 from fsseg.errors import UserError
 from fsseg.process.logs import configure_logging
@@ -38,7 +43,10 @@ def init(**settings): return Run()
 BROKEN = {
     "import": ("raise RuntimeError('no such luck')", "no such luck"),
     "init": ("", "has no attribute 'Settings'"),
-    "log": (_RUN.format(log="raise OSError('disk of the tool is full')", finish="pass"), "disk of the tool is full"),
+    "log": (
+        _RUN.format(log="raise OSError('https://ada:sesame@there/api: disk full')", finish="pass"),
+        "https://there/api: disk full",
+    ),
     "dies": (_RUN.format(log="import os; os._exit(7)", finish="pass"), "ended with status 7"),
     "hangs": (_RUN.format(log="import time; time.sleep(100)", finish="pass"), "not done after"),
 }
@@ -55,6 +63,71 @@ def with_package(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def short(root: Path, output: Path, *overrides: str) -> Composed:
     return composed(root, output, "train.max_steps=3", "train.checkpoint_minutes=0", *overrides)
+
+
+class OnlyHere(Tracker):
+    """Of a tool whose runs lie in its folder, which did not come along with the run directory."""
+
+    def __init__(self, about: About) -> None:
+        if about.id is not None and not (about.folder / about.id).exists():
+            raise KeyError(f"no run {about.id}")
+        self.id, self.place, self.rows = about.id or "new", str(about.folder), about.rows
+        (about.folder / self.id).mkdir(parents=True, exist_ok=True)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def result(self, numbers: Mapping[str, float], figures: Mapping[str, Path], record: Path) -> None: ...
+
+    def close(self, state: str) -> None: ...
+
+
+def test_a_run_that_went_on_in_another_folder_begins_anew_in_a_local_tool_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `fsseg merge` and `fsseg sync --pull`: its note names a run that the folder there has."""
+    monkeypatch.setitem(CLASSES, "aim", "test_tracker_faults:OnlyHere")
+    c = composed(tmp_path / "data", tmp_path / "b")
+    cell, folder = cell_of(c), tmp_path / "b" / ".trackers" / "aim"
+    cell.directory.mkdir(parents=True)
+    cell.config_file.write_text(OmegaConf.to_yaml(c.config, resolve=True))
+    for place in (tmp_path / "a" / ".trackers" / "aim", (tmp_path / "a").as_uri()):
+        note = Tracked("r", "old", 5, str(place))
+        tracker = opened(cell, "aim", note)
+        assert (tracker.id, tracker.rows, tracker.place) == ("new", 0, str(folder))
+    for place in (folder, folder.as_uri(), "https://there/of/all"):
+        with pytest.raises(KeyError, match="no run old"):
+            opened(cell, "aim", Tracked("r", "old", 5, str(place)))
+    (folder / "old").mkdir()
+    assert opened(cell, "aim", Tracked("r", "old", 5, str(folder))).rows == 5
+
+
+@pytest.mark.process
+def test_a_tool_that_hangs_does_not_outlive_a_killed_run_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would keep the lock for which the next start's tracker waits."""
+    slow = (
+        "import os, __main__, time\n__main__._LAST_WORDS = 0.5\n"
+        "open(os.environ['PID'], 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    with_package(slow, tmp_path / "packages", monkeypatch)
+    c = composed(tmp_path / "data", tmp_path / "out")
+    cell, pid = cell_of(c), tmp_path / "pid"
+    cell.directory.mkdir(parents=True)
+    cell.begin("name: runs\n")
+    monkeypatch.setenv("PID", str(pid))
+    code = (
+        "import os, sys, time; from pathlib import Path; from fsseg.cell.record import RunDirectory\n"
+        "from fsseg.engine.trackers.processes import Trackers\n"
+        "Trackers().start(RunDirectory(Path(sys.argv[1])), ['wandb'])\n"
+        "while not os.path.exists(os.environ['PID']): time.sleep(0.05)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(cell.directory)], timeout=60, check=False)
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid.read_text()}").exists():
+        assert time.monotonic() < until, "the process of the tracker is still there"
+        time.sleep(0.1)
 
 
 @pytest.mark.process
@@ -74,6 +147,7 @@ def test_a_broken_tracker_is_told_once_and_changes_nothing(
     assert reason in told[0]
     assert "trackers/wandb.log" in told[0]
     assert cell_of(c).status().state == State.DONE  # type: ignore[union-attr]
+    assert b"sesame" not in b"".join(p.read_bytes() for p in cell_of(c).directory.rglob("*") if p.is_file())
     if fault in ("import", "log"):
         note = read(cell_of(c).tracker_file("wandb"), Tracked)
         assert note is not None
