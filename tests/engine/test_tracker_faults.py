@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from runs import cell_of, composed, done, numbers
+from test_pull import stop_at
 
 from fsseg.cell.models import State, Tracked, read
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed
+from fsseg.engine import checkpoint
 from fsseg.engine.trackers import processes
 from fsseg.engine.trackers.base import About, Tracker
 from fsseg.engine.trackers.follow import CLASSES, opened, rows_of
@@ -210,6 +213,29 @@ def test_a_process_that_cannot_start_is_told(
     (line,) = capsys.readouterr().err.splitlines()
     assert "tracker wandb: [Errno 2]" in line
     assert "no-python" in line
+
+
+def test_rows_are_held_back_until_a_checkpoint_on_the_disk_counts_them(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 steps, a row each, and a checkpoint at step 3, where a signal stops the run, and at the end."""
+    events: list[tuple[str, int]] = []
+    save = checkpoint.save
+
+    def saving(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+        save(path, state, previous)
+        events.append(("written", state["rows"]))
+
+    monkeypatch.setattr(checkpoint, "save", saving)
+    monkeypatch.setattr(Trackers, "saved", lambda self, rows: events.append(("told", rows)))
+    c = composed(root, tmp_path, "train.checkpoint_minutes=1000")
+    with monkeypatch.context() as stopping:
+        stop_at(3, stopping)
+        with pytest.raises(SystemExit):
+            done(c)
+    assert events == [("written", 4), ("told", 4)]  # steps 0 to 3
+    done(c)
+    assert events[2:] == [("told", 4), ("written", 8), ("told", 8)]
 
 
 def test_rows_are_read_from_the_file_by_number(tmp_path: Path) -> None:
