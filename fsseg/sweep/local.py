@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from fsseg.sweep.copies import PARTS, RunCopy
 from fsseg.sweep.held import files_of, shown
 from fsseg.sweep.store import Listed
 
-ASIDE = ".merged-"
-"""Begins the name of a run directory that was moved and is being deleted."""
+ASIDE = re.compile(r"\.merged-[0-9a-f]{32}")
+"""Name of a run directory that was moved and is being deleted."""
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 
 
@@ -121,7 +122,7 @@ def remove_moved(copy: RunCopy, here: RunDirectory, root: Path) -> str:
             return "it changed meanwhile"
         if stays := _not_copied(copy):
             return f"these were not copied: {', '.join(map(shown, stays[:5]))}"
-        aside = run.directory.with_name(f"{ASIDE}{uuid.uuid4().hex}")
+        aside = run.directory.with_name(f".merged-{uuid.uuid4().hex}")
         os.rename(run.directory, aside)
     except OSError as error:
         return f"it cannot be removed ({error.strerror})"

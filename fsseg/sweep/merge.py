@@ -114,7 +114,7 @@ def _below(folder: Path, how: How, check: bool, merged: Merged, sweeps: list[Swe
 def _finish_removals(folder: Path, names: set[str]) -> None:
     """Delete what an interrupted command has set aside to delete it."""
     for name in names:
-        if name.startswith(ASIDE):
+        if ASIDE.fullmatch(name):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 

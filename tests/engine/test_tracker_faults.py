@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -236,6 +237,26 @@ def test_rows_are_held_back_until_a_checkpoint_on_the_disk_counts_them(
     assert events == [("written", 4), ("told", 4)]  # steps 0 to 3
     done(c)
     assert events[2:] == [("told", 4), ("written", 8), ("told", 8)]
+
+
+@pytest.mark.parametrize("run_id", ["*", "[ab]", "?"])
+def test_the_id_of_a_foreign_run_removes_no_other_run_of_wandb(
+    run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline the folder of the start before is removed; an id comes from identity.json, which may hold anything."""
+    package = ModuleType("wandb")
+    exec(_RUN.format(log="pass", finish="pass"), package.__dict__)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.delitem(sys.modules, "fsseg.engine.trackers.to_wandb", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    from fsseg.engine.trackers.to_wandb import WandbRun
+
+    for name in ("a", run_id):
+        (tmp_path / "wandb" / f"offline-run-20260101-{name}").mkdir(parents=True)
+    WandbRun(About(run_id, "cell", "runs", "group", {}, {}, tmp_path))
+    assert [path.name for path in (tmp_path / "wandb").iterdir()] == ["offline-run-20260101-a"]
+    monkeypatch.delitem(sys.modules, "fsseg.engine.trackers.to_wandb")
 
 
 def test_rows_are_read_from_the_file_by_number(tmp_path: Path) -> None:

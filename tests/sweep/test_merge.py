@@ -297,12 +297,15 @@ def test_what_never_travels_but_is_no_leftover_keeps_a_run_from_being_removed(na
 
 def test_leftovers_of_killed_processes_go_with_a_run_that_is_moved(tmp_path: Path) -> None:
     there = made(tmp_path / "a", "r", 0, 50.0)
+    (tmp_path / "a" / ".merged-notes").mkdir()
+    (tmp_path / "a" / f".merged-{'0f' * 16}").mkdir()  # what another command was removing
     for name in (".work-abc/.last.pt.0f.tmp", ".pulled/.0a.tmp", "checkpoints/.last.pt.1c.tmp", "sync.json",
                  ".claim.json.7d.old", "used_by/0.json", ".replaced/result.json", "episodes.part"):  # fmt: skip
         (there.directory / name).parent.mkdir(exist_ok=True)
         (there.directory / name).write_text("{}")
     merged, _ = merged_text(tmp_path / "a", out=tmp_path / "out", how=How.MOVE)
     assert (merged.cells[0].removed, there.directory.exists()) == (1, False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".merged-notes"]
 
 
 def test_a_result_behind_a_link_out_of_the_run_is_no_whole_copy(tmp_path: Path) -> None:
