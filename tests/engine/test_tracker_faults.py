@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from runs import cell_of, composed, done, numbers
 from test_pull import stop_at
 
-from fsseg.cell.models import State, Tracked, read
+from fsseg.cell.models import Result, State, Tracked, read
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed
 from fsseg.engine import checkpoint
@@ -67,6 +67,12 @@ def with_package(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def short(root: Path, output: Path, *overrides: str) -> Composed:
     return composed(root, output, "train.max_steps=3", "train.checkpoint_minutes=0", *overrides)
+
+
+@pytest.fixture(scope="module")
+def plain(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Of the same cell without a tracker."""
+    return done(short(root, tmp_path_factory.mktemp("plain")))
 
 
 class OnlyHere(Tracker):
@@ -137,10 +143,9 @@ def test_a_tool_that_hangs_does_not_outlive_a_killed_run_for_long(
 @pytest.mark.process
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_tracker_is_told_once_and_changes_nothing(
-    fault: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, root: Path, plain: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, reason = BROKEN[fault]
-    plain = done(short(root, tmp_path / "plain"))
     with_package(text, tmp_path / "packages", monkeypatch)
     c, began = short(root, tmp_path / "out", "logger.trackers=[wandb]"), time.monotonic()
     with_it = done(c)

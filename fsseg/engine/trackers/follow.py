@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
@@ -119,7 +119,7 @@ def opened(run: RunDirectory, name: str, note: Tracked) -> Tracker:
         Exception: whatever the tool raises.
     """
     module, _, found = CLASSES[name].partition(":")
-    kind = getattr(import_module(module), found)
+    kind: Callable[[About], Tracker] = getattr(import_module(module), found)
     now = about(run, name, note)
     try:
         return kind(now)
