@@ -107,6 +107,15 @@ def set_aside(cell: Cell, work: Path) -> None:
         os.rename(aside, cell.replaced)
 
 
+def is_work(name: str) -> bool:
+    """Whether a file, by its name in a run directory, is one that a killed process prepared: no part of a run.
+
+    What was being set aside is a run, which the next holder puts back.
+    """
+    first, *rest = name.split("/")
+    return first.startswith(_WORK) and _ASIDE not in rest
+
+
 def put(source: Path, target: Path, work: Path) -> None:
     """Move a file that was prepared in `work` to its place in the run directory, whatever file is there.
 

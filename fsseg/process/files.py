@@ -259,6 +259,11 @@ def prepared(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is one of `prepared`, or a claim that was taken away: killed processes leave them."""
+    return name.startswith(".") and name.endswith((".tmp", ".old")) and len(name) > len("..tmp")
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 

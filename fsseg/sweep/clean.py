@@ -23,7 +23,7 @@ from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot, find_runs, look_at
 from fsseg.config.tasks import BASE_LEARNERS
 from fsseg.errors import visible
-from fsseg.process.files import entries_below, read_file
+from fsseg.process.files import entries_below, is_leftover, read_file
 
 TEMPORARY_AGE = 3600.0
 """Seconds after which a temporary file counts as abandoned: writing one takes seconds."""
@@ -31,7 +31,6 @@ TEMPORARY_AGE = 3600.0
 _LARGEST = 64 << 20  # bytes of a configuration that is searched
 _KEYS = ("checkpoint", "weights")
 _MENTIONS = re.compile(r"(checkpoint|weights)\W*:(?!\s*null\b)")
-_TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _waste_of(s: Snapshot, kept: Kept) -> Iterator[Item]:
     done_with = s.state == State.DONE and (s.key is None or s.key.method not in BASE_LEARNERS)
     for path in sorted(run.checkpoints.glob("*")) if done_with else ():
         real = Path(os.path.realpath(path))
-        if path.is_file() and real.is_relative_to(inside) and real not in kept and not _TEMPORARY.fullmatch(path.name):
+        if path.is_file() and real.is_relative_to(inside) and real not in kept and not is_leftover(path.name):
             yield from item(path, "checkpoint")
     if run.claim_file.is_file():
         yield from item(run.claim_file, "claim")
@@ -92,7 +91,7 @@ def _waste_of(s: Snapshot, kept: Kept) -> Iterator[Item]:
         # The new result is there, and all that was evaluated is in its episodes.npz.
         past = s.state == State.DONE and (path.is_relative_to(run.replaced) or path == run.episodes_part)
         with suppress(FileNotFoundError):
-            if past or (_TEMPORARY.fullmatch(path.name) and path.stat().st_mtime < oldest):
+            if past or (is_leftover(path.name) and path.stat().st_mtime < oldest):
                 yield from item(path, "temporary")
 
 

@@ -30,7 +30,8 @@ from fsseg.sweep.lineage import AGAIN, Order, compare, identity_of
 from fsseg.sweep.store import Listed, Store, Tries
 
 NOT_BEGUN = "it has not begun there"
-_PARTS = ".pulled"  # folder of what was brought and is not in place yet
+PARTS = ".pulled"
+"""Folder of what was brought and is not in place yet."""
 
 
 class CopyPlace(Protocol):
@@ -165,7 +166,7 @@ class RunCopy:
             UserError: the copy changed meanwhile, or is not whole.
             ClaimLost: another process has taken the directory over.
         """
-        parts = {name: here.directory / _PARTS / f".{self._mark(name)}.tmp" for name in names}
+        parts = {name: here.directory / PARTS / f".{self._mark(name)}.tmp" for name in names}
         for name, part in parts.items():
             if not part.exists():
                 self.tries.call(lambda name=name, part=part: self._fetch(name, part))  # type: ignore[misc]
@@ -182,7 +183,7 @@ class RunCopy:
             drop(here.status_file, work)  # of an earlier state: should this be cut short, the next one brings the other
         for name in names:
             put(ready[name], here.directory / name, work)
-        drop(here.directory / _PARTS, work)
+        drop(here.directory / PARTS, work)
 
     def _mark(self, name: str) -> str:
         """Names the content of a file of the copy, for the folder of parts."""

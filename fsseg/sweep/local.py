@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from fsseg.cell import uses
 from fsseg.cell.claim import LEASE_SECONDS, Busy, acquire
+from fsseg.cell.fence import is_work
 from fsseg.cell.record import RunDirectory
-from fsseg.process.files import sha256_of
-from fsseg.sweep.copies import RunCopy
+from fsseg.process.files import entries_below, is_leftover, sha256_of
+from fsseg.sweep.copies import PARTS, RunCopy
 from fsseg.sweep.held import files_of, shown
 from fsseg.sweep.store import Listed
 
-ASIDE = ".merged-"
-"""Begins the name of a run directory that was moved and is being deleted."""
+ASIDE = re.compile(r"\.merged-[0-9a-f]{32}")
+"""Name of a run directory that was moved and is being deleted."""
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 
 
@@ -77,7 +80,7 @@ class LocalRun:
 def _grows(name: str) -> bool:
     """Whether a run that goes on writes into the file itself: a second name would change with it."""
     first = name.partition("/")[0]
-    return first in ("train.log", "metrics.csv", "tensorboard", "profile") or name.endswith(".part")
+    return first in ("train.log", "metrics.csv", "tensorboard", "profile", "trackers") or name.endswith(".part")
 
 
 def local_copy(run: RunDirectory, how: How) -> RunCopy:
@@ -117,9 +120,9 @@ def remove_moved(copy: RunCopy, here: RunDirectory, root: Path) -> str:
     try:
         if place.look() != copy.files:
             return "it changed meanwhile"
-        if isinstance(place, LocalRun) and place.left_out:
-            return f"these were not copied: {', '.join(place.left_out[:5])}"
-        aside = run.directory.with_name(f"{ASIDE}{uuid.uuid4().hex}")
+        if stays := _not_copied(copy):
+            return f"these were not copied: {', '.join(map(shown, stays[:5]))}"
+        aside = run.directory.with_name(f".merged-{uuid.uuid4().hex}")
         os.rename(run.directory, aside)
     except OSError as error:
         return f"it cannot be removed ({error.strerror})"
@@ -128,6 +131,26 @@ def remove_moved(copy: RunCopy, here: RunDirectory, root: Path) -> str:
     shutil.rmtree(aside, ignore_errors=True)
     drop_empty(run.directory.parent, root)
     return ""
+
+
+def _not_copied(copy: RunCopy) -> list[str]:
+    """What would be lost with the run directory: links out of it, and files that never travel and are somebody's.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    run = copy.records
+    root = os.path.realpath(run.directory)
+    goes = {run.claim_file.name, run.sync_file.name, *copy.files}
+    if run.result_file.exists():  # it is behind these
+        goes.add(run.episodes_part.name)
+    below = (f"{uses.FOLDER}/", f"{PARTS}/", f"{run.replaced.name}/")
+    names = [os.path.relpath(entry.path, root) for entry in entries_below(root)]
+    return [
+        name
+        for name in sorted(names)
+        if not (name in goes or name.startswith(below) or is_work(name) or is_leftover(name.rpartition("/")[2]))
+    ]
 
 
 def drop_empty(folder: Path, root: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fsseg.cell import uses
@@ -31,6 +32,7 @@ from fsseg.sweep.store import Store, Tries, words
 from fsseg.sweep.sync import check_address, reading, tell_left_out
 
 _EMPTY = "it ended before its first checkpoint, and there is another run of its cell"
+_AT_ONCE = 32  # runs that are removed where they were
 _LATER = "a later state of the run is in place"
 
 
@@ -76,8 +78,8 @@ def merge(sources: Sequence[str], output: Path, how: How = How.COPY, check: bool
             merged.cells.append(cell)
     if not check:
         _tell_who_uses_what(merged.cells)
-        for cell in merged.cells if how == How.MOVE else ():
-            _remove(cell)
+        if how == How.MOVE:
+            _remove(merged.cells)
     _bring_sweeps(sweeps, merged, how)
     return merged
 
@@ -112,7 +114,7 @@ def _below(folder: Path, how: How, check: bool, merged: Merged, sweeps: list[Swe
 def _finish_removals(folder: Path, names: set[str]) -> None:
     """Delete what an interrupted command has set aside to delete it."""
     for name in names:
-        if name.startswith(ASIDE):
+        if ASIDE.fullmatch(name):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -162,7 +164,8 @@ def _look(one: CellCopy) -> None:
         return
     if fault := torn(run):
         raise UserError(fault)
-    needed = (f"{run.checkpoints.name}", run.attempts.name, run.episodes_file.name, run.config_file.name)
+    records = (run.result_file, run.identity_file, run.config_file, run.episodes_file, run.attempts, run.checkpoints)
+    needed = tuple(path.name for path in records)
     if outside := [n for n in one.copy.place.left_out if n.startswith(needed)]:
         raise UserError(f"{outside[0]} is a link out of the run")
 
@@ -274,17 +277,28 @@ def _tell_who_uses_what(cells: Iterable[MergedCell]) -> None:
                     uses.note(here.checkpoint, place)
 
 
-def _remove(cell: MergedCell) -> None:
-    """Remove the copies of a cell whose files are all in place."""
-    here = RunDirectory(cell.directory)
-    stay = {told for told, _ in (*cell.left, *cell.torn, *cell.errors)}
-    for one in cell.copies:
-        if one.in_place or one.copy is None or one.root is None or one.told in stay or cell.conflicts:
-            continue
-        if why := remove_moved(one.copy, here, one.root):
-            cell.left.append((one.told, why))
-        else:
-            cell.removed += 1
+def _remove(cells: Sequence[MergedCell]) -> None:
+    """Remove the copies whose files are all in place."""
+    moved: list[tuple[MergedCell, CellCopy]] = []
+    for cell in cells:
+        stay = {told for told, _ in (*cell.left, *cell.torn, *cell.errors)}
+        for one in () if cell.conflicts else cell.copies:
+            if one.copy is not None and one.root is not None and not one.in_place and one.told not in stay:
+                moved.append((cell, one))
+
+    def remove(pair: tuple[MergedCell, CellCopy]) -> str:
+        cell, one = pair
+        assert one.copy is not None
+        assert one.root is not None
+        return remove_moved(one.copy, RunDirectory(cell.directory), one.root)
+
+    # A silent holder is watched for some renewals before its claim is taken: all of them at the same time.
+    with ThreadPoolExecutor(max_workers=max(1, min(_AT_ONCE, len(moved)))) as pool:
+        for (cell, one), why in zip(moved, pool.map(remove, moved)):
+            if why:
+                cell.left.append((one.told, why))
+            else:
+                cell.removed += 1
 
 
 def _bring_sweeps(sweeps: Sequence[Sweep], merged: Merged, how: How) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from fsseg.cell.key import flatten
 from fsseg.cell.record import open_cell
 from fsseg.config.compose import compose, composer
-from fsseg.config.entry import resolved
+from fsseg.config.entry import resolved, typed
 from fsseg.config.history import BEFORE
 from fsseg.config.recorded import from_recorded
 from fsseg.config.schema import trains
@@ -59,8 +59,9 @@ def earlier(plain: dict[str, Any]) -> dict[str, Any]:
     for key in BEFORE:
         group, _, name = key.partition(".")
         found[group].pop(name, None)
-    for name in ("base_training", "check", "num_threads", "sync"):
+    for name in ("base_training", "check", "notify", "num_threads", "sync"):
         found.pop(name)
+    found["logger"].pop("trackers")
     found["dataset"]["hue_shift"], found["train"]["warmup_steps"] = 0.0, 0
     return found
 
@@ -82,3 +83,15 @@ def test_a_run_of_before_has_what_every_run_had_then(line: list[str]) -> None:
     gone["train"]["warmup_steps"] = 100
     with pytest.raises(UserError, match="warmup_steps"):
         from_recorded(gone)
+
+
+def test_a_job_of_before_trackers_and_the_command_at_the_end_is_the_same_cell_without_them() -> None:
+    """As a job of a sweep takes it from the record (`fsseg.sweep.launchers.base`)."""
+    composed = compose(["dataset=shapes5i", "train.lr=0.5"])
+    plain = json.loads(json.dumps(composed.resolved))
+    del plain["notify"], plain["logger"]["trackers"]
+    config: Any = from_recorded(plain)
+    assert (config.notify.on_end, config.notify.timeout_seconds, config.logger.trackers) == (None, 60.0, [])
+    now = open_cell(composed.cfg, composed.resolved, composed.task_overrides)
+    then = open_cell(typed(config), plain, composed.task_overrides)
+    assert (then.fingerprint, then.directory) == (now.fingerprint, now.directory)

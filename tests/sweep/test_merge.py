@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from dataclasses import replace
@@ -22,7 +23,7 @@ from runs import cell_of, composed, done, numbers
 from test_pull import stop_at, with_run
 
 from fsseg.cell import uses
-from fsseg.cell.claim import acquire
+from fsseg.cell.claim import Holder, acquire
 from fsseg.cell.episodes import EpisodeCounts, EpisodeScope, Scored, write_counts
 from fsseg.cell.key import CellKey
 from fsseg.cell.models import State, write_record
@@ -38,6 +39,12 @@ from fsseg.sweep.clean import find_waste
 from fsseg.sweep.local import How
 from fsseg.sweep.merge import merge
 from fsseg.sweep.merged import Merged, text
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small files: a busy disk takes seconds for some of them, and no test here cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def of_fold(fold: int, **parts: Any) -> CellKey:
@@ -277,14 +284,81 @@ def test_a_copy_that_is_not_the_same_is_not_moved(tmp_path: Path) -> None:
     assert merged.faults == 0
 
 
+LEFT = (".notes", ".git/config", "draft.tmp", "figures/.mine/a.png", "checkpoints/best.new", ".left-abc/result.json",
+        ".work-abc/aside/result.json", ".work-abc/def/aside/checkpoints/last.pt")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_never_travels_but_is_no_leftover_keeps_a_run_from_being_removed(name: str, tmp_path: Path) -> None:
+    """Hidden files of the user's, and what `fsseg.cell.fence` keeps of a run that was being set aside."""
+    there = made(tmp_path / "a", "r", 0, 50.0)
+    mine = there.directory / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("of mine")
+    for _ in range(2):
+        merged, lines = merged_text(tmp_path / "a", out=tmp_path / "out", how=How.MOVE)
+        assert f"stays there: {there.directory}: these were not copied: {name}" in "\n".join(lines)
+        assert (mine.read_text(), merged.faults) == ("of mine", 0)
+    assert contents(tmp_path / "out") == {n: c for n, c in contents(tmp_path / "a").items() if not n.endswith(name)}
+
+
+def test_leftovers_of_killed_processes_go_with_a_run_that_is_moved(tmp_path: Path) -> None:
+    there = made(tmp_path / "a", "r", 0, 50.0)
+    (tmp_path / "a" / ".merged-notes").mkdir()
+    (tmp_path / "a" / f".merged-{'0f' * 16}").mkdir()  # what another command was removing
+    for name in (".work-abc/.last.pt.0f.tmp", ".pulled/.0a.tmp", "checkpoints/.last.pt.1c.tmp", "sync.json",
+                 ".claim.json.7d.old", "used_by/0.json", ".replaced/result.json", "episodes.part"):  # fmt: skip
+        (there.directory / name).parent.mkdir(exist_ok=True)
+        (there.directory / name).write_text("{}")
+    merged, _ = merged_text(tmp_path / "a", out=tmp_path / "out", how=How.MOVE)
+    assert (merged.cells[0].removed, there.directory.exists()) == (1, False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".merged-notes"]
+
+
+def test_a_result_behind_a_link_out_of_the_run_is_no_whole_copy(tmp_path: Path) -> None:
+    there = made(tmp_path / "a", "r", 0, 50.0)
+    for file in (there.result_file, there.identity_file):
+        outside = tmp_path / file.name
+        file.rename(outside)
+        file.symlink_to(outside)
+        merged, lines = merged_text(tmp_path / "a", out=tmp_path / "out")
+        assert f"not whole: {there.directory}: {file.name} is a link out of the run" in "\n".join(lines)
+        assert (merged.faults, (tmp_path / "out").exists()) == (1, False)
+        file.unlink()
+        outside.rename(file)
+
+
+def test_claims_of_machines_that_are_silent_are_watched_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied with its claim, as `rsync -a` does it: nobody knows whether the holder lives until it has been watched."""
+    for fold in range(4):
+        there = made(tmp_path / "a", f"r{fold}", fold, step=5)
+        there.claim_file.write_text(json.dumps({"token": f"{fold}", "host": "elsewhere", "pid": 1}))
+        os.utime(there.claim_file, (1000, 1000))
+    all_there = threading.Barrier(4)
+
+    def watched(path: Path, holder: Holder) -> bool:
+        all_there.wait(30)  # fails unless the four are here together
+        return True
+
+    monkeypatch.setattr("fsseg.cell.claim.is_stale", watched)
+    merged, _ = merged_text(tmp_path / "a", out=tmp_path / "out", how=How.MOVE)
+    assert (merged.faults, sum(cell.removed for cell in merged.cells)) == (0, 4)
+    assert not (tmp_path / "a" / "runs").exists()
+
+
 def test_links_share_what_a_run_writes_once_and_no_log(tmp_path: Path) -> None:
     there = made(tmp_path / "a", "r", 0, step=5)
     there.log_file.chmod(0o444)
     there.checkpoint.chmod(0o444)
+    there.tracker_log("aim").parent.mkdir()
+    there.tracker_log("aim").write_text("words of the tool\n")
     here = RunDirectory(tmp_path / "out" / of_fold(0).path)
     _, lines = merged_text(tmp_path / "a", out=tmp_path / "out", how=How.LINK)
     assert os.path.samefile(here.checkpoint, there.checkpoint)
     assert not os.path.samefile(here.log_file, there.log_file)
+    assert not os.path.samefile(here.tracker_log("aim"), there.tracker_log("aim"))
     assert not any("not linked" in line for line in lines)
     here.note("it goes on")
     assert "goes on" not in there.log_file.read_text()

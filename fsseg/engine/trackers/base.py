@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ class Tracker(ABC):
     @abstractmethod
     def close(self, state: str) -> None:
         """Nothing comes any more from this start: `done`, `failed`, `preempted` or `killed`."""
+
+
+def without_password(text: str) -> str:
+    """A text as it may be written down: an address in it has no user and no password."""
+    return re.sub(r"://[^/\s@]*@", "://", text)
 
 
 def result_numbers(result: Result) -> dict[str, float]:

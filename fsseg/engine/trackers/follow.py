@@ -13,16 +13,19 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fsseg.cell.models import Tracked, read, write_record
 from fsseg.cell.record import RunDirectory
-from fsseg.engine.trackers.base import LEFT_OUT, About, Tracker, result_numbers
+from fsseg.engine.trackers.base import LEFT_OUT, About, Tracker, result_numbers, without_password
 from fsseg.process.files import METRICS_BYTES, open_regular
 from fsseg.process.signals import SIGNALS
 
@@ -33,8 +36,8 @@ CLASSES = {
     "aim": "fsseg.engine.trackers.to_aim:AimRun",
 }
 
-_LAST_WORDS = 60  # seconds after the run's process is gone
-_LOOK = 1.0  # seconds between two looks whether it is
+_LAST_WORDS = 60.0  # seconds after the run's process is gone
+_LOOK = 1.0  # seconds between two looks whether it is, or said something
 
 
 def main(arguments: list[str]) -> int:
@@ -42,16 +45,27 @@ def main(arguments: list[str]) -> int:
     run, name = RunDirectory(Path(arguments[0])), arguments[1]
     for number in SIGNALS:  # that are meant for the run: it says when this ends
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     with _alone(run.tracker_log(name)):
         note = _start(run, name)
         try:
             _follow(run, name, note)
         except BaseException as error:
-            traceback.print_exc()
-            note.error = (str(error) or type(error).__name__)[:500]
+            print(without_password(traceback.format_exc()), file=sys.stderr)
+            note.error = without_password(str(error) or type(error).__name__)[:500]
             write_record(run.tracker_file(name), note)
             return 1
     return 0
+
+
+def _end_after(parent: int) -> None:
+    """End this process a while after the one that started it, whatever the tool is about then."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    time.sleep(_LAST_WORDS)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with all that the tool has started
+    os._exit(1)
 
 
 @contextmanager
@@ -70,13 +84,12 @@ def _start(run: RunDirectory, name: str) -> Tracked:
     own = str(identity.run)
     with suppress(Exception):  # a damaged note is made anew
         if (known := read(run.tracker_file(name), Tracked)) is not None and known.run == own:
-            return Tracked(own, known.id, known.rows)
+            return Tracked(own, known.id, known.rows, known.place)
     return Tracked(own)
 
 
 def _follow(run: RunDirectory, name: str, note: Tracked) -> None:
-    module, _, kind = CLASSES[name].partition(":")
-    tracker: Tracker = getattr(import_module(module), kind)(about(run, name, note))
+    tracker = opened(run, name, note)
     note.id, note.place, note.rows = tracker.id, tracker.place, tracker.rows
     write_record(run.tracker_file(name), note)
     state = "killed"
@@ -94,6 +107,28 @@ def _follow(run: RunDirectory, name: str, note: Tracked) -> None:
     tracker.close(state)
     note.ended = state
     write_record(run.tracker_file(name), note)
+
+
+def opened(run: RunDirectory, name: str, note: Tracked) -> Tracker:
+    """The tracker, which goes on with the run of the note, if there is one.
+
+    A run directory that was brought here from elsewhere comes without the folders of local tools: then a new run
+    begins, and gets all rows.
+
+    Raises:
+        Exception: whatever the tool raises.
+    """
+    module, _, found = CLASSES[name].partition(":")
+    kind: Callable[[About], Tracker] = getattr(import_module(module), found)
+    now = about(run, name, note)
+    try:
+        return kind(now)
+    except Exception:
+        is_local = note.place.startswith(("/", "file:"))
+        if note.id is None or not is_local or note.place in (str(now.folder), now.folder.as_uri()):
+            raise
+        print(f"{note.place} has the run {note.id}, and {now.folder} has not: a new one begins", file=sys.stderr)
+    return kind(replace(now, id=None, rows=0))
 
 
 def about(run: RunDirectory, name: str, note: Tracked) -> About:
@@ -139,7 +174,6 @@ def _messages() -> Iterator[tuple[str, str]]:
                 yield word, value
         elif os.getppid() != parent:
             break
-    signal.alarm(_LAST_WORDS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,7 +21,7 @@ from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
 from fsseg.cell.key import flatten
-from fsseg.engine.trackers.base import About, Tracker
+from fsseg.engine.trackers.base import About, Tracker, without_password
 
 _STATES = {"done": "FINISHED", "failed": "FAILED"}  # all else may go on: KILLED
 _PARAMS, _METRICS = 100, 1000  # that one request may have
@@ -34,7 +33,7 @@ class MlflowRun(Tracker):
     def __init__(self, about: About) -> None:
         address = os.environ.get("MLFLOW_TRACKING_URI") or about.folder.as_uri()
         self._client = MlflowClient(address)
-        self.place, self.rows = _without_password(address), about.rows
+        self.place, self.rows = without_password(address), about.rows
         if about.id is not None:
             self.id = about.id
             self._client.update_run(self.id, "RUNNING")
@@ -84,9 +83,3 @@ def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
             plain += "_"
         found[plain] = value
     return found
-
-
-def _without_password(address: str) -> str:
-    """An address as it may be written down."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

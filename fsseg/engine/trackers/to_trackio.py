@@ -18,13 +18,13 @@ class TrackioRun(Tracker):
         import trackio  # which looks for the folder when it is imported
 
         self._image = trackio.Image
-        self.rows, self._last = about.rows, 0
         config = {**{f"cell.{key}": value for key, value in about.tags.items()}, **flatten(dict(about.config))}
         self._run = trackio.init(
             about.experiment, name=f"{about.name} {about.run}", group=about.group, config=config, resume="allow",
             embed=False, auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
-        self.id = self._run.id
+        self.id, self._last = self._run.id, 0
+        self.rows = about.rows if about.id == self.id else 0  # of a name it does not know it begins a run
         self.place = str(self._run.url or folder)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:

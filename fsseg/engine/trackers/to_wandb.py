@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ class WandbRun(Tracker):
         offline = mode in ("offline", "dryrun")
         self.rows = 0 if offline else about.rows
         if offline:
-            for former in (folder / "wandb").glob(f"offline-run-*-{about.run}"):
+            for former in (folder / "wandb").glob(f"offline-run-*-{glob.escape(about.run)}"):
                 shutil.rmtree(former)
         # Nothing but what it is handed: no code, no list of packages, no look at the machine.
         quiet = wandb.Settings(
