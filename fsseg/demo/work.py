@@ -31,6 +31,7 @@ MOST_QUERIES = 100
 """At one press of the button; `fsseg predict` takes any number."""
 _CANVAS = 800  # pixels of the longer side that a mask is drawn on; a larger photo is shown smaller
 _LEAST_CANVAS = 400  # likewise; a smaller photo is shown larger, so that a brush has a size that people can use
+_DRAWN = "drawn-"  # begins the name of a folder with a drawing; those of uploads are digests
 _OPAQUE = 128  # the edge of a stroke is smooth: from here on a pixel is drawn
 
 
@@ -102,7 +103,7 @@ def add_support(
             raise UserError("there are a drawing and a mask file", "erase the drawing, or take the mask file away")
         raise UserError("there is no mask", "draw over the object, or give a mask file: 0 background, 255 object")
     support = photo(image)
-    own = Path(tempfile.mkdtemp(dir=folder))
+    own = Path(tempfile.mkdtemp(prefix="" if drawing is None else _DRAWN, dir=folder))
     if drawing is not None:
         height, width = support.size
         whole = Image.fromarray(drawing).resize((width, height), Image.Resampling.NEAREST)
@@ -146,7 +147,7 @@ def segment(
             share = f"{100 * row.share:.1f} %" if row.share else "nothing found"
             pictures.append((str(wanted.overlay(row.name)), f"{visible(row.name)}: {share}"))
             files.append(str(wanted.mask(row.name)))
-    files += [str(mask) for _, mask in supports if folder in mask.parents]
+    files += [str(mask) for _, mask in supports if mask.parent.name.startswith(_DRAWN)]
     lines = [f"{count(done.new, 'image')} segmented by {visible(predictor.about)}, on {predictor.device}"]
     lines += [f"left out: {told(error, folder)}" for error in done.faults.values()]
     return Shown(pictures, [*files, str(done.table.path), str(wanted.sheet)], "\n".join(lines))
