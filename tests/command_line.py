@@ -13,6 +13,16 @@ import pytest
 from fsseg.cli.app import main
 
 
+def advice(ended: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """The two lines of a mistake, what is wrong and what to do, of a command that printed nothing else to stdout."""
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    what, fix = ended.stderr.strip().splitlines()[-2:]
+    assert what.startswith("error: ")
+    assert fix.startswith("  -> ")
+    return what, fix
+
+
 def fsseg(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command in this process: what it prints, and the exit status that the interpreter would make of its end."""
     status, out, err = 0, io.StringIO(), io.StringIO()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import signal
 import socket
-import sys
 import tempfile
 import threading
 import webbrowser
@@ -18,6 +16,7 @@ from typing import Any
 
 from fsseg.demo.models import Models
 from fsseg.errors import UserError
+from fsseg.process.signals import exiting_on
 
 HOST = "127.0.0.1"
 MOST_BYTES = 100 * 2**20
@@ -44,12 +43,10 @@ def workplace() -> Iterator[Path]:
 
     All that Gradio would take from the environment is left out: an address, a share link, folders to serve.
     """
-    signals = [signal.SIGTERM] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
-    before = {number: signal.signal(number, _end) for number in signals}
     own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("GRADIO_")}
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        with tempfile.TemporaryDirectory(prefix="fsseg-demo-") as name:
+        with exiting_on(("SIGTERM", "SIGHUP")), tempfile.TemporaryDirectory(prefix="fsseg-demo-") as name:
             os.environ["GRADIO_TEMP_DIR"] = str(folder := Path(name).resolve())  # it looks when it is imported
             yield folder
     except KeyboardInterrupt:
@@ -57,12 +54,6 @@ def workplace() -> Iterator[Path]:
     finally:
         del os.environ["GRADIO_ANALYTICS_ENABLED"], os.environ["GRADIO_TEMP_DIR"]
         os.environ.update(own)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
 
 
 def check_packages() -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import termios
-import threading
 import tty
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
+
+from fsseg.process.signals import exiting_on
 
 _NAMES = {
     b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down",
@@ -22,7 +22,6 @@ _NAMES = {
     b"\x1b[H": "home", b"\x1bOH": "home", b"\x1b[F": "end", b"\x1bOF": "end", b"\r": "enter", b"\n": "enter",
     b"\x1b": "escape", b"\x7f": "backspace",
 }  # fmt: skip
-_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class TerminalKeys:
@@ -41,13 +40,12 @@ class TerminalKeys:
     def __init__(self, handle: int | None = None) -> None:
         self._handle = sys.stdin.fileno() if handle is None else handle
         self._before: list[Any] = []
-        self._handlers: dict[int, Any] = {}
+        self._signals = exiting_on(("SIGTERM", "SIGHUP"))
         self._waiting = b""
 
     def __enter__(self) -> TerminalKeys:
         self._before = termios.tcgetattr(self._handle)
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, _end) for number in _ENDS}
+        self._signals.__enter__()
         tty.setcbreak(self._handle)
         now = termios.tcgetattr(self._handle)
         now[6][termios.VSUSP] = b"\0"
@@ -57,8 +55,7 @@ class TerminalKeys:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._signals.__exit__(kind, error, trace)
         with suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(self._handle, termios.TCSAFLUSH, self._before)
 
@@ -96,7 +93,3 @@ def _first(waiting: bytes) -> tuple[bytes, bytes]:
     while end < len(waiting) and 0x80 <= waiting[end] < 0xC0:
         end += 1
     return waiting[:end], waiting[end:]
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)

@@ -12,13 +12,39 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
 log = logging.getLogger("fsseg")
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
+
+
+@contextlib.contextmanager
+def exiting_on(names: Iterable[str]) -> Iterator[None]:
+    """In the block these signals raise SystemExit, with the status that a shell gives them; then as they were before.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {number: signal.signal(number, _exit) for number in numbers}
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _put_back(handlers: Mapping[int, Any]) -> None:
+    """The handlers of before; None is one that Python did not set."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Preempted(Exception):
@@ -50,8 +76,7 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+        _put_back(self._previous)
 
     def reason(self) -> str | None:
         """Why the run should stop, or None."""

@@ -257,12 +257,14 @@ class Report:
     """The tables, and everything that is in none of them.
 
     `base_learners` are cells whose score is of base classes: they are in no table, no mean, and not among `cells`.
+    `episodes` is what was read of the cells for the tables, so that nobody reads it again.
     """
 
     tables: list[Table]
     problems: list[Problem]
     cells: list[CellResult]
     base_learners: list[CellResult] = field(default_factory=list)
+    episodes: Episodes = field(default_factory=Episodes)
 
 
 MOST_WITH_INTERVALS = 400
@@ -276,10 +278,9 @@ def with_intervals(report: Report) -> None:
     """
     if sum(len(row.counted) for table in report.tables for row in table.rows) > MOST_WITH_INTERVALS:
         return
-    episodes = Episodes()
     for row in (row for table in report.tables for row in table.rows):
         for shot in sorted({shot for shot, _ in row.entries}):
-            score = episodes.score([cell for cell in row.counted if cell.key.shot == shot and cell.scored])
+            score = report.episodes.score([cell for cell in row.counted if cell.key.shot == shot and cell.scored])
             found = {MEAN: score.interval} | {part.fold: part.interval for part in score.folds}
             for fold, interval in found.items() if not score.reason else ():
                 if (entry := row.entries.get((shot, fold))) is not None:
@@ -309,10 +310,11 @@ def build(collection: Collection) -> Report:
         key = homes.find(cell)
         groups[key].append(cell)
         homes.add(key, cell)
-    tables = [_table(key, cells) for key, cells in sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))]
+    order, episodes = sorted(groups, key=lambda key: tuple(map(str, key))), Episodes()
+    tables = [_table(key, groups[key], episodes) for key in order]
     _mark_differences(tables)
     _name_older_figures(tables)
-    return Report(tables, problems, few_shot, base)
+    return Report(tables, problems, few_shot, base, episodes)
 
 
 def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[TableKey, list[CellResult]]:
@@ -389,7 +391,7 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
-def _table(key: TableKey, cells: list[CellResult]) -> Table:
+def _table(key: TableKey, cells: list[CellResult], episodes: Episodes) -> Table:
     """A table of cells, those with a score first."""
     table = Table(key, cells[0].result.protocol, sorted({c.key.shot for c in cells}))
     done: dict[RowKey, list[CellResult]] = defaultdict(list)
@@ -420,7 +422,7 @@ def _table(key: TableKey, cells: list[CellResult]) -> Table:
         table.notes += mixed(row)
     table.notes += [*note_of_unlike(apart), *edited(table.rows)]
     counted = {row.label: row.counted for row in table.rows if row.counted}
-    table.pairs, table.differences = paired(counted), differences(counted)
+    table.pairs, table.differences = paired(counted, episodes), differences(counted)
     if unlike := table.protocol.get("unlike"):
         table.notes.append(f"protocol {table.protocol['name']} is not all that its code does: {'; '.join(unlike)}")
     if table.twice:

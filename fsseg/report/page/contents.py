@@ -19,7 +19,6 @@ from fsseg.cell.record import Problem, Snapshot
 from fsseg.report.collect import CellResult, collect
 from fsseg.report.experiments import experiment_tables
 from fsseg.report.formats import TextTable
-from fsseg.report.intervals import Episodes
 from fsseg.report.page import against, facts
 from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
@@ -169,7 +168,7 @@ def _caption(picture: Path) -> str:
 
 def _compared(report: Report) -> list[Listing]:
     """Scores and differences with their intervals; a table of too many cells has its own differences alone."""
-    episodes, left, found = Episodes(), _MOST_RESAMPLED, []
+    episodes, left, found = report.episodes, _MOST_RESAMPLED, []
     for table in report.tables:
         cells = sum(len(row.counted) for row in table.rows)
         if cells > left:
