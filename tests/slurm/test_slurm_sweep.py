@@ -337,7 +337,8 @@ def test_many_cells_are_one_array_and_little_to_write(count: int, cluster: Clust
     sweep = Sweep(cluster, tmp_path, FAKE, "fold=0,1,2,3", f"seed={seeds}", f"dataset.root={tmp_path}",
                   "hydra.launcher.wait=false", "hydra.launcher.array_parallelism=1")  # fmt: skip
     output, _ = sweep.start(FAKE_0="part:go", FAKE_GO=str(tmp_path)).communicate(timeout=120)
-    assert f"{count} cells: {count} pending" in output
+    # The first of the array may have started before the line told how they stand.
+    assert re.search(rf"{count} cells: ({count} pending|1 running, {count - 1} pending)", output), output
     [record] = sweep.records
     assert len({str(cell.job).partition("_")[0] for cell in record.cells}) == 1
     written = sum(
