@@ -295,7 +295,9 @@ def _is_there(wanted: Wanted, classes: Sequence[str], table: PredictionTable, im
         return True
     files = truths.files(image)
     written = wanted.mask(name).stat().st_mtime_ns
-    mended = any(file.stat().st_mtime_ns > written for file in truths.sources(image))
+    # A file that was put in its place keeps the date of its content, and has that of the move as its change time.
+    stats = [file.stat() for file in truths.sources(image)]
+    mended = any(max(stat.st_mtime_ns, stat.st_ctime_ns) > written for stat in stats)
     return {c for c, row in own.items() if row.union is not None} == set(files) and not mended
 
 

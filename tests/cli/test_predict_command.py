@@ -203,6 +203,10 @@ def test_a_truth_that_was_mended_and_another_one_score_anew(own: Path) -> None:
     assert {row["name"]: row["iou"] for row in rows()} == {**before, name: "100.0", other: "100.0"}
     assert "5 kept from before" in predicted(*line[:-1])  # without truths scores stay
     assert "5 kept from before" in predicted(*line, "mended")
+    write("older.png", pixels(f"truth/first/{name}.png"))
+    os.utime("older.png", (1, 1))
+    Path("older.png").rename(f"mended/{name}.png")
+    assert "1 image segmented" in predicted(*line, "mended")
 
 
 def test_one_truth_of_numbers_scores_as_one_of_each_class(own: Path) -> None:
