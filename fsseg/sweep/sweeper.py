@@ -210,6 +210,9 @@ class FssegSweeper(Sweeper):
                     todo, held = [job for job in free if job.launches < _MOST_LAUNCHES], []
             except KeyboardInterrupt as error:
                 interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
+            except UserError as error:
+                self._notify(jobs, time.monotonic() - began, error.what)
+                raise
             for job in jobs:
                 if job.state == State.TODO:
                     job.settle(None, self.elsewhere)
@@ -263,11 +266,14 @@ class FssegSweeper(Sweeper):
     def _notify(self, jobs: Sequence[Job], seconds: float, reason: str) -> None:
         """Tell that the sweep is over, by the command of `notify.on_end`; of several that share it, the last one does.
 
-        Nothing is told while a cell is in other hands, or if nothing was launched here.
+        Nothing is told while a cell is in other hands, or if nothing was to be launched here.
+
+        Args:
+            reason: why it ended before its time, e.g. because SLURM refused it.
         """
         assert self.config is not None
         states = Counter(job.state for job in jobs)
-        if states[State.RUNNING] + states[State.PENDING] or not any(job.launches for job in jobs):
+        if states[State.RUNNING] + states[State.PENDING] or not (reason or any(job.launches for job in jobs)):
             return
         failed = states[State.FAILED] + states[State.FAULTY]
         facts = {

@@ -263,6 +263,17 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(sweep: Sweep, name: st
     assert not (sweep.folder / "outputs").exists()
 
 
+def test_a_refused_sweep_is_told_to_who_waits_for_its_end(sweep: Sweep) -> None:
+    path = cluster_of_stand_ins(sweep, sbatch="echo sbatch: no such partition >&2; exit 1", squeue="true")
+    told = sweep.folder / "told"
+    tell = f"notify.on_end='echo \"$FSSEG_EVENT $FSSEG_CELLS $FSSEG_DONE $FSSEG_REASON\" >> {told}'"
+    code, output = sweep.run("-m", "fold=0,1", "hydra/launcher=slurm", tell, PATH=path)
+    assert code == 1, output
+    (line,) = told.read_text().splitlines()
+    assert line.startswith("sweep_ended 2 0 ")
+    assert "no such partition" in line
+
+
 def test_nothing_is_submitted_beside_a_record_that_cannot_be_read(sweep: Sweep) -> None:
     path = cluster_of_stand_ins(sweep)
     line = ("-m", "fold=0,1", "hydra/launcher=slurm", "hydra.launcher.wait=false")
