@@ -140,6 +140,7 @@ class Resampled(NamedTuple):
         value: in percent.
         resampled: (`RESAMPLES`,) the same on each resample.
         queries: distinct queries behind it, drawn within each of `strata` classes.
+        effective: queries of equal size that would say as much (Kish 1965), of one class; harmonic mean of the classes.
     """
 
     fold: int
@@ -147,16 +148,20 @@ class Resampled(NamedTuple):
     resampled: NDArray[np.float64]
     queries: int
     strata: int
+    effective: float
 
     @classmethod
     def total(cls, terms: Sequence[tuple[int, Resampled]]) -> Resampled:
         """Numbers of one fold, added up with their signs, resample by resample."""
-        value = math.fsum(sign * term.value for sign, term in terms)
-        return terms[0][1]._replace(value=value, resampled=np.sum([s * t.resampled for s, t in terms], axis=0))
+        return terms[0][1]._replace(
+            value=math.fsum(sign * term.value for sign, term in terms),
+            resampled=np.sum([s * t.resampled for s, t in terms], axis=0),
+            effective=min(term.effective for _, term in terms),
+        )
 
     def less(self, other: Resampled) -> Resampled:
         """The difference, resample by resample; only of numbers that are resampled alike."""
-        return self._replace(value=self.value - other.value, resampled=self.resampled - other.resampled)
+        return self.total([(1, self), (-1, other)])
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ def scores(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
 def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
     first = answers[0][1]
     mious = np.zeros((len(answers), RESAMPLES + 1))
+    missed = np.zeros(len(answers))  # sum over classes of the share of the variance that a bootstrap does not see
     of_class: list[dict[str, Resampled]] = [{} for _ in answers]
     for c, (name, start, end) in enumerate(zip(first.classes, first.bounds, first.bounds[1:])):
         draws = _draws_of_class(first.truth[start:end].tobytes())
@@ -211,19 +217,30 @@ def _stacked(answers: Sequence[tuple[int, Queries, int]]) -> list[Scores]:
             fold, queries, _ = answers[i]
             mious[i] += (queries.shares()[:, c, None] * iou).sum(axis=0)
             line = iou[queries.drawn[:, c]].mean(axis=0)
-            of_class[i][name] = Resampled(fold, float(line[0]), line[1:], end - start, 1)
+            effective = _effective(sums[i][1].sum(axis=0))
+            missed[i] += 1 / effective
+            of_class[i][name] = Resampled(fold, float(line[0]), line[1:], end - start, 1, effective)
     return [
-        Scores(Resampled(fold, float(line[0]), line[1:], len(q.truth), len(q.classes)), classes, q.episodes, q.digest)
-        for (fold, q, _), line, classes in zip(answers, mious, of_class)
-    ]
+        Scores(
+            Resampled(fold, float(line[0]), line[1:], len(q.truth), len(q.classes), len(q.classes) / float(lost)),
+            classes, q.episodes, q.digest,
+        )
+        for (fold, q, _), line, lost, classes in zip(answers, mious, missed, of_class)
+    ]  # fmt: skip
+
+
+def _effective(sizes: NDArray[np.float64]) -> float:
+    """How many queries of equal size say as much of a ratio of sums as those of these sizes (Kish 1965)."""
+    squares = float((sizes**2).sum())
+    return float(sizes.sum()) ** 2 / squares if squares > 0 else float(len(sizes))
 
 
 def interval(runs: Sequence[Resampled]) -> Interval | None:
     """95 % interval of the mean of runs: over training seeds, then over folds. Those of a fold share their episodes.
 
-    Over query images: the percentiles of the resampled mean, expanded for few queries (Hesterberg 2015). Where a fold
-    has several training seeds, over those too: the squared half widths add up (Zou and Donner 2008), that of the seeds
-    being Student's t with the deviation within folds.
+    Over query images: the percentiles of the resampled mean, expanded for few queries (Hesterberg 2015), where large
+    objects make them fewer than they are. Where a fold has several training seeds, over those too: the squared half
+    widths add up (Zou and Donner 2008), that of the seeds being Student's t with the deviation within folds.
 
     None where the queries of a class are too few to draw from.
     """
@@ -232,11 +249,11 @@ def interval(runs: Sequence[Resampled]) -> Interval | None:
         by_fold[run.fold].append(run)
     value = mean_of_folds([run.value for run in runs], [run.fold for run in runs])
     resampled = np.mean([np.mean([run.resampled for run in of_fold], axis=0) for of_fold in by_fold.values()], axis=0)
-    queries, strata = (sum(getattr(of_fold[0], name) for of_fold in by_fold.values()) for name in ("queries", "strata"))
-    if queries <= strata:
+    strata = sum(of_fold[0].strata for of_fold in by_fold.values())
+    each = strata / math.fsum(max(run.strata / run.effective for run in of_fold) for of_fold in by_fold.values())
+    if sum(of_fold[0].queries for of_fold in by_fold.values()) <= strata or each <= 1:
         return None
-    each = queries / strata
-    expanded = t_quantile(queries - strata) * math.sqrt(each / (each - 1))
+    expanded = t_quantile(strata * (each - 1)) * math.sqrt(each / (each - 1))
     low, high = np.quantile(resampled, _tails(expanded)).tolist()
     seeds = _of_seeds([[run.value for run in of_fold] for of_fold in by_fold.values()])
     if seeds is None:

@@ -45,6 +45,9 @@ def test_the_score_follows_the_rule_for_classes_without_episode(zero: bool, miou
     assert found.classes["cat"].value == pytest.approx(100 * (15 / 80 + 8 / 10) / 2)
     assert found.classes["dog"].value == pytest.approx(20.0)  # of the one seed that drew it
     assert (found.miou.fold, found.miou.queries, found.miou.strata, found.classes["cat"].queries) == (2, 3, 2, 2)
+    # unions of 30 + 10 and 50 pixels are worth (40 + 50)^2 / (40^2 + 50^2) images; of the dog there is one
+    assert found.classes["cat"].effective == pytest.approx(8100 / 4100)
+    assert found.miou.effective == pytest.approx(2 / (4100 / 8100 + 1))
 
 
 def test_the_score_is_that_of_the_file_for_every_round_and_shift(tmp_path: Path) -> None:
@@ -127,11 +130,35 @@ def test_few_images_make_the_tails_smaller() -> None:
     """Hesterberg's rule for 9 images of one class: t of 8 degrees, times sqrt(9 / 8); the normal quantile of that."""
     values = np.linspace(0, 100, 10_001)
     tail = scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, 8) * (9 / 8) ** 0.5)
-    found = interval([Resampled(0, 50.0, values, 9, 1)])
+    found = interval([Resampled(0, 50.0, values, 9, 1, 9.0)])
     assert found is not None
     assert (found.low, found.high) == pytest.approx((100 * tail, 100 - 100 * tail))
     assert 0.006 < tail < 0.0075
     assert found.over == "query images"
+
+
+def test_large_objects_make_images_fewer_than_they_are() -> None:
+    """Two classes of 4 effective images each: t of 2 x 3 degrees, times sqrt(4 / 3)."""
+    values = np.linspace(0, 100, 10_001)
+    found = interval([Resampled(0, 50.0, values, 200, 2, 4.0)])
+    assert found is not None
+    assert found.low == pytest.approx(100 * scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, 6) * (4 / 3) ** 0.5))
+
+
+def test_folds_count_by_their_classes_when_images_are_few() -> None:
+    """One class of 2 effective images and two of 8: on average 1 / (1 / 3 * 1 / 2 + 2 / 3 * 1 / 8) = 4 of each of 3."""
+    values = np.linspace(0, 100, 10_001)
+    folds = [Resampled(0, 50.0, values, 90, 1, 2.0), Resampled(1, 50.0, values, 90, 2, 8.0)]
+    found, alike = interval(folds), interval([Resampled(0, 50.0, values, 90, 3, 4.0)])
+    assert found is not None
+    assert alike is not None
+    assert (found.low, found.high) == pytest.approx((alike.low, alike.high))
+
+
+def test_a_difference_has_the_fewer_images_of_its_sides() -> None:
+    one, two = (Resampled(0, v, np.full(RESAMPLES, v), 9, 1, n) for v, n in ((50.0, 7.0), (40.0, 5.0)))
+    assert one.less(two).effective == two.less(one).effective == 5.0
+    assert one.less(two).value == 10.0
 
 
 def test_training_seeds_add_their_share() -> None:
@@ -139,7 +166,7 @@ def test_training_seeds_add_their_share() -> None:
     of four sqrt(5 / 4); t of 2 degrees is 4.303. The images alone: 3 and 4 to either side in every run, so that the
     ends are 56.5 - sqrt(9 + h * h) and 56.5 + sqrt(16 + h * h) with h = 4.303 * 1.118."""
     around = np.r_[np.full(1000, -3.0), np.full(1000, 4.0)]
-    runs = [Resampled(f, v, v + around, 10_000, 1) for f, v in ((0, 60.0), (0, 62.0), (1, 50.0), (1, 54.0))]
+    runs = [Resampled(f, v, v + around, 10_000, 1, 1e4) for f, v in ((0, 60.0), (0, 62.0), (1, 50.0), (1, 54.0))]
     found = interval(runs)
     assert found is not None
     half = scipy.stats.t.ppf(0.975, 2) * (5 / 4) ** 0.5
@@ -152,11 +179,11 @@ def test_each_fold_counts_alike_however_many_training_seeds_it_has() -> None:
     within folds is 2 of 1 degree, that of the mean (2 / 2 + 2 / 1) / 4 = 3 / 4; t of 1 degree is 12.706. The images: 3
     and 4 to either side in every run."""
     around = np.r_[np.full(1000, -3.0), np.full(1000, 4.0)]
-    found = interval([Resampled(f, v, v + around, 10_000, 1) for f, v in ((0, 60.0), (0, 62.0), (1, 50.0))])
+    found = interval([Resampled(f, v, v + around, 10_000, 1, 1e4) for f, v in ((0, 60.0), (0, 62.0), (1, 50.0))])
     assert found is not None
     half = scipy.stats.t.ppf(0.975, 1) * 0.75**0.5
     assert (found.low, found.high) == pytest.approx((55.5 - (9 + half**2) ** 0.5, 55.5 + (16 + half**2) ** 0.5))
 
 
 def test_one_image_a_class_has_no_interval() -> None:
-    assert interval([Resampled(0, 50.0, np.full(RESAMPLES, 50.0), 3, 3)]) is None
+    assert interval([Resampled(0, 50.0, np.full(RESAMPLES, 50.0), 3, 3, 1.0)]) is None
