@@ -18,6 +18,7 @@ from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
     from fsseg.report.page.contents import Standing
+    from fsseg.report.tables import Report
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,8 +62,8 @@ def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: f
     from fsseg.report.page.contents import contents
     from fsseg.report.page.render import render
 
-    standing, busy = _standing(folders)
-    page = contents(folders, standing, drawn)
+    report, standing, busy = _read(folders)
+    page = contents(report, standing, folders, drawn)
     again = every is not None and busy
     text = render(page, refresh=every if again else None)
     try:
@@ -75,18 +76,22 @@ def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: f
     return again
 
 
-def _standing(folders: Sequence[Path]) -> tuple[Standing, bool]:
-    """How all cells stand, and whether one of them is in somebody's hands."""
+def _read(folders: Sequence[Path]) -> tuple[Report, Standing, bool]:
+    """What the cells scored, how all of them stand, and whether one of them is in somebody's hands."""
     from fsseg.cell.models import IN_HANDS
     from fsseg.cell.record import Problem
-    from fsseg.report.page.contents import Standing
+    from fsseg.report.collect import collect
+    from fsseg.report.page.contents import Standing, unstarted
+    from fsseg.report.tables import build
     from fsseg.sweep.retry import retries_among
     from fsseg.sweep.status import look_around
 
     problems: list[Problem] = []
     around = look_around(folders, problems)
-    again = retries_among(around)
-    return Standing(around.cells, again.lines, again.notes, problems), any(s.state in IN_HANDS for s in around.cells)
+    report = build(collect(folders, whole=True))
+    again = retries_among(around, absent=unstarted(report, around.cells))
+    standing = Standing(around.cells, again.lines, again.notes, problems)
+    return report, standing, any(s.state in IN_HANDS for s in around.cells)
 
 
 def _draw(folders: Sequence[Path], also: Sequence[str], folder: Path) -> dict[Path, Path]:

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +67,17 @@ def find_retries(folders: Iterable[str | Path], extra: Sequence[str] = ()) -> Re
     return retries_among(look_around(list(folders)), extra)
 
 
-def retries_among(around: Surroundings, extra: Sequence[str] = ()) -> Retry:
-    """The same of cells that were looked at."""
+def retries_among(around: Surroundings, extra: Sequence[str] = (), absent: Sequence[CellKey] = ()) -> Retry:
+    """The same of cells that were looked at.
+
+    Args:
+        absent: cells that nobody started, of rows of which there are others: a line for them is made from one of these.
+    """
     found = Retry([s for s in around.cells if s.state in LOST and not s.alive])
     for s in around.cells:
         if s.state == State.UNKNOWN:
             found.notes.setdefault(f"{s.reason}: look where it is, or {_AGAIN}", []).append(s.label)
-    if not found.cells:
+    if not found.cells and not absent:
         return found  # Hydra is not even imported
     from fsseg.config.compose import composer
 
@@ -86,11 +90,78 @@ def retries_among(around: Surroundings, extra: Sequence[str] = ()) -> Retry:
             except UserError as error:
                 why = f"{error.what}; {_started(s)}"
             except Exception as error:  # whatever one cell's files hold, the others go on
-                why = f"its overrides cannot be composed ({type(error).__name__}); {_AGAIN}"
+                why = _not_composed(error)
             if why:
                 found.notes.setdefault(why, []).append(s.label)
+        _find_absent(absent, around, c, found, boxes)
     found.lines = [command(box, extra) for box in merge(boxes)] + found.lines
     return found
+
+
+def _find_absent(
+    absent: Sequence[CellKey], around: Surroundings, composer: Composer, found: Retry, boxes: list[dict[str, str]]
+) -> None:
+    """Add what leads to cells that nobody started: what another cell of their row was started with, at their place."""
+    rows: dict[CellKey, list[Snapshot]] = {}
+    for s in around.cells if absent else ():
+        if s.key is not None:
+            rows.setdefault(_row(s.run.row_key(s.key)), []).append(s)
+    wanted: dict[Path, tuple[Snapshot, list[CellKey]]] = {}
+    for key in absent:
+        if not (siblings := rows.get(_row(key))):
+            found.notes.setdefault(f"no cell of its row has a directory: {_AGAIN}", []).append(str(key))
+            continue
+        sibling = min(siblings, key=lambda s: (s.key is None or s.key.shot != key.shot, s.label))
+        wanted.setdefault(sibling.directory, (sibling, []))[1].append(key)
+    for s, keys in wanted.values():
+        try:
+            noted = _noted(s, around.elsewhere)
+            why = noted if isinstance(noted, str) else _find_beside(s, noted, keys, composer, found, boxes)
+        except UserError as error:
+            why = f"{error.what}; so it is of {s.label}, of their row"
+        except Exception as error:
+            why = _not_composed(error)
+        if why:
+            found.notes.setdefault(why, []).extend(map(str, keys))
+
+
+def _find_beside(
+    s: Snapshot, noted: _Noted, keys: Sequence[CellKey], composer: Composer, found: Retry, boxes: list[dict[str, str]]
+) -> str:
+    """Add what leads to absent cells beside one that is there; returns why there is nothing, if there is nothing.
+
+    What leads to the one that is there is looked for first, so that it is known to be whole.
+    """
+    there, swept = Retry([]), list[dict[str, str]]()
+    if why := _find(s, noted, composer, there, swept):
+        return f"{why} (so it is of {s.label}, of their row)"
+    key_there = CellKey.from_path(s.directory)
+    assert key_there is not None  # it was found
+    output = Path(os.path.abspath(s.directory)).parents[len(key_there.path.parts) - 1]
+    own = swept[0] if swept else noted.overrides
+    made = []
+    for key in keys:
+        place = {name: getattr(key, name) for name in ("shot", "fold", "seed")}
+        words = {**own, **{k: str(v) for k, v in place.items() if k in own or getattr(key_there, k) != v}}
+        line = [f"{k}={v}" for k, v in words.items()]
+        cell, _ = _led_to(composer, list(composer.swept(line)) if swept else line, output)
+        if cell.key != key:
+            return f"what leads to {s.label}, of their row, does not lead to them: {_AGAIN}"
+        made.append(words)
+    if swept:
+        boxes += made
+    else:
+        found.lines += [shlex.join([*train_words(), *(f"{k}={v}" for k, v in words.items())]) for words in made]
+    return ""
+
+
+def _row(key: CellKey) -> CellKey:
+    """What cells have in common that are columns of one row."""
+    return replace(key, shot=0, fold=0, seed=0)
+
+
+def _not_composed(error: Exception) -> str:
+    return f"its overrides cannot be composed ({type(error).__name__}); {_AGAIN}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,14 @@ from run_directories import make_run, write_metrics
 
 from fsseg.cell.episodes import EpisodeCounts, EpisodeScope, Scored, write_counts
 from fsseg.cell.models import State
-from fsseg.cell.record import RunDirectory, Snapshot
+from fsseg.cell.record import RunDirectory, Snapshot, open_cell
+from fsseg.config.compose import Composed, composer
+from fsseg.report.collect import collect
 from fsseg.report.page.contents import Contents, Standing, contents
 from fsseg.report.page.curves import thinned
 from fsseg.report.page.figures import Budget, embedded
 from fsseg.report.page.render import render
+from fsseg.report.tables import build
 from fsseg.sweep import status
 
 HOSTILE = (
@@ -34,7 +38,8 @@ HOSTILE = (
 
 def page_of(*folders: Path, **standing: object) -> tuple[Contents, Element]:
     cells = status.look_around(folders).cells
-    made = contents(folders, Standing(cells, **standing))  # type: ignore[arg-type]
+    report = build(collect(folders, whole=True))
+    made = contents(report, Standing(cells, **standing), folders)  # type: ignore[arg-type]
     return made, parsed(render(made))
 
 
@@ -162,7 +167,7 @@ def test_a_cell_that_a_sweep_has_not_come_to_is_not_missing_twice(tmp_path, make
         make_cell(fold, 60.0)
     known = status.look_around([tmp_path]).cells
     later = Snapshot(RunDirectory(known[0].directory.parents[1] / "fold3/seed0"), State.QUEUED, "sweep 1")
-    made = contents([tmp_path], Standing([*known, later]))
+    made = contents(build(collect([tmp_path], whole=True)), Standing([*known, later]), [tmp_path])
     assert made.counts == {"done": 3, "running": 1, "failed": 0, "missing": 0}
     assert made.not_started == []
 
@@ -289,6 +294,25 @@ def test_a_damaged_picture_is_left_out(tmp_path, content):
     file = tmp_path / "a.png"
     file.write_bytes(content)
     assert embedded(file, "nothing", Budget()) is None
+
+
+def test_cells_that_nobody_started_stand_there_with_the_line_that_runs_them(tmp_path):
+    with composer() as c:
+        for fold in (0, 2):
+            line = ["dataset=pascal5i", "method=baseline", f"fold={fold}", "train.lr=0.01", f"output_dir={tmp_path}"]
+            ((_, composed),) = c.grid(line)
+            assert isinstance(composed, Composed)
+            make_run(open_cell(composed.cfg, composed.resolved, composed.task_overrides), result=50.0)
+    out = tmp_path / "page.html"
+    done = fsseg("report", str(tmp_path), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "(2 done, 2 missing)" in done.stdout
+    missing = section(parsed(out.read_text()), "missing")
+    assert [item.text.split("/")[-2:] for item in missing.all("li")] == [["fold1", "seed0"], ["fold3", "seed0"]]
+    [pre] = missing.all("pre")
+    words = shlex.split(pre.text)
+    assert words[2] == "-m"
+    assert {"dataset=pascal5i", "method=baseline", "fold=1,3", "train.lr=0.01"} <= set(words)
 
 
 def test_it_is_renewed_until_nothing_runs(tmp_path, make_cell, monkeypatch):

@@ -14,8 +14,10 @@ from run_directories import KEY, make_run, write_metrics
 from test_page import HOSTILE
 
 from fsseg.cell.key import CellKey
+from fsseg.report.collect import collect
 from fsseg.report.page.contents import Standing, contents
 from fsseg.report.page.render import render
+from fsseg.report.tables import build
 from fsseg.sweep.status import look_around
 
 
@@ -38,7 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_run(folder, failed, status={"state": "failed", "reason": text})
     out = tmp_path_factory.mktemp("page") / 'a "page" & more%20.html'
     standing = Standing(look_around([folder]).cells, list(HOSTILE), {text: [text] for text in HOSTILE})
-    out.write_text(render(contents([folder], standing)))
+    out.write_text(render(contents(build(collect([folder], whole=True)), standing, [folder])))
     return out
 
 

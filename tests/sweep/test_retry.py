@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from run_directories import make_run
 
 from fsseg.cell import variant
+from fsseg.cell.key import CellKey
 from fsseg.cell.models import Attempt, write_record
 from fsseg.cell.record import Cell, open_cell
 from fsseg.cli.sweep import retry
 from fsseg.config.compose import Composed, composer
 from fsseg.errors import UserError
-from fsseg.sweep.retry import find_retries, text
+from fsseg.sweep.retry import Retry, find_retries, retries_among, text
+from fsseg.sweep.status import look_around
 
 
 def start(line: list[str], state: str = "failed") -> list[Cell]:
@@ -299,3 +302,39 @@ def test_cells_of_one_reason_are_told_together_and_run_says_that_they_are_left(
     with pytest.raises(UserError, match="3 cells were not run"):
         retry([tmp_path], run=True)
     assert capsys.readouterr().out.count("earlier version") == 1
+
+
+def beside(cells: list[Cell], folder: Path, *keys: CellKey) -> Retry:
+    around = look_around([folder])
+    assert len(around.cells) == len(cells)
+    return retries_among(around, absent=keys)
+
+
+@pytest.mark.parametrize("line", [*AWKWARD.values(), ["train.amp=false", "fold=1"]], ids=[*AWKWARD, "false"])
+def test_cells_that_nobody_started_have_the_line_of_their_row(line: list[str], tmp_path: Path) -> None:
+    cells = start([*line, f"output_dir={tmp_path}", *([] if "experiment=smoke" in line else ["name='a name'"])], "done")
+    for cell in cells:
+        make_run(cell, result=1.0)
+    rows = {replace(cell.key, shot=0, fold=0, seed=0): cell.key for cell in cells}
+    absent = [replace(key, seed=7, fold=fold) for key in rows.values() for fold in (0, 1)]
+    found = beside(cells, tmp_path, *absent)
+    assert found.notes == {}
+    assert {directory.relative_to(tmp_path) for directory in reached(found.lines)} == {key.path for key in absent}
+
+
+def test_failed_cells_and_those_that_nobody_started_share_a_line(tmp_path: Path) -> None:
+    cells = start(["fold=0,1", "train.lr=0.5", f"output_dir={tmp_path}"])
+    absent = [replace(cells[0].key, fold=fold) for fold in (2, 3)]
+    [line] = beside(cells, tmp_path, *absent).lines
+    assert "fold=0,1,2,3" in line
+
+
+def test_without_a_whole_cell_in_its_row_an_absent_one_has_a_reason(tmp_path: Path) -> None:
+    [cell] = start(["fold=1", f"output_dir={tmp_path}"])
+    make_run(tmp_path, cell.key, identity={}, overrides=cell.overrides, result=1.0)  # another fingerprint
+    other = replace(cell.key, fold=2)
+    why = only(beside([cell], tmp_path, other).notes)
+    assert "was made by another version" in why
+    assert cell.key.path.as_posix() in why
+    elsewhere = replace(cell.key, method="pfenet")
+    assert "no cell of its row" in only(beside([cell], tmp_path, elsewhere).notes)

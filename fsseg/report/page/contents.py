@@ -1,7 +1,8 @@
 """What stands on the page that `fsseg report` writes, gathered from finished and unfinished runs.
 
-`fsseg.cli.page` calls `contents`, and hands in what only `fsseg.sweep` can tell: how cells stand that are not done, and
-the lines that run them (`Standing`). Tables, differences and pairs are those of `fsseg aggregate`: the same objects.
+`fsseg.cli.page` calls `contents`, and hands in what only `fsseg.sweep` can tell (`Standing`): how cells stand that are
+not done, and the lines that run them and the `unstarted` ones. Tables, differences and pairs are those of
+`fsseg aggregate`: the same objects.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from fsseg.cell.key import CellKey
 from fsseg.cell.models import IN_HANDS, LOST, State
 from fsseg.cell.record import Problem, Snapshot
-from fsseg.report.collect import CellResult, collect
+from fsseg.report.collect import CellResult
 from fsseg.report.experiments import experiment_tables
 from fsseg.report.formats import TextTable
 from fsseg.report.page import against, facts
@@ -25,7 +27,7 @@ from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets
 from fsseg.report.page.heat import heat_map
 from fsseg.report.page.listing import Listing, of_text_table
 from fsseg.report.pairs import notes_on
-from fsseg.report.tables import Report, Table, build
+from fsseg.report.tables import Report, Table
 
 _MOST_RESAMPLED = 300
 """Cells whose records of episodes are read for intervals: some 30 ms each, and twice that for differences."""
@@ -36,7 +38,7 @@ class Standing:
     """How all cells stand, as `fsseg status` and `fsseg retry` know it.
 
     Attributes:
-        lines: that run the cells which ended without a result.
+        lines: that run the cells which ended without a result, and those that nobody started.
         notes: cells for which no line was found, by the reason.
     """
 
@@ -92,28 +94,21 @@ class Contents:
 
 
 def contents(
-    folders: Sequence[str | Path],
-    standing: Standing,
-    drawn: Mapping[Path, Path] | None = None,
-    shown: Sequence[str] = (),
+    report: Report, standing: Standing, folders: Sequence[str | Path], drawn: Mapping[Path, Path] | None = None
 ) -> Contents:
-    """Read all runs below some folders.
+    """What the page shows of a report (`build(collect(folders, whole=True))`).
 
     Args:
+        folders: as the user named them.
         drawn: run directory -> folder with sheets that were drawn for this page.
-        shown: the folders as the user named them, if these are others.
-
-    Raises:
-        UserError: a folder does not exist, or nothing was found.
     """
-    report = build(collect(folders, whole=True))
     every = [*report.cells, *report.base_learners]
     page = Contents(
         names=sorted({c.key.name for c in every} | {s.key.name for s in standing.cells if s.key is not None}),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
         counts=_counts(standing, report),
         run=facts.what_was_run(standing.cells),
-        where=facts.when_and_where(every, list(shown) or [str(f) for f in folders]),
+        where=facts.when_and_where(every, [str(f) for f in folders]),
     )
     budget = Budget()
     page.experiments = _experiments(report, budget)
@@ -133,21 +128,21 @@ def contents(
 
 
 def _counts(standing: Standing, report: Report) -> dict[str, int]:
-    """The cells by kind of state; `missing` are those that stopped before their turn, or that nobody started."""
+    """The cells by kind of state; `missing` are those that wait to go on or for their turn, or that nobody started."""
     states = Counter(s.state for s in standing.cells)
     done, running, failed = (
         states[State.DONE],
         sum(states[s] for s in (*IN_HANDS, State.UNKNOWN)),
-        sum(states[s] for s in LOST if s != State.STOPPED),
+        sum(states[s] for s in LOST if s not in (State.STOPPED, State.PREEMPTED)),
     )
-    missing = sum(states.values()) - done - running - failed + len(_not_started(report, standing))
+    missing = sum(states.values()) - done - running - failed + len(unstarted(report, standing.cells))
     return {"done": done, "running": running, "failed": failed, "missing": missing}
 
 
-def _not_started(report: Report, standing: Standing) -> list[str]:
-    """The cells that tables miss, without those that a sweep has not come to: `standing` knows these by name."""
-    known = {s.run.row_key(s.key) for s in standing.cells if s.key is not None}
-    return [str(key) for table in report.tables for key in table.unstarted if key not in known]
+def unstarted(report: Report, cells: Sequence[Snapshot]) -> list[CellKey]:
+    """The cells that tables miss, without those that a sweep has not come to: `cells` hold these by name."""
+    known = {s.run.row_key(s.key) for s in cells if s.key is not None}
+    return [key for table in report.tables for key in table.unstarted if key not in known]
 
 
 def _experiments(report: Report, budget: Budget) -> list[Experiment]:
@@ -211,7 +206,7 @@ def _by_row(report: Report) -> dict[str, list[CellResult]]:
 
 def _what_is_missing(page: Contents, report: Report, standing: Standing) -> None:
     page.unfinished = facts.unfinished(standing.cells)
-    page.not_started = _not_started(report, standing)
+    page.not_started = [str(key) for key in unstarted(report, standing.cells)]
     page.lines = list(standing.lines)
     page.no_lines = [(why, list(labels)) for why, labels in standing.notes.items()]
     page.problems = list(dict.fromkeys(str(p) for p in [*report.problems, *standing.problems]))
