@@ -738,6 +738,59 @@ class NotifyConfig:
 
 
 @dataclass
+class ParameterConfig:
+    """What a search may choose for one key: a range of numbers, or one of several values."""
+
+    low: float | None = None
+    """The least number."""
+    high: float | None = None
+    """The largest one."""
+    log: bool = False
+    """Numbers are spread by their logarithm: as many from 0.001 to 0.01 as from 0.01 to 0.1."""
+    whole: bool = False
+    """Whole numbers alone."""
+    step: float | None = None
+    """Distance between two numbers, counted from `low`."""
+    choices: list[Any] | None = None
+    """Values to choose from, instead of a range; each as it would stand on the line."""
+    when: dict[str, Any] = field(default_factory=dict)
+    """Other keys of the space, each with a value or a list of values: only with these it is searched, and otherwise
+    left as the line has it."""
+
+
+@dataclass
+class SearchConfig:
+    """A search for settings, whose trials are cells: `python train.py -m search=FILE ...`."""
+
+    space: dict[str, ParameterConfig] = field(default_factory=dict)
+    """What is searched, by key of the configuration or name of a group."""
+    trials: Annotated[int, within(1, 100_000)] = 20
+    """How many sets of settings are tried."""
+    parallel: Annotated[int, within(1, 10_000)] = 1
+    """Trials that are under way at a time, with hydra/launcher=local or slurm."""
+    metric: str = "base/miou"
+    """What is maximised, of held-out images of base classes: base/miou or base/fb_iou."""
+    sampler: Annotated[str, one_of("tpe", "random", "grid", "cmaes", "gp")] = "tpe"
+    """How the next settings are chosen."""
+    seed: Annotated[int, SEED] = 0
+    """Of the sampler."""
+    startup_trials: Annotated[int, within(1, 100_000)] = 10
+    """Random trials before tpe, cmaes and gp begin to choose."""
+    pruner: Annotated[str, one_of("none", "median", "hyperband")] = "none"
+    """Whether trials end early whose base classes score low: below the median of the trials before at the same epoch,
+    or by successive halving."""
+    prune_after_epochs: Annotated[int, within(0, 1_000_000)] = 1
+    """Epochs that every trial has, whatever it scores."""
+    storage: Annotated[str | None, constraints.PLAIN_TEXT] = None
+    """Where Optuna keeps the study: null is a journal in the experiment's folder, which may be shared by machines; or
+    a URL that Optuna knows, sqlite:///..., postgresql://..."""
+    final: bool = False
+    """At the end the best settings are trained once more, on all training images, and scored on the novel classes."""
+    every_epochs: Annotated[int, within(1, 1_000_000)] = 1
+    """Every n-th epoch base classes are scored (`eval.every_epochs` of the trials)."""
+
+
+@dataclass
 class Config:
     """One cell: everything `fsseg.run.run` needs to know."""
 
@@ -783,6 +836,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
+    search: SearchConfig | None = None
 
 
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.
@@ -794,7 +848,7 @@ NEUTRAL_KEYS = (
     "protocol.episodes_file", "protocol.unlike", "checkpoint", "dataset.label_maps", "train.accumulate",
     "train.compile", "train.profile", "eval.backbone_batch", "eval.feature_cache_gb", "eval.feature_place",
     "eval.feature_folder", "train.select", "train.select_epochs", "train.select_episodes", "dataset.annotations",
-    "dataset.images", "dataset.val_annotations",
+    "dataset.images", "dataset.val_annotations", "search.",
 )  # fmt: skip
 # What is recorded beside the last checkpoint changes nothing of it, which is the result: a cell keeps its name and its
 # fingerprint, with and without `train.select`. A training that goes on under another `train.select` is refused by
@@ -811,6 +865,7 @@ def register() -> None:
         for name, schema in group.choices().items():
             store.store(group=f"schema/{group.GROUP}", name=name, node=schema)
     store.store(group="schema/protocol", name="protocol", node=ProtocolConfig)
+    store.store(group="schema/search", name="search", node=SearchConfig)
     for node in ("dataset", "backbone", "model"):
         OmegaConf.register_new_resolver(f"by_{node}", partial(_by_name, node), replace=True)
     OmegaConf.register_new_resolver("by_rounds", _by_rounds, replace=True)
