@@ -92,20 +92,28 @@ class SweepRecord(Versioned):
         parts = {name: kinds[cell.own.get(name, 0)] for name, kinds in self.nodes.items()}
         return self.common | {k: v for k, v in cell.own.items() if k not in self.nodes} | parts
 
-    def share(self, configs: Iterable[Mapping[str, Any]]) -> None:
-        """Take the configurations of the cells, in their order."""
-        numbers: dict[str, dict[str, int]] = {}
-        for cell, config in zip(self.cells, configs):
+    def share(self, configs: Iterable[Mapping[str, Any]], first: int = 0) -> None:
+        """Take the configurations of the cells, in their order.
+
+        Args:
+            first: the place of the first of them: those before have theirs.
+        """
+        numbers = {name: {_text(kind): i for i, kind in enumerate(kinds)} for name, kinds in self.nodes.items()}
+        for cell, config in zip(self.cells[first:], configs):
             plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
             self.common = self.common or plain
             cell.own = {k: v for k, v in plain.items() if k not in self.common or _differ(v, self.common[k])}
             for name in config.keys() - plain.keys():
-                text, kinds = json.dumps(config[name], sort_keys=True), numbers.setdefault(name, {})
+                text, kinds = _text(config[name]), numbers.setdefault(name, {})
                 if text not in kinds:
                     kinds[text] = len(kinds)
                     self.nodes.setdefault(name, []).append(config[name])
                 if kinds[text]:
                     cell.own[name] = kinds[text]
+
+
+def _text(node: Any) -> str:
+    return json.dumps(node, sort_keys=True)
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -60,6 +60,15 @@ class Submitted:
     log: Path
 
 
+@dataclass(frozen=True)
+class More:
+    """A cell that joins a launch: its record, its path in it, and its overrides."""
+
+    file: Path
+    path: str
+    overrides: Sequence[str]
+
+
 class Observer:
     """Receives the events of a launcher. The sweeper uses a subclass; this one ignores them."""
 
@@ -68,6 +77,14 @@ class Observer:
 
     def ended(self, index: int, returned: JobReturn) -> None:
         """Called when a job has ended."""
+
+    def more(self, free: int) -> Sequence[More]:
+        """Cells that came up since the launch: a search asks for its next trials here.
+
+        Args:
+            free: how many could start now.
+        """
+        return []
 
 
 class StopSignals:
@@ -203,7 +220,10 @@ class SequentialLauncher(BasicLauncher):
         assert self.task_function is not None
         jobs = RecordedJobs(self.task_function)
         returns: list[JobReturn] = []
-        for index, ((file, path), overrides) in enumerate(zip(self.cells, job_overrides)):
+        left = [More(file, path, overrides) for (file, path), overrides in zip(self.cells, job_overrides)]
+        while left or (left := list(self.observer.more(1))):
+            index, cell = len(returns), left.pop(0)
+            file, path, overrides = cell.file, cell.path, cell.overrides
             try:
                 returned = jobs.run(file, path, initial_job_idx + index, self.hydra_context)
             except SystemExit as error:

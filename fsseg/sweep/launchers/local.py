@@ -29,6 +29,7 @@ from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import (
     CellLauncher,
     CellLost,
+    More,
     StopSignals,
     Submitted,
     SweepInterrupted,
@@ -87,28 +88,43 @@ class LocalLauncher(CellLauncher):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tasks = int(self.params["tasks_per_node"])
         self._launch = uuid.uuid4().hex
-        returns: list[JobReturn | None] = [None] * len(job_overrides)
-        ids = [f"{os.getpid()}.{initial_job_idx + i}" for i in range(len(job_overrides))]
-        for number, (job_id, (file, path)) in enumerate(zip(ids, self.cells)):
-            delayed = utils.DelayedSubmission(self.jobs, file, path, initial_job_idx + number)
-            # With any but the largest time-out submitit would count a USR2 as a time-out.
-            delayed.set_timeout(60 * 24 * 365, int(self.params["max_restarts"]))
-            delayed.dump(utils.JobPaths(self._folder, job_id).submitted_pickle)
-        self.observer.submitted({i: Submitted(job_id, self._log(job_id)) for i, job_id in enumerate(ids)})
+        returns: list[JobReturn | None] = []
+        cells: list[More] = []
+        ids: list[str] = []
+
+        def take(more: Sequence[More]) -> list[int]:
+            """Make jobs of cells; returns their places."""
+            places = range(len(cells), len(cells) + len(more))
+            for number, cell in zip(places, more):
+                ids.append(f"{os.getpid()}.{initial_job_idx + number}")
+                delayed = utils.DelayedSubmission(self.jobs, cell.file, cell.path, initial_job_idx + number)
+                # With any but the largest time-out submitit would count a USR2 as a time-out.
+                delayed.set_timeout(60 * 24 * 365, int(self.params["max_restarts"]))
+                delayed.dump(utils.JobPaths(self._folder, ids[number]).submitted_pickle)
+            cells.extend(more)
+            returns.extend([None] * len(more))
+            self.observer.submitted({i: Submitted(ids[i], self._log(ids[i])) for i in places})
+            return list(places)
+
+        waiting = take([More(file, path, overrides) for (file, path), overrides in zip(self.cells, job_overrides)])
         log.info("%d workers%s, logs in %s", self._slots.workers,
                  f" on {len(self._slots.gpus)} GPU groups" if self._slots.gpus else "", self._folder)  # fmt: skip
 
-        waiting = list(range(len(job_overrides)))
         running: list[_Running] = []
         with StopSignals() as signals:
-            while running or (waiting and not signals.received):
+            while not signals.received or running:
+                free = self._slots.workers - len(running) - len(waiting)
+                if free > 0 and not signals.received and (more := self.observer.more(free)):
+                    waiting += take(more)
+                if not (running or waiting):
+                    break
                 while waiting and not signals.received and len(running) < self._slots.workers:
                     slot = min(set(range(self._slots.workers)) - {r.slot for r in running})
                     index = waiting.pop(0)
                     running.append(_Running(index, slot, ids[index], self._start(ids[index], slot)))
                 self._pass_on(signals, running)
                 for one in list(running):
-                    returned = self._reap(one, job_overrides[one.index], stopping=bool(signals.received))
+                    returned = self._reap(one, cells[one.index].overrides, stopping=bool(signals.received))
                     if returned is not None:
                         running.remove(one)
                         returns[one.index] = returned

@@ -1,0 +1,239 @@
+"""The study of a search in Optuna's storage: which settings are tried, by whom they were scored, and what is next.
+
+Several processes on several machines work on one study. Whoever asks for a trial holds a claim meanwhile, so two never
+ask at once; a trial is told by whoever sees its cells finished first. Optuna is imported here and nowhere else before
+a search begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsseg.cell.claim import LEASE_SECONDS
+from fsseg.cell.claim import held as held_claim
+from fsseg.config.schema import SearchConfig
+from fsseg.errors import UserError
+from fsseg.sweep.search.space import Space, Value
+
+if TYPE_CHECKING:
+    import optuna
+
+FOLDER = "search"
+"""Below the experiment's folder: the journal of its studies, and what `fsseg search` draws."""
+JOURNAL = "journal.log"
+CELLS, CHOSEN, REPEATS = "cells", "chosen", "repeats"
+"""Attributes of a trial: its run directories with their fingerprints; its settings; the failed trial it repeats."""
+_EXTRA = {"cmaes": "cmaes", "gp": "torch"}  # samplers whose package Optuna does not bring
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of settings, as the storage has it.
+
+    Attributes:
+        chosen: key -> value.
+        cells: run directory below the experiment's folder -> fingerprint.
+        state: running, complete, pruned or fail.
+        repeats: number of the failed trial whose settings it tries again.
+    """
+
+    number: int
+    chosen: dict[str, Value]
+    cells: dict[str, str]
+    state: str
+    value: float | None = None
+    repeats: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == "running"
+
+
+class Study:
+    """The trials of one search.
+
+    Args:
+        cfg, space: of the search.
+        storage: Optuna's.
+        name: of the study in it.
+        folder: that holds the claim of whoever asks.
+    """
+
+    def __init__(self, cfg: SearchConfig, space: Space, storage: Any, name: str, folder: Path) -> None:
+        self.cfg, self.space, self.name, self.folder = cfg, space, name, folder
+        optuna = _optuna()
+        self._study: optuna.Study = optuna.create_study(
+            study_name=name, storage=storage, direction="maximize", load_if_exists=True
+        )
+
+    def trials(self) -> list[Trial]:
+        """All of them, in their order; one that is being asked for just now is left out."""
+        return [_trial(t) for t in self._study.get_trials(deepcopy=False) if CHOSEN in t.user_attrs]
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Nobody else asks meanwhile, on any machine that shares the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with held_claim(self.folder / f"{self.name}.claim", LEASE_SECONDS):
+            yield
+
+    def ask(
+        self, first: Mapping[str, Value] | None = None, repeats: Trial | None = None
+    ) -> tuple[int, dict[str, Value]]:
+        """A new trial; within `asking`. `begin` completes it, otherwise the next one who asks takes it up.
+
+        Args:
+            first: settings to try, as far as the space has them, in place of what the sampler would choose.
+            repeats: a failed trial that is tried again.
+        """
+        optuna = _optuna()
+        left = [t for t in self._study.get_trials(deepcopy=False)
+                if t.state == optuna.trial.TrialState.RUNNING and CHOSEN not in t.user_attrs]  # fmt: skip
+        number = left[0].number if left else len(self._study.get_trials(deepcopy=False))
+        # Of each trial its own, so that it does not matter which process asks, or how often it was started.
+        self._study.sampler = _sampler(self.cfg, self.space, number)
+        wanted = repeats.chosen if repeats is not None else first
+        if left:
+            trial = optuna.trial.Trial(self._study, left[0]._trial_id)
+        else:
+            if wanted is not None:
+                self._study.enqueue_trial(dict(wanted))
+            trial = self._study.ask()
+        if repeats is not None:
+            trial.set_user_attr(REPEATS, repeats.number)
+        return trial.number, self._suggested(trial)
+
+    def _suggested(self, trial: optuna.Trial) -> dict[str, Value]:
+        chosen: dict[str, Value] = {}
+        for p in self.space.parameters:
+            if not p.applies(chosen):
+                continue
+            if p.values:
+                chosen[p.key] = trial.suggest_categorical(p.key, list(p.values))
+            elif p.whole:
+                chosen[p.key] = trial.suggest_int(p.key, int(p.low), int(p.high), step=int(p.step or 1), log=p.log)
+            else:
+                chosen[p.key] = p.rounded(trial.suggest_float(p.key, p.low, p.high, step=p.step, log=p.log))
+        return chosen
+
+    def begin(self, number: int, chosen: Mapping[str, Value], cells: Mapping[str, str]) -> None:
+        """Note the settings and cells of a trial that was asked for: from now on others may work on it."""
+        trial = self._trial(number)
+        trial.set_user_attr(CELLS, dict(cells))
+        trial.set_user_attr(CHOSEN, dict(chosen))
+
+    def tell(self, trial: Trial, value: float | None, state: str = "complete") -> bool:
+        """Tell how a trial ended; False if somebody else has told it."""
+        optuna = _optuna()
+        states = optuna.trial.TrialState
+        try:
+            if state == "complete":
+                self._study.tell(trial.number, value)
+            else:
+                self._study.tell(trial.number, state={"pruned": states.PRUNED, "fail": states.FAIL}[state])
+        except (ValueError, RuntimeError, optuna.exceptions.UpdateFinishedTrialError):
+            now = self._study.get_trials(deepcopy=False)[trial.number]
+            if now.state.is_finished():
+                return False
+            raise
+        return True
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the highest score, of equal ones the first."""
+        done = [trial for trial in self.trials() if trial.state == "complete" and trial.value is not None]
+        return max(done, key=lambda trial: trial.value or 0.0, default=None)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        return _optuna().trial.Trial(self._study, frozen._trial_id)
+
+
+def open_storage(cfg: SearchConfig, folder: Path) -> Any:
+    """Optuna's storage of a search.
+
+    Args:
+        folder: of the journal.
+
+    Raises:
+        UserError: Optuna or what a sampler needs is not installed; the storage cannot be used.
+    """
+    optuna = _optuna()
+    if (package := _EXTRA.get(cfg.sampler)) is not None and find_spec(package) is None:
+        what = f"search.sampler={cfg.sampler} needs the package {package}, which is not installed"
+        raise UserError(what, f"pip install {package}, or choose another: tpe, random, grid")
+    try:
+        if cfg.storage is not None:
+            return optuna.storages.get_storage(cfg.storage)
+        folder.mkdir(parents=True, exist_ok=True)
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+        return optuna.storages.JournalStorage(backend)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used ({error.strerror})", "set output_dir= elsewhere") from error
+    except Exception as error:  # whatever a driver of a data base raises
+        what = f"search.storage={cfg.storage}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UserError(what, "give a URL that Optuna knows, or leave it out: a journal in the folder") from error
+
+
+def study_name(choice: str, cfg: SearchConfig, cells: Sequence[Mapping[str, Any]]) -> str:
+    """A name by which the same search is found again, and another one is not taken for it.
+
+    Args:
+        choice: of the group, `search=<choice>`.
+        cells: identities of the cells of the line as it stands; what is searched is no part of them.
+    """
+    space = {key: _plain(value) for key, value in cfg.space.items()}
+    fixed = [{k: v for k, v in cell.items() if k not in cfg.space} for cell in cells]
+    text = json.dumps([space, cfg.metric, cfg.every_epochs, fixed], sort_keys=True, default=str)
+    return f"{choice}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _plain(value: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else vars(value)
+
+
+def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
+    attributes = frozen.user_attrs
+    return Trial(
+        frozen.number, attributes[CHOSEN], attributes.get(CELLS, {}), frozen.state.name.lower(),
+        frozen.value if frozen.state.name == "COMPLETE" else None, attributes.get(REPEATS),
+    )  # fmt: skip
+
+
+def _sampler(cfg: SearchConfig, space: Space, number: int) -> Any:
+    """The sampler of one trial."""
+    samplers = _optuna().samplers
+    seed = int.from_bytes(hashlib.sha256(f"{cfg.seed} {number}".encode()).digest()[:4], "big") >> 1
+    match cfg.sampler:
+        case "random":
+            return samplers.RandomSampler(seed=seed)
+        case "grid":
+            return samplers.GridSampler({p.key: list(p.grid or ()) for p in space.parameters}, seed=cfg.seed)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=cfg.startup_trials)
+        case "gp":
+            return samplers.GPSampler(seed=seed, n_startup_trials=cfg.startup_trials)
+        case _:
+            return samplers.TPESampler(seed=seed, n_startup_trials=cfg.startup_trials)
+
+
+def _optuna() -> Any:
+    """
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec("optuna") is None:
+        raise UserError("search= needs Optuna, which is not installed", "pip install 'fsseg[search]'")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
