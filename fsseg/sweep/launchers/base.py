@@ -78,11 +78,11 @@ class Observer:
     def ended(self, index: int, returned: JobReturn) -> None:
         """Called when a job has ended."""
 
-    def more(self, free: int) -> Sequence[More]:
+    def more(self, free: int | None) -> Sequence[More]:
         """Cells that came up since the launch: a search asks for its next trials here.
 
         Args:
-            free: how many could start now.
+            free: how many could start now; None of a queue, which takes any number.
         """
         return []
 

@@ -22,6 +22,7 @@ from fsseg.errors import UserError
 from fsseg.sweep.launchers.base import (
     CellLauncher,
     CellLost,
+    More,
     NeverStarted,
     StopSignals,
     Submitted,
@@ -78,24 +79,27 @@ class SlurmLauncher(CellLauncher):
 
         if not self.cells:
             return foreign.launch(self, job_overrides, initial_job_idx)
+        cells = [More(file, path, overrides) for (file, path), overrides in zip(self.cells, job_overrides)]
         with StopSignals() as signals:  # from the first sbatch on: a job whose number is not noted is nobody's
-            jobs, refused = self._submit(initial_job_idx)
+            jobs, refused = self._submit(cells, 0, initial_job_idx)
             if refused is not None and not jobs:
                 raise refused
             if refused is not None:
-                log.error("%d of %d cells are not submitted: %s", len(self.cells) - len(jobs), len(self.cells), refused)
+                log.error("%d of %d cells are not submitted: %s", len(cells) - len(jobs), len(cells), refused)
             if not self.params["wait"]:
                 if signals.received:
                     raise self._interrupted(jobs, signals)
                 return []
-            returns = self._wait(jobs, job_overrides, signals)
-        for index in range(len(jobs), len(self.cells)):
-            returns.append(failed(refused or CellLost("not submitted"), job_overrides[index]))
+            submitted = len(jobs)
+            missing = cells[submitted:]
+            returns = self._wait(jobs, cells[:submitted], signals, initial_job_idx)
+        for index, cell in enumerate(missing, submitted):
+            returns.append(failed(refused or CellLost("not submitted"), cell.overrides))
             self.observer.ended(index, returns[-1])
         return returns
 
-    def _submit(self, first: int) -> tuple[list[Any], UserError | None]:
-        """Submit the cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
+    def _submit(self, cells: Sequence[More], before: int, first: int) -> tuple[list[Any], UserError | None]:
+        """Submit cells, before which so many were submitted, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
 
         Cells after the `leading` ones wait in the queue until those have ended. However they end: one that failed is
         tried again by a cell that needs it, which tells why. If they waited for success, that cell would for ever.
@@ -105,10 +109,11 @@ class SlurmLauncher(CellLauncher):
         ours = ("submitit_folder", "max_num_timeout", "poll_seconds", "wait")
         params = {k if k in _COMMON else f"slurm_{k}": v for k, v in self.params.items() if k not in ours}
         folder = Path(str(self.params["submitit_folder"])).expanduser().absolute()
-        arguments = [(file, path, first + index) for index, (file, path) in enumerate(self.cells)]
+        arguments = [(cell.file, cell.path, first + before + index) for index, cell in enumerate(cells)]
+        leading = 0 if before else self.leading
         jobs: list[Any] = []
-        for start, end in _arrays_of(len(arguments), self.leading):
-            if start == self.leading > 0:
+        for start, end in _arrays_of(len(arguments), leading):
+            if start == leading > 0:
                 params["slurm_dependency"] = ":".join(["afterany", *_arrays(jobs, " ").split()])
             try:
                 executor = submitit.AutoExecutor(
@@ -122,7 +127,8 @@ class SlurmLauncher(CellLauncher):
                 fix = "mend hydra.launcher.* (partition, account, gpus_per_node, mem_gb, timeout_min, ...)"
                 return jobs, UserError(f"sbatch refused the sweep: {said}", fix)
             # Each array is told at once: the next one may be refused, and this one runs.
-            self.observer.submitted({start + i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(array)})
+            told = {before + start + i: Submitted(job.job_id, job.paths.stdout) for i, job in enumerate(array)}
+            self.observer.submitted(told)
             log.info("submitted to SLURM as %s, logs in %s", _arrays(array), folder)
             jobs += array
         return jobs, None
@@ -130,7 +136,8 @@ class SlurmLauncher(CellLauncher):
     def _interrupted(self, jobs: list[Any], signals: StopSignals) -> SweepInterrupted:
         return SweepInterrupted(signals.received[0], f"the SLURM jobs go on; `scancel {_arrays(jobs, ' ')}` ends them")
 
-    def _wait(self, jobs: list[Any], job_overrides: Sequence[Sequence[str]], signals: StopSignals) -> list[JobReturn]:
+    def _wait(self, jobs: list[Any], cells: list[More], signals: StopSignals, first: int) -> list[JobReturn]:
+        """Wait for all jobs, and for those of cells that come up meanwhile."""
         every = float(self.params["poll_seconds"])
         returns: dict[int, JobReturn] = {}
         gone_since: dict[int, float] = {}
@@ -140,7 +147,15 @@ class SlurmLauncher(CellLauncher):
             returns[index] = returned
             self.observer.ended(index, returned)
 
-        while len(returns) < len(jobs):
+        while True:
+            if more := self.observer.more(None):
+                added, refused = self._submit(more, len(jobs), first)
+                if refused is not None:
+                    raise refused
+                jobs += added
+                cells += more
+            if len(returns) == len(jobs):
+                break
             signals.sleep(_LOOK_SECONDS)
             if signals.received:
                 raise self._interrupted(jobs, signals)
@@ -152,7 +167,7 @@ class SlurmLauncher(CellLauncher):
                 if i in returns:
                     continue
                 pickles = [task.paths.result_pickle for task in (job._sub_jobs or [job])]
-                returned = outcome(pickles, job_overrides[i]) if all(p.exists() for p in pickles) else None
+                returned = outcome(pickles, cells[i].overrides) if all(p.exists() for p in pickles) else None
                 if returned is None or returned.status != JobStatus.COMPLETED:
                     # A job that stopped on a signal may leave an error and still be requeued: the queue decides.
                     if present is None:
@@ -174,7 +189,7 @@ class SlurmLauncher(CellLauncher):
             for i in lost:
                 how = f"SLURM job {jobs[i].job_id}: {endings[jobs[i].job_id]}"
                 error = CellLost(how) if jobs[i].paths.stdout.exists() else NeverStarted(how)
-                end(i, failed(error, job_overrides[i]))
+                end(i, failed(error, cells[i].overrides))
         return [returns[i] for i in range(len(jobs))]
 
 
