@@ -52,8 +52,12 @@ class Elsewhere:
 
     def add(self, sweep: Sweep) -> None:
         """Know of one more sweep; the newest last."""
+        self.add_cells(sweep, sweep.record.cells)
+
+    def add_cells(self, sweep: Sweep, cells: Iterable[SweptCell]) -> None:
+        """Know of cells that joined a sweep."""
         experiment = os.path.realpath(sweep.experiment)
-        for cell in sweep.record.cells:
+        for cell in cells:
             self._places.setdefault(os.path.join(experiment, cell.path), []).append(CellPlace(sweep, cell))
         if sweep.record.user is not None:
             self._users.add(sweep.record.user)

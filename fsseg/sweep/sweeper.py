@@ -15,9 +15,9 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,15 @@ from fsseg.process.tables import aligned
 from fsseg.sweep.boxes import swept_keys
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import Point, base_points, examine
-from fsseg.sweep.launchers.base import CellLost, NeverStarted, Observer, SequentialLauncher, Submitted, SweepInterrupted
+from fsseg.sweep.launchers.base import (
+    CellLost,
+    More,
+    NeverStarted,
+    Observer,
+    SequentialLauncher,
+    Submitted,
+    SweepInterrupted,
+)
 from fsseg.sweep.preflight import runs_here
 
 log = logging.getLogger("fsseg.sweep")
@@ -67,12 +75,14 @@ class Job(Point):
         log: the log file that explains it.
         old_result: time in nanoseconds of the result that `redo=true` replaces.
         launches: how often this sweep has launched it.
+        added: to its configuration, beside what its overrides say: what a search wants of it.
     """
 
     note: str = ""
     log: Path | None = None
     old_result: int | None = None
     launches: int = 0
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.snapshot is not None and self.snapshot.result is not None:
@@ -186,7 +196,12 @@ class FssegSweeper(Sweeper):
         assert self.config is not None
         configure_logging(self.config.log_level)
         self.folder = Path(str(self.config.hydra.sweep.dir))
-        cells = Composer(self.hydra_context.config_loader, self.config).grid_of_master()  # which holds `arguments` too
+        composer = Composer(self.hydra_context.config_loader, self.config)  # whose master holds `arguments` too
+        if self.config.search is not None:
+            from fsseg.sweep.search.run import Search
+
+            return Search(self, composer).run()
+        cells = composer.grid_of_master()
         points = examine(cells, data=True, download=runs_here(self.config))
         base = [p for p in base_points(points, True, runs_here(self.config)) if p.state != State.DONE]
         jobs = [Job(**vars(point)) for point in (*base, *points)]
@@ -325,8 +340,12 @@ class FssegSweeper(Sweeper):
         others = [job for job in others if job.state == State.TODO]
         return busy + (self._launch(others) if others else [])
 
-    def _launch(self, todo: list[Job]) -> list[Job]:
-        """Launch cells and settle their states; returns those that other processes turned out to hold."""
+    def _launch(self, todo: list[Job], grow: Grow | None = None) -> list[Job]:
+        """Launch cells and settle their states; returns those that other processes turned out to hold.
+
+        Args:
+            grow: names cells that join them while they run; `todo` grows by these.
+        """
         launcher: Any = self.launcher
         ours = hasattr(launcher, "observer")
         with ExitStack() as submitting:
@@ -341,7 +360,7 @@ class FssegSweeper(Sweeper):
                 raise _unusable(error, self.folder) from error
             for job in todo:
                 job.launches += 1
-            observer = _Observer(todo, sweeps, self.elsewhere, submitting)
+            observer = _Observer(self, todo, sweeps, submitting, grow)
             if ours:
                 launcher.observer = observer
                 launcher.cells = [(sweep.file, swept.path) for sweep, swept in observer.swept]
@@ -406,17 +425,13 @@ class FssegSweeper(Sweeper):
             mine = [job for job in todo if job.place.experiment == experiment]
             record = SweepRecord(
                 line=list(OmegaConf.to_container(self.config.hydra.overrides.task, resolve=False)),  # type: ignore[arg-type]
-                cells=[
-                    SweptCell(job.place.directory.relative_to(experiment).as_posix(), list(job.place.overrides),
-                              job.place.fingerprint)
-                    for job in mine
-                ],
+                cells=_swept_cells(mine),
                 launcher=self.config.hydra.runtime.choices.get("hydra/launcher") or type(self.launcher).__name__,
                 cluster=self.cluster if queues else None, user=os.getuid() if queues else None,
                 host=socket.gethostname(), pid=os.getpid(),
                 started=time.time(), code=code_state(), hydra=node,
             )  # fmt: skip
-            record.share(job.composed.resolved for job in mine if job.composed is not None)
+            record.share(_configs(mine))
             found[experiment] = sweep = new_sweep(experiment, record)
             self.elsewhere.add(sweep)
             claim = acquire(sweep.claim_file, LEASE_SECONDS)
@@ -436,25 +451,53 @@ def _tell_faults(jobs: Sequence[Job]) -> None:
         log.error("%s\n  (%s)", fault, cells)
 
 
+Grow = Callable[[int | None], list[Job]]
+"""Names further cells, given how many could start now (`fsseg.sweep.launchers.base.Observer.more`)."""
+
+
 class _Observer(Observer):
     """Updates the record and the terminal while a launcher works on `jobs`.
 
     Args:
         sweeps: the record of each experiment.
         submitting: closed when all jobs are submitted.
+        grow: as of `FssegSweeper._launch`.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], sweeps: Mapping[Path, Sweep], elsewhere: Elsewhere, submitting: ExitStack
-    ) -> None:
-        self.jobs = jobs
-        self.elsewhere = elsewhere
+        self, sweeper: FssegSweeper, jobs: list[Job], sweeps: Mapping[Path, Sweep], submitting: ExitStack,
+        grow: Grow | None,
+    ) -> None:  # fmt: skip
+        self.sweeper, self.jobs, self.elsewhere = sweeper, jobs, sweeper.elsewhere
         self.over: set[int] = set()
         self.busy: set[int] = set()
         self.swept = [_swept(job.place, sweeps) for job in jobs]
         self._sweeps = sweeps
         self._submitting = submitting
+        self._grow = grow
         self._logs: dict[int, Path] = {}
+
+    def more(self, free: int | None) -> list[More]:
+        if self._grow is None or not (jobs := self._grow(free)):
+            return []
+        if getattr(self.sweeper.launcher, "queues", False):
+            jobs = self.sweeper._alone(jobs, self._submitting)
+            self.elsewhere = self.sweeper.elsewhere
+        found = []
+        for experiment, sweep in self._sweeps.items():
+            mine = [job for job in jobs if job.place.experiment == experiment]
+            cells, before = _swept_cells(mine), len(sweep.record.cells)
+            sweep.record.cells += cells
+            sweep.record.share(_configs(mine), before)
+            sweep.by_path.update({cell.path: cell for cell in cells})
+            sweep.save()
+            self.elsewhere.add_cells(sweep, cells)
+            self.swept += [(sweep, cell) for cell in cells]
+            self.jobs += mine
+            found += [More(sweep.file, cell.path, list(job.overrides)) for job, cell in zip(mine, cells)]
+            for job in mine:
+                job.launches += 1
+        return found
 
     def submitted(self, jobs: dict[int, Submitted]) -> None:
         self._logs.update((index, job.log) for index, job in jobs.items())
@@ -480,7 +523,8 @@ class _Observer(Observer):
         self.over.add(index)
         if returned.status == JobStatus.COMPLETED and job.state != State.DONE:  # a run leaves a cell to its holder
             self.busy.add(index)
-        log.info("%d/%d %s: %s  %s", len(self.over), len(self.jobs), job.state, job.label, job.note.partition("\n")[0])
+        of = "" if self._grow is not None else f"/{len(self.jobs)}"  # of a search nobody knows how many there will be
+        log.info("%d%s %s: %s  %s", len(self.over), of, job.state, job.label, job.note.partition("\n")[0])
 
     def end(self, how: str) -> None:
         """Note how the sweep ended."""
@@ -490,6 +534,19 @@ class _Observer(Observer):
                 sweep.save()
             except OSError as error:
                 log.warning("%s: cannot be written (%s)", sweep.file, error.strerror)
+
+
+def _swept_cells(jobs: Sequence[Job]) -> list[SweptCell]:
+    """The cells of one experiment, for its record."""
+    return [
+        SweptCell(job.place.directory.relative_to(job.place.experiment).as_posix(), list(job.place.overrides),
+                  job.place.fingerprint)
+        for job in jobs
+    ]  # fmt: skip
+
+
+def _configs(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    return [{**job.composed.resolved, **job.added} for job in jobs if job.composed is not None]
 
 
 def _swept(cell: Cell, sweeps: Mapping[Path, Sweep]) -> tuple[Sweep, SweptCell]:

@@ -99,10 +99,13 @@ class SlurmLauncher(CellLauncher):
         return returns
 
     def _submit(self, cells: Sequence[More], before: int, first: int) -> tuple[list[Any], UserError | None]:
-        """Submit cells, before which so many were submitted, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
+        """Submit cells, in arrays of a size that SLURM takes; returns the jobs, and why the rest has none.
 
         Cells after the `leading` ones wait in the queue until those have ended. However they end: one that failed is
         tried again by a cell that needs it, which tells why. If they waited for success, that cell would for ever.
+
+        Args:
+            before: how many were submitted before, and `first` the number of the first job of all.
         """
         import submitit
 

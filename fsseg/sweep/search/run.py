@@ -1,0 +1,338 @@
+"""`python train.py -m search=FILE ...`: a sweep whose next cells depend on the results of those before.
+
+A trial is one set of settings, on every fold and training seed of the line. Its cells are those of any sweep: found
+again by their fingerprints, held by claims, resumed from checkpoints. So a search that was killed tells the trials that
+are finished meanwhile and goes on with the others, and the same line on several machines shares the trials out. Trials
+are scored on training images of base classes that are held back; the novel classes are not looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from fsseg.cell.models import Result, State
+from fsseg.cell.sweeps import sweeps_of
+from fsseg.config.compose import Composed, Composer
+from fsseg.config.schema import SearchConfig, trains
+from fsseg.errors import UserError, merge_errors
+from fsseg.process.command import train_words
+from fsseg.process.words import count
+from fsseg.sweep.elsewhere import Elsewhere
+from fsseg.sweep.grid import examine, split_overrides
+from fsseg.sweep.preflight import runs_here
+from fsseg.sweep.search.space import Space, Value, words
+from fsseg.sweep.search.study import FOLDER, Study, Trial, open_storage, study_name
+
+if TYPE_CHECKING:
+    from fsseg.sweep.sweeper import FssegSweeper, Job
+
+log = logging.getLogger("fsseg.sweep")
+
+METRICS = {"base/miou": "miou", "base/fb_iou": "fb_iou"}
+"""What a search may maximise, and its name in `Training.base_validation`."""
+_PER_TRIAL = ("fold", "seed")
+_POLL_SECONDS = 2.0  # between looks at the trials of other machines
+_OURS = ("eval.enabled", "eval.every_epochs")
+
+
+class Search:
+    """One start of a search line.
+
+    Args:
+        sweeper: that launches the cells.
+        composer: whose master configuration is that of the line.
+    """
+
+    def __init__(self, sweeper: FssegSweeper, composer: Composer) -> None:
+        assert sweeper.config is not None
+        self.sweeper, self.composer = sweeper, composer
+        self.cfg: SearchConfig = OmegaConf.to_object(sweeper.config.search)  # type: ignore[assignment]
+        check_metric(self.cfg.metric)
+        self.space = Space.of(self.cfg)
+        self.line = self._cells_of_the_line()
+        default = self._check()
+        folder = default[0].place.experiment / FOLDER
+        choice = str(sweeper.config.hydra.runtime.choices.get("search"))
+        name = study_name(choice, self.cfg, [job.place.identity for job in default])
+        self.study = Study(self.cfg, self.space, open_storage(self.cfg, folder), name, folder)
+        self.first = self._settings_of(default[0])
+        self._jobs: dict[int, list[Job]] = {}
+        self._mine: set[int] = set()
+        self._lost: set[int] = set()  # trials that failed in this start: the next one tries them again
+
+    def run(self) -> Sequence[object]:
+        """Try until all trials are told, by this process or others.
+
+        Raises:
+            UserError: no trial has a score, or some are left open.
+            SystemExit: INT or TERM ended it; 128 + signal.
+        """
+        sweeper = self.sweeper
+        sweeper.returns = []
+        self._look_around()
+        self._sync()
+        self._announce()
+        with ExitStack() as sweeper.claims:
+            while True:
+                if todo := self._next(1):
+                    sweeper._launch(todo, self._next)
+                    continue
+                if not self._open_elsewhere():
+                    break
+                time.sleep(_POLL_SECONDS)
+                self._look_around()
+        return self._end()
+
+    # ------------------------------------------------------------------------------------------------------- the line
+
+    def _cells_of_the_line(self) -> list[list[str]]:
+        """The overrides of each cell of a trial, without what is searched.
+
+        Raises:
+            UserError: the line sweeps something else than folds and training seeds.
+        """
+        found = []
+        for overrides, _ in self.composer.grid_of_master():
+            kept = [o for o in overrides if not _sets(o, ("search", "search."))]
+            found.append([o for o in kept if not _sets(o, (*self.cfg.space, *_OURS))])
+        settings = [split_overrides(overrides) for overrides in found]
+        swept = {k for k in settings[0] if len({s.get(k) for s in settings}) > 1} - set(_PER_TRIAL)
+        if swept:
+            key = sorted(swept)[0]
+            raise UserError(
+                f"search= with {key}={','.join(dict.fromkeys(s[key] for s in settings))}: every trial has one {key}",
+                f"start a search for each {key}; fold=0,1 and seed=0,1 may have several values",
+            )
+        return found
+
+    def _check(self) -> list[Job]:
+        """That the line and both ends of every range can run; returns the cells of the line as it stands.
+
+        Raises:
+            UserError: with all faults.
+        """
+        default = self._made({}, data=False)
+        found = [fault for job in default[:1] for fault in job.faults]
+        if not found:
+            cfg = self._composed(default[0]).cfg
+            if not trains(cfg):
+                what = f"search= with method={cfg.model.name}: it trains nothing that base classes could score"
+                raise UserError(what, "search with a method that is trained")
+            for corner in self.space.corners():
+                found += [f for job in self._made(corner, data=False)[:1] for f in job.faults]
+        if found:
+            raise merge_errors(list({str(fault): fault for fault in found}.values()))
+        if lacks := [fault for job in self._made({}, data=True) for fault in job.faults]:
+            raise merge_errors(lacks[:1])
+        return default
+
+    def _made(self, chosen: Mapping[str, Value], data: bool) -> list[Job]:
+        """The cells of some settings; an empty choice leaves the line as it is."""
+        from fsseg.sweep.sweeper import Job
+
+        of_trial = [*words(chosen), "eval.enabled=false", f"eval.every_epochs={self.cfg.every_epochs}"]
+        lines = [self.composer.swept([*own, *of_trial]) for own in self.line]
+        assert self.sweeper.config is not None
+        points = examine(self.composer.each(lines), data=data, download=runs_here(self.sweeper.config))
+        return [Job(**vars(point)) for point in points]
+
+    def _composed(self, job: Job) -> Composed:
+        assert job.composed is not None
+        return job.composed
+
+    def _settings_of(self, job: Job) -> dict[str, Value]:
+        """What the line itself has for the keys of the space, as far as the space has that too."""
+        found: dict[str, Value] = {}
+        for p in self.space.parameters:
+            key = p.key.replace("method", "model") if p.key == "method" else p.key
+            value = OmegaConf.select(OmegaConf.create(self._composed(job).resolved), key)
+            if isinstance(value, DictConfig):
+                value = value.get("name")
+            if p.applies(found) and (value in p.values if p.values else _within(value, p.low, p.high)):
+                found[p.key] = value
+        return found
+
+    # ------------------------------------------------------------------------------------------------------ the trials
+
+    def _look_around(self) -> None:
+        experiment = self.study.folder.parent
+        self.sweeper.elsewhere = Elsewhere(sweeps_of([experiment]))
+
+    def _jobs_of(self, trial: Trial) -> list[Job]:
+        if trial.number not in self._jobs:
+            self._jobs[trial.number] = self._made(trial.chosen, data=False)
+        return self._jobs[trial.number]
+
+    def _sync(self) -> None:
+        """Tell the trials whose cells have ended."""
+        for trial in self.study.trials():
+            if not trial.is_open:
+                continue
+            jobs = self._jobs_of(trial)
+            results = [job.result() for job in jobs]
+            if all(result is not None for result in results):
+                score = sum(self._score(r) for r in results if r is not None) / len(results)
+                if self.study.tell(trial, score):
+                    log.info("trial %d: %s %.2f  %s", trial.number, self.cfg.metric, score, _shown(trial.chosen))
+            elif trial.number in self._mine and any(job.state in (State.FAILED, State.FAULTY) for job in jobs):
+                self._lost.add(trial.number)
+                if self.study.tell(trial, None, "fail"):
+                    reason = next(job.note for job in jobs if job.state in (State.FAILED, State.FAULTY))
+                    log.warning("trial %d failed: %s  %s", trial.number, reason, _shown(trial.chosen))
+
+    def _score(self, result: Result) -> float:
+        base = result.training.base_validation if result.training is not None else None
+        if base is None:
+            raise UserError(f"{result.cell}: its result has no score of base classes", "set redo=true for it")
+        return float(getattr(base, METRICS[self.cfg.metric]))
+
+    def _next(self, free: int | None) -> list[Job]:
+        """Cells to launch: of trials that nobody works on any more, then of new ones."""
+        self._sync()
+        busy = [number for number in self._mine if any(t.number == number and t.is_open for t in self.study.trials())]
+        room = self.cfg.parallel - len(busy) if free is None else free
+        found: list[Job] = []
+        while len(found) < room if free is not None else room > 0:
+            jobs = self._left_open() or self._asked()
+            if not jobs:
+                break
+            found += jobs
+            room -= 1 if free is None else 0
+        return found
+
+    def _left_open(self) -> list[Job]:
+        """The cells to do of a trial that was begun, by this start or an earlier one, and that nobody has now."""
+        for trial in self.study.trials():
+            if not trial.is_open or trial.number in self._mine:
+                continue
+            free = [job for job in self._jobs_of(trial) if job.result() is None and self._is_free(job)]
+            if free:
+                self._mine.add(trial.number)
+                return free
+        return []
+
+    def _is_free(self, job: Job) -> bool:
+        elsewhere = self.sweeper.elsewhere
+        directory = job.place.directory
+        return elsewhere.owner(job.place) is None and elsewhere.awaited(directory, 0.0) is None
+
+    def _asked(self) -> list[Job]:
+        """The cells of a new trial; none when there are enough."""
+        while True:
+            with self.study.asking():
+                trials = self.study.trials()
+                repeated = {trial.repeats for trial in trials}
+                again = [t for t in trials if t.state == "fail" and t.number not in repeated | self._lost]
+                enough = len(trials) - len(repeated - {None}) >= self._most()
+                if enough and not again:
+                    return []
+                first = self.first if not trials else None
+                number, chosen = self.study.ask(first, again[0] if again else None)
+                jobs = self._made(chosen, data=False)
+                faulty = [fault for job in jobs for fault in job.faults]
+                experiment = self.study.folder.parent
+                cells = {job.place.directory.relative_to(experiment).as_posix(): job.place.fingerprint
+                         for job in jobs if not job.faults}  # fmt: skip
+                self.study.begin(number, chosen, cells)
+            self._jobs[number] = jobs
+            self._mine.add(number)
+            log.info("trial %d: %s", number, _shown(chosen))
+            if not faulty and (todo := [job for job in jobs if job.state == State.TODO and self._is_free(job)]):
+                return todo
+            self._sync()  # settings that were tried before have their score; those that cannot start have none
+
+    def _most(self) -> int:
+        size = self.space.size() if self.cfg.sampler == "grid" else None
+        return self.cfg.trials if size is None else min(size, self.cfg.trials)
+
+    def _open_elsewhere(self) -> bool:
+        """Whether other processes work on trials that are not told yet."""
+        open_ = [trial for trial in self.study.trials() if trial.is_open]
+        return any(not self._is_free(job) for trial in open_ for job in self._jobs_of(trial) if job.result() is None)
+
+    # --------------------------------------------------------------------------------------------------------- the end
+
+    def _announce(self) -> None:
+        trials = self.study.trials()
+        told = sum(not trial.is_open for trial in trials)
+        log.info("search %s: %d of %d trials told, %d begun; %s of %s, the novel classes are not looked at",
+                 self.study.name, told, self._most(), len(trials) - told, self.cfg.sampler,
+                 ", ".join(p.key for p in self.space.parameters))  # fmt: skip
+
+    def _end(self) -> Sequence[object]:
+        trials = self.study.trials()
+        left = [trial for trial in trials if trial.is_open]
+        best = self.study.best
+        if best is not None:
+            print(self._summary(trials, best), flush=True)
+        if left:
+            raise UserError(
+                f"{count(len(left), 'trial')} of {len(trials)} have no score yet: {_shown(left[0].chosen)}",
+                "mend the cause (`fsseg status` tells it) and run the same line again",
+            )
+        if best is None:
+            raise UserError("no trial has a score", "look at the reasons above, mend them and run the same line again")
+        return self.sweeper.returns
+
+    def _summary(self, trials: Sequence[Trial], best: Trial) -> str:
+        states = [f"{sum(t.state == s for t in trials)} {word}" for s, word in
+                  (("complete", "scored"), ("pruned", "ended early"), ("fail", "failed"), ("running", "open"))
+                  if any(t.state == s for t in trials)]  # fmt: skip
+        lines = [f"\n{count(len(trials), 'trial')}: {', '.join(states)}"]
+        lines.append(f"best: trial {best.number}, {self.cfg.metric} {best.value:.2f}  {_shown(best.chosen)}")
+        own = next(
+            (t for t in trials if t.number == 0 and t.value is not None and self.first.items() <= t.chosen.items()),
+            None,
+        )
+        if own is not None and own.number != best.number:
+            lines.append(f"the line's own settings: {own.value:.2f}  {_shown(own.chosen)}")
+        lines.append(f"the novel classes with it: {self.winner(best)}")
+        return "\n".join(lines)
+
+    def winner(self, best: Trial) -> str:
+        """The line that trains the best settings on all images and scores them on the novel classes of all folds."""
+        settings = [o for o in self.line[0] if not _sets(o, _PER_TRIAL)]
+        folds = self._composed(self._made({}, data=False)[0]).cfg.dataset.num_folds
+        return shlex.join(
+            [*train_words(), "-m", *settings, *words(best.chosen), f"fold={','.join(map(str, range(folds)))}"]
+        )
+
+
+def check_metric(metric: str) -> None:
+    """
+    Raises:
+        UserError: it is none, or of the novel classes.
+    """
+    if metric in METRICS:
+        return
+    if "novel" in metric or metric in ("miou", "fb_iou", "metrics.miou", "mIoU"):
+        raise UserError(
+            f"search.metric={metric}: settings that are chosen by the score of the novel classes have seen them, and "
+            "what they score is no result on new classes any more",
+            f"search by {' or '.join(METRICS)}; search.final=true scores the winner on the novel classes, once",
+        )
+    raise UserError(f"search.metric={metric} is not a choice", f"set it to one of: {', '.join(METRICS)}")
+
+
+def _sets(override: str, keys: Sequence[str]) -> bool:
+    """Whether an override is of one of these keys; one that ends in a dot stands for all below it."""
+    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys)
+
+
+def _within(value: object, low: float, high: float) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    )
+
+
+def _shown(chosen: Mapping[str, Value]) -> str:
+    return " ".join(words(chosen))
