@@ -40,6 +40,7 @@ METRICS = {"base/miou": "miou", "base/fb_iou": "fb_iou"}
 """What a search may maximise, and its name in `Training.base_validation`."""
 _PER_TRIAL = ("fold", "seed")
 _POLL_SECONDS = 2.0  # between looks at the trials of other machines
+_LOST = (State.FAILED, State.FAULTY)
 _OURS = ("eval.enabled", "eval.every_epochs")
 
 
@@ -66,7 +67,6 @@ class Search:
         self.first = self._settings_of(default[0])
         self._jobs: dict[int, list[Job]] = {}
         self._mine: set[int] = set()
-        self._lost: set[int] = set()  # trials that failed in this start: the next one tries them again
 
     def run(self) -> Sequence[object]:
         """Try until all trials are told, by this process or others.
@@ -182,11 +182,10 @@ class Search:
                 score = sum(self._score(r) for r in results if r is not None) / len(results)
                 if self.study.tell(trial, score):
                     log.info("trial %d: %s %.2f  %s", trial.number, self.cfg.metric, score, _shown(trial.chosen))
-            elif trial.number in self._mine and any(job.state in (State.FAILED, State.FAULTY) for job in jobs):
-                self._lost.add(trial.number)
-                if self.study.tell(trial, None, "fail"):
-                    reason = next(job.note for job in jobs if job.state in (State.FAILED, State.FAULTY))
-                    log.warning("trial %d failed: %s  %s", trial.number, reason, _shown(trial.chosen))
+                continue
+            lost = [job for job in jobs if trial.number in self._mine and job.state in _LOST]
+            if lost and self.study.tell(trial, None, "fail"):
+                log.warning("trial %d failed: %s  %s", trial.number, lost[0].note, _shown(trial.chosen))
 
     def _score(self, result: Result) -> float:
         base = result.training.base_validation if result.training is not None else None
@@ -219,6 +218,9 @@ class Search:
                 return free
         return []
 
+    def _has_results(self, trial: Trial) -> bool:
+        return all(job.result() is not None for job in self._jobs_of(trial))
+
     def _is_free(self, job: Job) -> bool:
         elsewhere = self.sweeper.elsewhere
         directory = job.place.directory
@@ -230,7 +232,8 @@ class Search:
             with self.study.asking():
                 trials = self.study.trials()
                 repeated = {trial.repeats for trial in trials}
-                again = [t for t in trials if t.state == "fail" and t.number not in repeated | self._lost]
+                # A trial is told once. One whose cells had a result after it had failed (`fsseg retry`) is a new one.
+                again = [t for t in trials if t.state == "fail" and t.number not in repeated and self._has_results(t)]
                 enough = len(trials) - len(repeated - {None}) >= self._most()
                 if enough and not again:
                     return []
@@ -299,7 +302,7 @@ class Search:
 
     def winner(self, best: Trial) -> str:
         """The line that trains the best settings on all images and scores them on the novel classes of all folds."""
-        settings = [o for o in self.line[0] if not _sets(o, _PER_TRIAL)]
+        settings = [o for o in self.line[0] if not _sets(o, (*_PER_TRIAL, "eval.base_share", "eval.base_episodes"))]
         folds = self._composed(self._made({}, data=False)[0]).cfg.dataset.num_folds
         return shlex.join(
             [*train_words(), "-m", *settings, *words(best.chosen), f"fold={','.join(map(str, range(folds)))}"]
