@@ -44,7 +44,7 @@ from fsseg.process.command import train_line
 from fsseg.process.files import ClaimLost
 from fsseg.process.logs import RunLog, configure_logging
 from fsseg.process.ranks import first_of_several, several_expected
-from fsseg.process.signals import Preempted
+from fsseg.process.signals import Preempted, Pruned
 from fsseg.sweep.preflight import leaves, output_faults, scratch_faults
 from fsseg.sweep.sync import sync_cell
 
@@ -235,13 +235,15 @@ def _attempt(run: Run, redo: bool) -> Outcome | None:
             sync_cell(run.cfg, cell, final=False)
         if ending.state == State.PREEMPTED:
             log.info("stopped by %s; the next start goes on from the last checkpoint", ending.reason)
+        if ending.state == State.PRUNED:
+            log.info("ended early: %s", ending.reason)
         if ending.state == State.FAILED:
             _notify(run, "cell_failed", REASON=ending.reason, SECONDS=attempt.seconds)
         if ending.error is error:
             raise
         if ending.error is not None:
             raise ending.error from error
-        return None
+        return Outcome(State.PRUNED) if ending.state == State.PRUNED else None
     finally:
         logging.getLogger("fsseg").removeHandler(handler)
         try:
@@ -287,6 +289,8 @@ def _follow(run: Run) -> Outcome:
     with run.signals:
         try:
             done: Work | None = _work(run)
+        except Pruned:
+            return Outcome(State.PRUNED)
         except Preempted:
             done = None
     if done is None:

@@ -63,6 +63,8 @@ class State(str, Enum):
     """Saved on a signal, waiting to go on."""
     STALE = "stale"
     """Says that it runs, but is silent for longer than its lease."""
+    PRUNED = "pruned"
+    """Saved, and ended early by a search that it belongs to: it may be taken up again."""
     FAILED = "failed"
     BROKEN = "broken"
     """Its files cannot be read."""
@@ -78,7 +80,7 @@ class State(str, Enum):
 
 IN_HANDS = (State.RUNNING, State.PENDING, State.QUEUED)
 """States of cells that somebody works on, or will."""
-LOST = (State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.STOPPED)
+LOST = (State.STALE, State.FAILED, State.BROKEN, State.PREEMPTED, State.PRUNED, State.STOPPED)
 """States of cells that have no result, and that nobody has."""
 
 

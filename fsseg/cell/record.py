@@ -383,7 +383,7 @@ class RunDirectory:
         reason = (status.reason or "")[:_REASON_LENGTH]
         if status.state == State.DONE:
             return Snapshot(self, State.BROKEN, "status.json says done, but there is no result.json", status, None, age)
-        if status.state not in (State.RUNNING, State.QUEUED, State.PREEMPTED, State.FAILED, State.STALE):
+        if status.state not in (State.RUNNING, State.QUEUED, State.PREEMPTED, State.PRUNED, State.FAILED, State.STALE):
             return Snapshot(self, State.BROKEN, f"status.json has state {status.state!r}", status, None, age)
         state = State(status.state)
         if state == State.RUNNING and claim is not None and claim.gone:

@@ -781,13 +781,17 @@ class SearchConfig:
     or by successive halving."""
     prune_after_epochs: Annotated[int, within(0, 1_000_000)] = 1
     """Epochs that every trial has, whatever it scores."""
-    storage: Annotated[str | None, constraints.PLAIN_TEXT] = None
+    storage: str | None = None
     """Where Optuna keeps the study: null is a journal in the experiment's folder, which may be shared by machines; or
-    a URL that Optuna knows, sqlite:///..., postgresql://..."""
+    another file, or a URL that Optuna knows, sqlite:///..., postgresql://..."""
     final: bool = False
     """At the end the best settings are trained once more, on all training images, and scored on the novel classes."""
     every_epochs: Annotated[int, within(1, 1_000_000)] = 1
     """Every n-th epoch base classes are scored (`eval.every_epochs` of the trials)."""
+    study: str | None = None
+    """Of a trial: the study that it belongs to; a search sets it."""
+    trial: int | None = None
+    """Of a trial: its number; a search sets it."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from fsseg.cell.models import State
 from fsseg.errors import UserError
 from fsseg.process.files import ClaimLost
-from fsseg.process.signals import Preempted, Signals
+from fsseg.process.signals import Preempted, Pruned, Signals
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
             return Ending(State.RUNNING, str(error), error, recorded=False)
         case Preempted():
             return Ending(State.PREEMPTED, str(error), copied=True)
+        case Pruned():
+            return Ending(State.PRUNED, str(error), copied=True)
         case KeyboardInterrupt():
             # without a noted signal this is not the main thread: the caller must get the error
             return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)

@@ -25,7 +25,7 @@ from fsseg.config.schema import Config
 from fsseg.data.loader import TrainingPlan, training_loader
 from fsseg.data.source import IGNORE_INDEX, Source
 from fsseg.data.types import Batch
-from fsseg.engine import checkpoint, distributed, precision
+from fsseg.engine import checkpoint, distributed, precision, pruning
 from fsseg.engine.checkpoint import Chosen
 from fsseg.engine.compiled import compiled, uncompiled
 from fsseg.engine.context import Run
@@ -35,12 +35,12 @@ from fsseg.engine.pending import Pending
 from fsseg.engine.profile import part, profiling
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import steps_of
-from fsseg.engine.validation import Validations
+from fsseg.engine.validation import BASE, Validations
 from fsseg.errors import UserError
 from fsseg.model.base import FewShotModel, training_target
 from fsseg.process.files import ClaimLost
 from fsseg.process.ranks import Ranks
-from fsseg.process.signals import Preempted
+from fsseg.process.signals import Preempted, Pruned
 
 log = logging.getLogger("fsseg")
 
@@ -187,6 +187,8 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                             row = validation.score(step)
                         if metrics is not None:
                             metrics.add(row)
+                        if validation.classes == BASE and step < total:
+                            pruning.check(run, row["epoch"], row)
                     every = cfg.train.checkpoint_epochs * plan.steps_per_epoch
                     old = distributed.broadcast(time.monotonic() - saved_at >= 60 * cfg.train.checkpoint_minutes, ranks)
                     if saved_step < step and (old or (every and step % every == 0)):
@@ -198,7 +200,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
                     with part("data"):
                         batch = distributed.next_batch(batches, run.should_stop, ranks)
                     waited += time.monotonic() - asked
-                except Preempted:
+                except (Preempted, Pruned):
                     save()
                     raise
                 except UserError:

@@ -51,6 +51,10 @@ class Preempted(Exception):
     """The run was asked to stop; the state of training is saved, and the next start continues from there."""
 
 
+class Pruned(Exception):
+    """A search ended the run early; the state of training is saved, and a start by hand continues from there."""
+
+
 class Signals:
     """In the block `with Signals() as signals:` these signals are noted; after it the former handlers are back.
 

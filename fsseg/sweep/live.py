@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     State.DONE: "green", State.RUNNING: "cyan", State.PENDING: "blue", State.QUEUED: "blue", State.UNKNOWN: "magenta",
-    State.PREEMPTED: "yellow", State.STALE: "yellow", State.STOPPED: "yellow", State.FAILED: "red", State.BROKEN: "red",
+    State.PREEMPTED: "yellow", State.PRUNED: "yellow", State.STALE: "yellow", State.STOPPED: "yellow",
+    State.FAILED: "red", State.BROKEN: "red",
 }  # fmt: skip
-_ORDER = (State.FAILED, State.BROKEN, State.STALE, State.RUNNING, State.PREEMPTED, State.STOPPED, State.PENDING,
-          State.QUEUED, State.UNKNOWN, State.DONE)  # fmt: skip
+_ORDER = (State.FAILED, State.BROKEN, State.STALE, State.RUNNING, State.PREEMPTED, State.PRUNED, State.STOPPED,
+          State.PENDING, State.QUEUED, State.UNKNOWN, State.DONE)  # fmt: skip
 _TICK = 0.2  # seconds until a changed size of the terminal is seen
 _LEAST_ROWS = 3  # of the list of cells, before other parts give way
 _LOG_LINES = 2000  # of a log that is opened

@@ -212,7 +212,7 @@ def _sum_of(hours: Sequence[tuple[float, float]], rough: bool = False) -> str:
 
 
 def _state(p: Point) -> str:
-    shown = (State.RUNNING, State.PREEMPTED, State.STALE, State.FAILED)
+    shown = (State.RUNNING, State.PREEMPTED, State.PRUNED, State.STALE, State.FAILED)
     if p.state in shown and p.snapshot is not None and p.snapshot.progress and p.snapshot.progress[1]:
         return "{} ({} {}/{})".format(p.state, *p.snapshot.progress)
     return str(p.state)

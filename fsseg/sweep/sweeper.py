@@ -131,7 +131,7 @@ class Job(Point):
             self.state, self.note = owner
             return
         status = status_of(cell)
-        told = State(status.state) if status.state in (State.FAILED, State.PREEMPTED) else None
+        told = State(status.state) if status.state in (State.FAILED, State.PREEMPTED, State.PRUNED) else None
         self.log = cell.log_file if cell.log_file.exists() else job_log
         if returned is not None and returned.status == JobStatus.FAILED and not lost:
             self.state = State.FAILED

@@ -133,7 +133,7 @@ def _counts(standing: Standing, report: Report) -> dict[str, int]:
     done, running, failed = (
         states[State.DONE],
         sum(states[s] for s in (*IN_HANDS, State.UNKNOWN)),
-        sum(states[s] for s in LOST if s not in (State.STOPPED, State.PREEMPTED)),
+        sum(states[s] for s in LOST if s not in (State.STOPPED, State.PREEMPTED, State.PRUNED)),
     )
     missing = sum(states.values()) - done - running - failed + len(unstarted(report, standing.cells))
     return {"done": done, "running": running, "failed": failed, "missing": missing}

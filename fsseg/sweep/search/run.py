@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.models import Result, State
+from fsseg.cell.status import status_of
 from fsseg.cell.sweeps import sweeps_of
 from fsseg.config.compose import Composed, Composer
 from fsseg.config.schema import SearchConfig, trains
@@ -29,7 +32,7 @@ from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import examine, split_overrides
 from fsseg.sweep.preflight import runs_here
 from fsseg.sweep.search.space import Space, Value, words
-from fsseg.sweep.search.study import FOLDER, Study, Trial, open_storage, study_name
+from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, open_storage, study_name
 
 if TYPE_CHECKING:
     from fsseg.sweep.sweeper import FssegSweeper, Job
@@ -59,6 +62,12 @@ class Search:
         check_metric(self.cfg.metric)
         self.space = Space.of(self.cfg)
         self.line = self._cells_of_the_line()
+        if self.cfg.pruner != "none" and len(self.line) > 1:
+            raise UserError(
+                f"search.pruner={self.cfg.pruner} with {len(self.line)} cells a trial: the easiest fold or training seed "
+                "would decide",
+                "give one fold and one seed, or search.pruner=none",
+            )
         default = self._check()
         folder = default[0].place.experiment / FOLDER
         choice = str(sweeper.config.hydra.runtime.choices.get("search"))
@@ -168,8 +177,16 @@ class Search:
 
     def _jobs_of(self, trial: Trial) -> list[Job]:
         if trial.number not in self._jobs:
-            self._jobs[trial.number] = self._made(trial.chosen, data=False)
+            self._jobs[trial.number] = self._of_trial(self._made(trial.chosen, data=False), trial.number)
         return self._jobs[trial.number]
+
+    def _of_trial(self, jobs: list[Job], number: int) -> list[Job]:
+        """Let cells know that they are a trial's, so that they can compare their scores with those of others."""
+        storage = self.cfg.storage or os.path.abspath(self.study.folder / JOURNAL)
+        told = asdict(replace(self.cfg, storage=storage, study=self.study.name, trial=number))
+        for job in jobs:
+            job.added = {"search": told}
+        return jobs
 
     def _sync(self) -> None:
         """Tell the trials whose cells have ended."""
@@ -182,6 +199,10 @@ class Search:
                 score = sum(self._score(r) for r in results if r is not None) / len(results)
                 if self.study.tell(trial, score):
                     log.info("trial %d: %s %.2f  %s", trial.number, self.cfg.metric, score, _shown(trial.chosen))
+                continue
+            if any(status_of(job.place).state == State.PRUNED for job in jobs):
+                if self.study.tell(trial, None, "pruned"):
+                    log.info("trial %d ended early  %s", trial.number, _shown(trial.chosen))
                 continue
             lost = [job for job in jobs if trial.number in self._mine and job.state in _LOST]
             if lost and self.study.tell(trial, None, "fail"):
@@ -245,7 +266,7 @@ class Search:
                 cells = {job.place.directory.relative_to(experiment).as_posix(): job.place.fingerprint
                          for job in jobs if not job.faults}  # fmt: skip
                 self.study.begin(number, chosen, cells)
-            self._jobs[number] = jobs
+            self._jobs[number] = self._of_trial(jobs, number)
             self._mine.add(number)
             log.info("trial %d: %s", number, _shown(chosen))
             if not faulty and (todo := [job for job in jobs if job.state == State.TODO and self._is_free(job)]):

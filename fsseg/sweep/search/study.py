@@ -170,16 +170,29 @@ def open_storage(cfg: SearchConfig, folder: Path) -> Any:
         what = f"search.sampler={cfg.sampler} needs the package {package}, which is not installed"
         raise UserError(what, f"pip install {package}, or choose another: tpe, random, grid")
     try:
-        if cfg.storage is not None:
+        if cfg.storage is not None and "://" in cfg.storage:
             return optuna.storages.get_storage(cfg.storage)
-        folder.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+        file = folder / JOURNAL if cfg.storage is None else Path(cfg.storage).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        backend = optuna.storages.journal.JournalFileBackend(str(file))
         return optuna.storages.JournalStorage(backend)
     except OSError as error:
         raise UserError(f"{folder}: cannot be used ({error.strerror})", "set output_dir= elsewhere") from error
     except Exception as error:  # whatever a driver of a data base raises
         what = f"search.storage={cfg.storage}: {type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(what, "give a URL that Optuna knows, or leave it out: a journal in the folder") from error
+
+
+def report_score(cfg: SearchConfig, epoch: int, score: float) -> bool:
+    """Report what the trial that `cfg` names scored after an epoch; returns whether it is to end."""
+    optuna = _optuna()
+    assert cfg.storage is not None
+    assert cfg.trial is not None
+    storage = open_storage(cfg, Path())
+    study = optuna.load_study(study_name=cfg.study, storage=storage, pruner=_pruner(cfg))
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[cfg.trial]._trial_id)
+    trial.report(score, epoch)
+    return bool(trial.should_prune())
 
 
 def study_name(choice: str, cfg: SearchConfig, cells: Sequence[Mapping[str, Any]]) -> str:
@@ -224,6 +237,14 @@ def _sampler(cfg: SearchConfig, space: Space, number: int) -> Any:
             return samplers.GPSampler(seed=seed, n_startup_trials=cfg.startup_trials)
         case _:
             return samplers.TPESampler(seed=seed, n_startup_trials=cfg.startup_trials)
+
+
+def _pruner(cfg: SearchConfig) -> Any:
+    pruners = _optuna().pruners
+    least = cfg.prune_after_epochs
+    if cfg.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=max(least, 1))
+    return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
 
 
 def _optuna() -> Any:
