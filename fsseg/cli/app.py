@@ -21,6 +21,7 @@ from fsseg.cli import export as export_command
 from fsseg.cli import page as page_command
 from fsseg.cli import predict as predict_command
 from fsseg.cli import report as report_commands
+from fsseg.cli import search as search_command
 from fsseg.cli import sweep as sweep_commands
 from fsseg.errors import UserError
 from fsseg.process.descriptors import open_standard_streams
@@ -34,6 +35,7 @@ page_command.add_to(app)
 export_command.add_to(app)
 predict_command.add_to(app)
 demo_command.add_to(app)
+search_command.add_to(app)
 
 
 @app.callback()

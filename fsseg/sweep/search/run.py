@@ -26,7 +26,6 @@ from fsseg.cell.sweeps import sweeps_of
 from fsseg.config.compose import Composed, Composer
 from fsseg.config.schema import SearchConfig, trains
 from fsseg.errors import UserError, merge_errors
-from fsseg.process.command import train_words
 from fsseg.process.words import count
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import examine, split_overrides
@@ -64,8 +63,8 @@ class Search:
         self.line = self._cells_of_the_line()
         if self.cfg.pruner != "none" and len(self.line) > 1:
             raise UserError(
-                f"search.pruner={self.cfg.pruner} with {len(self.line)} cells a trial: the easiest fold or training seed "
-                "would decide",
+                f"search.pruner={self.cfg.pruner} with {len(self.line)} cells a trial: the easiest fold or seed would "
+                "decide",
                 "give one fold and one seed, or search.pruner=none",
             )
         default = self._check()
@@ -74,6 +73,8 @@ class Search:
         name = study_name(choice, self.cfg, [job.place.identity for job in default])
         self.study = Study(self.cfg, self.space, open_storage(self.cfg, folder), name, folder)
         self.first = self._settings_of(default[0])
+        settings = [o for o in self.line[0] if not _sets(o, (*_PER_TRIAL, "eval.base_share", "eval.base_episodes"))]
+        self.study.note(settings, self._composed(default[0]).cfg.dataset.num_folds)
         self._jobs: dict[int, list[Job]] = {}
         self._mine: set[int] = set()
 
@@ -318,16 +319,9 @@ class Search:
         )
         if own is not None and own.number != best.number:
             lines.append(f"the line's own settings: {own.value:.2f}  {_shown(own.chosen)}")
-        lines.append(f"the novel classes with it: {self.winner(best)}")
+        lines.append(f"the novel classes with it: {self.study.winner(best)}")
+        lines.append(f"more: {shlex.join(['fsseg', 'search', str(self.study.folder.parent)])}")
         return "\n".join(lines)
-
-    def winner(self, best: Trial) -> str:
-        """The line that trains the best settings on all images and scores them on the novel classes of all folds."""
-        settings = [o for o in self.line[0] if not _sets(o, (*_PER_TRIAL, "eval.base_share", "eval.base_episodes"))]
-        folds = self._composed(self._made({}, data=False)[0]).cfg.dataset.num_folds
-        return shlex.join(
-            [*train_words(), "-m", *settings, *words(best.chosen), f"fold={','.join(map(str, range(folds)))}"]
-        )
 
 
 def check_metric(metric: str) -> None:

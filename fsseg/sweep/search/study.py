@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from fsseg.cell.claim import LEASE_SECONDS
 from fsseg.cell.claim import held as held_claim
 from fsseg.config.schema import SearchConfig
 from fsseg.errors import UserError
-from fsseg.sweep.search.space import Space, Value
+from fsseg.process.command import train_words
+from fsseg.sweep.search.space import Space, Value, words
 
 if TYPE_CHECKING:
     import optuna
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 FOLDER = "search"
 """Below the experiment's folder: the journal of its studies, and what `fsseg search` draws."""
 JOURNAL = "journal.log"
+LINE, FOLDS, METRIC = "line", "folds", "metric"
+"""Attributes of a study."""
 CELLS, CHOSEN, REPEATS = "cells", "chosen", "repeats"
 """Attributes of a trial: its run directories with their fingerprints; its settings; the failed trial it repeats."""
 _EXTRA = {"cmaes": "cmaes", "gp": "torch"}  # samplers whose package Optuna does not bring
@@ -72,6 +76,35 @@ class Study:
         self._study: optuna.Study = optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True
         )
+
+    @classmethod
+    def all_in(cls, storage: Any, folder: Path) -> list[Study]:
+        """Every study of a storage, to be looked at."""
+        optuna = _optuna()
+        found = []
+        for name in sorted(optuna.study.get_all_study_names(storage)):
+            study = optuna.load_study(study_name=name, storage=storage)
+            if LINE in study.user_attrs:
+                cfg = SearchConfig(metric=study.user_attrs[METRIC])
+                found.append(cls(cfg, Space(()), storage, name, folder))
+        return found
+
+    def note(self, line: Sequence[str], folds: int) -> None:
+        """Note what the winner is run by: the settings of the line that are not searched, and the number of folds."""
+        for key, value in ((LINE, list(line)), (FOLDS, folds), (METRIC, self.cfg.metric)):
+            if self._study.user_attrs.get(key) != value:
+                self._study.set_user_attr(key, value)
+
+    def winner(self, best: Trial) -> str:
+        """The line that trains settings on all images and scores them on the novel classes of all folds."""
+        noted = self._study.user_attrs
+        folds = ",".join(map(str, range(noted[FOLDS])))
+        return shlex.join([*train_words(), "-m", *noted[LINE], *words(best.chosen), f"fold={folds}"])
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The study as Optuna has it, for its pictures."""
+        return self._study
 
     def trials(self) -> list[Trial]:
         """All of them, in their order; one that is being asked for just now is left out."""

@@ -1,0 +1,139 @@
+"""`fsseg search`: what searches have found: best trials, what the scores depend on, pictures, the line of the winner.
+
+The pictures are Optuna's own, drawn with matplotlib.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fsseg.config.schema import SearchConfig
+from fsseg.errors import UserError
+from fsseg.process.tables import aligned
+from fsseg.process.words import count
+from fsseg.sweep.search.space import words
+from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, open_storage
+
+log = logging.getLogger("fsseg.sweep")
+
+STATES = {"complete": "scored", "pruned": "ended early", "fail": "failed", "running": "open"}
+"""Optuna's names of states, and what they mean here."""
+_PLOTS = {
+    "history": "plot_optimization_history", "importance": "plot_param_importances",
+    "parallel": "plot_parallel_coordinate", "slice": "plot_slice",
+}  # fmt: skip
+_ENOUGH = 4  # scored trials, for importances
+
+
+def studies_of(folders: Iterable[Path], storage: str | None = None) -> list[Study]:
+    """The searches of experiments.
+
+    Args:
+        folders: `outputs/<name>`, or what is above them.
+        storage: that of `search.storage`, if the line had one.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = list(folders)
+    found: list[Study] = []
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder", "name the folder of an experiment: outputs/NAME")
+        if storage is not None:
+            found += Study.all_in(open_storage(SearchConfig(storage=storage), folder / FOLDER), folder / FOLDER)
+            continue
+        for journal in sorted({*folder.glob(f"{FOLDER}/{JOURNAL}"), *folder.glob(f"*/{FOLDER}/{JOURNAL}")}):
+            found += Study.all_in(open_storage(SearchConfig(), journal.parent), journal.parent)
+    if not found:
+        names = " ".join(map(str, given))
+        raise UserError(
+            f"no search below {names}",
+            "name the folder of the experiment: outputs/NAME; with search.storage=, --storage",
+        )
+    return found
+
+
+def in_order(trials: Sequence[Trial]) -> list[Trial]:
+    """The best first; those without a score last."""
+    return sorted(trials, key=lambda t: (t.value is None, -(t.value or 0.0), t.number))
+
+
+def counted(trials: Sequence[Trial]) -> str:
+    """`20 trials: 18 scored, 2 failed`."""
+    states = {word: sum(t.state == state for t in trials) for state, word in STATES.items()}
+    return f"{count(len(trials), 'trial')}: {', '.join(f'{n} {word}' for word, n in states.items() if n)}"
+
+
+def importances(study: Study) -> dict[str, float]:
+    """Share of each key in how much scores differ (fANOVA, Hutter et al. 2014); empty for too few trials."""
+    import optuna
+
+    if sum(t.state == "complete" for t in study.trials()) < _ENOUGH:
+        return {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study.optuna)
+    except (ValueError, RuntimeError, ImportError) as error:
+        log.info("no importances: %s", error)
+        return {}
+    return dict(found)
+
+
+def text(study: Study, most: int) -> str:
+    """What `fsseg search` prints of one."""
+    trials = in_order(study.trials())
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.chosen))
+    rows = [["trial", study.cfg.metric, "state", *keys]]
+    for trial in trials[:most]:
+        values = dict(word.split("=", 1) for word in words(trial.chosen))
+        score = "" if trial.value is None else f"{trial.value:.2f}"
+        rows.append([str(trial.number), score, STATES[trial.state], *(values.get(key, "") for key in keys)])
+    lines = [f"{study.name}: {counted(trials)}", "", aligned(rows, left=(2,))]
+    if len(trials) > most:
+        lines.append(f"({len(trials) - most} more: --trials)")
+    if shares := importances(study):
+        lines += [
+            "",
+            "what the scores depend on (fANOVA): " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()),
+        ]
+    if (best := study.best) is not None:
+        lines += [
+            "",
+            "the best settings on all training images, scored on the novel classes of all folds:",
+            study.winner(best),
+        ]
+    return "\n".join(lines)
+
+
+def draw(study: Study) -> list[Path]:
+    """Draw the pictures of a study beside its journal, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import optuna.visualization.matplotlib as plots
+
+    made = []
+    for name, function in _PLOTS.items():
+        if sum(t.state == "complete" for t in study.trials()) < (_ENOUGH if name == "importance" else 2):
+            continue
+        file = study.folder / f"{study.name}-{name}.png"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                axes = getattr(plots, function)(study.optuna)
+                figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
+                figure.set_size_inches(max(figure.get_size_inches()[0], 8), 4.5)
+                figure.savefig(file, dpi=120, bbox_inches="tight")
+        except (ValueError, RuntimeError, ImportError) as error:
+            log.info("no picture of %s: %s", name, error)
+            continue
+        finally:
+            plt.close("all")
+        made.append(file)
+    return made
