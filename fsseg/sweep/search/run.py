@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from fsseg.cell.models import Result, State
 from fsseg.cell.status import status_of
 from fsseg.cell.sweeps import sweeps_of
+from fsseg.config.checks import field_faults
 from fsseg.config.compose import Composed, Composer
 from fsseg.config.schema import SearchConfig, trains
 from fsseg.errors import UserError, merge_errors
@@ -58,6 +59,11 @@ class Search:
         assert sweeper.config is not None
         self.sweeper, self.composer = sweeper, composer
         self.cfg: SearchConfig = OmegaConf.to_object(sweeper.config.search)  # type: ignore[assignment]
+        if found := [fault for _, fault in field_faults(sweeper.config.search, "search.")]:
+            raise merge_errors(found)
+        if sweeper._leaves:
+            what = "search= with hydra.launcher.wait=false: what is tried next depends on what was scored"
+            raise UserError(what, "leave hydra.launcher.wait=false out; the same line goes on after an interruption")
         check_metric(self.cfg.metric)
         self.space = Space.of(self.cfg)
         self.line = self._cells_of_the_line()
@@ -144,11 +150,17 @@ class Search:
             raise merge_errors(lacks[:1])
         return default
 
-    def _made(self, chosen: Mapping[str, Value], data: bool) -> list[Job]:
-        """The cells of some settings; an empty choice leaves the line as it is."""
+    def _made(self, chosen: Mapping[str, Value], data: bool, trial: bool = True) -> list[Job]:
+        """The cells of some settings; an empty choice leaves the line as it is.
+
+        Args:
+            data: look for what the cells need beside their configuration.
+            trial: scored on held-out images of base classes; otherwise as `train.py` would run them.
+        """
         from fsseg.sweep.sweeper import Job
 
-        of_trial = [*words(chosen), "eval.enabled=false", f"eval.every_epochs={self.cfg.every_epochs}"]
+        held_out = ["eval.enabled=false", f"eval.every_epochs={self.cfg.every_epochs}"]
+        of_trial = [*words(chosen), *held_out] if trial else words(chosen)
         lines = [self.composer.swept([*own, *of_trial]) for own in self.line]
         assert self.sweeper.config is not None
         points = examine(self.composer.each(lines), data=data, download=runs_here(self.sweeper.config))
@@ -305,7 +317,29 @@ class Search:
             )
         if best is None:
             raise UserError("no trial has a score", "look at the reasons above, mend them and run the same line again")
+        if self.cfg.final:
+            self._run_winner(best)
         return self.sweeper.returns
+
+    def _run_winner(self, best: Trial) -> None:
+        """Train the best settings on all images, and score the novel classes.
+
+        Raises:
+            UserError: it is not done in the end.
+        """
+        from fsseg.sweep.sweeper import text
+
+        jobs = self._made(best.chosen, data=True, trial=False)
+        self._look_around()
+        with ExitStack() as self.sweeper.claims:
+            while todo := [job for job in jobs if job.state == State.TODO and job.launches < 2 and self._is_free(job)]:
+                self.sweeper._launch(todo)
+        for job in jobs:
+            if job.state == State.TODO:
+                job.settle(None, self.sweeper.elsewhere)
+        print(text(jobs), flush=True)
+        if any(job.state in _LOST for job in jobs):
+            raise UserError("the winner has no score", "mend the cause (listed above) and run the same line again")
 
     def _summary(self, trials: Sequence[Trial], best: Trial) -> str:
         states = [f"{sum(t.state == s for t in trials)} {word}" for s, word in

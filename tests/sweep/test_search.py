@@ -1,0 +1,179 @@
+"""Searches of cells that do not train: what is told, what is shared out, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+from sweeps import Sweep, wait_until
+
+from fsseg.config.schema import SearchConfig
+from fsseg.sweep.search import view
+from fsseg.sweep.search.study import Study, Trial
+
+pytestmark = pytest.mark.process
+LINE = ("-m", "search=lr_and_rounds", "search.trials=6", "search.startup_trials=3")
+
+
+def study(sweep: Sweep) -> Study:
+    (found,) = view.studies_of([sweep.folder / "outputs/s"])
+    return found
+
+
+def starts(sweep: Sweep) -> list[int]:
+    """How often each finished cell was brought to its end."""
+    return [len(json.loads(file.read_text())) for file in (sweep.folder / "outputs").rglob("starts.json")]
+
+
+def expected(trial: Trial) -> float:
+    """What fake_train.py scores: best at a rate of 0.03 and three rounds."""
+    import math
+
+    rate, rounds = trial.chosen["train.lr"], trial.chosen["model.iterations"]
+    assert isinstance(rate, float)
+    assert isinstance(rounds, int)
+    return 90 - 20 * abs(math.log10(rate / 0.03)) - 3 * abs(rounds - 3)
+
+
+def test_trials_are_scored_on_base_classes_and_the_first_is_the_line_itself(sweep: Sweep) -> None:
+    code, output = sweep.run(*LINE)
+    assert code == 0, output
+    trials = study(sweep).trials()
+    assert [trial.state for trial in trials] == ["complete"] * 6
+    assert trials[0].chosen == {"train.lr": 0.02, "model.iterations": 3}
+    assert [trial.value for trial in trials] == pytest.approx([expected(trial) for trial in trials])
+    assert starts(sweep) == [1] * 6
+    results = [json.loads(file.read_text()) for file in (sweep.folder / "outputs").rglob("result.json")]
+    assert all(result["metrics"] is None for result in results)  # no novel class was looked at
+    best = max(trials, key=lambda trial: trial.value or 0)
+    assert f"best: trial {best.number}, base/miou {best.value:.2f}" in output
+    (line,) = re.findall(r"the novel classes with it: (.*)", output)
+    words = shlex.split(line)
+    assert {f"train.lr={best.chosen['train.lr']}", "fold=0,1,2,3"} <= set(words)
+    assert not any(word.startswith(("search", "eval.")) for word in words)
+
+
+def test_started_again_it_adds_trials_and_repeats_none(sweep: Sweep) -> None:
+    sweep.run(*LINE)
+    before = study(sweep).trials()
+    code, output = sweep.run(*LINE)
+    assert code == 0, output
+    assert study(sweep).trials() == before
+    code, _ = sweep.run("-m", "search=lr_and_rounds", "search.trials=8", "search.startup_trials=3")
+    assert code == 0
+    after = study(sweep).trials()
+    assert after[:6] == before
+    assert len(after) == 8
+    assert starts(sweep) == [1] * 8
+
+
+def test_a_trial_is_the_mean_of_its_folds(sweep: Sweep) -> None:
+    code, output = sweep.run(*LINE, "search.trials=2", "fold=0,1")
+    assert code == 0, output
+    for trial in study(sweep).trials():
+        assert len(trial.cells) == 2
+        assert trial.value == pytest.approx(expected(trial) - 0.5)  # fake_train.py: fold 1 scores one less
+
+
+def test_four_processes_share_one_study(sweep: Sweep) -> None:
+    line = ("-m", "search=lr_and_rounds", "search.trials=12")
+    processes = [sweep.start(*line) for _ in range(4)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    trials = study(sweep).trials()
+    assert len(trials) == 12
+    assert [trial.state for trial in trials] == ["complete"] * 12
+    assert starts(sweep) == [1] * len(starts(sweep))
+    told = re.findall(r"trial (\d+): base/miou", "".join(outputs))
+    assert sorted(map(int, told)) == list(range(12))  # each once, by one of the four
+    assert len({tuple(trial.chosen.items()) for trial in trials}) > 8
+
+
+def test_killed_again_and_again_it_tells_each_trial_once(sweep: Sweep) -> None:
+    moments = random.Random(3)
+    for _ in range(10):
+        process = sweep.start(*LINE, FAKE_0="sleep:0.3")
+        try:
+            process.communicate(timeout=moments.uniform(2.5, 6))
+            break
+        except Exception:
+            process.kill()
+            process.communicate()
+    code, output = sweep.run(*LINE)
+    assert code == 0, output
+    trials = study(sweep).trials()
+    assert [trial.state for trial in trials] == ["complete"] * 6
+    assert starts(sweep) == [1] * 6
+    assert [trial.value for trial in trials] == pytest.approx([expected(trial) for trial in trials])
+
+
+def test_a_failed_trial_costs_itself_and_may_come_later(sweep: Sweep) -> None:
+    code, output = sweep.run(*LINE, "fold=1", FAKE_1="usererror")
+    assert code == 1
+    assert "no trial has a score" in output
+    trials = study(sweep).trials()
+    assert [trial.state for trial in trials] == ["fail"] * 6
+    code, output = sweep.run(*LINE, "fold=1")
+    assert code == 1
+    assert study(sweep).trials() == trials  # told once
+
+
+def test_several_at_a_time_without_waiting_for_the_slowest(sweep: Sweep) -> None:
+    code, output = sweep.run(*LINE, "hydra/launcher=local", "hydra.launcher.workers=3")
+    assert code == 0, output
+    assert [trial.state for trial in study(sweep).trials()] == ["complete"] * 6
+    assert starts(sweep) == [1] * 6
+
+
+def test_a_signal_ends_it_and_the_same_line_goes_on(sweep: Sweep) -> None:
+    process = sweep.start(*LINE, FAKE_0="hang")
+    wait_until(lambda: any((sweep.folder / "outputs").rglob("status.json")))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    (trial,) = study(sweep).trials()
+    assert trial.is_open
+    code, output = sweep.run(*LINE)
+    assert code == 0, output
+    assert [t.state for t in study(sweep).trials()] == ["complete"] * 6
+    assert study(sweep).trials()[0].chosen == trial.chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["search.metric=miou"], "have seen them"),
+        (["method=prototype"], "trains nothing"),
+        (["shot=1,5"], "every trial has one shot"),
+        (["search.pruner=median", "fold=0,1"], "2 cells a trial"),
+        (["search=nowhere"], "search=nowhere: there is no such search"),
+        (["search.trials=0"], "search.trials=0"),
+        (["search.sampler=best"], "search.sampler=best"),
+        (["hydra/launcher=slurm", "hydra.launcher.wait=false"], "wait=false"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_anything_runs(words: list[str], told: str, sweep: Sweep) -> None:
+    code, output = sweep.run("-m", "search=lr_and_rounds", *words)
+    assert code == 1
+    assert told in output
+    assert not list((sweep.folder / "outputs").rglob("*")) if (sweep.folder / "outputs").exists() else True
+
+
+def test_without_m_a_search_is_refused(sweep: Sweep) -> None:
+    code, output = sweep.run("search=lr_and_rounds")
+    assert code == 1
+    assert "search=" in output
+    assert "-m" in output
+
+
+def test_another_space_is_another_study(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.run(*LINE, "search.trials=1")
+    sweep.run(*LINE, "search.trials=1", "train.momentum=0.5")
+    found = view.studies_of([sweep.folder / "outputs"])
+    assert len(found) == 2
+    assert all(one.cfg == SearchConfig(metric="base/miou") for one in found)
