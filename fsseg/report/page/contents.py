@@ -25,12 +25,30 @@ from fsseg.report.page import against, facts
 from fsseg.report.page.curves import Strip, strips
 from fsseg.report.page.figures import Budget, Embedded, Sheets, embedded, sheets_of
 from fsseg.report.page.heat import heat_map
-from fsseg.report.page.listing import Listing, of_text_table
+from fsseg.report.page.listing import Listing, of_text_table, plain
 from fsseg.report.pairs import notes_on
 from fsseg.report.tables import Report, Table
 
 _MOST_RESAMPLED = 300
 """Cells whose records of episodes are read for intervals: some 30 ms each, and twice that for differences."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search for settings has found, as `fsseg search` tells it.
+
+    Attributes:
+        header, rows: of the table of trials, the best first.
+        line: that runs the winner; empty before a trial has a score.
+        pictures: files, each with what it shows.
+    """
+
+    name: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    line: str = ""
+    pictures: Sequence[tuple[Path, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,16 @@ class Standing:
     lines: Sequence[str] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Sequence[Problem] = ()
+    searches: Sequence[Searched] = ()
+
+
+@dataclass
+class Search:
+    """A search for settings: its trials, its pictures, and the line that runs the winner."""
+
+    listing: Listing
+    pictures: list[Embedded]
+    line: str
 
 
 @dataclass
@@ -73,6 +101,7 @@ class Contents:
     where: list[tuple[str, str]]
     results: list[Listing] = field(default_factory=list)
     experiments: list[Experiment] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
     against: list[Listing] = field(default_factory=list)
     heat: list[Listing] = field(default_factory=list)
     curves: list[Strip] = field(default_factory=list)
@@ -112,6 +141,7 @@ def contents(
     )
     budget = Budget()
     page.experiments = _experiments(report, budget)
+    page.searches = [_search(one, budget) for one in standing.searches]
     page.results = [_scores_of(table) for table in report.tables]
     page.against = _compared(report)
     page.heat = [listing for table in report.tables if (listing := heat_map(table)) is not None]
@@ -155,6 +185,14 @@ def _experiments(report: Report, budget: Budget) -> list[Experiment]:
             drawn = (embedded(picture, f"Plot of {words}", budget, _caption(picture)) for picture in table.pictures)
             found.append(Experiment(listing, [picture for picture in drawn if picture is not None]))
     return found
+
+
+def _search(found: Searched, budget: Budget) -> Search:
+    listing = plain(f"Trials of {found.name}", list(found.header), [list(row) for row in found.rows])
+    listing.notes = list(found.notes)
+    listing.filtered = len(found.rows) > 10
+    drawn = (embedded(file, words, budget) for file, words in found.pictures)
+    return Search(listing, [picture for picture in drawn if picture is not None], found.line)
 
 
 def _caption(picture: Path) -> str:
