@@ -17,7 +17,7 @@ import typer
 from fsseg.errors import UserError, visible
 
 if TYPE_CHECKING:
-    from fsseg.report.page.contents import Standing
+    from fsseg.report.page.contents import Searched, Standing
     from fsseg.report.tables import Report
 
 
@@ -49,20 +49,22 @@ def report(
     with tempfile.TemporaryDirectory(prefix="fsseg-sheets-") as temporary:
         drawn = _draw(folders, also or [], Path(temporary)) if sheets else {}
         try:
-            while _write(folders, out, drawn, every if watch else None):
+            while _write(folders, out, drawn, Path(temporary), every if watch else None):
                 time.sleep(every)
         except KeyboardInterrupt:
-            _write(folders, out, drawn)  # one that does not renew itself
+            _write(folders, out, drawn, Path(temporary))  # one that does not renew itself
 
 
-def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: float | None = None) -> bool:
+def _write(
+    folders: Sequence[Path], out: Path, drawn: dict[Path, Path], temporary: Path, every: float | None = None
+) -> bool:
     """Write the page, and say so; returns whether it is to be written again."""
     from fsseg.process.files import write_atomic
     from fsseg.process.words import count, size
     from fsseg.report.page.contents import contents
     from fsseg.report.page.render import render
 
-    report, standing, busy = _read(folders)
+    report, standing, busy = _read(folders, temporary)
     page = contents(report, standing, folders, drawn)
     again = every is not None and busy
     text = render(page, refresh=every if again else None)
@@ -76,7 +78,29 @@ def _write(folders: Sequence[Path], out: Path, drawn: dict[Path, Path], every: f
     return again
 
 
-def _read(folders: Sequence[Path]) -> tuple[Report, Standing, bool]:
+def _searches(folders: Sequence[Path], temporary: Path) -> list[Searched]:
+    """What searches among the runs have found; none where there is no journal, or Optuna is not installed.
+
+    Args:
+        temporary: folder for pictures.
+    """
+    from importlib.util import find_spec
+
+    from fsseg.report.page.contents import Searched
+    from fsseg.sweep.search import view
+
+    if find_spec("optuna") is None or not any(view.journals_of(folder) for folder in folders):
+        return []
+    found = []
+    for study in view.studies_of(folders):
+        header, rows = view.table(study)
+        notes = [view.counted(study.trials()), *filter(None, [view.what_counts(study)])]
+        line = "" if (best := study.best) is None else study.winner(best)
+        found.append(Searched(study.name, header, rows, notes, line, view.draw(study, temporary)))
+    return found
+
+
+def _read(folders: Sequence[Path], temporary: Path) -> tuple[Report, Standing, bool]:
     """What the cells scored, how all of them stand, and whether one of them is in somebody's hands."""
     from fsseg.cell.models import IN_HANDS
     from fsseg.cell.record import Problem
@@ -90,7 +114,7 @@ def _read(folders: Sequence[Path]) -> tuple[Report, Standing, bool]:
     around = look_around(folders, problems)
     report = build(collect(folders, whole=True))
     again = retries_among(around, absent=unstarted(report, around.cells))
-    standing = Standing(around.cells, again.lines, again.notes, problems)
+    standing = Standing(around.cells, again.lines, again.notes, problems, _searches(folders, temporary))
     return report, standing, any(s.state in IN_HANDS for s in around.cells)
 
 

@@ -25,5 +25,5 @@ def search(
 
     for number, study in enumerate(view.studies_of(folders, storage)):
         print("\n" * (number > 0) + visible(view.text(study, trials)), flush=True)
-        for file in view.draw(study) if plots else ():
+        for file, _ in view.draw(study) if plots else ():
             print(visible(f"written: {file}"), flush=True)

@@ -22,9 +22,11 @@ log = logging.getLogger("fsseg.sweep")
 STATES = {"complete": "scored", "pruned": "ended early", "fail": "failed", "running": "open"}
 """Optuna's names of states, and what they mean here."""
 _PLOTS = {
-    "history": "plot_optimization_history", "importance": "plot_param_importances",
-    "parallel": "plot_parallel_coordinate", "slice": "plot_slice",
-}  # fmt: skip
+    "history": ("plot_optimization_history", "Score of every trial, and the best so far,"),
+    "importance": ("plot_param_importances", "Share of each setting in how much scores differ, by fANOVA,"),
+    "parallel": ("plot_parallel_coordinate", "Settings and score of every trial as a line across axes,"),
+    "slice": ("plot_slice", "Score against each setting"),
+}
 _ENOUGH = 4  # scored trials, for importances
 
 
@@ -46,7 +48,7 @@ def studies_of(folders: Iterable[Path], storage: str | None = None) -> list[Stud
         if storage is not None:
             found += Study.all_in(open_storage(SearchConfig(storage=storage), folder / FOLDER), folder / FOLDER)
             continue
-        for journal in sorted({*folder.glob(f"{FOLDER}/{JOURNAL}"), *folder.glob(f"*/{FOLDER}/{JOURNAL}")}):
+        for journal in journals_of(folder):
             found += Study.all_in(open_storage(SearchConfig(), journal.parent), journal.parent)
     if not found:
         names = " ".join(map(str, given))
@@ -55,6 +57,11 @@ def studies_of(folders: Iterable[Path], storage: str | None = None) -> list[Stud
             "name the folder of the experiment: outputs/NAME; with search.storage=, --storage",
         )
     return found
+
+
+def journals_of(folder: Path) -> list[Path]:
+    """The journals of an experiment's folder, or of those in a folder."""
+    return sorted({*folder.glob(f"{FOLDER}/{JOURNAL}"), *folder.glob(f"*/{FOLDER}/{JOURNAL}")})
 
 
 def in_order(trials: Sequence[Trial]) -> list[Trial]:
@@ -84,34 +91,46 @@ def importances(study: Study) -> dict[str, float]:
     return dict(found)
 
 
-def text(study: Study, most: int) -> str:
-    """What `fsseg search` prints of one."""
+def table(study: Study, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the trials, the best first."""
     trials = in_order(study.trials())
     keys = list(dict.fromkeys(key for trial in trials for key in trial.chosen))
-    rows = [["trial", study.cfg.metric, "state", *keys]]
+    rows = []
     for trial in trials[:most]:
         values = dict(word.split("=", 1) for word in words(trial.chosen))
         score = "" if trial.value is None else f"{trial.value:.2f}"
         rows.append([str(trial.number), score, STATES[trial.state], *(values.get(key, "") for key in keys)])
-    lines = [f"{study.name}: {counted(trials)}", "", aligned(rows, left=(2,))]
+    return ["trial", study.cfg.metric, "state", *keys], rows
+
+
+def what_counts(study: Study) -> str:
+    """What the scores depend on, in words; empty for too few trials."""
+    shares = importances(study)
+    told = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares.items())
+    return f"what the scores depend on (fANOVA): {told}" if told else ""
+
+
+def text(study: Study, most: int) -> str:
+    """What `fsseg search` prints of one."""
+    trials = study.trials()
+    header, rows = table(study, most)
+    lines = [f"{study.name}: {counted(trials)}", "", aligned([header, *rows], left=(2,))]
     if len(trials) > most:
         lines.append(f"({len(trials) - most} more: --trials)")
-    if shares := importances(study):
-        lines += [
-            "",
-            "what the scores depend on (fANOVA): " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()),
-        ]
+    if told := what_counts(study):
+        lines += ["", told]
     if (best := study.best) is not None:
-        lines += [
-            "",
-            "the best settings on all training images, scored on the novel classes of all folds:",
-            study.winner(best),
-        ]
+        what = "the best settings on all training images, scored on the novel classes of all folds:"
+        lines += ["", what, study.winner(best)]
     return "\n".join(lines)
 
 
-def draw(study: Study) -> list[Path]:
-    """Draw the pictures of a study beside its journal, as PNG."""
+def draw(study: Study, folder: Path | None = None) -> list[tuple[Path, str]]:
+    """Draw the pictures of a study as PNG; each with what it shows.
+
+    Args:
+        folder: for them; None is that of the journal.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -119,10 +138,12 @@ def draw(study: Study) -> list[Path]:
     import optuna.visualization.matplotlib as plots
 
     made = []
-    for name, function in _PLOTS.items():
+    place = folder or study.folder
+    place.mkdir(parents=True, exist_ok=True)
+    for name, (function, what) in _PLOTS.items():
         if sum(t.state == "complete" for t in study.trials()) < (_ENOUGH if name == "importance" else 2):
             continue
-        file = study.folder / f"{study.name}-{name}.png"
+        file = place / f"{study.name}-{name}.png"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -135,5 +156,5 @@ def draw(study: Study) -> list[Path]:
             continue
         finally:
             plt.close("all")
-        made.append(file)
+        made.append((file, f"{what} of {study.name}"))
     return made
