@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from fsseg.errors import UserError, merge_errors
 from fsseg.process.words import count
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import examine, split_overrides
+from fsseg.sweep.launchers.base import SweepInterrupted
 from fsseg.sweep.preflight import runs_here
 from fsseg.sweep.search.space import Space, Value, words
 from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, open_storage, study_name
@@ -44,6 +46,7 @@ METRICS = {"base/miou": "miou", "base/fb_iou": "fb_iou"}
 _PER_TRIAL = ("fold", "seed")
 _POLL_SECONDS = 2.0  # between looks at the trials of other machines
 _LOST = (State.FAILED, State.FAULTY)
+_HELD = (State.RUNNING, State.PENDING)
 _OURS = ("eval.enabled", "eval.every_epochs")
 
 
@@ -73,7 +76,7 @@ class Search:
                 "decide",
                 "give one fold and one seed, or search.pruner=none",
             )
-        default = self._check()
+        self.default = default = self._check()
         folder = default[0].place.experiment / FOLDER
         choice = str(sweeper.config.hydra.runtime.choices.get("search"))
         name = study_name(choice, self.cfg, [job.place.identity for job in default])
@@ -82,7 +85,8 @@ class Search:
         settings = [o for o in self.line[0] if not _sets(o, (*_PER_TRIAL, "eval.base_share", "eval.base_episodes"))]
         self.study.note(settings, self._composed(default[0]).cfg.dataset.num_folds)
         self._jobs: dict[int, list[Job]] = {}
-        self._mine: set[int] = set()
+        self._mine: set[int] = set()  # trials whose cells this process launches
+        self._launched: set[int] = set()
 
     def run(self) -> Sequence[object]:
         """Try until all trials are told, by this process or others.
@@ -91,21 +95,41 @@ class Search:
             UserError: no trial has a score, or some are left open.
             SystemExit: INT or TERM ended it; 128 + signal.
         """
-        sweeper = self.sweeper
+        sweeper, began = self.sweeper, time.monotonic()
         sweeper.returns = []
+        if self._composed(self.default[0]).cfg.check:
+            sweeper._check(self.default)
+            return []
         self._look_around()
         self._sync()
         self._announce()
+        interrupted = None
         with ExitStack() as sweeper.claims:
-            while True:
-                if todo := self._next(1):
-                    sweeper._launch(todo, self._next)
-                    continue
-                if not self._open_elsewhere():
-                    break
-                time.sleep(_POLL_SECONDS)
-                self._look_around()
+            try:
+                self._try_all()
+            except KeyboardInterrupt as error:
+                interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
+        launched = [job for number in self._launched for job in self._jobs[number]]
+        sweeper._notify(
+            launched, time.monotonic() - began, f"ended by {interrupted}" if interrupted is not None else ""
+        )
+        if interrupted is not None:
+            log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
+            raise SystemExit(128 + interrupted.signum)
         return self._end()
+
+    def _try_all(self) -> None:
+        """Launch trials until all are told; wait for those of other processes."""
+        while True:
+            if todo := self._next(1):
+                self.sweeper._launch(todo, self._next)
+                self._sync()
+                # What another process turned out to hold is its own again; should that one die, it is taken over.
+                self._mine -= {n for n in self._mine if any(job.state in _HELD for job in self._jobs[n])}
+            elif self._open_elsewhere():
+                time.sleep(_POLL_SECONDS)
+            else:
+                break
 
     # ------------------------------------------------------------------------------------------------------- the line
 
@@ -229,6 +253,7 @@ class Search:
 
     def _next(self, free: int | None) -> list[Job]:
         """Cells to launch: of trials that nobody works on any more, then of new ones."""
+        self._look_around()
         self._sync()
         busy = [number for number in self._mine if any(t.number == number and t.is_open for t in self.study.trials())]
         room = self.cfg.parallel - len(busy) if free is None else free
@@ -248,9 +273,13 @@ class Search:
                 continue
             free = [job for job in self._jobs_of(trial) if job.result() is None and self._is_free(job)]
             if free:
-                self._mine.add(trial.number)
+                self._take(trial.number)
                 return free
         return []
+
+    def _take(self, number: int) -> None:
+        self._mine.add(number)
+        self._launched.add(number)
 
     def _has_results(self, trial: Trial) -> bool:
         return all(job.result() is not None for job in self._jobs_of(trial))
@@ -280,7 +309,7 @@ class Search:
                          for job in jobs if not job.faults}  # fmt: skip
                 self.study.begin(number, chosen, cells)
             self._jobs[number] = self._of_trial(jobs, number)
-            self._mine.add(number)
+            self._take(number)
             log.info("trial %d: %s", number, _shown(chosen))
             if not faulty and (todo := [job for job in jobs if job.state == State.TODO and self._is_free(job)]):
                 return todo
@@ -292,8 +321,13 @@ class Search:
 
     def _open_elsewhere(self) -> bool:
         """Whether other processes work on trials that are not told yet."""
-        open_ = [trial for trial in self.study.trials() if trial.is_open]
-        return any(not self._is_free(job) for trial in open_ for job in self._jobs_of(trial) if job.result() is None)
+        for trial in self.study.trials():
+            left = [job for job in self._jobs_of(trial) if job.result() is None] if trial.is_open else []
+            if trial.number in self._mine:  # its job is gone without a result: it is left for the next start
+                left = [job for job in left if self.sweeper.elsewhere.owner(job.place) is not None]
+            if any(not self._is_free(job) for job in left):
+                return True
+        return False
 
     # --------------------------------------------------------------------------------------------------------- the end
 
