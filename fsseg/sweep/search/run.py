@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import shlex
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -160,12 +160,11 @@ class Search:
             UserError: with all faults.
         """
         default = self._made({}, data=False)
+        if (made := default[0].composed) is not None and not trains(made.cfg):
+            what = f"search= with method={made.cfg.model.name}: it trains nothing that base classes could score"
+            raise UserError(what, "search with a method that is trained")
         found = [fault for job in default[:1] for fault in job.faults]
         if not found:
-            cfg = self._composed(default[0]).cfg
-            if not trains(cfg):
-                what = f"search= with method={cfg.model.name}: it trains nothing that base classes could score"
-                raise UserError(what, "search with a method that is trained")
             for corner in self.space.corners():
                 found += [f for job in self._made(corner, data=False)[:1] for f in job.faults]
         if found:
