@@ -1,6 +1,6 @@
 """`train.py` whose cells do not train: the real configuration, sweeper, launchers, claims and signals, without torch.
 
-What a cell does is asked of FAKE_<fold>: nothing special, raise, raise_early, usererror, nothing, exit, kill,
+What a cell does is asked of FAKE_<fold>, and of FAKE_TRIAL_<number> if it is a trial of a search: nothing special, raise, raise_early, usererror, nothing, exit, kill,
 hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>),
 raise:<name> (waits likewise, then raises).
 """
@@ -35,6 +35,8 @@ def main(config: DictConfig) -> None:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     cell = open_cell(cfg, resolved, list(HydraConfig.get().overrides.task))
     what = os.environ.get(f"FAKE_{cfg.fold}", "")
+    if cfg.search is not None:  # a trial
+        what = os.environ.get(f"FAKE_TRIAL_{cfg.search.trial}", what)
     if what == "raise_early":
         raise RuntimeError("no disk")
     if what == "nothing" or (not cfg.redo and cell.finished() is not None):

@@ -164,13 +164,6 @@ def test_a_mistake_is_told_before_anything_runs(words: list[str], told: str, swe
     assert not list((sweep.folder / "outputs").rglob("*")) if (sweep.folder / "outputs").exists() else True
 
 
-def test_without_m_a_search_is_refused(sweep: Sweep) -> None:
-    code, output = sweep.run("search=lr_and_rounds")
-    assert code == 1
-    assert "search=" in output
-    assert "-m" in output
-
-
 def test_another_space_is_another_study(sweep: Sweep, tmp_path: Path) -> None:
     sweep.run(*LINE, "search.trials=1")
     sweep.run(*LINE, "search.trials=1", "train.momentum=0.5")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fsseg.config.checks import faults
+from fsseg.config.compose import compose
 from fsseg.config.schema import ParameterConfig, SearchConfig
 from fsseg.errors import UserError
 from fsseg.sweep.search.run import check_metric
@@ -62,6 +64,12 @@ def test_novel_classes_are_no_metric(metric: str) -> None:
     check_metric("base/miou")
     with pytest.raises(UserError, match="is not a choice"):
         check_metric("accuracy")
+
+
+def test_a_line_of_one_cell_starts_no_search() -> None:
+    (fault,) = faults(compose(["search=lr_and_rounds"]).cfg)
+    assert "search= starts many cells" in fault.what
+    assert "-m" in fault.fix
 
 
 def test_numbers_are_tried_with_four_digits_and_stay_within_the_range() -> None:
