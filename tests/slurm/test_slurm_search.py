@@ -48,7 +48,7 @@ def test_trials_are_jobs_and_each_misfortune_costs_its_own(cluster: Cluster, tmp
         time.sleep(0.2)
     output, _ = process.communicate()
     assert process.returncode == 1, output
-    assert "1 trial of 7 have no score yet" in output
+    assert "1 of 7 trials without a score yet" in output
     states = {number: trial.state for number, trial in trials(tmp_path).items()}
     assert states == {
         0: "complete",

@@ -345,7 +345,7 @@ class Search:
             print(self._summary(trials, best), flush=True)
         if left:
             raise UserError(
-                f"{count(len(left), 'trial')} of {len(trials)} have no score yet: {_shown(left[0].chosen)}",
+                f"{len(left)} of {len(trials)} trials without a score yet: {_shown(left[0].chosen)}",
                 "mend the cause (`fsseg status` tells it) and run the same line again",
             )
         if best is None:
