@@ -1,7 +1,7 @@
 """`train.py` whose cells do not train: the real configuration, sweeper, launchers, claims and signals, without torch.
 
 What a cell does is asked of FAKE_<fold>, and of FAKE_TRIAL_<number> if it is a trial of a search: nothing special,
- raise, raise_early, usererror, nothing, exit, kill,
+raise, raise_early, usererror, nothing, exit, kill,
 hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>),
 raise:<name> (waits likewise, then raises).
 """
