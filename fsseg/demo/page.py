@@ -81,7 +81,10 @@ def page(models: Models, folder: Path) -> gr.Blocks:
         blocks.load(choices, None, [model, advice], **private)
         image.change(show, image, [editor, support_told], **private)
         fields = [pairs, supports, image, editor, mask, support_told]
-        add_button.click(add, [image, editor, mask, pairs], fields, concurrency_id="work", **private)
+        # What a press of Segment would miss is on its way: the browser itself keeps it from being pressed.
+        add_button.click(lambda: gr.Button(interactive=False), None, run, js=True, **private)
+        added = add_button.click(add, [image, editor, mask, pairs], fields, concurrency_id="work", **private)
+        added.then(lambda: gr.Button(interactive=True), None, run, js=True, **private)
         clear.click(lambda: ([], [], ""), None, [pairs, supports, support_told], **private)
         run.click(answer, [model, pairs, queries], [pictures, files, text], concurrency_id="work", **private)
     return blocks

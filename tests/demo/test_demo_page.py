@@ -224,6 +224,20 @@ def test_a_support_drawn_with_the_mouse(page: Page, data: Data, tmp_path: Path) 
     same(masks, predicted(data, [(data.image, tmp_path / "drawing.png")], tmp_path / "out"))
 
 
+def test_segment_pressed_right_after_a_support_waits_for_it(page: Page, data: Data) -> None:
+    page.upload("queries", *data.queries)
+    page.upload("support-image", data.image)
+    page.draw()
+    segment = page.find("segment")
+    page.find("add").click()
+    until(page.driver, segment.is_enabled)
+    segment.click()
+    page.answers(2)
+    page.find("add").click()  # a mistake: there is no image now
+    until(page.driver, lambda: page.value("support-told textarea").startswith("there is no support image"))
+    until(page.driver, segment.is_enabled)
+
+
 def test_two_supports_with_the_keyboard_alone(page: Page, address: str, data: Data, tmp_path: Path) -> None:
     page.driver.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": True})
     first = page.value("model input")
