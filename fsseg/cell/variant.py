@@ -61,17 +61,21 @@ def may_be_earlier(variant: str) -> bool:
     return is_shortened(variant) or _OTHER_SPELLING.search(variant) is not None
 
 
-def labels(variants: Mapping[str, Sequence[str] | None]) -> tuple[dict[str, str], str]:
+def labels(variants: Mapping[str, Sequence[str] | None], rows: int = 1) -> tuple[dict[str, str], str]:
     """What tells variants of one table from each other.
 
     Args:
         variants: name -> overrides of one of its cells, which tell what a shortened name does not hold; None if they
             are unknown or not needed.
+        rows: of the table; if they differ in something else, and have one variant, it tells none of them apart.
 
     Returns:
         Name -> the parts that not all variants have, empty for none; and the parts that all have, as one text.
     """
     own = {name: _parts(name, overrides) for name, overrides in variants.items() if name != "default"}
+    if rows > len(variants) == len(own) == 1:
+        ((name, parts),) = own.items()
+        return {name: ""}, "+".join(parts)
     shared = set.intersection(*map(set, own.values())) if len(own) > 1 else set()
     found = {name: "+".join(p for p in parts if p not in shared) for name, parts in own.items()}
     first = next(iter(own.values()), [])

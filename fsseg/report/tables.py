@@ -442,7 +442,8 @@ def _label(rows: list[Row], overrides: Mapping[str, Sequence[str] | None]) -> st
         What the names of all variants have in common, which the labels leave out.
     """
     several_names = len({row.key.name for row in rows}) > 1
-    told, shared = labels({row.key.variant: overrides.get(row.key.variant) for row in rows})
+    networks = {(row.key.method, row.key.backbone) for row in rows}
+    told, shared = labels({row.key.variant: overrides.get(row.key.variant) for row in rows}, len(networks))
     for row in rows:
         key = row.key
         row.label = f"{key.method} {key.backbone}"

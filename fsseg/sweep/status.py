@@ -218,7 +218,8 @@ def _results(cells: Sequence[Snapshot]) -> list[str]:
     folds = sorted({fold for row in rows.values() for fold in row})
     several = len({name for name, *_ in rows}) > 1
     shown = {k.variant: s.run for s, k in zip(scored, keys)}
-    told, shared = labels({v: run.recorded_overrides() if is_shortened(v) else None for v, run in shown.items()})
+    overrides = {v: run.recorded_overrides() if is_shortened(v) else None for v, run in shown.items()}
+    told, shared = labels(overrides, len({(k.dataset, k.method, k.backbone) for k in keys}))
     table = [["mIoU so far", *(f"fold {fold}" for fold in folds), "mean"]]
     for (name, dataset, method, backbone, shot, variant), by_fold in sorted(rows.items()):
         label = f"{name}: " * several + f"{dataset} {method} {backbone} {shot}-shot"

@@ -110,6 +110,8 @@ def test_labels_are_the_parts_that_differ() -> None:
         {"a.b-1+lr-0.1": "lr-0.1", "a.b-1+lr-1e+5": "lr-1e+5", "default": ""}, "a.b-1",
     )  # fmt: skip
     assert labels({"a.b-1": None}) == ({"a.b-1": "a.b-1"}, "")
+    assert labels({"a.b-1": None}, rows=2) == ({"a.b-1": ""}, "a.b-1")  # methods tell the rows apart
+    assert labels({"default": None}, rows=2) == ({"default": ""}, "")
     assert labels(dict.fromkeys(["a-1", "b-2"])) == ({"a-1": "a-1", "b-2": "b-2"}, "")
     assert labels(dict.fromkeys(["a-1", "a-1+b-2"])) == ({"a-1": "", "a-1+b-2": "b-2"}, "a-1")
     assert labels(dict.fromkeys(["a-1", "a-1+b-2", "default"]))[0] == {
