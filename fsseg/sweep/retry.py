@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.cell.key import LEVELS, CellKey
+from fsseg.cell.key import CellKey, output_of
 from fsseg.cell.models import LOST, State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.errors import UserError, visible
@@ -137,7 +137,7 @@ def _find_beside(
         return f"{why} (so it is of {s.label}, of their row)"
     key_there = CellKey.from_path(s.directory)
     assert key_there is not None  # it was found
-    output = _output_of(s.directory)
+    output = output_of(s.directory)
     own = swept[0] if swept else noted.overrides
     made = []
     for key in keys:
@@ -183,7 +183,7 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
         return "its path does not name a cell"
     if own.get("name") != key.name:  # the folder was renamed or copied
         own["name"] = _quoted(key.name)
-    output = _output_of(s.directory)
+    output = output_of(s.directory)
     if why := _unfit(own) or _unfit({"output_dir": _quoted(str(output))}):
         return f"{why}; {_started(s)}"
     plain = [f"{k}={v}" for k, v in own.items()]
@@ -203,11 +203,6 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
             found.lines.append(_line_of_one(own))
         return ""
     return why
-
-
-def _output_of(directory: Path) -> Path:
-    """The output folder of a run directory."""
-    return Path(os.path.abspath(directory)).parents[LEVELS - 1]
 
 
 def _line_of_one(own: Mapping[str, str]) -> str:
