@@ -87,6 +87,11 @@ def experiment_of(directory: Path) -> Path | None:
     return directory.parents[LEVELS - 2] if len(directory.parents) >= LEVELS - 1 else None
 
 
+def output_of(directory: Path) -> Path:
+    """The output folder of a run directory whose path is a cell's; links in it are not followed."""
+    return Path(os.path.abspath(directory)).parents[LEVELS - 1]
+
+
 def cell_key(cfg: Config, overrides: Iterable[str] = ()) -> CellKey:
     """The key of a composed configuration and the overrides it was composed from."""
     return CellKey(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fsseg.cell import uses
-from fsseg.cell.key import CellKey
+from fsseg.cell.key import CellKey, output_of
 from fsseg.cell.models import State, Unreadable
 from fsseg.cell.record import RunDirectory, Snapshot, find_runs, look_at
 from fsseg.config.tasks import BASE_LEARNERS
@@ -204,11 +204,7 @@ def _kept(runs: Iterable[RunDirectory]) -> Kept:
 
 def _outputs(runs: Iterable[RunDirectory]) -> set[Path]:
     """The output folders of runs, as far as their paths name them."""
-    found = set()
-    for run in runs:
-        if (key := CellKey.from_path(run.directory)) is not None:
-            found.add(Path(os.path.abspath(run.directory)).parents[len(key.path.parts) - 1])
-    return found
+    return {output_of(run.directory) for run in runs if CellKey.from_path(run.directory) is not None}
 
 
 def _add(kept: Kept, run: RunDirectory, name: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from fsseg.cell import uses
-from fsseg.cell.key import CellKey
+from fsseg.cell.key import CellKey, output_of
 from fsseg.cell.models import Attempt, Unreadable, read
 from fsseg.cell.record import RunDirectory
 from fsseg.errors import UserError
@@ -118,12 +118,11 @@ def same_place(run: RunDirectory, remote: Store) -> str:
     """
     if remote.folder is None:
         return ""
-    target = Path(os.path.realpath(remote.folder / base_of(run)))
-    if is_below(target, run.directory) or is_below(Path(os.path.realpath(run.directory)), target):
+    target, own = Path(os.path.realpath(remote.folder / base_of(run))), Path(os.path.realpath(run.directory))
+    if is_below(target, run.directory) or is_below(own, target):
         return "the address leads to the runs themselves"
-    key = CellKey.from_path(run.directory)
-    outputs = Path(os.path.realpath(run.directory)).parents[len(key.path.parts) - 1] if key else None
-    if outputs is not None and is_below(Path(os.path.realpath(remote.folder)), outputs):
+    is_a_cell = CellKey.from_path(run.directory) is not None
+    if is_a_cell and is_below(Path(os.path.realpath(remote.folder)), output_of(own)):
         return "the address leads to a folder among the runs themselves"
     return ""
 

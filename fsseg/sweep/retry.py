@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.cell.key import CellKey
+from fsseg.cell.key import CellKey, output_of
 from fsseg.cell.models import LOST, State, Unreadable
 from fsseg.cell.record import Cell, Snapshot, open_cell
 from fsseg.errors import UserError, visible
@@ -137,7 +137,7 @@ def _find_beside(
         return f"{why} (so it is of {s.label}, of their row)"
     key_there = CellKey.from_path(s.directory)
     assert key_there is not None  # it was found
-    output = Path(os.path.abspath(s.directory)).parents[len(key_there.path.parts) - 1]
+    output = output_of(s.directory)
     own = swept[0] if swept else noted.overrides
     made = []
     for key in keys:
@@ -151,7 +151,7 @@ def _find_beside(
     if swept:
         boxes += made
     else:
-        found.lines += [shlex.join([*train_words(), *(f"{k}={v}" for k, v in words.items())]) for words in made]
+        found.lines += map(_line_of_one, made)
     return ""
 
 
@@ -183,7 +183,7 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
         return "its path does not name a cell"
     if own.get("name") != key.name:  # the folder was renamed or copied
         own["name"] = _quoted(key.name)
-    output = Path(os.path.abspath(s.directory)).parents[len(key.path.parts) - 1]
+    output = output_of(s.directory)
     if why := _unfit(own) or _unfit({"output_dir": _quoted(str(output))}):
         return f"{why}; {_started(s)}"
     plain = [f"{k}={v}" for k, v in own.items()]
@@ -200,9 +200,14 @@ def _find(s: Snapshot, noted: _Noted, composer: Composer, found: Retry, boxes: l
         if words is not plain:
             boxes.append(own)
         else:
-            found.lines.append(shlex.join([*train_words(), *(f"{k}={v}" for k, v in own.items())]))
+            found.lines.append(_line_of_one(own))
         return ""
     return why
+
+
+def _line_of_one(own: Mapping[str, str]) -> str:
+    """The line of a single cell, without -m."""
+    return shlex.join([*train_words(), *(f"{k}={v}" for k, v in own.items())])
 
 
 def _unfit(own: Mapping[str, str]) -> str:

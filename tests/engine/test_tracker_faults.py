@@ -19,7 +19,7 @@ from fsseg.cell.models import Result, State, Tracked, read
 from fsseg.config.checks import faults
 from fsseg.config.compose import Composed
 from fsseg.engine import checkpoint
-from fsseg.engine.trackers import processes
+from fsseg.engine.trackers import follow, processes
 from fsseg.engine.trackers.base import About, Tracker
 from fsseg.engine.trackers.follow import CLASSES, opened, rows_of
 from fsseg.engine.trackers.processes import Trackers
@@ -270,3 +270,18 @@ def test_rows_are_read_from_the_file_by_number(tmp_path: Path) -> None:
     assert rows_of(file, 0, 0) == []
     assert rows_of(file, 1, 3) == [(20, {"train/loss": 1.5}), (20, {"val/miou": 31.0})]
     assert rows_of(file, 3, 9) == [(30, {"train/loss": 0.5})]
+
+
+def test_rows_that_are_gone_when_they_are_told_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed run's process of a tracker is slow: the next start, from an older checkpoint, took rows back before."""
+    monkeypatch.setitem(CLASSES, "aim", "test_tracker_faults:OnlyHere")
+    c = composed(tmp_path / "data", tmp_path / "out")
+    cell = cell_of(c)
+    cell.directory.mkdir(parents=True)
+    cell.config_file.write_text(OmegaConf.to_yaml(c.config, resolve=True))
+    cell.tracker_log("aim").parent.mkdir()
+    cell.metrics_file.write_text("step,train/loss\n1,2.5\n2,1.5\n3,0.5\n")
+    monkeypatch.setattr(follow, "_messages", lambda: iter([("rows", "3"), ("rows", "5")]))
+    follow._follow(cell, "aim", note := Tracked("r"))
+    assert (note.rows, note.ended) == (3, "killed")
+    assert read(cell.tracker_file("aim"), Tracked) == note

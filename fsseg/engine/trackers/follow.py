@@ -99,7 +99,7 @@ def _follow(run: RunDirectory, name: str, note: Tracked) -> None:
             break
         for step, numbers in rows_of(run.metrics_file, note.rows, int(value)):
             tracker.log(step, numbers)
-        note.rows = max(note.rows, int(value))
+            note.rows += 1  # not `value`: the next start may have taken rows back already, for it lacked the checkpoint
         write_record(run.tracker_file(name), note)
     if state == "done" and (result := run.result()) is not None:
         figures = {f"figures/{path.stem}": path for path in sorted(run.figures.glob("*.png"))}
