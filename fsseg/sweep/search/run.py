@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from fsseg.cell.models import Result, State
@@ -88,7 +89,7 @@ class Search:
         self._mine: set[int] = set()  # trials whose cells this process launches
         self._launched: set[int] = set()
 
-    def run(self) -> Sequence[object]:
+    def run(self) -> Sequence[JobReturn]:
         """Try until all trials are told, by this process or others.
 
         Raises:
@@ -337,7 +338,7 @@ class Search:
                  self.study.name, told, self._most(), len(trials) - told, self.cfg.sampler,
                  ", ".join(p.key for p in self.space.parameters))  # fmt: skip
 
-    def _end(self) -> Sequence[object]:
+    def _end(self) -> Sequence[JobReturn]:
         trials = self.study.trials()
         left = [trial for trial in trials if trial.is_open]
         best = self.study.best

@@ -25,7 +25,9 @@ from fsseg.process.command import train_words
 from fsseg.sweep.search.space import Space, Value, words
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
+    from optuna.trial import Trial as OptunaTrial
 
 FOLDER = "search"
 """Below the experiment's folder: the journal of its studies, and what `fsseg search` draws."""
@@ -73,7 +75,7 @@ class Study:
     def __init__(self, cfg: SearchConfig, space: Space, storage: Any, name: str, folder: Path) -> None:
         self.cfg, self.space, self.name, self.folder = cfg, space, name, folder
         optuna = _optuna()
-        self._study: optuna.Study = optuna.create_study(
+        self._study: OptunaStudy = optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True
         )
 
@@ -102,7 +104,7 @@ class Study:
         return shlex.join([*train_words(), "-m", *noted[LINE], *words(best.chosen), f"fold={folds}"])
 
     @property
-    def optuna(self) -> optuna.Study:
+    def as_optuna(self) -> OptunaStudy:
         """The study as Optuna has it, for its pictures."""
         return self._study
 
@@ -143,7 +145,7 @@ class Study:
             trial.set_user_attr(REPEATS, repeats.number)
         return trial.number, self._suggested(trial)
 
-    def _suggested(self, trial: optuna.Trial) -> dict[str, Value]:
+    def _suggested(self, trial: OptunaTrial) -> dict[str, Value]:
         chosen: dict[str, Value] = {}
         for p in self.space.parameters:
             if not p.applies(chosen):
@@ -184,7 +186,7 @@ class Study:
         done = [trial for trial in self.trials() if trial.state == "complete" and trial.value is not None]
         return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
-    def _trial(self, number: int) -> optuna.Trial:
+    def _trial(self, number: int) -> OptunaTrial:
         frozen = self._study.get_trials(deepcopy=False)[number]
         return _optuna().trial.Trial(self._study, frozen._trial_id)
 
@@ -247,7 +249,7 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else vars(value)
 
 
-def _trial(frozen: optuna.trial.FrozenTrial) -> Trial:
+def _trial(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     return Trial(
         frozen.number, attributes[CHOSEN], attributes.get(CELLS, {}), frozen.state.name.lower(),

@@ -84,7 +84,7 @@ def importances(study: Study) -> dict[str, float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = optuna.importance.get_param_importances(study.optuna)
+            found = optuna.importance.get_param_importances(study.as_optuna)
     except (ValueError, RuntimeError, ImportError) as error:
         log.info("no importances: %s", error)
         return {}
@@ -147,7 +147,7 @@ def draw(study: Study, folder: Path | None = None) -> list[tuple[Path, str]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                axes = getattr(plots, function)(study.optuna)
+                axes = getattr(plots, function)(study.as_optuna)
                 figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
                 figure.set_size_inches(max(figure.get_size_inches()[0], 8), 4.5)
                 figure.savefig(file, dpi=120, bbox_inches="tight")
