@@ -52,6 +52,10 @@ class UserError(Exception):
         return Lines(f"{visible(self.what)}\n  -> {visible(self.fix)}") if self.fix else visible(self.what)
 
 
+class Diverged(UserError):
+    """Numbers of a training that are not finite: its settings end it, on any machine and however often it is tried."""
+
+
 def merge_errors(errors: list[UserError]) -> UserError:
     """Several faults as one error, each with its own two lines and told once, in the order found."""
     errors = list({str(error): error for error in errors}.values())

@@ -268,7 +268,8 @@ def _close(run: Run, attempt: AttemptFile, handler: RunLog, ending: Ending, **fi
     """Record how the attempt ended, as far as that can be written."""
     handler.strict = False
     try:
-        run.status.update(state=ending.state, phase=None, reason=ending.reason or None, **fields)
+        told = {"state": ending.state, "reason": ending.reason or None, "diverged": ending.diverged, **fields}
+        run.status.update(phase=None, **told)
         attempt.end(f"{ending.state}: {ending.reason}" if ending.reason else str(ending.state))
     except (OSError, ClaimLost) as error:
         log.debug("the end could not be recorded: %s", error)

@@ -128,6 +128,7 @@ class Status(Versioned):
     started: Seconds | None = None
     heartbeat: Seconds | None = None
     peak_memory_bytes: Count | None = None
+    diverged: bool = False
 
 
 class Attempt(Struct):

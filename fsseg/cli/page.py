@@ -88,13 +88,14 @@ def _searches(folders: Sequence[Path], temporary: Path) -> list[Searched]:
 
     from fsseg.report.page.contents import Searched
     from fsseg.sweep.search import view
+    from fsseg.sweep.search.study import counted
 
     if find_spec("optuna") is None or not any(view.journals_of(folder) for folder in folders):
         return []
     found = []
     for study in view.studies_of(folders):
         header, rows = view.table(study)
-        notes = [view.counted(study.trials()), *filter(None, [view.what_counts(study)])]
+        notes = [counted(study.trials()), *filter(None, [view.what_counts(study)])]
         line = "" if (best := study.best) is None else study.winner(best)
         found.append(Searched(study.name, header, rows, notes, line, view.draw(study, temporary)))
     return found

@@ -472,13 +472,6 @@ def _modulation_has_an_evolution(cfg: Config) -> Iterator[UserError]:
         yield UserError("support modulation has neither E_p nor E_s", fix)
 
 
-@_relates("search")
-def _a_search_is_of_many_cells(cfg: Config) -> Iterator[UserError]:
-    """`train.py -m` takes the search out of its trials, and notes in each that it is one."""
-    if cfg.search is not None and cfg.search.trial is None:
-        yield UserError("search= starts many cells, and this is a line of one", "put -m first: train.py -m search=...")
-
-
 @_relates("train.enabled", "eval.enabled")
 def _there_is_something_to_do(cfg: Config) -> Iterator[UserError]:
     """A run trains, or evaluates, or both."""

@@ -76,7 +76,14 @@ def check_single_run(config: DictConfig) -> None:
     """
     if found := hydra_faults(config):
         raise merge_errors(found)
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    choices = config.hydra.runtime.choices
+    if config.search is not None and config.search.trial is None:
+        search = shown(choices.get("search"))
+        raise UserError(
+            f"search={search} starts many cells, and without -m this is one run",
+            f"add -m: `{train_line(f'-m search={search} ...')}`",
+        )
+    launcher = choices["hydra/launcher"]
     if launcher not in (None, "basic"):
         raise UserError(
             f"hydra/launcher={shown(launcher)} starts the cells of a sweep, and without -m this is one run, here",

@@ -841,6 +841,7 @@ class Config:
     sync: SyncConfig = field(default_factory=SyncConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     search: SearchConfig | None = None
+    """A search for settings, or null: none."""
 
 
 # Keys that cannot change the numbers of a cell: left out of its fingerprint and of the `variant` in its directory name.

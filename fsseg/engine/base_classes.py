@@ -26,7 +26,7 @@ from fsseg.engine import checkpoint, distributed, precision
 from fsseg.engine.context import Run
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.scoring import logits_at_scoring_size
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.model.base import FewShotModel
 from fsseg.model.base_learner import BaseLearner
 
@@ -80,10 +80,10 @@ def _answer(logits: Tensor, item: LabelledImage, patches: bool, cfg: Config) -> 
     """Predicted and true labels at scoring size.
 
     Raises:
-        UserError: the answer is not finite.
+        Diverged: the answer is not finite.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise UserError(
+        raise Diverged(
             "the base learner answers with numbers that are not finite",
             "its weights have diverged: train it anew with a lower base_training.lr",
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fsseg.cell.models import BestCheckpoint, Origin, Unreadable, ValidationScore
 from fsseg.cell.record import RunDirectory
 from fsseg.config.constraints import BEST
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.process.files import open_regular, prepared, write_atomic
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
         previous: name under which the old one is kept, in the same folder.
 
     Raises:
-        UserError: its weights are no finite numbers; the old one is untouched, as in the other cases.
+        Diverged: its weights are no finite numbers; the old one is untouched, as in the other cases.
         OSError: it cannot be written.
         ClaimLost: another process has the run by now.
     """
     if (name := _not_finite(state["model"])) is not None:
-        raise UserError(f"the weights {name} are no finite numbers at step {state['step']}", _DIVERGED)
+        raise Diverged(f"the weights {name} are no finite numbers at step {state['step']}", _DIVERGED)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     with prepared(path) as new:

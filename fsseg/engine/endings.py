@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsseg.cell.models import State
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.process.files import ClaimLost
 from fsseg.process.signals import Preempted, Pruned, Signals
 
@@ -23,6 +23,7 @@ class Ending:
         note: what train.log alone gets; empty if nothing.
         recorded: whether the cell is still ours to write to.
         copied: whether `sync.url` gets what is there so far.
+        diverged: whether numbers were not finite.
     """
 
     state: State
@@ -31,6 +32,7 @@ class Ending:
     note: str = ""
     recorded: bool = True
     copied: bool = False
+    diverged: bool = False
 
 
 def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending:
@@ -52,7 +54,8 @@ def ending_of(error: BaseException, directory: Path, signals: Signals) -> Ending
             # without a noted signal this is not the main thread: the caller must get the error
             return Ending(State.PREEMPTED, "interrupted twice at the keyboard", None if signals.received else error)
         case UserError():
-            return Ending(State.FAILED, error.what, error, f"error: {error}\n{trace}")
+            what = f"error: {error}\n{trace}"
+            return Ending(State.FAILED, error.what, error, what, diverged=isinstance(error, Diverged))
         case Exception() if signals.received is not None and "DataLoader worker" in str(error):
             return Ending(State.PREEMPTED, str(signals.reason()), copied=True)  # the signal hit the worker as well
         case OSError() if is_disk_fault(error):

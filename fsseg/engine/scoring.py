@@ -32,7 +32,7 @@ from fsseg.engine.features import FeatureRoom, FeatureStore, Probe, plan_room
 from fsseg.engine.metrics import PixelCounts, PooledScore, count_pixels
 from fsseg.engine.pending import Pending
 from fsseg.engine.progress import Progress
-from fsseg.errors import UserError
+from fsseg.errors import Diverged
 from fsseg.model.base import FewShotModel, Kept, Prediction, upsample
 from fsseg.process.signals import Preempted
 from fsseg.process.words import count, size
@@ -399,10 +399,10 @@ class Scoring:
 
 
 def _check_finite(episodes: Sequence[Planned], numbers: Sequence[Sequence[Sequence[int]]]) -> None:
-    """Raises: UserError: an answer holds NaN or infinity; its arg max would be scored like any other."""
+    """Raises: Diverged: an answer holds NaN or infinity; its arg max would be scored like any other."""
     for listed, rounds in zip(episodes, numbers):
         if not all(finite for *_, finite in rounds):
-            raise UserError(
+            raise Diverged(
                 f"the answer to evaluation episode {listed.spec.number} of seed {listed.seed} holds numbers that are "
                 "not finite",
                 "the weights have diverged: train anew with a lower train.lr, or give another checkpoint",

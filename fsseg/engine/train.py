@@ -36,7 +36,7 @@ from fsseg.engine.profile import part, profiling
 from fsseg.engine.progress import Progress, duration
 from fsseg.engine.ready import steps_of
 from fsseg.engine.validation import BASE, Validations
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.model.base import FewShotModel, training_target
 from fsseg.process.files import ClaimLost
 from fsseg.process.ranks import Ranks
@@ -133,7 +133,7 @@ def train(run: Run, model: FewShotModel, source: Source, plan: TrainingPlan) -> 
         for done, numbers in pending.read(everything):
             last_loss, terms = _whole(done, numbers, ranks)
             if not math.isfinite(last_loss):
-                raise UserError(
+                raise Diverged(
                     f"the loss is {last_loss} at step {done.step} (train.lr={cfg.train.lr}, "
                     f"train.lr_scale={cfg.train.lr_scale})",
                     "lower train.lr or train.lr_scale, or set train.clip_grad_norm=1",

@@ -37,7 +37,7 @@ class Found:
     """One search.
 
     Attributes:
-        scores: of its trials, in their order; the first is the line itself.
+        scores: of its trials, in their order; the first is the line itself. One that diverged has 0.
         chosen: settings of the best one, as overrides.
     """
 
@@ -122,8 +122,7 @@ def report(searches: Mapping[str, Sequence[Found]], anew: Mapping[str, Sequence[
 
     Args:
         searches: sampler -> one for each seed.
-        anew: sampler, or `own` for the line as it stands -> base/miou under other training seeds, one for each seed of
-            the sampler.
+        anew: sampler -> base/miou of its winners under other training seeds, and `own` that of the line as it stands.
     """
     own = [one.scores[0] for one in searches["tpe"]]
     yield f"the line's own settings: {spread(own)}"
@@ -141,7 +140,7 @@ def report(searches: Mapping[str, Sequence[Found]], anew: Mapping[str, Sequence[
         yield "trained again under other seeds:"
         for name, values in anew.items():
             yield f"    {name}: {spread(values)}"
-        yield f"    tpe - own: {difference(anew['tpe'], anew['own'])}"
+        yield f"    tpe - own: {difference(anew['tpe'], list(anew['own']) * len(anew['tpe']))}"
         yield f"    tpe - random: {difference(anew['tpe'], anew['random'])}"
 
 
@@ -169,13 +168,12 @@ def main() -> None:
         }  # fmt: skip
         searches = {s: [asked[s, seed].result() for seed in range(args.seeds)] for s in SAMPLERS}
         settings = {s: [one.chosen for one in each] for s, each in searches.items()}
-        settings["own"] = [()] * args.seeds
-        others = {seed: range(1 + seed * args.again, 1 + (seed + 1) * args.again) for seed in range(args.seeds)}
+        settings["own"] = [()]
         rerun = {
-            (name, seed): pool.submit(again, folder, f"again_{name}_{seed}", [*sizes, *chosen[seed]], others[seed])
-            for name, chosen in settings.items() for seed in range(args.seeds) if args.again
+            (name, n): pool.submit(again, folder, f"again_{name}_{n}", [*sizes, *words], range(1, args.again + 1))
+            for name, chosen in settings.items() for n, words in enumerate(chosen) if args.again
         }  # fmt: skip
-        anew = {name: [rerun[name, seed].result() for seed in range(args.seeds)] for name in settings} if rerun else {}
+        anew = {name: [done.result() for (of, _), done in rerun.items() if of == name] for name in settings if rerun}
     print("\n".join(report(searches, anew)), flush=True)
 
 

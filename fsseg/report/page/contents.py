@@ -68,7 +68,7 @@ class Standing:
 
 
 @dataclass
-class Search:
+class SearchSection:
     """A search for settings: its trials, its pictures, and the line that runs the winner."""
 
     listing: Listing
@@ -101,7 +101,7 @@ class Contents:
     where: list[tuple[str, str]]
     results: list[Listing] = field(default_factory=list)
     experiments: list[Experiment] = field(default_factory=list)
-    searches: list[Search] = field(default_factory=list)
+    searches: list[SearchSection] = field(default_factory=list)
     against: list[Listing] = field(default_factory=list)
     heat: list[Listing] = field(default_factory=list)
     curves: list[Strip] = field(default_factory=list)
@@ -187,12 +187,12 @@ def _experiments(report: Report, budget: Budget) -> list[Experiment]:
     return found
 
 
-def _search(found: Searched, budget: Budget) -> Search:
+def _search(found: Searched, budget: Budget) -> SearchSection:
     listing = plain(f"Trials of {found.name}", list(found.header), [list(row) for row in found.rows])
     listing.notes = list(found.notes)
     listing.filtered = len(found.rows) > 10
     drawn = (embedded(file, words, budget) for file, words in found.pictures)
-    return Search(listing, [picture for picture in drawn if picture is not None], found.line)
+    return SearchSection(listing, [picture for picture in drawn if picture is not None], found.line)
 
 
 def _caption(picture: Path) -> str:

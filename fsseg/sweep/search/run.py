@@ -29,13 +29,12 @@ from fsseg.config.checks import field_faults
 from fsseg.config.compose import Composed, Composer
 from fsseg.config.schema import SearchConfig, trains
 from fsseg.errors import UserError, merge_errors
-from fsseg.process.words import count
 from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import examine, split_overrides
 from fsseg.sweep.launchers.base import SweepInterrupted
 from fsseg.sweep.preflight import runs_here
 from fsseg.sweep.search.space import Space, Value, words
-from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, open_storage, study_name
+from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, counted, open_storage, study_name
 
 if TYPE_CHECKING:
     from fsseg.sweep.sweeper import FssegSweeper, Job
@@ -231,11 +230,13 @@ class Search:
             if not trial.is_open:
                 continue
             jobs = self._jobs_of(trial)
-            results = [job.result() for job in jobs]
-            if all(result is not None for result in results):
-                score = sum(self._score(r) for r in results if r is not None) / len(results)
-                if self.study.tell(trial, score):
-                    log.info("trial %d: %s %.2f  %s", trial.number, self.cfg.metric, score, _shown(trial.chosen))
+            endings = [self._ending(job) for job in jobs]
+            if all(ending is not None for ending in endings):
+                score = sum(score for score, _ in filter(None, endings)) / len(endings)
+                why = next((why for _, why in filter(None, endings) if why), "")
+                if self.study.tell(trial, score, diverged=why):
+                    log.info("trial %d: %s %.2f%s  %s", trial.number, self.cfg.metric, score,
+                             f" ({why})" if why else "", _shown(trial.chosen))  # fmt: skip
                 continue
             if any(status_of(job.place).state == State.PRUNED for job in jobs):
                 if self.study.tell(trial, None, "pruned"):
@@ -244,6 +245,19 @@ class Search:
             lost = [job for job in jobs if trial.number in self._mine and job.state in _LOST]
             if lost and self.study.tell(trial, None, "fail"):
                 log.warning("trial %d failed: %s  %s", trial.number, lost[0].note, _shown(trial.chosen))
+
+    def _ending(self, job: Job) -> tuple[float, str] | None:
+        """Score of a cell, and why it has none; None if it has not ended.
+
+        A training that diverges scores 0: that is a fact about its settings, which a sampler has to know. Told as
+        failed, they would be tried again and again, for samplers leave failures out.
+        """
+        if (result := job.result()) is not None:
+            return self._score(result), ""
+        status = status_of(job.place)
+        if status.state == State.FAILED and status.diverged:
+            return 0.0, status.reason or "numbers are not finite"
+        return None
 
     def _score(self, result: Result) -> float:
         base = result.training.base_validation if result.training is not None else None
@@ -311,7 +325,8 @@ class Search:
             self._jobs[number] = self._of_trial(jobs, number)
             self._take(number)
             log.info("trial %d: %s", number, _shown(chosen))
-            if not faulty and (todo := [job for job in jobs if job.state == State.TODO and self._is_free(job)]):
+            todo = [job for job in jobs if job.state == State.TODO and self._ending(job) is None and self._is_free(job)]
+            if not faulty and todo:
                 return todo
             self._sync()  # settings that were tried before have their score; those that cannot start have none
 
@@ -376,10 +391,7 @@ class Search:
             raise UserError("the winner has no score", "mend the cause (listed above) and run the same line again")
 
     def _summary(self, trials: Sequence[Trial], best: Trial) -> str:
-        states = [f"{sum(t.state == s for t in trials)} {word}" for s, word in
-                  (("complete", "scored"), ("pruned", "ended early"), ("fail", "failed"), ("running", "open"))
-                  if any(t.state == s for t in trials)]  # fmt: skip
-        lines = [f"\n{count(len(trials), 'trial')}: {', '.join(states)}"]
+        lines = [f"\n{counted(trials)}"]
         lines.append(f"best: trial {best.number}, {self.cfg.metric} {best.value:.2f}  {_shown(best.chosen)}")
         own = next(
             (t for t in trials if t.number == 0 and t.value is not None and self.first.items() <= t.chosen.items()),

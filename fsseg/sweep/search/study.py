@@ -22,6 +22,7 @@ from fsseg.cell.claim import held as held_claim
 from fsseg.config.schema import SearchConfig
 from fsseg.errors import UserError
 from fsseg.process.command import train_words
+from fsseg.process.words import count
 from fsseg.sweep.search.space import Space, Value, words
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ FOLDER = "search"
 JOURNAL = "journal.log"
 LINE, FOLDS, METRIC = "line", "folds", "metric"
 """Attributes of a study."""
-CELLS, CHOSEN, REPEATS = "cells", "chosen", "repeats"
-"""Attributes of a trial: its run directories with their fingerprints; its settings; the failed trial it repeats."""
+CELLS, CHOSEN, REPEATS, DIVERGED = "cells", "chosen", "repeats", "diverged"
+"""Attributes of a trial: its run directories with their fingerprints; its settings; the failed trial it repeats; why
+its training ended, if numbers were not finite."""
 _EXTRA = {"cmaes": "cmaes", "gp": "torch"}  # samplers whose package Optuna does not bring
 
 
@@ -48,6 +50,7 @@ class Trial:
         cells: run directory below the experiment's folder -> fingerprint.
         state: running, complete, pruned or fail.
         repeats: number of the failed trial whose settings it tries again.
+        diverged: a training of it had numbers that are not finite, and scores nothing.
     """
 
     number: int
@@ -56,10 +59,26 @@ class Trial:
     state: str
     value: float | None = None
     repeats: int | None = None
+    diverged: bool = False
 
     @property
     def is_open(self) -> bool:
         return self.state == "running"
+
+    @property
+    def word(self) -> str:
+        """How it stands."""
+        return "diverged" if self.diverged else _WORDS[self.state]
+
+
+_WORDS = {"complete": "scored", "pruned": "ended early", "fail": "failed", "running": "open"}
+
+
+def counted(trials: Sequence[Trial]) -> str:
+    """`20 trials: 18 scored, 2 failed`."""
+    words = [trial.word for trial in trials]
+    each = [f"{words.count(word)} {word}" for word in ("scored", "diverged", "ended early", "failed", "open")]
+    return f"{count(len(trials), 'trial')}: {', '.join(part for part in each if not part.startswith('0 '))}"
 
 
 class Study:
@@ -164,11 +183,17 @@ class Study:
         trial.set_user_attr(CELLS, dict(cells))
         trial.set_user_attr(CHOSEN, dict(chosen))
 
-    def tell(self, trial: Trial, value: float | None, state: str = "complete") -> bool:
-        """Tell how a trial ended; False if somebody else has told it."""
+    def tell(self, trial: Trial, value: float | None, state: str = "complete", diverged: str = "") -> bool:
+        """Tell how a trial ended; False if somebody else has told it.
+
+        Args:
+            diverged: why a training of it has no score.
+        """
         optuna = _optuna()
         states = optuna.trial.TrialState
         try:
+            if diverged:
+                self._trial(trial.number).set_user_attr(DIVERGED, diverged)
             if state == "complete":
                 self._study.tell(trial.number, value)
             else:
@@ -183,7 +208,7 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The trial with the highest score, of equal ones the first."""
-        done = [trial for trial in self.trials() if trial.state == "complete" and trial.value is not None]
+        done = [trial for trial in self.trials() if trial.state == "complete" and not trial.diverged]
         return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
     def _trial(self, number: int) -> OptunaTrial:
@@ -253,7 +278,7 @@ def _trial(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
     return Trial(
         frozen.number, attributes[CHOSEN], attributes.get(CELLS, {}), frozen.state.name.lower(),
-        frozen.value if frozen.state.name == "COMPLETE" else None, attributes.get(REPEATS),
+        frozen.value if frozen.state.name == "COMPLETE" else None, attributes.get(REPEATS), DIVERGED in attributes,
     )  # fmt: skip
 
 

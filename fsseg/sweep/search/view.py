@@ -13,14 +13,11 @@ from pathlib import Path
 from fsseg.config.schema import SearchConfig
 from fsseg.errors import UserError
 from fsseg.process.tables import aligned
-from fsseg.process.words import count
 from fsseg.sweep.search.space import words
-from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, open_storage
+from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, counted, open_storage
 
 log = logging.getLogger("fsseg.sweep")
 
-STATES = {"complete": "scored", "pruned": "ended early", "fail": "failed", "running": "open"}
-"""Optuna's names of states, and what they mean here."""
 _PLOTS = {
     "history": ("plot_optimization_history", "Score of every trial, and the best so far,"),
     "importance": ("plot_param_importances", "Share of each setting in how much scores differ, by fANOVA,"),
@@ -69,12 +66,6 @@ def in_order(trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda t: (t.value is None, -(t.value or 0.0), t.number))
 
 
-def counted(trials: Sequence[Trial]) -> str:
-    """`20 trials: 18 scored, 2 failed`."""
-    states = {word: sum(t.state == state for t in trials) for state, word in STATES.items()}
-    return f"{count(len(trials), 'trial')}: {', '.join(f'{n} {word}' for word, n in states.items() if n)}"
-
-
 def importances(study: Study) -> dict[str, float]:
     """Share of each key in how much scores differ (fANOVA, Hutter et al. 2014); empty for too few trials."""
     import optuna
@@ -99,7 +90,7 @@ def table(study: Study, most: int | None = None) -> tuple[list[str], list[list[s
     for trial in trials[:most]:
         values = dict(word.split("=", 1) for word in words(trial.chosen))
         score = "" if trial.value is None else f"{trial.value:.2f}"
-        rows.append([str(trial.number), score, STATES[trial.state], *(values.get(key, "") for key in keys)])
+        rows.append([str(trial.number), score, trial.word, *(values.get(key, "") for key in keys)])
     return ["trial", study.cfg.metric, "state", *keys], rows
 
 
