@@ -72,10 +72,10 @@ def field_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, UserError]]
         if name not in known:  # Hydra lets `+key=value` past the schema
             what = f"{key}: there is no such configuration key"
             yield key, UserError(what, "leave it out: no code reads a key outside the schema")
-        elif is_dataclass(hint := known[name]):
-            yield from field_faults(getattr(node, name), f"{key}.")
-        elif (value := getattr(node, name)) is not None:
-            rules = getattr(hint, "__metadata__", ())
+        elif is_dataclass(OmegaConf.get_type(value := getattr(node, name))):
+            yield from field_faults(value, f"{key}.")
+        elif value is not None:
+            rules = getattr(known[name], "__metadata__", ())
             yield from ((key, fault) for fault in setting_faults(key, value, *rules))
 
 

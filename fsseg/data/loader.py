@@ -442,10 +442,16 @@ class EpisodeLoader:
         return len(self.loader)
 
     def __iter__(self) -> Generator[Any, None, None]:
-        for item in self.loader:
-            if isinstance(item, _Fault):
-                raise UserError(item.what, item.fix)
-            yield item
+        items = iter(self.loader)
+        try:
+            for item in items:
+                if isinstance(item, _Fault):
+                    raise UserError(item.what, item.fix)
+                yield item
+        finally:
+            # The workers end with the last reference to `items`. Since Python 3.12 closing a generator frees what it
+            # holds only if it is inside a `try`.
+            del items
 
 
 def make_loader(dataset: EpisodeDataset, batch_size: int, num_workers: int) -> EpisodeLoader:

@@ -85,6 +85,12 @@ def build_grid(overrides: Sequence[str], config_dir: str | None = None) -> list[
     with composer(config_dir) as c, explained():
         line = c.of_line(overrides)
         ready(line.master)
+        if line.master.search is not None:
+            raise UserError(
+                "search= chooses its cells by what was scored: they cannot be listed before",
+                "plan the line without search=, which is one trial; or check that the search can start: `train.py -m "
+                "... check=true`",
+            )
         points = examine(line.grid_of_master(), data=False)
     cells = [point.cell for point in points if point.cell is not None]
     elsewhere = Elsewhere(sweeps_of(dict.fromkeys(cell.experiment for cell in cells)))

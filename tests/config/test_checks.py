@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -18,11 +19,12 @@ from fsseg.errors import UserError
 # One choice for each schema class, and the part of the configuration that is its own.
 CHOICES = (("", ""), ("dataset=pascal5i", "dataset."), ("dataset=coco20i", "dataset."), ("method=baseline", "model."),
            ("method=prototype", "model."), ("method=hsnet", "model."), ("method=bam", "model."),
-           ("backbone=resnet18", "backbone."))  # fmt: skip
-ANY_NUMBER = {"dataset.generator_seed"}
+           ("backbone=resnet18", "backbone."), ("search=lr_and_rounds", "search."))  # fmt: skip
+ANY_NUMBER = {"dataset.generator_seed", "search.trial"}
 ANY_TEXT = {"output_dir", "device", "eval.feature_folder", "dataset.root", "dataset.cache", "dataset.sbd_root",
             "dataset.train_list", "dataset.val_list", "dataset.label_maps", "protocol.name",
-            "protocol.train_pool", "notify.on_end"}  # fmt: skip
+            "protocol.train_pool", "notify.on_end", "search.storage", "search.study",
+            "search.metric"}  # fmt: skip
 NAMES = {"name", "variant"}  # any plain name
 LISTS = {
     "data.roots": ["{pascal5i:''}", f"{{coco20i:{'x' * 300}}}"],
@@ -35,6 +37,7 @@ LISTS = {
     "train.select": ["[last]", "[best_base,best_base]"],
     "train.lr_factors": ["{backbone:-1}", "{backbone:1001}", "{neck:0.1,backbone:nan}"],
     "eval.background_shifts": ["[0,2]", "[-1]", "[nan]"],
+    "search.space": [],  # tests/sweep/test_search_space.py
 }
 OPEN = {"train.lr_factors"}  # its names are the user's own: to Hydra they are new keys, written with a +
 
@@ -45,8 +48,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, set[type]]]:
     hints = get_type_hints(kind)
     for field in fields(kind):
         key, hint = prefix + field.name, hints[field.name]
-        if is_dataclass(hint):
-            yield from leaves(node[field.name], f"{key}.")
+        if is_dataclass(hint) or (get_origin(hint) is UnionType and any(map(is_dataclass, get_args(hint)))):
+            if node[field.name] is not None:
+                yield from leaves(node[field.name], f"{key}.")
         else:
             yield key, {hint, *get_args(hint)}
 

@@ -17,7 +17,7 @@ from visited import evaluation_batches
 
 from fsseg.config.schema import DatasetConfig, EvalConfig, ProtocolConfig, TrainConfig, register
 from fsseg.data.episode_file import ListHead, write_episodes
-from fsseg.data.loader import evaluation_plan, resolve_workers, training_loader, training_plan
+from fsseg.data.loader import EpisodeLoader, evaluation_plan, resolve_workers, training_loader, training_plan
 from fsseg.data.types import Batch
 from fsseg.errors import UserError
 
@@ -34,6 +34,41 @@ def delivered_rules() -> dict[str, dict[str, Any]]:
         found[file.stem] = {key: root.protocol[key] for key in rules if key in root.protocol}
     assert len(found) >= 5
     return found
+
+
+class Workers:
+    """Stands for the iterator of a `DataLoader`: its processes end when nothing refers to it any more."""
+
+    def __init__(self, ended: list[bool]) -> None:
+        self.ended = ended
+
+    def __iter__(self) -> Workers:
+        return self
+
+    def __next__(self) -> int:
+        return 1
+
+    def __del__(self) -> None:
+        self.ended.append(True)
+
+
+class Loader:
+    def __init__(self) -> None:
+        self.ended: list[bool] = []
+
+    def __iter__(self) -> Workers:
+        return Workers(self.ended)
+
+
+def test_closing_ends_the_processes_that_load_also_while_a_failure_is_held() -> None:
+    """Python 3.12 and 3.13 keep what a closed generator holds, if it was not inside a `try`, as long as the generator
+    lives: that of a failed cell is in its traceback."""
+    loader = Loader()
+    items = iter(EpisodeLoader(loader))  # type: ignore[arg-type]
+    assert next(items) == 1
+    assert loader.ended == []
+    items.close()
+    assert loader.ended == [True]
 
 
 PROTOCOLS = delivered_rules() | {"with_ignore": {"novel_in_training": "ignore"}}

@@ -15,7 +15,7 @@ from runs import cell_of, composed, done, numbers
 from fsseg.engine import checkpoint, pending
 from fsseg.engine import train as train_module
 from fsseg.engine.pending import Pending
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.run import run
 
 CPU = torch.device("cpu")
@@ -130,8 +130,11 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_nothing_later_is_kept(
     monkeypatch.setattr(train_module, "learning_rate", infinite)
     line = ("train.max_steps=12", "eval.enabled=false", "train.checkpoint_minutes=1000", "train.checkpoint_epochs=0")
     c = composed(root, tmp_path, *line)
-    with pytest.raises(UserError, match=r"the loss is nan at step 4 "):
+    with pytest.raises(Diverged, match=r"the loss is nan at step 4 "):
         run(c.config, c.task_overrides)
+    status = cell_of(c).status()
+    assert status is not None
+    assert (status.state, status.diverged) == ("failed", True)
     assert saved == []
     assert cell_of(c).curves()["train/loss"][0] == [1, 2, 3]
 

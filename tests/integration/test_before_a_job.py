@@ -43,6 +43,7 @@ LINES = [
     ("--resolve", "--resolve", "--cfg job"),
     ("-p train fold=1", "--package", "--cfg job"),
     ("--multirum fold=0,1", "--multirum", "--hydra-help"),
+    ("search=lr_and_rounds", "search=lr_and_rounds starts many cells", "-m search=lr_and_rounds"),
     (f"{SLURM} fold=0,1 output_dir=/proc/nowhere", "/proc/nowhere", "output_dir="),
 ]
 

@@ -43,12 +43,14 @@ def test_trials_are_jobs_and_each_misfortune_costs_its_own(cluster: Cluster, tmp
     wait_until(lambda: (cell(3).directory / "hung").exists() and cell(3).claim_file.exists())
     os.kill(json.loads(cell(3).claim_file.read_text())["pid"], signal.SIGUSR2)
     wait_until(lambda: "BeginTime" in cluster.ask("squeue", "-h", "-r", "-o", "%r"))
+    # SLURM makes it wait so that the node is done with the first start; released before that, it fails at once.
+    time.sleep(5)
     while process.poll() is None:
         sweep.start_requeued()
         time.sleep(0.2)
     output, _ = process.communicate()
     assert process.returncode == 1, output
-    assert "1 of 7 trials without a score yet" in output
+    assert "1 of 7 trials without a score yet" in output, output
     states = {number: trial.state for number, trial in trials(tmp_path).items()}
     assert states == {
         0: "complete",

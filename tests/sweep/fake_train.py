@@ -1,7 +1,7 @@
 """`train.py` whose cells do not train: the real configuration, sweeper, launchers, claims and signals, without torch.
 
 What a cell does is asked of FAKE_<fold>, and of FAKE_TRIAL_<number> if it is a trial of a search: nothing special,
-raise, raise_early, usererror, nothing, exit, kill,
+raise, raise_early, usererror, diverge, nothing, exit, kill,
 hang (until a signal; started again it finishes), sleep:<seconds>, part:<name> (waits for the file FAKE_GO/<name>),
 raise:<name> (waits likewise, then raises).
 """
@@ -26,7 +26,7 @@ from fsseg.cell.models import BaseScores, Metrics, Result, State, Training, writ
 from fsseg.cell.record import Cell, open_cell
 from fsseg.cell.status import StatusFile
 from fsseg.config.entry import launch, typed
-from fsseg.errors import UserError
+from fsseg.errors import Diverged, UserError
 from fsseg.process.signals import Signals
 
 
@@ -72,7 +72,8 @@ def main(config: DictConfig) -> None:
                 write_record(cell.result_file, result)
                 status.update(state=State.DONE)
         except Exception as error:
-            status.update(state=State.FAILED, reason=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            status.update(state=State.FAILED, reason=reason, diverged=isinstance(error, Diverged))
             raise
         finally:
             claim.release()
@@ -84,6 +85,8 @@ def act(what: str, cell: Cell, signals: Signals) -> bool:
     """Misbehave; whether a signal stopped the cell."""
     if what == "usererror":
         raise UserError("the image is bad", "mend it")
+    if what == "diverge":
+        raise Diverged("the loss is nan at step 4", "lower train.lr")
     if what == "exit":
         sys.exit(3)
     if what == "kill":

@@ -123,6 +123,31 @@ def test_a_failed_trial_costs_itself_and_may_come_later(sweep: Sweep) -> None:
     assert study(sweep).trials() == trials  # told once
 
 
+def test_a_training_that_diverges_scores_nothing_and_is_told(sweep: Sweep) -> None:
+    """A sampler leaves failures out, and would try such settings again and again."""
+    code, output = sweep.run(*LINE, FAKE_TRIAL_1="diverge")
+    assert code == 0, output
+    trials = study(sweep).trials()
+    assert [trial.word for trial in trials] == ["scored", "diverged", *["scored"] * 4]
+    assert [t.state.name for t in study(sweep).as_optuna.get_trials()] == ["COMPLETE"] * 6
+    assert trials[1].value == 0.0
+    assert "6 trials: 5 scored, 1 diverged" in output
+    assert "the loss is nan at step 4" in output
+    code, _ = sweep.run(*LINE)
+    assert code == 0
+    assert study(sweep).trials() == trials  # told once, and not tried again
+    assert len(starts(sweep)) == 5
+
+
+def test_a_fold_that_diverges_counts_as_nothing_in_the_mean(sweep: Sweep) -> None:
+    code, output = sweep.run(*LINE, "search.trials=1", "fold=0,1", FAKE_1="diverge")
+    assert code == 1, output
+    assert "no trial has a score" in output
+    (trial,) = study(sweep).trials()
+    assert trial.value == pytest.approx(expected(trial) / 2)
+    assert trial.word == "diverged"
+
+
 def test_several_at_a_time_without_waiting_for_the_slowest(sweep: Sweep) -> None:
     code, output = sweep.run(*LINE, "hydra/launcher=local", "hydra.launcher.workers=3")
     assert code == 0, output

@@ -126,7 +126,7 @@ class Search:
                 self._sync()
                 # What another process turned out to hold is its own again; should that one die, it is taken over.
                 self._mine -= {n for n in self._mine if any(job.state in _HELD for job in self._jobs[n])}
-            elif self._open_elsewhere():
+            elif self._waits():
                 time.sleep(_POLL_SECONDS)
             else:
                 break
@@ -230,6 +230,10 @@ class Search:
             if not trial.is_open:
                 continue
             jobs = self._jobs_of(trial)
+            if faults := [fault for job in jobs for fault in job.faults]:
+                if self.study.tell(trial, None, "fail"):
+                    log.warning("trial %d cannot start: %s  %s", trial.number, faults[0].what, _shown(trial.chosen))
+                continue
             endings = [self._ending(job) for job in jobs]
             if all(ending is not None for ending in endings):
                 score = sum(score for score, _ in filter(None, endings)) / len(endings)
@@ -238,7 +242,7 @@ class Search:
                     log.info("trial %d: %s %.2f%s  %s", trial.number, self.cfg.metric, score,
                              f" ({why})" if why else "", _shown(trial.chosen))  # fmt: skip
                 continue
-            if any(status_of(job.place).state == State.PRUNED for job in jobs):
+            if _is_pruned(jobs):
                 if self.study.tell(trial, None, "pruned"):
                     log.info("trial %d ended early  %s", trial.number, _shown(trial.chosen))
                 continue
@@ -325,22 +329,26 @@ class Search:
             self._jobs[number] = self._of_trial(jobs, number)
             self._take(number)
             log.info("trial %d: %s", number, _shown(chosen))
-            todo = [job for job in jobs if job.state == State.TODO and self._ending(job) is None and self._is_free(job)]
-            if not faulty and todo:
-                return todo
+            if not faulty and not _is_pruned(jobs):
+                left = [job for job in jobs if job.state == State.TODO and self._ending(job) is None]
+                if todo := [job for job in left if self._is_free(job)]:
+                    return todo
             self._sync()  # settings that were tried before have their score; those that cannot start have none
 
     def _most(self) -> int:
         size = self.space.size() if self.cfg.sampler == "grid" else None
         return self.cfg.trials if size is None else min(size, self.cfg.trials)
 
-    def _open_elsewhere(self) -> bool:
-        """Whether other processes work on trials that are not told yet."""
+    def _waits(self) -> bool:
+        """Whether trials are not told yet that this start can do something for, now or later."""
+        self._look_around()
+        self._sync()
         for trial in self.study.trials():
+            if trial.is_open and trial.number not in self._mine:
+                return True  # others have it; or it was let go a moment ago, and the next look takes it
             left = [job for job in self._jobs_of(trial) if job.result() is None] if trial.is_open else []
-            if trial.number in self._mine:  # its job is gone without a result: it is left for the next start
-                left = [job for job in left if self.sweeper.elsewhere.owner(job.place) is not None]
-            if any(not self._is_free(job) for job in left):
+            # Of its own, whose job is gone without a result, the next start makes another try.
+            if any(self.sweeper.elsewhere.owner(job.place) is not None for job in left):
                 return True
         return False
 
@@ -418,6 +426,10 @@ def check_metric(metric: str) -> None:
             f"search by {' or '.join(METRICS)}; search.final=true scores the winner on the novel classes, once",
         )
     raise UserError(f"search.metric={metric} is not a choice", f"set it to one of: {', '.join(METRICS)}")
+
+
+def _is_pruned(jobs: Sequence[Job]) -> bool:
+    return any(status_of(job.place).state == State.PRUNED for job in jobs)
 
 
 def _sets(override: str, keys: Sequence[str]) -> bool:

@@ -296,7 +296,11 @@ def _sampler(cfg: SearchConfig, space: Space, number: int) -> Any:
         case "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=cfg.startup_trials)
         case _:
-            return samplers.TPESampler(seed=seed, n_startup_trials=cfg.startup_trials)
+            return samplers.TPESampler(
+                seed=seed, n_startup_trials=cfg.startup_trials, multivariate=True, constant_liar=True,
+                # of a space in which some keys are searched beside others alone
+                group=any(p.when for p in space.parameters), warn_independent_sampling=False,
+            )  # fmt: skip
 
 
 def _pruner(cfg: SearchConfig) -> Any:
