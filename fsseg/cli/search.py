@@ -24,6 +24,7 @@ def search(
     from fsseg.sweep.search import view
 
     for number, study in enumerate(view.studies_of(folders, storage)):
-        print("\n" * (number > 0) + visible(view.text(study, trials)), flush=True)
+        lines = view.text(study, trials).splitlines()
+        print("\n" * (number > 0) + "\n".join(map(visible, lines)), flush=True)
         for file, _ in view.draw(study) if plots else ():
             print(visible(f"written: {file}"), flush=True)

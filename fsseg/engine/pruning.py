@@ -31,7 +31,7 @@ def check(run: Run, epoch: float, scores: dict[str, float]) -> None:
         return
     falls_behind = _falls_behind(search, epoch, scores) if run.ranks.first else False
     if distributed.broadcast(falls_behind, run.ranks):
-        what = f"{search.metric} {scores[search.metric]:.2f} after {epoch:g} epochs, search.pruner={search.pruner}"
+        what = f"{search.metric} {scores[search.metric]:.2f} after epoch {epoch:g}, search.pruner={search.pruner}"
         raise Pruned(f"trial {search.trial}: {what}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,7 @@ class CellResult:
         episodes: fingerprints of the evaluated episode lists, one a seed.
         made_with: what is kept of its provenance.
         shared: holds the parts that other cells have too.
+        is_trial: whether a search made it, which scores base classes alone.
     """
 
     path: Path
@@ -106,6 +107,7 @@ class CellResult:
     episodes: tuple[str, ...] = ()
     made_with: MadeWith = NOT_RECORDED
     shared: _Shared = field(default_factory=_Shared, repr=False, compare=False)
+    is_trial: bool = False
 
     @property
     def key(self) -> CellKey:
@@ -265,7 +267,8 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared, whole
         episodes = shared(_episodes(result))
         if not whole:
             _slim(result, shared)
-        return [CellResult(run.directory, result, seen.state, why, episodes, made_with, shared)]
+        is_trial = result.metrics is None and _trial_of(_config(run, problems)) is not None
+        return [CellResult(run.directory, result, seen.state, why, episodes, made_with, shared, is_trial)]
     unreadable = seen.state == State.BROKEN and seen.status is None
     if unreadable:
         file, _, what = seen.reason.partition(" ")
@@ -274,13 +277,25 @@ def _read_run(run: RunDirectory, problems: list[Problem], shared: _Shared, whole
         if not unreadable:
             problems.append(Problem(run.directory, "is a run, but neither its path nor its config.yaml names a cell"))
         return []
+    config = _config(run, problems)
+    protocol = config.get("protocol")
+    known = Result(run.row_key(key), fingerprint="", protocol=shared(protocol if isinstance(protocol, dict) else {}))
+    is_trial = _trial_of(config) is not None
+    return [CellResult(run.directory, known, seen.state, _reason(seen), shared=shared, is_trial=is_trial)]
+
+
+def _config(run: RunDirectory, problems: list[Problem]) -> dict[str, Any]:
     try:
-        protocol = run.config().get("protocol")
+        return run.config()
     except Unreadable as error:
         problems.append(Problem(run.config_file, str(error)))
-        protocol = None
-    known = Result(run.row_key(key), fingerprint="", protocol=shared(protocol if isinstance(protocol, dict) else {}))
-    return [CellResult(run.directory, known, seen.state, _reason(seen), shared=shared)]
+        return {}
+
+
+def _trial_of(config: Mapping[str, Any]) -> object:
+    """The number of the trial that a cell is of; None if no search made it."""
+    search = config.get("search")
+    return search.get("trial") if isinstance(search, dict) else None
 
 
 def _episodes(result: Result) -> tuple[str, ...]:

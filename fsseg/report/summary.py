@@ -14,6 +14,7 @@ from typing import Any
 
 from fsseg.config.constraints import BEST
 from fsseg.errors import visible
+from fsseg.process.words import count
 from fsseg.report.collect import NOT_RECORDED, CellResult, MadeWith
 from fsseg.report.formats import csv_cell, markdown_item
 from fsseg.report.latex import PACKAGES
@@ -44,9 +45,12 @@ def _leftovers(report: Report, heading: str, shown: Callable[[object], str]) -> 
     """Base learners, missing cells and unreadable files, each with its score or its reason."""
     missing = [f"{label}: {reason}" for table in report.tables for label, reason in table.missing]
     base = [f"{cell.key}: {_of_base_classes(cell)}" for cell in report.base_learners]
+    searched = Counter(cell.key.name for cell in report.trials)
+    trials = [f"{name}: {count(number, 'cell')} (`fsseg search` lists them)" for name, number in searched.items()]
     blocks = []
     for what, items in (
-        ("Base learners, in no table: what they score is of base classes", base), ("Missing cells", missing),
+        ("Base learners, in no table: what they score is of base classes", base),
+        ("Searches, whose trials are in no table for the same reason", trials), ("Missing cells", missing),
         ("Could not be read", report.problems),
     ):  # fmt: skip
         if items:

@@ -257,6 +257,7 @@ class Report:
     """The tables, and everything that is in none of them.
 
     `base_learners` are cells whose score is of base classes: they are in no table, no mean, and not among `cells`.
+    `trials`, those of searches, likewise.
     `episodes` is what was read of the cells for the tables, so that nobody reads it again.
     """
 
@@ -264,6 +265,7 @@ class Report:
     problems: list[Problem]
     cells: list[CellResult]
     base_learners: list[CellResult] = field(default_factory=list)
+    trials: list[CellResult] = field(default_factory=list)
     episodes: Episodes = field(default_factory=Episodes)
 
 
@@ -291,7 +293,8 @@ def build(collection: Collection) -> Report:
     """Sort cells into tables and average what may be averaged."""
     problems = list(collection.problems)
     base = [cell for cell in collection.cells if cell.key.method in BASE_LEARNERS]
-    few_shot = [cell for cell in collection.cells if cell.key.method not in BASE_LEARNERS]
+    trials = [cell for cell in collection.cells if cell.is_trial]
+    few_shot = [cell for cell in collection.cells if cell.key.method not in BASE_LEARNERS and not cell.is_trial]
     scored: dict[TableKey, list[CellResult]] = defaultdict(list)
     pending: list[CellResult] = []
     for cell in few_shot:
@@ -314,7 +317,7 @@ def build(collection: Collection) -> Report:
     tables = [_table(key, groups[key], episodes) for key in order]
     _mark_differences(tables)
     _name_older_figures(tables)
-    return Report(tables, problems, few_shot, base, episodes)
+    return Report(tables, problems, few_shot, base, trials, episodes)
 
 
 def _apart_by_list(groups: dict[TableKey, list[CellResult]]) -> defaultdict[TableKey, list[CellResult]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import re
@@ -10,9 +11,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from command_line import fsseg
 from sweeps import Sweep, wait_until
 
 from fsseg.config.schema import SearchConfig
+from fsseg.errors import UserError
+from fsseg.report.collect import collect
+from fsseg.report.summary import to_text
+from fsseg.report.tables import build
 from fsseg.sweep.search import view
 from fsseg.sweep.search.study import Study, Trial
 
@@ -169,6 +175,88 @@ def test_a_signal_ends_it_and_the_same_line_goes_on(sweep: Sweep) -> None:
     assert study(sweep).trials()[0].chosen == trial.chosen
 
 
+GRID = """defaults:
+  - /schema/search@_here_: search
+  - _self_
+space:
+  model.iterations: {choices: [1, 2, 3]}
+  train.lr: {choices: [0.01, 0.03], when: {model.iterations: [2, 3]}}
+sampler: grid
+"""
+
+
+def test_a_grid_is_tried_once_each(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "mine/search").mkdir(parents=True)
+    (tmp_path / "mine/search/all.yaml").write_text(GRID)
+    line = ("-m", "--config-dir", str(tmp_path / "mine"), "search=all")
+    for trials, expected in (("search.trials=2", 2), ("search.trials=20", 5)):
+        code, output = sweep.run(*line, trials)
+        assert code == 0, output
+        assert len(study(sweep).trials()) == expected
+    assert [tuple(trial.chosen.values()) for trial in study(sweep).trials()] == [
+        (1,), (2, 0.01), (2, 0.03), (3, 0.01), (3, 0.03)
+    ]  # fmt: skip
+
+
+def test_the_winner_is_run_once_at_the_end_on_the_novel_classes(sweep: Sweep) -> None:
+    line = (*LINE, "search.trials=2", "search.final=true")
+    for _ in range(2):
+        code, output = sweep.run(*line)
+        assert code == 0, output
+        results = [json.loads(file.read_text()) for file in (sweep.folder / "outputs").rglob("result.json")]
+        (final,) = [result for result in results if result["metrics"] is not None]
+        assert len(results) == 3
+    best = study(sweep).best
+    assert best is not None
+    assert f"model.iterations-{best.chosen['model.iterations']}" in final["cell"]["variant"]
+    assert starts(sweep) == [1] * 3
+
+
+def test_a_data_base_holds_the_study_as_well(sweep: Sweep, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    for trials in (2, 3):
+        code, output = sweep.run(*LINE, f"search.trials={trials}", f"search.storage={storage}")
+        assert code == 0, output
+    (found,) = view.studies_of([sweep.folder / "outputs/s"], storage)
+    assert [trial.state for trial in found.trials()] == ["complete"] * 3
+    assert not (sweep.folder / "outputs/s/search/journal.log").exists()
+
+
+def test_without_optuna_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/journal.log").touch()
+    monkeypatch.setattr("fsseg.sweep.search.study.find_spec", lambda name: None)
+    with pytest.raises(UserError) as told:
+        view.studies_of([tmp_path])
+    assert str(told.value) == "search= needs Optuna, which is not installed\n  -> pip install 'fsseg[search]'"
+
+
+def test_what_was_found_is_listed_drawn_and_in_the_report(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.run(*LINE, FAKE_TRIAL_1="diverge", FAKE_TRIAL_2="usererror")
+    folder = sweep.folder / "outputs/s"
+    printed = fsseg("search", str(folder)).stdout.splitlines()
+    assert printed[0].endswith(": 6 trials: 4 scored, 1 diverged, 1 failed")
+    assert printed[2].split() == ["trial", "base/miou", "state", "train.lr", "model.iterations"]
+    scores = [float(line.split()[1]) for line in printed[3:8]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[-1] == 0
+    (winner,) = [line for line in printed if line.endswith("fold=0,1,2,3")]
+    assert "search" not in winner
+    pictures = [line.removeprefix("written: ") for line in printed if line.startswith("written: ")]
+    assert [Path(file).name.rpartition("-")[2] for file in pictures] == [
+        "history.png", "importance.png", "parallel.png", "slice.png"
+    ]  # fmt: skip
+    told = fsseg("report", str(folder), "--out", str(tmp_path / "page.html")).stdout
+    assert "6 cells (4 done, 2 failed)" in told  # other folds of a trial are not missing
+    page = (tmp_path / "page.html").read_text()
+    assert "Search for settings" in page
+    assert winner in html.unescape(page)
+    report = build(collect([folder]))
+    assert report.tables == []
+    assert len(report.trials) == 6
+    assert "s: 6 cells (`fsseg search` lists them)" in to_text(report)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -179,6 +267,7 @@ def test_a_signal_ends_it_and_the_same_line_goes_on(sweep: Sweep) -> None:
         (["search=nowhere"], "search=nowhere: there is no such search"),
         (["search.trials=0"], "search.trials=0"),
         (["search.sampler=best"], "search.sampler=best"),
+        (["search.sampler=grid"], "train.lr is a range without steps"),
         (["hydra/launcher=slurm", "hydra.launcher.wait=false"], "wait=false"),
     ],
 )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fsseg.config.checks import faults
-from fsseg.config.compose import compose
 from fsseg.config.schema import ParameterConfig, SearchConfig
 from fsseg.errors import UserError
 from fsseg.sweep.search.run import check_metric
@@ -66,12 +64,6 @@ def test_novel_classes_are_no_metric(metric: str) -> None:
         check_metric("accuracy")
 
 
-def test_a_line_of_one_cell_starts_no_search() -> None:
-    (fault,) = faults(compose(["search=lr_and_rounds"]).cfg)
-    assert "search= starts many cells" in fault.what
-    assert "-m" in fault.fix
-
-
 def test_numbers_are_tried_with_four_digits_and_stay_within_the_range() -> None:
     rate = Parameter("train.lr", low=0.00123456, high=0.0987654)
     assert rate.rounded(0.012345678) == 0.01235
@@ -101,15 +93,22 @@ def test_what_depends_on_another_key_comes_after_it() -> None:
     assert [p.key for p in one.parameters] == ["train.optimizer", "train.weight_decay"]
 
 
-def test_a_grid_is_counted_without_what_does_not_apply() -> None:
-    """sgd alone, and adamw with each of three decays: 4; times 2 rounds is 8."""
+def test_a_grid_has_every_choice_once_and_nothing_that_does_not_apply() -> None:
     one = space(
         train__optimizer=ParameterConfig(choices=["sgd", "adamw"]),
         train__weight_decay=ParameterConfig(low=0.0, high=0.2, step=0.1, when={"train.optimizer": "adamw"}),
         model__iterations=ParameterConfig(low=1, high=2, whole=True),
     )
-    assert one.size() == 8
-    assert space(train__lr=LR).size() is None
+    decays = [{}, *({"train.weight_decay": decay} for decay in (0.0, 0.1, 0.2))]
+    expected = [
+        {"train.optimizer": "sgd" if not decay else "adamw", "model.iterations": rounds, **decay}
+        for decay in decays for rounds in (1, 2)
+    ]  # fmt: skip
+    found = list(one.grid())
+    assert len(found) == 8
+    assert all(choice in found for choice in expected)
+    with pytest.raises(UserError, match=r"search.sampler=grid: train.lr is a range without steps"):
+        space(train__lr=LR).grid()
 
 
 def test_settings_are_written_as_overrides() -> None:

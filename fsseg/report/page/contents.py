@@ -131,7 +131,7 @@ def contents(
         folders: as the user named them.
         drawn: run directory -> folder with sheets that were drawn for this page.
     """
-    every = [*report.cells, *report.base_learners]
+    every = [*report.cells, *report.base_learners, *report.trials]
     page = Contents(
         names=sorted({c.key.name for c in every} | {s.key.name for s in standing.cells if s.key is not None}),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
@@ -69,6 +70,8 @@ class Search:
             raise UserError(what, "leave hydra.launcher.wait=false out; the same line goes on after an interruption")
         check_metric(self.cfg.metric)
         self.space = Space.of(self.cfg)
+        if self.cfg.sampler == "grid":
+            self.space.grid()
         self.line = self._cells_of_the_line()
         if self.cfg.pruner != "none" and len(self.line) > 1:
             raise UserError(
@@ -318,8 +321,7 @@ class Search:
                 enough = len(trials) - len(repeated - {None}) >= self._most()
                 if enough and not again:
                     return []
-                first = self.first if not trials else None
-                number, chosen = self.study.ask(first, again[0] if again else None)
+                number, chosen = self.study.ask(self._wanted(trials), again[0] if again else None)
                 jobs = self._made(chosen, data=False)
                 faulty = [fault for job in jobs for fault in job.faults]
                 experiment = self.study.folder.parent
@@ -335,9 +337,20 @@ class Search:
                     return todo
             self._sync()  # settings that were tried before have their score; those that cannot start have none
 
+    def _wanted(self, trials: Sequence[Trial]) -> Mapping[str, Value] | None:
+        """Settings that are to be tried next, whatever the sampler would choose: those of the line, or the next of a
+        grid."""
+        if self.cfg.sampler != "grid":
+            return self.first if not trials else None
+        tried = [trial.chosen for trial in trials]
+        if not trials and self.first in self.space.grid():
+            return self.first
+        return next((choice for choice in self.space.grid() if choice not in tried), None)
+
     def _most(self) -> int:
-        size = self.space.size() if self.cfg.sampler == "grid" else None
-        return self.cfg.trials if size is None else min(size, self.cfg.trials)
+        if self.cfg.sampler != "grid":
+            return self.cfg.trials
+        return sum(1 for _ in islice(self.space.grid(), self.cfg.trials))
 
     def _waits(self) -> bool:
         """Whether trials are not told yet that this start can do something for, now or later."""

@@ -5,7 +5,6 @@ Nothing here needs Optuna; `fsseg.sweep.search.study` makes its distributions of
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,13 +119,30 @@ class Space:
                 chosen[parameter.key] = known.get(parameter.key, parameter.ends[0])
         return chosen
 
-    def size(self) -> int | None:
-        """How many different choices there are; None if they cannot be counted."""
-        grids = [parameter.grid for parameter in self.parameters]
-        if any(grid is None for grid in grids):
-            return None
-        return len({tuple(self.completed(dict(zip((p.key for p in self.parameters), values))).items())
-                    for values in itertools.product(*[grid or () for grid in grids])})  # fmt: skip
+    def grid(self) -> Iterator[dict[str, Value]]:
+        """Every choice once.
+
+        Raises:
+            UserError: a range has no steps.
+        """
+        if endless := [p.key for p in self.parameters if p.grid is None]:
+            raise UserError(
+                f"search.sampler=grid: {endless[0]} is a range without steps, which has no end of values",
+                f"give {endless[0]} a step or choices, or take another sampler: tpe, random",
+            )
+        return self._rest_of({})
+
+    def _rest_of(self, chosen: dict[str, Value], at: int = 0) -> Iterator[dict[str, Value]]:
+        """Every choice that begins with what is chosen for the parameters before `at`."""
+        if at == len(self.parameters):
+            yield chosen
+            return
+        parameter = self.parameters[at]
+        if not parameter.applies(chosen):
+            yield from self._rest_of(chosen, at + 1)
+            return
+        for value in parameter.grid or ():
+            yield from self._rest_of({**chosen, parameter.key: value}, at + 1)
 
 
 def words(chosen: Mapping[str, Value]) -> list[str]:

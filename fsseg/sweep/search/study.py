@@ -157,7 +157,9 @@ class Study:
         if left:
             trial = optuna.trial.Trial(self._study, left[0]._trial_id)
         else:
-            if wanted is not None:
+            # What a process that was killed here has put in line is there already.
+            waiting = any(t.state == optuna.trial.TrialState.WAITING for t in self._study.get_trials(deepcopy=False))
+            if wanted is not None and not waiting:
                 self._study.enqueue_trial(dict(wanted))
             trial = self._study.ask()
         if repeats is not None:
@@ -287,10 +289,8 @@ def _sampler(cfg: SearchConfig, space: Space, number: int) -> Any:
     samplers = _optuna().samplers
     seed = int.from_bytes(hashlib.sha256(f"{cfg.seed} {number}".encode()).digest()[:4], "big") >> 1
     match cfg.sampler:
-        case "random":
+        case "random" | "grid":  # whose choices `Search` names
             return samplers.RandomSampler(seed=seed)
-        case "grid":
-            return samplers.GridSampler({p.key: list(p.grid or ()) for p in space.parameters}, seed=cfg.seed)
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=cfg.startup_trials)
         case "gp":
@@ -299,7 +299,7 @@ def _sampler(cfg: SearchConfig, space: Space, number: int) -> Any:
             return samplers.TPESampler(
                 seed=seed, n_startup_trials=cfg.startup_trials, multivariate=True, constant_liar=True,
                 # of a space in which some keys are searched beside others alone
-                group=any(p.when for p in space.parameters), warn_independent_sampling=False,
+                group=any(p.when for p in space.parameters),
             )  # fmt: skip
 
 
