@@ -138,7 +138,7 @@ def draw(study: Study, folder: Path | None = None) -> list[tuple[Path, str]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                axes = getattr(plots, function)(study.as_optuna)
+                axes = getattr(plots, function)(study.as_optuna, target_name=study.cfg.metric)
                 figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
                 figure.set_size_inches(max(figure.get_size_inches()[0], 8), 4.5)
                 figure.savefig(file, dpi=120, bbox_inches="tight")
