@@ -100,7 +100,7 @@ def is_gone(holder: Holder) -> bool:
     """Whether the holder is known to have ended: a process of this machine, or an earlier start of our SLURM job."""
     theirs, mine = holder.fields, _this_process()
     if holder.is_here:
-        return _process_start(theirs.get("pid")) != theirs.get("pid_start")
+        return process_start(theirs.get("pid")) != theirs.get("pid_start")
     same_job = theirs.get("slurm_job") is not None and all(
         theirs.get(k) == mine[k] for k in ("slurm_job", "slurm_cluster")
     )
@@ -312,7 +312,7 @@ def _this_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pid_start": _process_start(os.getpid()),
+        "pid_start": process_start(os.getpid()),
         "boot": _read("/proc/sys/kernel/random/boot_id"),
         "pid_namespace": _pid_namespace(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
@@ -322,7 +322,7 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _process_start(pid: Any) -> str | None:
+def process_start(pid: Any) -> str | None:
     """When a process of this machine started, in its kernel's ticks; None if there is none or it is a zombie."""
     text = _read(f"/proc/{pid}/stat") if isinstance(pid, int) else None
     if text is None:

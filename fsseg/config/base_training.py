@@ -44,6 +44,7 @@ def base_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     found["train"] = resolved(TrainConfig()) | kept | own | factors
     found["eval"] = resolved(EvalConfig())
     found["logger"] |= {"figures": 0, "steps": False}
+    found["search"] = None  # of many trials one base learner, which is none itself
     found["notify"] |= {"on_end": None}  # the cell that waits for it tells
     return found
 

@@ -9,6 +9,7 @@ out, faulty cells are reported together. The others go to the configured launche
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import signal
@@ -62,7 +63,7 @@ from fsseg.sweep.preflight import runs_here
 
 log = logging.getLogger("fsseg.sweep")
 
-_FINE = (State.DONE, State.RUNNING, State.PENDING)  # no failure: the latter two belong to other processes
+FINE = (State.DONE, State.RUNNING, State.PENDING)  # no failure: the latter two belong to other processes
 _MOST_LAUNCHES = 4  # of a cell in one sweep: other processes may take it and die several times
 
 
@@ -236,7 +237,7 @@ class FssegSweeper(Sweeper):
         if interrupted is not None:
             log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
             raise SystemExit(128 + interrupted.signum)
-        if left := [job for job in jobs if job.state not in _FINE]:
+        if left := [job for job in jobs if job.state not in FINE]:
             raise UserError(
                 f"{len(left)} of {len(jobs)} cells are not done (listed above)",
                 "mend the cause and run the same line again: it runs just what is missing",
@@ -451,6 +452,7 @@ def _tell_faults(jobs: Sequence[Job]) -> None:
         log.error("%s\n  (%s)", fault, cells)
 
 
+_GROW_SECONDS = 2.0  # between looks for more cells, unless one has ended
 Grow = Callable[[int | None], list[Job]]
 """Names further cells, given how many could start now (`fsseg.sweep.launchers.base.Observer.more`)."""
 
@@ -476,13 +478,26 @@ class _Observer(Observer):
         self._submitting = submitting
         self._grow = grow
         self._logs: dict[int, Path] = {}
+        self._grown = -math.inf
 
     def more(self, free: int | None) -> list[More]:
-        if self._grow is None or not (jobs := self._grow(free)):
+        if self._grow is None or time.monotonic() - self._grown < _GROW_SECONDS:
             return []
-        if getattr(self.sweeper.launcher, "queues", False):
-            jobs = self.sweeper._alone(jobs, self._submitting)
-            self.elsewhere = self.sweeper.elsewhere
+        self._grown = time.monotonic()
+        try:
+            jobs = self._grow(free)
+            if jobs and getattr(self.sweeper.launcher, "queues", False):
+                self._submitting.close()  # what was refused before is not submitted any more
+                jobs = self.sweeper._alone(jobs, self._submitting)
+                self.elsewhere = self.sweeper.elsewhere
+        except Exception as error:
+            # The cells that run are waited for; who asks for more after that has the fault again, or not.
+            self._grow = None
+            log.error("no more cells until those have ended: %s", error)
+            jobs = []
+        if not jobs:
+            self._submitting.close()
+            return []
         found = []
         for experiment, sweep in self._sweeps.items():
             mine = [job for job in jobs if job.place.experiment == experiment]
@@ -521,6 +536,7 @@ class _Observer(Observer):
         job = self.jobs[index]
         job.settle(returned, self.elsewhere, self._logs.get(index))
         self.over.add(index)
+        self._grown = -math.inf
         if returned.status == JobStatus.COMPLETED and job.state != State.DONE:  # a run leaves a cell to its holder
             self.busy.add(index)
         of = "" if self._grow is not None else f"/{len(self.jobs)}"  # of a search nobody knows how many there will be
@@ -596,7 +612,7 @@ def text(jobs: Sequence[Job]) -> str:
     for job in jobs:
         told = [" ".join(f"{key}={job.settings.get(key)}" for key in keys)] if keys else []
         rows.append([job.label, str(job.state), *told, (job.note.splitlines() or [""])[0][:200]])
-        if job.log is not None and job.state not in _FINE:
+        if job.log is not None and job.state not in FINE:
             rows.append(["", "", *[""] * bool(keys), f"log: {job.log}"])
     counts = ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
     return f"\n{aligned(rows, left=(0, 1, 2, 3))}\n{len(jobs)} cells: {counts}"

@@ -109,7 +109,7 @@ def test_a_dead_process_of_this_machine_is_known_at_once(path: Path) -> None:
 
 def test_a_zombie_and_a_recycled_process_number_count_as_dead() -> None:
     process = subprocess.Popen(["true"])
-    while claims._process_start(process.pid) is not None:
+    while claims.process_start(process.pid) is not None:
         time.sleep(0.01)
     mine = claims._this_process()
     assert is_gone(claims.Holder("", {**mine, "pid": process.pid, "pid_start": "1"}))  # not yet waited for

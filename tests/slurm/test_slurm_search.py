@@ -25,6 +25,19 @@ def trials(folder: Path) -> dict[int, Trial]:
     return {trial.number: trial for trial in study.trials()}
 
 
+def test_two_processes_submit_each_trial_once(cluster: Cluster, tmp_path: Path) -> None:
+    sweep = Sweep(cluster, tmp_path, FAKE, "search=lr_and_rounds", "search.trials=6", "search.parallel=2",
+                  f"dataset.root={tmp_path}")  # fmt: skip
+    processes = [sweep.start() for _ in range(2)]
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [trial.state for trial in trials(tmp_path).values()] == ["complete"] * 6
+    done = [len(json.loads(file.read_text())) for file in (tmp_path / "outputs").rglob("starts.json")]
+    assert done == [1] * len(done)
+    jobs = [swept.job for record in sweep.records for swept in record.cells if swept.job is not None]
+    assert len(jobs) == len(done)
+
+
 def test_trials_are_jobs_and_each_misfortune_costs_its_own(cluster: Cluster, tmp_path: Path) -> None:
     sweep = Sweep(cluster, tmp_path, FAKE, "search=lr_and_rounds", "search.trials=7", "search.parallel=3",
                   f"dataset.root={tmp_path}")  # fmt: skip

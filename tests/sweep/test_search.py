@@ -16,6 +16,7 @@ from sweeps import Sweep, wait_until
 
 from fsseg.config.schema import SearchConfig
 from fsseg.errors import UserError
+from fsseg.process.files import read_yaml
 from fsseg.report.collect import collect
 from fsseg.report.summary import to_text
 from fsseg.report.tables import build
@@ -210,6 +211,41 @@ def test_the_winner_is_run_once_at_the_end_on_the_novel_classes(sweep: Sweep) ->
     assert best is not None
     assert f"model.iterations-{best.chosen['model.iterations']}" in final["cell"]["variant"]
     assert starts(sweep) == [1] * 3
+
+
+def test_a_winner_that_fails_is_told(sweep: Sweep) -> None:
+    trials = {"FAKE_TRIAL_0": "", "FAKE_TRIAL_1": ""}
+    code, output = sweep.run(*LINE, "search.trials=2", "search.final=true", FAKE_0="usererror", **trials)
+    assert code == 1
+    assert "2 trials: 2 scored" in output
+    assert "the winner has no score" in output
+
+
+def test_what_the_line_sets_stays_where_a_trial_chooses_nothing(sweep: Sweep, tmp_path: Path) -> None:
+    code, output = sweep.run(*LINE, "search.trials=2", "train.lr=0.05", "seed=1,2", "eval.base_share=0.2")
+    assert code == 0, output
+    assert study(sweep).trials()[0].chosen == {"train.lr": 0.05, "model.iterations": 3}
+    (line,) = re.findall(r"the novel classes with it: (.*)", output)
+    words = shlex.split(line)
+    assert {"seed=1,2", "fold=0,1,2,3"} <= set(words)
+    assert [word.partition("=")[0] for word in words].count("train.lr") == 1
+    assert not any(word.startswith("eval.") for word in words)
+
+    (tmp_path / "mine/search").mkdir(parents=True)
+    (tmp_path / "mine/search/decays.yaml").write_text(GRID.replace("model.iterations", "train.optimizer").replace(
+        "[1, 2, 3]", "[sgd, adamw]").replace("train.lr", "train.weight_decay").replace("[2, 3]", "adamw"))  # fmt: skip
+    code, output = sweep.run("-m", "--config-dir", str(tmp_path / "mine"), "search=decays", "train.weight_decay=0.0777")
+    assert code == 0, output
+    folder = sweep.folder / "outputs/s"
+    (decays,) = [found for found in view.studies_of([folder]) if found.name.startswith("decays")]
+    configs = [read_yaml(folder / cell / "config.yaml") for trial in decays.trials() for cell in trial.cells]
+    used = {(config["train"]["optimizer"], config["train"]["weight_decay"]) for config in configs}
+    assert used == {("sgd", 0.0777), ("adamw", 0.01), ("adamw", 0.03)}
+
+
+def test_a_look_before_it_writes_nothing(sweep: Sweep) -> None:
+    _, output = sweep.run(*LINE, "check=true")
+    assert not (sweep.folder / "outputs/s/search").exists(), output
 
 
 def test_a_data_base_holds_the_study_as_well(sweep: Sweep, tmp_path: Path) -> None:

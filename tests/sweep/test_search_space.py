@@ -19,6 +19,7 @@ def space(**keys: ParameterConfig) -> Space:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
+        ({"base_training__lr": LR}, "a base learner is trained on the images, too"),
         ({}, "search.space is empty"),
         ({"train__lr": ParameterConfig()}, "train.lr has neither choices nor a range"),
         ({"train__lr": ParameterConfig(low=0.1)}, "train.lr has neither choices nor a range"),

@@ -145,19 +145,23 @@ class SlurmLauncher(CellLauncher):
         returns: dict[int, JobReturn] = {}
         gone_since: dict[int, float] = {}
         asked, held = 0.0, set[int]()
+        late: UserError | None = None
 
         def end(index: int, returned: JobReturn) -> None:
             returns[index] = returned
             self.observer.ended(index, returned)
 
         while True:
-            if more := self.observer.more(None):
+            if late is None and (more := self.observer.more(None)):
                 added, refused = self._submit(more, len(jobs), first)
-                if refused is not None:
-                    raise refused
                 jobs += added
-                cells += more
+                cells += more[: len(added)]
+                if refused is not None:  # those that were submitted have their results first
+                    log.error("%s; what was submitted goes on", refused)
+                    late = refused
             if len(returns) == len(jobs):
+                if late is not None:
+                    raise late
                 break
             signals.sleep(_LOOK_SECONDS)
             if signals.received:

@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from fsseg.sweep.elsewhere import Elsewhere
 from fsseg.sweep.grid import examine, split_overrides
 from fsseg.sweep.launchers.base import SweepInterrupted
 from fsseg.sweep.preflight import runs_here
-from fsseg.sweep.search.space import Space, Value, words
+from fsseg.sweep.search.space import Space, Value, sets, without, words
 from fsseg.sweep.search.study import FOLDER, JOURNAL, Study, Trial, counted, open_storage, study_name
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ _POLL_SECONDS = 2.0  # between looks at the trials of other machines
 _LOST = (State.FAILED, State.FAULTY)
 _HELD = (State.RUNNING, State.PENDING)
 _OURS = ("eval.enabled", "eval.every_epochs")
+_HELD_OUT = ("eval.base_share", "eval.base_episodes")
 
 
 class Search:
@@ -69,6 +71,9 @@ class Search:
             what = "search= with hydra.launcher.wait=false: what is tried next depends on what was scored"
             raise UserError(what, "leave hydra.launcher.wait=false out; the same line goes on after an interruption")
         check_metric(self.cfg.metric)
+        self._jobs: dict[int, list[Job]] = {}
+        self._mine: set[int] = set()  # trials whose cells this process launches
+        self._launched: set[int] = set()
         self.space = Space.of(self.cfg)
         if self.cfg.sampler == "grid":
             self.space.grid()
@@ -80,16 +85,18 @@ class Search:
                 "give one fold and one seed, or search.pruner=none",
             )
         self.default = default = self._check()
+        if self._composed(default[0]).cfg.check:
+            return  # nothing is written
         folder = default[0].place.experiment / FOLDER
         choice = str(sweeper.config.hydra.runtime.choices.get("search"))
         name = study_name(choice, self.cfg, [job.place.identity for job in default])
         self.study = Study(self.cfg, self.space, open_storage(self.cfg, folder), name, folder)
         self.first = self._settings_of(default[0])
-        settings = [o for o in self.line[0] if not _sets(o, (*_PER_TRIAL, "eval.base_share", "eval.base_episodes"))]
+        seeds = dict.fromkeys(o for own in self.line for o in own if sets(o, ("seed",)))
+        settings = without(self.line[0], (*_PER_TRIAL, *_HELD_OUT))
+        if seeds:
+            settings.append(f"seed={','.join(o.partition('=')[2] for o in seeds)}")
         self.study.note(settings, self._composed(default[0]).cfg.dataset.num_folds)
-        self._jobs: dict[int, list[Job]] = {}
-        self._mine: set[int] = set()  # trials whose cells this process launches
-        self._launched: set[int] = set()
 
     def run(self) -> Sequence[JobReturn]:
         """Try until all trials are told, by this process or others.
@@ -106,20 +113,29 @@ class Search:
         self._look_around()
         self._sync()
         self._announce()
-        interrupted = None
+        interrupted, winner = None, []
         with ExitStack() as sweeper.claims:
             try:
                 self._try_all()
+                winner = self._run_winner()
             except KeyboardInterrupt as error:
                 interrupted = error if isinstance(error, SweepInterrupted) else SweepInterrupted(signal.SIGINT)
-        launched = [job for number in self._launched for job in self._jobs[number]]
+            except UserError as error:
+                sweeper._notify(self._begun(), time.monotonic() - began, error.what)
+                raise
         sweeper._notify(
-            launched, time.monotonic() - began, f"ended by {interrupted}" if interrupted is not None else ""
+            [*self._begun(), *winner],
+            time.monotonic() - began,
+            f"ended by {interrupted}" if interrupted is not None else "",
         )
         if interrupted is not None:
             log.warning("ended by %s%s", interrupted, f"; {interrupted.advice}" if interrupted.advice else "")
             raise SystemExit(128 + interrupted.signum)
-        return self._end()
+        return self._end(winner)
+
+    def _begun(self) -> list[Job]:
+        """The cells that this start has launched."""
+        return [job for number in self._launched for job in self._jobs[number]]
 
     def _try_all(self) -> None:
         """Launch trials until all are told; wait for those of other processes."""
@@ -137,15 +153,14 @@ class Search:
     # ------------------------------------------------------------------------------------------------------- the line
 
     def _cells_of_the_line(self) -> list[list[str]]:
-        """The overrides of each cell of a trial, without what is searched.
+        """The overrides of each cell of a trial.
 
         Raises:
             UserError: the line sweeps something else than folds and training seeds.
         """
         found = []
         for overrides, _ in self.composer.grid_of_master():
-            kept = [o for o in overrides if not _sets(o, ("search", "search."))]
-            found.append([o for o in kept if not _sets(o, (*self.cfg.space, *_OURS))])
+            found.append(without(overrides, ("search", "search.", *_OURS)))
         settings = [split_overrides(overrides) for overrides in found]
         swept = {k for k in settings[0] if len({s.get(k) for s in settings}) > 1} - set(_PER_TRIAL)
         if swept:
@@ -186,8 +201,9 @@ class Search:
         from fsseg.sweep.sweeper import Job
 
         held_out = ["eval.enabled=false", f"eval.every_epochs={self.cfg.every_epochs}"]
-        of_trial = [*words(chosen), *held_out] if trial else words(chosen)
-        lines = [self.composer.swept([*own, *of_trial]) for own in self.line]
+        # The winner is trained on all images.
+        of_trial, of_line = (held_out, tuple(chosen)) if trial else ([], (*chosen, *_HELD_OUT))
+        lines = [self.composer.swept([*without(own, of_line), *words(chosen), *of_trial]) for own in self.line]
         assert self.sweeper.config is not None
         points = examine(self.composer.each(lines), data=data, download=runs_here(self.sweeper.config))
         return [Job(**vars(point)) for point in points]
@@ -276,7 +292,7 @@ class Search:
         """Cells to launch: of trials that nobody works on any more, then of new ones."""
         self._look_around()
         self._sync()
-        busy = [number for number in self._mine if any(t.number == number and t.is_open for t in self.study.trials())]
+        busy = {trial.number for trial in self.study.trials() if trial.is_open} & self._mine
         room = self.cfg.parallel - len(busy) if free is None else free
         found: list[Job] = []
         while len(found) < room if free is not None else room > 0:
@@ -292,7 +308,10 @@ class Search:
         for trial in self.study.trials():
             if not trial.is_open or trial.number in self._mine:
                 continue
-            free = [job for job in self._jobs_of(trial) if job.result() is None and self._is_free(job)]
+            if self.study.is_being_launched(trial):
+                continue  # until its cells are in a record or have a claim, nothing else says that somebody has it
+            left = [job for job in self._jobs_of(trial) if self._ending(job) is None]
+            free = [job for job in left if self._is_free(job, of_ours=False)]
             if free:
                 self._take(trial.number)
                 return free
@@ -305,10 +324,19 @@ class Search:
     def _has_results(self, trial: Trial) -> bool:
         return all(job.result() is not None for job in self._jobs_of(trial))
 
-    def _is_free(self, job: Job) -> bool:
+    def _is_free(self, job: Job, of_ours: bool = True) -> bool:
+        """Whether nobody has a cell, or is going to.
+
+        Args:
+            of_ours: whether what this process has still to do counts too. A record of a launch that is over names its
+                cells on; one that another process had by then, and has lost since, waits for nobody.
+        """
         elsewhere = self.sweeper.elsewhere
-        directory = job.place.directory
-        return elsewhere.owner(job.place) is None and elsewhere.awaited(directory, 0.0) is None
+        if elsewhere.owner(job.place) is not None:
+            return False
+        if (sweep := elsewhere.awaited(job.place.directory, 0.0)) is None:
+            return True
+        return not of_ours and (sweep.record.host, sweep.record.pid) == (socket.gethostname(), os.getpid())
 
     def _asked(self) -> list[Job]:
         """The cells of a new trial; none when there are enough."""
@@ -374,7 +402,9 @@ class Search:
                  self.study.name, told, self._most(), len(trials) - told, self.cfg.sampler,
                  ", ".join(p.key for p in self.space.parameters))  # fmt: skip
 
-    def _end(self) -> Sequence[JobReturn]:
+    def _end(self, winner: Sequence[Job]) -> Sequence[JobReturn]:
+        from fsseg.sweep.sweeper import FINE, text
+
         trials = self.study.trials()
         left = [trial for trial in trials if trial.is_open]
         best = self.study.best
@@ -387,29 +417,26 @@ class Search:
             )
         if best is None:
             raise UserError("no trial has a score", "look at the reasons above, mend them and run the same line again")
-        if self.cfg.final:
-            self._run_winner(best)
+        if winner:
+            print(text(winner), flush=True)
+        if any(job.state not in FINE for job in winner):
+            raise UserError("the winner has no score", "mend the cause (listed above) and run the same line again")
         return self.sweeper.returns
 
-    def _run_winner(self, best: Trial) -> None:
-        """Train the best settings on all images, and score the novel classes.
-
-        Raises:
-            UserError: it is not done in the end.
-        """
-        from fsseg.sweep.sweeper import text
-
+    def _run_winner(self) -> list[Job]:
+        """With `search.final`, and no trial open: train the best settings on all images, score the novel classes."""
+        best = self.study.best
+        if not self.cfg.final or best is None or any(trial.is_open for trial in self.study.trials()):
+            return []
         jobs = self._made(best.chosen, data=True, trial=False)
         self._look_around()
-        with ExitStack() as self.sweeper.claims:
-            while todo := [job for job in jobs if job.state == State.TODO and job.launches < 2 and self._is_free(job)]:
+        for _ in range(2):  # the second time what another process had, and has lost since
+            if todo := [job for job in jobs if job.state == State.TODO and self._is_free(job, of_ours=False)]:
                 self.sweeper._launch(todo)
         for job in jobs:
             if job.state == State.TODO:
                 job.settle(None, self.sweeper.elsewhere)
-        print(text(jobs), flush=True)
-        if any(job.state in _LOST for job in jobs):
-            raise UserError("the winner has no score", "mend the cause (listed above) and run the same line again")
+        return jobs
 
     def _summary(self, trials: Sequence[Trial], best: Trial) -> str:
         lines = [f"\n{counted(trials)}"]
@@ -443,12 +470,6 @@ def check_metric(metric: str) -> None:
 
 def _is_pruned(jobs: Sequence[Job]) -> bool:
     return any(status_of(job.place).state == State.PRUNED for job in jobs)
-
-
-def _sets(override: str, keys: Sequence[str]) -> bool:
-    """Whether an override is of one of these keys; one that ends in a dot stands for all below it."""
-    key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys)
 
 
 def _within(value: object, low: float, high: float) -> bool:

@@ -145,6 +145,20 @@ class Space:
             yield from self._rest_of({**chosen, parameter.key: value}, at + 1)
 
 
+def sets(override: str, keys: Sequence[str]) -> bool:
+    """Whether an override is of one of these keys; one that ends in a dot stands for all below it."""
+    return _is_among(override.partition("=")[0].lstrip("+~").partition("@")[0], keys)
+
+
+def without(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The overrides of other keys than these."""
+    return [override for override in overrides if not sets(override, keys)]
+
+
+def _is_among(key: str, keys: Sequence[str]) -> bool:
+    return any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys)
+
+
 def words(chosen: Mapping[str, Value]) -> list[str]:
     """The overrides of a choice, as Hydra's grammar has them."""
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -162,17 +176,17 @@ def words(chosen: Mapping[str, Value]) -> list[str]:
 
 
 def _key_faults(key: str) -> Iterator[UserError]:
-    def among(keys: Sequence[str]) -> bool:
-        return any(key == k or (k.endswith(".") and key.startswith(k)) for k in keys)
-
     if key in _OF_A_TRIAL:
         what = f"search.space has {key}: it is no setting to choose, for the best {key} would be the easiest one"
         yield UserError(what, f"take it out of the space; {key}=0,1 on the line gives every trial {_OF_A_TRIAL[key]}")
-    elif among(_NAMES):
+    elif _is_among(key, _NAMES):
         yield UserError(f"search.space has {key}, which names cells and changes none", f"take {key} out of the space")
-    elif among(_COMPARED_BY):
+    elif _is_among(key, _COMPARED_BY):
         what = f"search.space has {key}: trials that differ in it are scored by different rules"
         yield UserError(what, f"take {key} out of the space, and search for each value by itself")
+    elif _is_among(key, ("base_training", "base_training.")):
+        what = f"search.space has {key}: a base learner is trained on the images, too, that score a trial"
+        yield UserError(what, f"take {key} out of the space")
     elif is_neutral(key):
         yield UserError(f"search.space has {key}, which changes no number", f"take {key} out of the space")
 

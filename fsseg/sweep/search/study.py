@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +20,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsseg.cell.claim import LEASE_SECONDS
+from fsseg.cell.claim import LEASE_SECONDS, process_start
 from fsseg.cell.claim import held as held_claim
 from fsseg.config.schema import SearchConfig
 from fsseg.errors import UserError
 from fsseg.process.command import train_words
 from fsseg.process.words import count
-from fsseg.sweep.search.space import Space, Value, words
+from fsseg.sweep.search.space import Space, Value, without, words
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -38,6 +41,9 @@ LINE, FOLDS, METRIC = "line", "folds", "metric"
 CELLS, CHOSEN, REPEATS, DIVERGED = "cells", "chosen", "repeats", "diverged"
 """Attributes of a trial: its run directories with their fingerprints; its settings; the failed trial it repeats; why
 its training ended, if numbers were not finite."""
+BEGUN = "begun"
+"""Attribute of a trial: who has begun it, and when."""
+_LAUNCH_SECONDS = 60.0  # until whoever has begun a trial has recorded its cells, an sbatch that hangs included
 _EXTRA = {"cmaes": "cmaes", "gp": "torch"}  # samplers whose package Optuna does not bring
 
 
@@ -120,7 +126,8 @@ class Study:
         """The line that trains settings on all images and scores them on the novel classes of all folds."""
         noted = self._study.user_attrs
         folds = ",".join(map(str, range(noted[FOLDS])))
-        return shlex.join([*train_words(), "-m", *noted[LINE], *words(best.chosen), f"fold={folds}"])
+        settings = [*without(noted[LINE], tuple(best.chosen)), *words(best.chosen)]
+        return shlex.join([*train_words(), "-m", *settings, f"fold={folds}"])
 
     @property
     def as_optuna(self) -> OptunaStudy:
@@ -162,7 +169,7 @@ class Study:
             if wanted is not None and not waiting:
                 self._study.enqueue_trial(dict(wanted))
             trial = self._study.ask()
-        if repeats is not None:
+        if repeats is not None and not left:
             trial.set_user_attr(REPEATS, repeats.number)
         return trial.number, self._suggested(trial)
 
@@ -183,7 +190,17 @@ class Study:
         """Note the settings and cells of a trial that was asked for: from now on others may work on it."""
         trial = self._trial(number)
         trial.set_user_attr(CELLS, dict(cells))
+        trial.set_user_attr(BEGUN, {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()})
         trial.set_user_attr(CHOSEN, dict(chosen))
+
+    def is_being_launched(self, trial: Trial) -> bool:
+        """Whether another process may be about to launch a trial that it has just begun."""
+        begun = self._study.get_trials(deepcopy=False)[trial.number].user_attrs.get(BEGUN)
+        if begun is None or time.time() - begun["time"] > _LAUNCH_SECONDS:
+            return False
+        if begun["host"] != socket.gethostname():
+            return True
+        return begun["pid"] != os.getpid() and process_start(begun["pid"]) is not None
 
     def tell(self, trial: Trial, value: float | None, state: str = "complete", diverged: str = "") -> bool:
         """Tell how a trial ended; False if somebody else has told it.
@@ -265,7 +282,8 @@ def study_name(choice: str, cfg: SearchConfig, cells: Sequence[Mapping[str, Any]
         cells: identities of the cells of the line as it stands; what is searched is no part of them.
     """
     space = {key: _plain(value) for key, value in cfg.space.items()}
-    fixed = [{k: v for k, v in cell.items() if k not in cfg.space} for cell in cells]
+    always = {key for key, parameter in cfg.space.items() if not parameter.when}  # others are the line's, too
+    fixed = [{k: v for k, v in cell.items() if k not in always} for cell in cells]
     text = json.dumps([space, cfg.metric, cfg.every_epochs, fixed], sort_keys=True, default=str)
     return f"{choice}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
