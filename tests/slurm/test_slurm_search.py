@@ -13,6 +13,7 @@ from cluster import Cluster
 from test_slurm_sweep import FAKE, Sweep, nothing_is_left_running, wait_until
 
 from fsseg.cell.record import RunDirectory
+from fsseg.errors import UserError
 from fsseg.sweep.search import view
 from fsseg.sweep.search.study import Trial
 
@@ -43,7 +44,10 @@ def test_trials_are_jobs_and_each_misfortune_costs_its_own(cluster: Cluster, tmp
                   f"dataset.root={tmp_path}")  # fmt: skip
 
     def cell(number: int) -> RunDirectory:
-        found = trials(tmp_path).get(number) if (tmp_path / "outputs/s/search/journal.log").exists() else None
+        try:
+            found = trials(tmp_path).get(number)
+        except UserError:  # there is no study yet
+            found = None
         return RunDirectory(
             tmp_path / "outputs/s" / next(iter(found.cells), "absent") if found else tmp_path / "absent"
         )

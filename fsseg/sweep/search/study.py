@@ -111,7 +111,7 @@ class Study:
         found = []
         for name in sorted(optuna.study.get_all_study_names(storage)):
             study = optuna.load_study(study_name=name, storage=storage)
-            if LINE in study.user_attrs:
+            if METRIC in study.user_attrs:  # which is noted last: one that is just being made is not there yet
                 cfg = SearchConfig(metric=study.user_attrs[METRIC])
                 found.append(cls(cfg, Space(()), storage, name, folder))
         return found
