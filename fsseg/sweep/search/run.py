@@ -216,7 +216,7 @@ class Search:
         """What the line itself has for the keys of the space, as far as the space has that too."""
         found: dict[str, Value] = {}
         for p in self.space.parameters:
-            key = p.key.replace("method", "model") if p.key == "method" else p.key
+            key = "model" if p.key == "method" else p.key
             value = OmegaConf.select(OmegaConf.create(self._composed(job).resolved), key)
             if isinstance(value, DictConfig):
                 value = value.get("name")
@@ -322,7 +322,7 @@ class Search:
         self._launched.add(number)
 
     def _has_results(self, trial: Trial) -> bool:
-        return all(job.result() is not None for job in self._jobs_of(trial))
+        return all(not job.faults and job.result() is not None for job in self._jobs_of(trial))
 
     def _is_free(self, job: Job, of_ours: bool = True) -> bool:
         """Whether nobody has a cell, or is going to.
@@ -340,15 +340,12 @@ class Search:
 
     def _asked(self) -> list[Job]:
         """The cells of a new trial; none when there are enough."""
-        while True:
+        while self._lacks(self.study.trials()):  # no claim for each look of a process that only waits
             with self.study.asking():
                 trials = self.study.trials()
-                repeated = {trial.repeats for trial in trials}
-                # A trial is told once. One whose cells had a result after it had failed (`fsseg retry`) is a new one.
-                again = [t for t in trials if t.state == "fail" and t.number not in repeated and self._has_results(t)]
-                enough = len(trials) - len(repeated - {None}) >= self._most()
-                if enough and not again:
-                    return []
+                if not self._lacks(trials):
+                    break
+                again = self._again(trials)
                 number, chosen = self.study.ask(self._wanted(trials), again[0] if again else None)
                 jobs = self._made(chosen, data=False)
                 faulty = [fault for job in jobs for fault in job.faults]
@@ -364,6 +361,17 @@ class Search:
                 if todo := [job for job in left if self._is_free(job)]:
                     return todo
             self._sync()  # settings that were tried before have their score; those that cannot start have none
+        return []
+
+    def _lacks(self, trials: Sequence[Trial]) -> bool:
+        """Whether a new trial is due."""
+        repeated = {trial.repeats for trial in trials} - {None}
+        return len(trials) - len(repeated) < self._most() or bool(self._again(trials))
+
+    def _again(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Failed trials whose cells have had a result since (`fsseg retry`): told once, they come as new ones."""
+        repeated = {trial.repeats for trial in trials}
+        return [t for t in trials if t.state == "fail" and t.number not in repeated and self._has_results(t)]
 
     def _wanted(self, trials: Sequence[Trial]) -> Mapping[str, Value] | None:
         """Settings that are to be tried next, whatever the sampler would choose: those of the line, or the next of a
